@@ -1,0 +1,48 @@
+"""Exceptions that a caller of mlxlab may want to catch.
+
+Each message is one line that says what is wrong, where, and what would be
+accepted. The command line prints it and exits with code 2.
+"""
+
+__all__ = [
+    "IntegrityError",
+    "MlxlabError",
+    "ModelError",
+    "RequestError",
+    "RuleError",
+    "ScriptError",
+    "StrategyError",
+    "TraceError",
+]
+
+
+class MlxlabError(Exception):
+    """Base of all errors that mlxlab raises on purpose."""
+
+
+class StrategyError(MlxlabError):
+    """An unknown strategy, or parameters that it does not accept."""
+
+
+class RuleError(MlxlabError):
+    """An unknown canonicalisation rule."""
+
+
+class ModelError(MlxlabError):
+    """A model that cannot be found or loaded, or a prompt beyond its window."""
+
+
+class RequestError(MlxlabError):
+    """A request that is no valid Messages request."""
+
+
+class TraceError(MlxlabError):
+    """A trace or capture that cannot be read or written."""
+
+
+class ScriptError(MlxlabError):
+    """A script of answers that cannot be read."""
+
+
+class IntegrityError(MlxlabError):
+    """A strategy's or store's books disagree: a bug in mlxlab or in a plug-in."""

@@ -1,0 +1,127 @@
+"""A rendered request: token ids and where each of them came from.
+
+Knows nothing of wire formats, templates, strategies or models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Prompt", "Role", "Segment", "Tokens", "common_prefix"]
+
+Tokens: TypeAlias = NDArray[np.int32]
+
+
+class Role(StrEnum):
+    """What a segment is to the conversation."""
+
+    ATTRIBUTION = "attribution"
+    SYSTEM = "system"
+    TOOLS = "tools"
+    INLINE_SYSTEM = "inline-system"
+    USER = "user"
+    TOOL_RESULT = "tool-result"
+    ASSISTANT = "assistant"
+    TEMPLATE = "template"
+    GENERATION = "generation"
+    ANSWER = "answer"
+    UNKNOWN = "unknown"
+
+
+#: What stands in front of every conversation of one agent.
+STATIC_ROLES = frozenset({Role.ATTRIBUTION, Role.SYSTEM, Role.TOOLS})
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Tokens ``[start, stop)`` of a prompt and the wire block they came from.
+
+    ``label`` names the block as in ``system[1]``, ``tools[4]:Bash`` or
+    ``messages[12].tool_result[0]``; ``template`` marks what the chat template
+    added around the blocks.
+    """
+
+    label: str
+    role: Role
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prompt:
+    """Token ids, and segments that cover them without gap or overlap.
+
+    Attributes:
+        tokens: int32 ids, shape ``[n]``, read-only.
+        segments: in order; the first starts at 0, the last stops at ``n``.
+        exact_segments: False when the template did not let every block be
+            located and segments are those of the coarse fallback.
+    """
+
+    tokens: Tokens
+    segments: tuple[Segment, ...] = ()
+    exact_segments: bool = True
+
+    def __post_init__(self) -> None:
+        self.tokens.flags.writeable = False
+
+    @classmethod
+    def of(cls, ids: Iterable[int]) -> Prompt:
+        """A prompt of bare ids in one segment of unknown origin."""
+        tokens = np.fromiter(ids, dtype=np.int32)
+        segment = Segment("prompt", Role.UNKNOWN, 0, len(tokens))
+        return cls(tokens, (segment,), exact_segments=False)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __repr__(self) -> str:
+        return f"Prompt({len(self)} tokens, {len(self.segments)} segments)"
+
+    @property
+    def static_length(self) -> int:
+        """Tokens up to the end of the system text and tools, 0 if none are known.
+
+        Template tokens between static segments count; the ones after do not.
+        """
+        length = 0
+        for segment in self.segments:
+            if segment.role in STATIC_ROLES:
+                length = segment.stop
+            elif segment.role is not Role.TEMPLATE:
+                break
+        return length
+
+    def extended(self, answer: Tokens) -> Prompt:
+        """This prompt followed by ``answer``, which becomes a segment of its own."""
+        if len(answer) == 0:
+            return self
+        tokens = np.concatenate([self.tokens, answer]).astype(np.int32, copy=False)
+        segment = Segment("answer", Role.ANSWER, len(self), len(tokens))
+        return replace(self, tokens=tokens, segments=(*self.segments, segment))
+
+    def head(self, length: int) -> Prompt:
+        """The first ``length`` tokens, with the segments that reach into them."""
+        segments = tuple(
+            replace(s, stop=min(s.stop, length))
+            for s in self.segments
+            if s.start < length
+        )
+        return replace(self, tokens=self.tokens[:length], segments=segments)
+
+
+def common_prefix(a: Tokens, b: Tokens) -> int:
+    """Length of the longest common prefix of two id arrays."""
+    n = min(len(a), len(b))
+    differs = a[:n] != b[:n]
+    first = int(differs.argmax()) if n else 0
+    return first if n and differs[first] else n

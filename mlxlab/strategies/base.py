@@ -1,0 +1,196 @@
+"""The contract of a cache strategy: what to reuse, keep and drop.
+
+A strategy sees tokens and segments and answers with handles and spans. It never
+touches an array of keys and values, a model or a tokenizer, so that one object
+serves simulation, live replay and the server, and reuses the same tokens in all
+three.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, TypeAlias
+
+from mlxlab.errors import StrategyError
+from mlxlab.prompt import Prompt
+
+__all__ = ["Commit", "Handle", "Plan", "Put", "Span", "Strategy"]
+
+log = logging.getLogger(__name__)
+
+Handle: TypeAlias = int
+"""Names stored keys and values; unique over a strategy's life."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """``length`` stored positions of ``handle`` from ``source``, put at ``target``.
+
+    ``source`` counts from the first position that ``handle`` holds, ``target`` from
+    the start of the prompt.
+    """
+
+    handle: Handle
+    source: int
+    target: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What of a prompt is restored; what the spans leave open is computed.
+
+    Attributes:
+        length: tokens in the prompt.
+        spans: in order of target, without overlap. At least one token, the
+            last, is always left open: its logits are the answer's first.
+        best_match: the longest reuse that the strategy saw before its own limits
+            (a minimum) were applied; one that knows blocks only sees whole ones.
+    """
+
+    length: int
+    spans: tuple[Span, ...] = ()
+    best_match: int = 0
+
+    @property
+    def reused(self) -> int:
+        """Tokens restored."""
+        return sum(span.length for span in self.spans)
+
+    @property
+    def gaps(self) -> Iterator[tuple[int, int]]:
+        """Half-open position ranges to compute, in order."""
+        position = 0
+        for span in self.spans:
+            if span.target > position:
+                yield position, span.target
+            position = span.target + span.length
+        if position < self.length:
+            yield position, self.length
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Store positions ``[start, stop)`` of the computed sequence as ``handle``."""
+
+    handle: Handle
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Changes to the store. Drops come first, so capacity holds in between.
+
+    Attributes:
+        drop: handles whose keys and values go.
+        put: what to store.
+        evicted: tokens that could be restored before and cannot be any more.
+    """
+
+    drop: tuple[Handle, ...] = ()
+    put: tuple[Put, ...] = ()
+    evicted: int = 0
+
+
+class Strategy(ABC):
+    """A cache policy. One file each; see :data:`mlxlab.strategies.STRATEGIES`.
+
+    Subclasses set ``name`` and ``summary`` and implement ``_match``, ``commit``,
+    ``stored_tokens`` and ``check_integrity``.
+
+    Args:
+        token_bytes: keys and values of one token, all layers, in bytes. Turns
+            tokens into ``stored_bytes`` and a capacity in bytes into tokens.
+
+    Raises:
+        StrategyError: a parameter is out of range.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    exact: ClassVar[bool] = True
+
+    def __init__(self, *, token_bytes: int = 1) -> None:
+        require(self.name, token_bytes=token_bytes)
+        self.token_bytes = token_bytes
+
+    def plan(self, prompt: Prompt) -> Plan:
+        """What to reuse for ``prompt``. Changes nothing; logs a HIT or a MISS.
+
+        Raises:
+            StrategyError: the prompt is empty.
+        """
+        if len(prompt) == 0:
+            raise StrategyError(f"{self.name}: an empty prompt has no plan")
+        plan = self._match(prompt)
+        _log_outcome(plan)
+        return plan
+
+    @abstractmethod
+    def _match(self, prompt: Prompt) -> Plan:
+        """The plan for a prompt of at least one token."""
+
+    @abstractmethod
+    def commit(self, prompt: Prompt, plan: Plan) -> Commit:
+        """Take in a sequence whose keys and values have all been computed.
+
+        Args:
+            prompt: the planned prompt, usually extended by the answer. The last
+                sampled token is absent: it was never fed to the model.
+            plan: what :meth:`plan` returned for it.
+        """
+
+    @property
+    @abstractmethod
+    def stored_tokens(self) -> int:
+        """Token positions held by the store, shared ones counted once."""
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes held by the store."""
+        return self.stored_tokens * self.token_bytes
+
+    @property
+    def parameters(self) -> Mapping[str, int]:
+        """What distinguishes this instance, for a manifest."""
+        return {}
+
+    @abstractmethod
+    def check_integrity(self) -> None:
+        """Recount the books from scratch.
+
+        Raises:
+            IntegrityError: they disagree, or capacity is exceeded.
+        """
+
+    def __repr__(self) -> str:
+        parameters = ", ".join(f"{k}={v}" for k, v in self.parameters.items())
+        return f"{type(self).__name__}({parameters})"
+
+
+def require(owner: str, **parameters: int) -> None:
+    """Raise StrategyError unless every parameter is a whole number of 1 or more."""
+    for key, value in parameters.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise StrategyError(
+                f"{owner}: {key}={value!r} is not accepted; give a whole number >= 1"
+            )
+
+
+def _log_outcome(plan: Plan) -> None:
+    reused, length = plan.reused, plan.length
+    if reused:
+        share = 100 * reused / length
+        log.info(
+            "Cache HIT: reusing %d/%d tokens (%.1f%% cached)", reused, length, share
+        )
+    else:
+        log.info(
+            "Cache MISS: computing %d tokens (best match was %d tokens)",
+            length,
+            plan.best_match,
+        )

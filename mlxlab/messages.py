@@ -1,0 +1,201 @@
+"""The wire schema: what a client of the Messages API sends, as far as it matters.
+
+The schema is open: unknown keys are kept, unknown block types become
+:class:`OtherBlock`. Knows nothing of rules, templates or tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Tag, ValidationError
+
+from mlxlab.errors import RequestError
+
+__all__ = [
+    "Block",
+    "Message",
+    "MessagesRequest",
+    "OtherBlock",
+    "RedactedThinkingBlock",
+    "TextBlock",
+    "ThinkingBlock",
+    "Tool",
+    "ToolReferenceBlock",
+    "ToolResultBlock",
+    "ToolUseBlock",
+    "parse_answer",
+    "parse_request",
+]
+
+
+WireT = TypeVar("WireT", bound="Wire")
+
+
+class Wire(BaseModel):
+    """A JSON object of the API; keys that we do not name are kept."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class TextBlock(Wire):
+    """Plain text."""
+
+    type: Literal["text"] = "text"
+    text: str
+
+
+class ThinkingBlock(Wire):
+    """Reasoning, with the signature that proves where it is from."""
+
+    type: Literal["thinking"] = "thinking"
+    thinking: str = ""
+    signature: str = ""
+
+
+class RedactedThinkingBlock(Wire):
+    """Reasoning that only its issuer can read."""
+
+    type: Literal["redacted_thinking"] = "redacted_thinking"
+    data: str = ""
+
+
+class ToolUseBlock(Wire):
+    """A tool call of the assistant."""
+
+    type: Literal["tool_use"] = "tool_use"
+    id: str
+    name: str
+    input: dict[str, Any] = {}
+
+
+class ToolReferenceBlock(Wire):
+    """Stands for the definition of a deferred tool."""
+
+    type: Literal["tool_reference"] = "tool_reference"
+    tool_name: str
+
+
+class ToolResultBlock(Wire):
+    """What a tool gave back: text, or blocks."""
+
+    type: Literal["tool_result"] = "tool_result"
+    tool_use_id: str
+    content: str | list[Block] = ""
+
+
+class OtherBlock(Wire):
+    """A block of a type that has no text of its own here (image, document, ...)."""
+
+    type: str
+
+
+_TYPED = frozenset(
+    {
+        "text",
+        "thinking",
+        "redacted_thinking",
+        "tool_use",
+        "tool_reference",
+        "tool_result",
+    }
+)
+
+
+def _tag(value: object) -> str:
+    kind = (
+        value.get("type") if isinstance(value, Mapping) else getattr(value, "type", "")
+    )
+    return kind if isinstance(kind, str) and kind in _TYPED else "other"
+
+
+Block = Annotated[
+    Annotated[TextBlock, Tag("text")]
+    | Annotated[ThinkingBlock, Tag("thinking")]
+    | Annotated[RedactedThinkingBlock, Tag("redacted_thinking")]
+    | Annotated[ToolUseBlock, Tag("tool_use")]
+    | Annotated[ToolReferenceBlock, Tag("tool_reference")]
+    | Annotated[ToolResultBlock, Tag("tool_result")]
+    | Annotated[OtherBlock, Tag("other")],
+    Discriminator(_tag),
+]
+ToolResultBlock.model_rebuild()
+
+
+class Message(Wire):
+    """One message. Missing content is an empty one."""
+
+    role: Literal["user", "assistant", "system"]
+    content: str | list[Block] = ""
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The content as blocks; string content is one text block."""
+        if isinstance(self.content, str):
+            return [TextBlock(text=self.content)]
+        return self.content
+
+
+class Tool(Wire):
+    """A tool that the model may call."""
+
+    name: str
+    description: str = ""
+    input_schema: dict[str, Any] = {}
+    defer_loading: bool = False
+
+
+class MessagesRequest(Wire):
+    """A request body. ``max_tokens`` is optional, as count_tokens leaves it out."""
+
+    model: str
+    messages: list[Message]
+    system: str | list[TextBlock] = ""
+    tools: list[Tool] = []
+    thinking: dict[str, Any] | None = None
+    max_tokens: int | None = None
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the client asked for thinking, be it by budget or adaptively."""
+        return self.thinking is not None and self.thinking.get("type") != "disabled"
+
+
+def parse_request(body: object, where: str = "request") -> MessagesRequest:
+    """Check a decoded request body.
+
+    Args:
+        body: the JSON value.
+        where: named in the error, such as ``trace.jsonl: request 7``.
+
+    Raises:
+        RequestError: not a Messages request, or one without messages.
+    """
+    request = _validated(MessagesRequest, body, where)
+    if not request.messages:
+        raise RequestError(f"{where}: messages is empty; give at least one message")
+    return request
+
+
+def parse_answer(message: object, where: str = "response") -> Message:
+    """The assistant message of a response, in the form it has in later requests.
+
+    Raises:
+        RequestError: no message with a content.
+    """
+    content = message.get("content") if isinstance(message, Mapping) else None
+    return _validated(Message, {"role": "assistant", "content": content}, where)
+
+
+def _validated(schema: type[WireT], value: object, where: str) -> WireT:
+    try:
+        return schema.model_validate(value)
+    except ValidationError as error:
+        # Every member of a union reports; the deepest report is about the member
+        # that the client meant.
+        found = error.errors(include_url=False, include_context=False)
+        deepest = max(found, key=lambda e: len(e["loc"]))
+        path = [p for p in deepest["loc"] if p != "str" and "[" not in str(p)]
+        at = ".".join(map(str, path)) or "body"
+        raise RequestError(f"{where}: {at}: {deepest['msg']}") from None

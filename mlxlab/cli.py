@@ -1,0 +1,178 @@
+"""The command line: reads arguments, calls the library, prints. Decides nothing."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from mlxlab.canonical import RULES
+from mlxlab.errors import MlxlabError
+from mlxlab.models import BUNDLED
+from mlxlab.replay.contenders import DEFAULT_CONTENDERS
+from mlxlab.replay.report import Comparison
+from mlxlab.strategies import STRATEGIES
+from mlxlab.traces import load_trace, write_trace
+from mlxlab.traces.bundled import DEFAULT_TRACE
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    help="Replay coding-agent traffic through KV-cache strategies on MLX.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+
+def main() -> None:
+    """Run the command line; our own errors become one line and exit code 2."""
+    try:
+        app()
+    except MlxlabError as error:
+        print(f"mlxlab: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.callback()
+def configure(
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Log every cache hit and miss.")
+    ] = False,
+) -> None:
+    """Set up logging."""
+    handler = RichHandler(console=Console(stderr=True), show_path=False)
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
+
+
+@app.command()
+def compare(
+    traces: Annotated[
+        list[str] | None,
+        typer.Argument(help="Trace files, or names of recorded traces."),
+    ] = None,
+    model: Annotated[str, typer.Option(help="Folder or hub repository.")] = BUNDLED,
+    strategies: Annotated[
+        str, typer.Option(help="name[:key=value,...][@rules],... to compare.")
+    ] = DEFAULT_CONTENDERS,
+    rules: Annotated[
+        str, typer.Option(help="all, none, names, or exceptions: -name,...")
+    ] = "all",
+    simulate: Annotated[
+        bool, typer.Option(help="Count tokens only; no model is loaded.")
+    ] = False,
+    chunk: Annotated[
+        int, typer.Option(min=1, help="Tokens computed at a time.")
+    ] = 2048,
+    json: Annotated[
+        Path | None, typer.Option(help="Write manifest and rows here.")
+    ] = None,
+    plots: Annotated[
+        Path | None, typer.Option(help="Write PNG plots into this folder.")
+    ] = None,
+) -> None:
+    """Replay traces through strategies and print what each of them reused."""
+    from mlxlab.replay.compare import compare as run
+
+    comparison = run(
+        [load_trace(trace) for trace in traces or [DEFAULT_TRACE]],
+        model=model,
+        strategies=strategies,
+        rules=rules,
+        simulate=simulate,
+        chunk=chunk,
+    )
+    _print_comparison(comparison)
+    if json:
+        comparison.to_json(json)
+    if plots:
+        from mlxlab.plots import save_plots
+
+        save_plots(comparison, plots)
+
+
+@app.command("strategies")
+def list_strategies() -> None:
+    """List the strategies, a line each."""
+    _print_names({s.name: s.summary for s in STRATEGIES.values()})
+
+
+@app.command("rules")
+def list_rules() -> None:
+    """List the canonicalisation rules, a line each."""
+    _print_names({rule.name: rule.summary for rule in RULES.values()})
+
+
+@app.command()
+def record(
+    out: Annotated[Path, typer.Option(help="Trace to write; must not exist.")],
+    upstream: Annotated[
+        str | None, typer.Option(help="Messages endpoint to forward to.")
+    ] = None,
+    script: Annotated[
+        Path | None, typer.Option(help="Script of answers to give instead.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Loopback address to bind.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, help="0 takes a free one.")] = 0,
+) -> None:
+    """Record what a client sends: point its base URL at the address printed."""
+    from mlxlab.traces.record import record as run
+
+    run(out, script=script, upstream=upstream, host=host, port=port, ready=_print_url)
+
+
+@app.command()
+def anonymize(
+    trace: Annotated[str, typer.Argument(help="Trace file.")],
+    out: Annotated[Path, typer.Option(help="Anonymised trace to write.")],
+) -> None:
+    """Replace words so that nothing can be read back and all lengths stay."""
+    from mlxlab.traces.anonymize import anonymize as run
+
+    write_trace(run(load_trace(trace)), out)
+
+
+@app.command("import")
+def import_trace(
+    capture: Annotated[Path, typer.Argument(help="HTTP capture, an object a line.")],
+    out: Annotated[Path, typer.Option(help="Trace to write.")],
+) -> None:
+    """Turn a plain HTTP capture into a trace."""
+    from mlxlab.traces.importers.capture import import_capture
+
+    trace = import_capture(capture)
+    write_trace(trace, out)
+    console.print(trace)
+
+
+def _print_url(url: str) -> None:
+    console.print(f"Recording. Point the client at  ANTHROPIC_BASE_URL={url}")
+    console.print("Stop with Ctrl-C.")
+
+
+def _print_names(summaries: dict[str, str]) -> None:
+    table = Table.grid(padding=(0, 2))
+    for name, summary in summaries.items():
+        table.add_row(name, summary)
+    console.print(table)
+
+
+def _print_comparison(comparison: Comparison) -> None:
+    readable = comparison.readable
+    table = Table(title=comparison.title)
+    for column in readable.columns:
+        is_text = column in {"strategy", "rules"}
+        table.add_column(column, justify="left" if is_text else "right")
+    for row in readable.itertuples(index=False):
+        table.add_row(*row)
+    console.print(table)
+    for note, times in comparison.manifest["notes"].items():
+        console.print(f"Note: {note} ({times} times)")

@@ -1,0 +1,15 @@
+"""Runs a model under a cache strategy, on mlx-lm.
+
+Importing this package decides which BLAS mlx uses, because that has to happen before
+mlx itself is imported.
+"""
+
+from mlxlab.engine import blas
+
+blas.preload()
+
+from mlxlab.engine.engine import Engine, Prefill, Replayed, load_model  # noqa: E402
+from mlxlab.engine.store import KVStore  # noqa: E402
+from mlxlab.engine.worker import Worker  # noqa: E402
+
+__all__ = ["Engine", "KVStore", "Prefill", "Replayed", "Worker", "load_model"]

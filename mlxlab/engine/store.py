@@ -1,0 +1,112 @@
+"""Keys and values by handle. Does what a Commit says; decides nothing.
+
+Every array is evaluated here, so all calls belong on the worker thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+from mlx_lm.models.cache import KVCache
+
+from mlxlab.errors import IntegrityError
+from mlxlab.strategies import Commit, Handle, Span
+
+__all__ = ["KVStore"]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Keys and values of some positions in one layer.
+
+    Both have shape ``[1, kv_heads, positions, head_dim]``; keys are as mlx-lm caches
+    them, after the rotation for their position.
+    """
+
+    keys: mx.array
+    values: mx.array
+
+
+class KVStore:
+    """Handle to keys and values of all layers."""
+
+    def __init__(self) -> None:
+        self._entries: dict[Handle, tuple[Layer, ...]] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __repr__(self) -> str:
+        return f"KVStore({len(self)} handles, {self.nbytes} bytes)"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all stored arrays."""
+        return sum(
+            layer.keys.nbytes + layer.values.nbytes
+            for layers in self._entries.values()
+            for layer in layers
+        )
+
+    def apply(self, commit: Commit, cache: Sequence[KVCache]) -> None:
+        """Drop and store as ``commit`` says; positions refer to ``cache``.
+
+        Raises:
+            IntegrityError: a handle is unknown or in use, or a range is not there.
+        """
+        for handle in commit.drop:
+            if self._entries.pop(handle, None) is None:
+                raise IntegrityError(f"store: handle {handle} dropped but not held")
+        for put in commit.put:
+            if put.handle in self._entries:
+                raise IntegrityError(f"store: handle {put.handle} is already held")
+            if not 0 <= put.start < put.stop <= cache[0].offset:
+                raise IntegrityError(f"store: {put} is outside the computed sequence")
+            layers = tuple(_copy(layer, put.start, put.stop) for layer in cache)
+            mx.eval([(layer.keys, layer.values) for layer in layers])
+            self._entries[put.handle] = layers
+
+    def restore(self, spans: Iterable[Span], cache: Sequence[KVCache]) -> None:
+        """Append stored positions to ``cache``. The spans must follow on from it.
+
+        Raises:
+            IntegrityError: a span is not held, or leaves a hole.
+        """
+        spans = list(spans)
+        position = cache[0].offset
+        for span in spans:
+            if span.target != position:
+                raise IntegrityError(
+                    f"store: {span} does not follow position {position}"
+                )
+            if span.handle not in self._entries:
+                raise IntegrityError(
+                    f"store: handle {span.handle} planned but not held"
+                )
+            position += span.length
+        for i, layer_cache in enumerate(cache):
+            layers = [(self._entries[span.handle][i], span) for span in spans]
+            layer_cache.update_and_fetch(
+                _joined([_cut(layer.keys, span) for layer, span in layers]),
+                _joined([_cut(layer.values, span) for layer, span in layers]),
+            )
+        mx.eval([c.state for c in cache])
+
+
+def _copy(cache: KVCache, start: int, stop: int) -> Layer:
+    # A slice would keep the whole working cache alive.
+    keys, values, _ = cache.state
+    return Layer(
+        mx.contiguous(keys[..., start:stop, :]),
+        mx.contiguous(values[..., start:stop, :]),
+    )
+
+
+def _cut(array: mx.array, span: Span) -> mx.array:
+    return array[..., span.source : span.source + span.length, :]
+
+
+def _joined(arrays: list[mx.array]) -> mx.array:
+    return arrays[0] if len(arrays) == 1 else mx.concatenate(arrays, axis=2)

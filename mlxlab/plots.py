@@ -1,0 +1,165 @@
+"""Figures from the frames of a comparison. Draws; computes nothing new.
+
+Figures are made without pyplot, which keeps global state and is not safe on Jupyter's
+callback threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from mlxlab.files import replaced
+from mlxlab.prompt import Role
+from mlxlab.replay.report import Comparison
+
+__all__ = ["plot_hit_rate", "plot_memory", "plot_segments", "plot_ttft", "save_plots"]
+
+_MARKERS = "osD^vPX*<>"
+_DASHES = ("-", "--", "-.", ":")
+_SIZE = (9.0, 4.2)
+_MOST_CELLS = 24  # columns of a heat map that leave room for numbers
+_DARK = 0.6  # shares above this are bright in cividis
+
+
+def plot_hit_rate(comparison: Comparison) -> Figure:
+    """Share of each prompt that was reused, strategies by requests."""
+    frame = comparison.frame
+    share = frame.assign(
+        share=frame.reused_tokens / frame.prompt_tokens, name=_names(frame)
+    ).pivot_table(
+        index="name", columns=["session", "request"], values="share", sort=False
+    )
+    figure, axes = _axes(height=1.6 + 0.32 * len(share))
+    axes.grid(visible=False)
+    image = axes.imshow(share, vmin=0, vmax=1, cmap="cividis", aspect="auto")
+    axes.set_yticks(range(len(share)), list(share.index))
+    _mark_requests(axes, share.columns.to_frame(index=False))
+    if share.shape[1] <= _MOST_CELLS:
+        for (row, column), value in np.ndenumerate(share):
+            color = "black" if value > _DARK else "white"
+            text = f"{value:.0%}".removesuffix("%")
+            axes.text(column, row, text, ha="center", va="center", size=7, color=color)
+    figure.colorbar(image, format=PercentFormatter(1.0), label="reused share of prompt")
+    return figure
+
+
+def plot_ttft(comparison: Comparison) -> Figure:
+    """Seconds to the first token, request by request; empty when simulated."""
+    timed = comparison.frame.dropna(subset=["ttft_s"])
+    figure, axes = _lines(timed, "ttft_s", "time to first token [s, log scale]")
+    axes.set_yscale("log")
+    return figure
+
+
+def plot_memory(comparison: Comparison) -> Figure:
+    """Bytes of keys and values held after each request."""
+    frame = comparison.frame
+    mib = frame.assign(mib=frame.stored_bytes / 2**20)
+    figure, axes = _lines(mib, "mib", "stored keys and values [MiB]")
+    axes.set_ylim(bottom=0)
+    return figure
+
+
+def plot_segments(comparison: Comparison) -> Figure:
+    """Where the tokens of each prompt came from, a bar per request."""
+    table = comparison.segments.pivot_table(
+        index=["session", "request"], columns="role", values="tokens", sort=False
+    ).fillna(0)
+    roles = [str(role) for role in Role if str(role) in table.columns]
+    figure, axes = _axes(height=1.4 + 0.26 * len(table))
+    left = np.zeros(len(table))
+    for role, color in zip(roles, _colors(len(roles)), strict=True):
+        axes.barh(range(len(table)), table[role], left=left, color=color, label=role)
+        left += table[role].to_numpy()
+    axes.set_yticks(range(len(table)), _labels(table.index.to_frame()))
+    axes.invert_yaxis()
+    axes.set_xlabel("prompt tokens")
+    figure.legend(loc="outside right upper", frameon=False)
+    return figure
+
+
+def save_plots(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write every plot that has data as PNG into ``folder``; returns the files."""
+    plots: dict[str, Callable[[Comparison], Figure]] = {
+        "hit_rate": plot_hit_rate,
+        "segments": plot_segments,
+        "memory": plot_memory,
+    }
+    if not comparison.manifest["simulated"]:
+        plots["ttft"] = plot_ttft
+    written = []
+    for name, plot in plots.items():
+        path = folder / f"{name}.png"
+        with replaced(path) as file:
+            plot(comparison).savefig(file, format="png", dpi=120)
+        written.append(path)
+    return written
+
+
+def _lines(frame: pd.DataFrame, column: str, label: str) -> tuple[Figure, Axes]:
+    """A line per strategy over the requests in order, sessions set apart."""
+    figure, axes = _axes(height=_SIZE[1])
+    order = frame[["session", "request"]].drop_duplicates().reset_index(drop=True)
+    position = {tuple(key): i for i, key in enumerate(order.itertuples(index=False))}
+    groups = list(frame.groupby(_names(frame), sort=False))
+    for style, (name, rows) in zip(_styles(len(groups)), groups, strict=True):
+        keys = zip(rows.session, rows.request, strict=True)
+        axes.plot([position[k] for k in keys], rows[column], label=name, **style)
+    _mark_requests(axes, order)
+    axes.set_ylabel(label)
+    figure.legend(loc="outside right upper", frameon=False)
+    return figure, axes
+
+
+def _mark_requests(axes: Axes, order: pd.DataFrame) -> None:
+    """Label the requests along x and set sessions apart."""
+    for start in order.index[order.session != order.session.shift()][1:]:
+        axes.axvline(start - 0.5, color="0.6", linewidth=0.8)
+    axes.set_xticks(range(len(order)), _labels(order), rotation=60, ha="right")
+
+
+def _names(frame: pd.DataFrame) -> pd.Series[str]:
+    """A strategy's name, with its rules where they are not all in force."""
+    rules = frame.rules.where(frame.rules != "all")
+    return frame.strategy + (" @" + rules).fillna("")
+
+
+def _axes(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(_SIZE[0], height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="both", color="0.92", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8)
+    return figure, axes
+
+
+def _colors(n: int) -> list[str]:
+    """Colours that stay apart for colour-blind readers."""
+    cycle = mpl.color_sequences["petroff10"]
+    return [mpl.colors.to_hex(cycle[i % len(cycle)]) for i in range(n)]
+
+
+def _styles(n: int) -> Iterator[dict[str, Any]]:
+    for i, color in enumerate(_colors(n)):
+        yield {
+            "color": color,
+            "marker": _MARKERS[i % len(_MARKERS)],
+            "linestyle": _DASHES[i % len(_DASHES)],
+            "linewidth": 1.4,
+            "markersize": 5,
+            "alpha": 0.9,
+        }
+
+
+def _labels(index: pd.DataFrame) -> list[str]:
+    return [f"{s} #{r}" for s, r in zip(index.session, index.request, strict=True)]

@@ -1,0 +1,158 @@
+"""Drive several strategies with the same traces and put the outcomes side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from mlxlab.canonical import parse_rules
+from mlxlab.models import BUNDLED, ModelFolder, find_model
+from mlxlab.render import Renderer
+from mlxlab.replay.ceilings import InfiniteMemory
+from mlxlab.replay.contenders import DEFAULT_CONTENDERS, Contender, parse_contenders
+from mlxlab.replay.manifest import describe_run
+from mlxlab.replay.report import Comparison
+from mlxlab.replay.simulate import SimulatedTarget
+from mlxlab.replay.steps import Step, render_steps
+from mlxlab.replay.targets import Outcome, Progress, Target
+from mlxlab.traces import Trace
+
+if TYPE_CHECKING:
+    from mlxlab.replay.live import LiveModel
+
+__all__ = ["compare"]
+
+
+def compare(
+    traces: Trace | Sequence[Trace],
+    *,
+    model: str | ModelFolder = BUNDLED,
+    strategies: str = DEFAULT_CONTENDERS,
+    rules: str = "all",
+    simulate: bool = False,
+    chunk: int = 2048,
+    progress: bool = True,
+) -> Comparison:
+    """Replay traces through strategies, each trace from an empty cache.
+
+    The ceiling, what infinite memory could reuse, comes last and is always simulated.
+
+    Args:
+        traces: one or more.
+        model: name, folder or hub repository.
+        strategies: see :func:`mlxlab.replay.contenders.parse_contenders`.
+        rules: for strategies that name none of their own.
+        simulate: count tokens only; needs no mlx and no weights.
+        chunk: tokens that a live replay computes at a time.
+        progress: whether to show a bar.
+
+    Raises:
+        MlxlabError: anything unknown or unreadable; nothing has been replayed then.
+    """
+    traces = [traces] if isinstance(traces, Trace) else list(traces)
+    folder = find_model(model) if isinstance(model, str) else model
+    ceiling = Contender(InfiniteMemory.name, parse_rules(rules))
+    contenders = (*parse_contenders(strategies, rules), ceiling)
+    for contender in contenders:
+        contender.make(folder.token_bytes)
+    renderers = {c.rules: Renderer(folder, c.rules) for c in contenders}
+    workload = {r: _sessions(traces, renderer) for r, renderer in renderers.items()}
+    total = sum(len(s.prompt) for c in contenders for t in workload[c.rules] for s in t)
+    rows: list[dict[str, Any]] = []
+    with (
+        _stage(folder, chunk, simulate) as stage,
+        tqdm(total=total, unit="tok", unit_scale=True, disable=not progress) as bar,
+    ):
+        for contender in contenders:
+            bar.set_description(contender.strategy)
+            for steps in workload[contender.rules]:
+                target = stage.target(contender, bar.update)
+                rows += [_row(contender, s, target.replay(s)) for s in steps]
+    return Comparison(
+        frame=pd.DataFrame(rows),
+        manifest=describe_run(
+            traces,
+            folder,
+            contenders,
+            {note: n for r in renderers.values() for note, n in r.notes.items()},
+            stage.environment,
+        ),
+        segments=_segments(workload[ceiling.rules]),
+    )
+
+
+def _sessions(traces: Sequence[Trace], renderer: Renderer) -> list[list[Step]]:
+    """The steps of every trace; several traces may use the same session ids."""
+    rendered = [render_steps(trace, renderer) for trace in traces]
+    if len(traces) == 1:
+        return rendered
+    return [
+        [replace(step, session=f"{trace.name}:{step.session}") for step in steps]
+        for trace, steps in zip(traces, rendered, strict=True)
+    ]
+
+
+class _Stage:
+    """Makes targets: simulated ones, and with a model live ones."""
+
+    def __init__(self, folder: ModelFolder, live: LiveModel | None) -> None:
+        self.token_bytes = folder.token_bytes
+        self.live = live
+        self.environment = live.describe() if live else {}
+
+    def target(self, contender: Contender, progress: Progress) -> Target:
+        strategy = contender.make(self.token_bytes)
+        if self.live is None or contender.is_ceiling:
+            return SimulatedTarget(strategy, progress)
+        return self.live.target(strategy, progress)
+
+
+@contextmanager
+def _stage(folder: ModelFolder, chunk: int, simulate: bool) -> Iterator[_Stage]:
+    if simulate:
+        yield _Stage(folder, None)
+        return
+    # Simulation has to work where mlx is not installed.
+    from mlxlab.replay.live import live_model
+
+    with live_model(folder, chunk=chunk) as live:
+        yield _Stage(folder, live)
+
+
+def _row(contender: Contender, step: Step, outcome: Outcome) -> dict[str, Any]:
+    return {
+        "strategy": contender.strategy,
+        "rules": contender.rules_label,
+        "session": step.session,
+        "request": step.request,
+        "prompt_tokens": len(step.prompt),
+        "reused_tokens": outcome.reused_tokens,
+        "computed_tokens": len(step.prompt) - outcome.reused_tokens,
+        "prefill_s": outcome.prefill_s,
+        "ttft_s": outcome.ttft_s,
+        "restore_s": outcome.restore_s,
+        "stored_bytes": outcome.stored_bytes,
+        "evicted": outcome.evicted,
+    }
+
+
+def _segments(workload: Iterable[Iterable[Step]]) -> pd.DataFrame:
+    """Tokens by request and role: session, request, role, tokens."""
+    counts = [
+        {
+            "session": step.session,
+            "request": step.request,
+            "role": str(segment.role),
+            "tokens": len(segment),
+        }
+        for steps in workload
+        for step in steps
+        for segment in step.prompt.segments
+    ]
+    keys = ["session", "request", "role"]
+    return pd.DataFrame(counts).groupby(keys, sort=False, as_index=False).sum()

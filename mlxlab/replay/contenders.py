@@ -1,0 +1,76 @@
+"""What is compared: a strategy with its parameters, under a set of rules."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from mlxlab.canonical import RULES, parse_rules
+from mlxlab.errors import StrategyError
+from mlxlab.replay.ceilings import InfiniteMemory
+from mlxlab.strategies import STRATEGIES, Strategy, parse_strategy
+
+__all__ = ["DEFAULT_CONTENDERS", "Contender", "parse_contenders"]
+
+#: Every strategy, behind what local servers do today: one slot, no rules.
+DEFAULT_CONTENDERS = ",".join(["prefix@none", *STRATEGIES])
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A strategy and the rules that its prompts are rendered under.
+
+    Attributes:
+        strategy: ``name[:key=value,...]``.
+        rules: names, in the order of RULES.
+    """
+
+    strategy: str
+    rules: tuple[str, ...]
+
+    @property
+    def rules_label(self) -> str:
+        """``all``, ``none``, or the names."""
+        if self.rules == tuple(RULES):
+            return "all"
+        return ",".join(self.rules) or "none"
+
+    @property
+    def is_ceiling(self) -> bool:
+        """Whether this is the bound and no strategy that could be served."""
+        return self.strategy == InfiniteMemory.name
+
+    def make(self, token_bytes: int) -> Strategy:
+        """A fresh strategy.
+
+        Raises:
+            StrategyError: see :func:`mlxlab.strategies.parse_strategy`.
+        """
+        if self.is_ceiling:
+            return InfiniteMemory(token_bytes=token_bytes)
+        return parse_strategy(self.strategy, token_bytes=token_bytes)
+
+
+def parse_contenders(spec: str, rules: str = "all") -> tuple[Contender, ...]:
+    """Read ``name[:key=value,...][@rules],...``.
+
+    Args:
+        spec: strategies; a rule set behind ``@`` is ``all``, ``none``, or names (or
+            exceptions) joined with ``+``.
+        rules: for strategies without ``@``; see
+            :func:`mlxlab.canonical.parse_rules`.
+
+    Raises:
+        StrategyError: one is named twice.
+        RuleError: an unknown rule.
+    """
+    contenders: list[Contender] = []
+    # A comma before key=value belongs to the parameters of one strategy.
+    for item in re.split(r",(?!\s*\w+\s*=)", spec):
+        strategy, at, own = item.strip().partition("@")
+        chosen = parse_rules(own.replace("+", ",") if at else rules)
+        contender = Contender(strategy, chosen)
+        if contender in contenders:
+            raise StrategyError(f"strategies: {item.strip()} is named twice")
+        contenders.append(contender)
+    return tuple(contenders)

@@ -1,0 +1,93 @@
+"""Replay through a real model, in process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlxlab.engine import Engine, Worker, blas, load_model
+from mlxlab.models import ModelFolder
+from mlxlab.prompt import Prompt
+from mlxlab.replay.steps import Step
+from mlxlab.replay.targets import Outcome, Progress
+from mlxlab.strategies import Strategy, make_strategy
+
+__all__ = ["EngineTarget", "LiveModel", "live_model"]
+
+
+class EngineTarget:
+    """Drives one engine on its worker thread.
+
+    Args:
+        worker: the thread that owns the engine's model.
+        engine: with a fresh strategy.
+        progress: see :data:`mlxlab.replay.targets.Progress`.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        engine: Engine,
+        progress: Progress | None = None,
+    ) -> None:
+        self.worker = worker
+        self.engine = engine
+        self.progress = progress
+
+    def replay(self, step: Step) -> Outcome:
+        done = self.worker.call(
+            self.engine.replay, step.prompt, step.answer, self.progress
+        )
+        return Outcome(
+            reused_tokens=done.plan.reused,
+            stored_bytes=self.engine.store.nbytes,
+            evicted=done.commit.evicted,
+            restore_s=done.restore_s,
+            prefill_s=done.prefill_s,
+            ttft_s=done.ttft_s,
+        )
+
+
+class LiveModel:
+    """A model in memory, from which targets with an empty cache are made."""
+
+    def __init__(self, folder: ModelFolder, worker: Worker, *, chunk: int) -> None:
+        self.folder = folder
+        self.worker = worker
+        self.chunk = chunk
+        self.model = worker.call(load_model, folder)
+        # The first products of a process pay for thread pools and kernels.
+        warm_up = Engine(self.model, make_strategy("none"))
+        worker.call(warm_up.replay, Prompt.of(range(64)), np.empty(0, np.int32))
+
+    def target(
+        self, strategy: Strategy, progress: Progress | None = None
+    ) -> EngineTarget:
+        """A target with a store of its own."""
+        engine = Engine(
+            self.model, strategy, chunk=self.chunk, window=self.folder.window
+        )
+        return EngineTarget(self.worker, engine, progress)
+
+    def describe(self) -> dict[str, Any]:
+        """Device, BLAS and chunk size, for a manifest."""
+        return {
+            "device": mx.device_info()["device_name"],
+            "blas": str(blas.preload()),
+            "chunk": self.chunk,
+        }
+
+
+@contextmanager
+def live_model(folder: ModelFolder, *, chunk: int = 2048) -> Iterator[LiveModel]:
+    """Load a model on a worker thread of its own and end the thread afterwards.
+
+    Raises:
+        ModelError: the model cannot be loaded or its cache cannot be cut.
+    """
+    with Worker() as worker:
+        yield LiveModel(folder, worker, chunk=chunk)

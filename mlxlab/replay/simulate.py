@@ -1,0 +1,24 @@
+"""Replay without a model: the strategy alone, in no time. Imports no mlx."""
+
+from __future__ import annotations
+
+from mlxlab.replay.steps import Step
+from mlxlab.replay.targets import Outcome, Progress
+from mlxlab.strategies import Strategy
+
+__all__ = ["SimulatedTarget"]
+
+
+class SimulatedTarget:
+    """Runs a strategy as the engine would, storing nothing."""
+
+    def __init__(self, strategy: Strategy, progress: Progress | None = None) -> None:
+        self.strategy = strategy
+        self.progress = progress
+
+    def replay(self, step: Step) -> Outcome:
+        plan = self.strategy.plan(step.prompt)
+        commit = self.strategy.commit(step.computed, plan)
+        if self.progress:
+            self.progress(len(step.prompt))
+        return Outcome(plan.reused, self.strategy.stored_bytes, commit.evicted)

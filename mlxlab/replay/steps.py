@@ -1,0 +1,95 @@
+"""From a trace to what a target is driven with: rendered prompts and their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mlxlab.errors import ModelError, RequestError
+from mlxlab.prompt import Prompt, Tokens, common_prefix
+from mlxlab.render import Renderer
+from mlxlab.traces import Exchange, Trace
+
+__all__ = ["Step", "render_steps"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One recorded exchange, rendered for a model.
+
+    Attributes:
+        session: session id, ``/`` and the agent's id for a sub-agent.
+        request: the exchange's id in its trace.
+        answer: ids that were answered, the end of turn included; empty if the trace
+            does not tell.
+    """
+
+    session: str
+    request: int
+    prompt: Prompt
+    answer: Tokens
+
+    @property
+    def computed(self) -> Prompt:
+        """What has been fed to a model once the answer is out: all but its last id."""
+        length = len(self.prompt) + len(self.answer) - 1
+        return self.prompt.extended(self.answer).head(length)
+
+
+def render_steps(trace: Trace, renderer: Renderer) -> list[Step]:
+    """The trace's inference requests in order of arrival.
+
+    An answer that was not recorded is read off a later request that repeats it.
+
+    Raises:
+        RequestError: a request that is no valid Messages request, or none at all.
+        ModelError: a prompt beyond the model's window, or one that cannot be rendered.
+    """
+    steps = [_step(trace, exchange, renderer) for exchange in trace.inference]
+    if not steps:
+        raise RequestError(
+            f"trace {trace.name}: no POST /v1/messages in it; record one with a client "
+            "that sends some"
+        )
+    end = renderer.tokenizer.eos_token_id
+    return [
+        step
+        if len(step.answer)
+        else replace(step, answer=_repeated(step, steps[i:], end))
+        for i, step in enumerate(steps, start=1)
+    ]
+
+
+def _step(trace: Trace, exchange: Exchange, renderer: Renderer) -> Step:
+    where = f"trace {trace.name}: request {exchange.id}"
+    response = exchange.response
+    prompt: Prompt
+    answer: Tokens = np.empty(0, dtype=np.int32)
+    if response and response.status == 200 and response.message:
+        prompt, answer = renderer.render_exchange(
+            exchange.body, response.message, where
+        )
+    else:
+        prompt = renderer.render(exchange.body, where)
+    length, window = len(prompt) + len(answer), renderer.model.window
+    if length > window:
+        raise ModelError(
+            f"{where}: prompt is too long: {length} tokens > {window} maximum of "
+            f"model {renderer.model.name}"
+        )
+    agent = f"/{exchange.agent[:8]}" if exchange.agent else ""
+    return Step(exchange.session + agent, exchange.id, prompt, answer)
+
+
+def _repeated(step: Step, later: Sequence[Step], end: int | None) -> Tokens:
+    """The answer as it stands in the first later prompt that begins with this one."""
+    own = step.prompt.tokens
+    for other in later:
+        ids = other.prompt.tokens
+        if other.session == step.session and common_prefix(own, ids) == len(own):
+            ends = np.flatnonzero(ids[len(own) :] == end)
+            if len(ends):
+                return ids[len(own) : len(own) + ends[0] + 1]
+    return step.answer

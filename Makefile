@@ -1,0 +1,55 @@
+# Needs make, bash and Python 3.11 or later; everything else goes into .venv.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help compare test test-all lab check bench record clean
+
+BIN := .venv/bin
+READY := .venv/ready
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
+
+compare: $(READY)  ## every strategy on the recorded traces: table, JSON and plots
+	$(BIN)/mlxlab compare --json reports/compare.json --plots reports
+
+test: $(READY)  ## quick tests, then every notebook against its stored outputs
+	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --nbval notebooks
+
+test-all: $(READY)  ## the same with the slow tests
+	$(BIN)/python -m pytest -m ''
+	$(BIN)/python -m pytest --nbval notebooks
+
+lab: $(READY)  ## JupyterLab on the notebooks
+	$(BIN)/python -m jupyter lab notebooks
+
+check: $(READY)  ## format, lint and types, notebooks included
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
+
+bench: $(READY)  ## speed against the committed bounds
+	$(BIN)/python bench.py
+
+record: $(READY)  ## record the traces in data/traces again
+	$(BIN)/python data/record.py
+
+clean:  ## remove .venv, reports and caches
+	rm -rf .venv reports .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# A dot a package: pip is silent with --quiet and floods without.
+$(READY): pyproject.toml
+	@python=$$(for name in python3 python3.13 python3.12 python3.11 python; do \
+	    "$$name" -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' \
+	        2>/dev/null && command -v "$$name" && break; done) || { \
+	    echo 'make: no Python 3.11 or later with venv on PATH; install one' >&2; \
+	    exit 1; }; \
+	echo "make: setting up .venv with $$python, a dot a package"; \
+	set -o pipefail; \
+	"$$python" -m venv .venv && \
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off \
+	    --editable '.[cpu,dev]' | \
+	    awk '/^ *(Downloading|Using cached) / {printf "."; fflush()} END {print ""}'
+	@touch $@

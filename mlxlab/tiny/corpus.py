@@ -1,0 +1,81 @@
+"""Text to train the bundled tokenizer on: the running interpreter's own library.
+
+Prompts of coding agents are prose, JSON schemas and code, so the library's sources
+are given three times: as they are, as the prose of their docstrings, and as tool
+definitions in JSON made of the same docstrings. Reads nothing outside the standard
+library's folder, and knows nothing of tokenizers.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+__all__ = ["read_corpus"]
+
+Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+#: Not library text: tests, bundled packages, tables of code points, generated data.
+_LEFT_OUT = frozenset(
+    {"__phello__", "encodings", "ensurepip", "site-packages", "test", "tests"}
+    | {"idle_test", "lib2to3", "turtledemo", "dist-packages"}
+)
+
+
+def read_corpus() -> Iterator[str]:
+    """Texts of the standard library, in an order that only its version decides."""
+    library = Path(sysconfig.get_path("stdlib"))
+    for file in sorted(library.rglob("*.py")):
+        path = file.relative_to(library)
+        if _LEFT_OUT.isdisjoint(path.parts) and not path.name.startswith("_sysconfig"):
+            yield from _texts(file.read_text(encoding="utf-8"))
+
+
+def _texts(source: str) -> Iterator[str]:
+    yield source
+    with warnings.catch_warnings():
+        # Old sources hold invalid escapes on purpose.
+        warnings.simplefilter("ignore")
+        tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if not isinstance(node, _DOCUMENTED):
+            continue
+        if docstring := ast.get_docstring(node):
+            yield docstring
+            if isinstance(node, Function):
+                yield json.dumps(_tool(node, docstring), ensure_ascii=False)
+    if "topics" in source[:200]:
+        yield from _strings(tree)
+
+
+def _tool(function: Function, docstring: str) -> dict[str, object]:
+    """A tool definition that describes ``function``."""
+    arguments = [a.arg for a in function.args.args if a.arg != "self"]
+    properties = {name: {"type": "string", "description": name} for name in arguments}
+    return {
+        "type": "function",
+        "function": {
+            "name": function.name,
+            "description": docstring,
+            "parameters": {
+                "type": "object",
+                "properties": properties,
+                "required": arguments,
+                "additionalProperties": False,
+            },
+        },
+    }
+
+
+def _strings(tree: ast.Module) -> Iterator[str]:
+    """String constants: the language reference that ``pydoc`` carries."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+            yield json.dumps(node.value, ensure_ascii=False)

@@ -1,0 +1,184 @@
+"""The engine under every exact strategy: same logits, same tokens as uncached."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx_lm.generate import stream_generate
+from mlx_lm.models.cache import KVCache, RotatingKVCache
+from mlx_lm.sample_utils import make_sampler
+from mlx_lm.utils import load
+
+from mlxlab.engine import Engine, Worker, load_model
+from mlxlab.errors import ModelError
+from mlxlab.models import ModelFolder, find_model
+from mlxlab.prompt import Prompt, Tokens
+from mlxlab.render import Renderer
+from mlxlab.strategies import STRATEGIES, make_strategy
+from tests import wire
+
+EXACT = [name for name, strategy in STRATEGIES.items() if strategy.exact]
+#: Small enough that a short session hits, is cut into blocks, and evicts.
+PARAMETERS = {
+    "block-hash": {"block": 32, "minimum": 64},
+    "paged": {"block": 16},
+}
+
+
+@pytest.fixture(scope="module")
+def tiny() -> ModelFolder:
+    return find_model()
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    with Worker() as worker:
+        yield worker
+
+
+@pytest.fixture(scope="module")
+def model(tiny: ModelFolder, worker: Worker) -> Any:
+    return worker.call(load_model, tiny)
+
+
+@pytest.fixture(scope="module")
+def steps(tiny: ModelFolder) -> list[tuple[Prompt, Tokens]]:
+    """Two sessions that take turns, then the first one's second turn again."""
+    renderer = Renderer(tiny)
+    a = wire.session(4)
+    b = wire.session(3, ask="Add a test.", suffix="9ff")
+    order = [a[0], b[0], a[1], b[1], a[2], a[3], b[2], a[1]]
+    return [renderer.render_exchange(body, reply) for body, reply in order]
+
+
+def make_engine(model: Any, name: str, **options: Any) -> Engine:
+    return Engine(model, make_strategy(name, **PARAMETERS.get(name, {})), **options)
+
+
+def first_logits(worker: Worker, engine: Engine, steps: Any) -> list[np.ndarray]:
+    return [worker.call(engine.replay, *step).logits for step in steps]
+
+
+@pytest.fixture(scope="module")
+def uncached(worker: Worker, model: Any, steps: Any) -> list[np.ndarray]:
+    return first_logits(worker, make_engine(model, "none"), steps)
+
+
+@pytest.fixture(scope="module")
+def noise(worker: Worker, model: Any, steps: Any, uncached: Any) -> float:
+    """The most that other chunk sizes change a logit of an uncached prefill."""
+    floor = 0.0
+    for chunk in (16, 64, 100):
+        others = first_logits(worker, make_engine(model, "none", chunk=chunk), steps)
+        for a, b in zip(uncached, others, strict=True):
+            floor = max(floor, float(np.abs(a - b).max()))
+    return floor
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_first_logits_agree_with_an_uncached_prefill(
+    name: str, worker: Worker, model: Any, steps: Any, uncached: Any, noise: float
+) -> None:
+    engine = make_engine(model, name)
+    reused = 0
+    for (prompt, answer), expected in zip(steps, uncached, strict=True):
+        done = worker.call(engine.replay, prompt, answer)
+        reused += done.plan.reused
+        assert np.abs(done.logits - expected).max() <= noise
+        assert engine.store.nbytes == engine.strategy.stored_tokens * 1024
+        engine.strategy.check_integrity()
+    assert (reused > 0) == (name != "none")
+    assert 0 < noise < 1e-3
+
+
+@pytest.fixture(scope="module")
+def reference(tiny: ModelFolder, steps: Any) -> list[list[int]]:
+    """64 greedy tokens for every prompt, by mlx-lm alone."""
+    with Worker() as worker:
+        model, tokenizer = worker.call(load, str(tiny.path))[:2]
+
+        def generate(prompt: Prompt) -> list[int]:
+            answers = stream_generate(
+                model, tokenizer, prompt.tokens.tolist(), max_tokens=64
+            )
+            return [answer.token for answer in answers]
+
+        return [worker.call(generate, prompt) for prompt, _ in steps]
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_greedy_tokens_are_those_of_mlx_lm(
+    name: str, worker: Worker, model: Any, steps: Any, reference: Any, tiny: ModelFolder
+) -> None:
+    engine = make_engine(model, name)
+    stop = {tiny.tokenizer.eos_token_id}
+    for (prompt, _), expected in zip(steps, reference, strict=True):
+        found = list(worker.stream(engine.stream, prompt, max_tokens=64, stop=stop))
+        assert found == expected
+    assert len(set(reference[0])) > 10
+
+
+def test_generated_tokens_are_cached(worker: Worker, model: Any, steps: Any) -> None:
+    engine = make_engine(model, "prefix")
+    prompt = steps[0][0]
+    answer = list(worker.stream(engine.stream, prompt, max_tokens=8))
+    longer = Prompt.of([*prompt.tokens.tolist(), *answer, 5, 6])
+    assert worker.call(engine.prefill, longer).plan.reused == len(prompt) + 7
+
+
+def test_an_abandoned_answer_keeps_what_was_computed(
+    worker: Worker, model: Any, steps: Any
+) -> None:
+    engine = make_engine(model, "prefix")
+    prompt = steps[0][0]
+    stream = worker.stream(engine.stream, prompt, max_tokens=500)
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    assert worker.call(engine.prefill, prompt).plan.reused == len(prompt) - 1
+
+
+def test_sampling_is_the_samplers(worker: Worker, model: Any, steps: Any) -> None:
+    def sampled(seed: int) -> list[int]:
+        mx.random.seed(seed)
+        engine = make_engine(model, "none")
+        return list(
+            engine.stream(steps[0][0], max_tokens=12, sampler=make_sampler(temp=1.0))
+        )
+
+    a, b, c = (worker.call(sampled, seed) for seed in (1, 1, 2))
+    assert a == b != c
+
+
+def test_progress_adds_up_to_the_prompt(worker: Worker, model: Any, steps: Any) -> None:
+    engine = make_engine(model, "prefix", chunk=50)
+    for prompt, answer in steps[:3]:
+        done: list[int] = []
+        worker.call(engine.replay, prompt, answer, done.append)
+        assert sum(done) == len(prompt)
+
+
+def test_a_prompt_beyond_the_window_is_refused(
+    worker: Worker, model: Any, steps: Any
+) -> None:
+    engine = make_engine(model, "prefix", window=100)
+    with pytest.raises(ModelError, match=r"prompt is too long: \d+ tokens > 100 max"):
+        worker.call(engine.prefill, steps[0][0])
+
+
+def test_a_model_that_cannot_be_cut_is_refused(
+    tiny: ModelFolder, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixed = [KVCache(), RotatingKVCache(max_size=8)]
+    monkeypatch.setattr("mlxlab.engine.engine.make_prompt_cache", lambda model: mixed)
+    with pytest.raises(ModelError, match="keeps KVCache, RotatingKVCache; mlxlab"):
+        worker.call(load_model, tiny)
+
+
+def test_a_folder_without_weights_is_refused(tmp_path: Path, worker: Worker) -> None:
+    config = find_model().path / "config.json"
+    (tmp_path / "config.json").write_bytes(config.read_bytes())
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        worker.call(load_model, find_model(str(tmp_path)))

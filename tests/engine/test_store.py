@@ -1,0 +1,85 @@
+"""The store keeps what it is told to, and copies it."""
+
+import mlx.core as mx
+import pytest
+from mlx_lm.models.cache import KVCache
+
+from mlxlab.engine import KVStore
+from mlxlab.errors import IntegrityError
+from mlxlab.strategies import Commit, Put, Span
+
+LAYERS, HEADS, DIM = 2, 3, 4
+TOKEN_BYTES = LAYERS * 2 * HEADS * DIM * 4
+
+
+def filled(tokens: int) -> list[KVCache]:
+    caches = [KVCache() for _ in range(LAYERS)]
+    for i, cache in enumerate(caches):
+        shape = (1, HEADS, tokens, DIM)
+        cache.update_and_fetch(
+            mx.random.normal(shape, key=mx.random.key(i)),
+            mx.random.normal(shape, key=mx.random.key(10 + i)),
+        )
+    return caches
+
+
+def restored(store: KVStore, *spans: Span) -> list[KVCache]:
+    caches = [KVCache() for _ in range(LAYERS)]
+    store.restore(spans, caches)
+    return caches
+
+
+def test_restores_parts_of_several_handles_in_order() -> None:
+    store, source = KVStore(), filled(20)
+    store.apply(Commit(put=(Put(1, 0, 8), Put(2, 8, 20))), source)
+    found = restored(store, Span(1, 0, 0, 8), Span(2, 0, 8, 5))
+    for a, b in zip(found, source, strict=True):
+        assert a.offset == 13
+        assert mx.array_equal(a.keys[..., :13, :], b.keys[..., :13, :])
+        assert mx.array_equal(a.values[..., :13, :], b.values[..., :13, :])
+
+
+def test_what_is_restored_can_grow_without_changing_the_store() -> None:
+    store, source = KVStore(), filled(300)
+    store.apply(Commit(put=(Put(1, 0, 300),)), source)
+    for _ in range(2):
+        cache = restored(store, Span(1, 0, 0, 300))
+        cache[0].update_and_fetch(*(mx.ones((1, HEADS, 1, DIM)),) * 2)
+        assert mx.array_equal(cache[0].keys[..., :300, :], source[0].keys[..., :300, :])
+
+
+def test_bytes_are_those_of_the_stored_tokens() -> None:
+    store, source = KVStore(), filled(20)
+    store.apply(Commit(put=(Put(1, 0, 8), Put(2, 8, 20))), source)
+    assert store.nbytes == 20 * TOKEN_BYTES
+    store.apply(Commit(drop=(1,)), source)
+    assert store.nbytes == 12 * TOKEN_BYTES
+    assert len(store) == 1
+
+
+def test_stored_parts_do_not_keep_the_working_cache_alive() -> None:
+    store, source = KVStore(), filled(4096)
+    mx.eval([c.state for c in source])
+    before = mx.get_active_memory()
+    store.apply(Commit(put=(Put(1, 0, 16),)), source)
+    del source
+    assert mx.get_active_memory() <= before - 4000 * TOKEN_BYTES
+
+
+@pytest.mark.parametrize(
+    "commit",
+    [Commit(drop=(7,)), Commit(put=(Put(1, 0, 4),)), Commit(put=(Put(3, 2, 21),))],
+)
+def test_refuses_what_does_not_fit_its_books(commit: Commit) -> None:
+    store, source = KVStore(), filled(20)
+    store.apply(Commit(put=(Put(1, 0, 8),)), source)
+    with pytest.raises(IntegrityError, match="store:"):
+        store.apply(commit, source)
+
+
+@pytest.mark.parametrize("span", [Span(9, 0, 0, 4), Span(1, 0, 3, 4)])
+def test_refuses_unknown_handles_and_holes(span: Span) -> None:
+    store = KVStore()
+    store.apply(Commit(put=(Put(1, 0, 8),)), filled(8))
+    with pytest.raises(IntegrityError, match="store:"):
+        restored(store, span)

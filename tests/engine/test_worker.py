@@ -1,0 +1,77 @@
+"""The worker runs everything on one thread and passes values and errors back."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from mlxlab.engine import Worker
+
+
+def test_calls_run_in_order_on_one_other_thread() -> None:
+    with Worker() as worker:
+        threads = {worker.call(threading.get_ident) for _ in range(3)}
+        order: list[int] = []
+        for future in [worker.submit(order.append, i) for i in range(50)]:
+            future.result()
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
+    assert order == list(range(50))
+
+
+def test_errors_reach_the_caller_and_the_worker_goes_on() -> None:
+    with Worker() as worker:
+        with pytest.raises(ZeroDivisionError):
+            worker.call(lambda: 1 / 0)
+        assert worker.call(lambda: 1) == 1
+
+
+def test_stream_passes_items_as_they_are_made() -> None:
+    made: list[int] = []
+
+    def count(n: int) -> Iterator[int]:
+        for i in range(n):
+            made.append(i)
+            yield i
+
+    with Worker() as worker:
+        assert list(worker.stream(count, 5)) == [0, 1, 2, 3, 4]
+
+
+def test_a_closed_stream_stops_its_source() -> None:
+    closed = threading.Event()
+
+    def forever() -> Iterator[int]:
+        try:
+            while True:
+                yield 0
+        finally:
+            closed.set()
+
+    with Worker() as worker:
+        stream = worker.stream(forever)
+        next(stream)
+        stream.close()  # type: ignore[attr-defined]
+        assert closed.wait(5)
+        assert worker.call(lambda: "free") == "free"
+
+
+def test_an_error_in_a_stream_is_raised_behind_its_items() -> None:
+    def broken() -> Iterator[int]:
+        yield 1
+        raise KeyError("x")
+
+    with Worker() as worker:
+        stream = worker.stream(broken)
+        assert next(stream) == 1
+        with pytest.raises(KeyError):
+            next(stream)
+
+
+def test_a_closed_worker_refuses_work() -> None:
+    worker = Worker()
+    worker.close()
+    worker.close()
+    assert not worker.is_alive
+    with pytest.raises(RuntimeError, match="closed"):
+        worker.submit(lambda: None)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
@@ -167,12 +168,11 @@ def _print_names(summaries: dict[str, str]) -> None:
 
 def _print_comparison(comparison: Comparison) -> None:
     readable = comparison.readable
-    table = Table(title=comparison.title)
+    table = Table(title=comparison.title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in readable.columns:
-        is_text = column in {"strategy", "rules"}
-        table.add_column(column, justify="left" if is_text else "right")
+        table.add_column(column, justify="left" if column == "strategy" else "right")
     for row in readable.itertuples(index=False):
         table.add_row(*row)
     console.print(table)
-    for note, times in comparison.manifest["notes"].items():
-        console.print(f"Note: {note} ({times} times)")
+    for note in comparison.notes:
+        console.print(f"Note: {note}")

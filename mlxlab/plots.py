@@ -19,7 +19,7 @@ from matplotlib.ticker import PercentFormatter
 
 from mlxlab.files import replaced
 from mlxlab.prompt import Role
-from mlxlab.replay.report import Comparison
+from mlxlab.replay.report import Comparison, contender_names
 
 __all__ = ["plot_hit_rate", "plot_memory", "plot_segments", "plot_ttft", "save_plots"]
 
@@ -34,7 +34,7 @@ def plot_hit_rate(comparison: Comparison) -> Figure:
     """Share of each prompt that was reused, strategies by requests."""
     frame = comparison.frame
     share = frame.assign(
-        share=frame.reused_tokens / frame.prompt_tokens, name=_names(frame)
+        share=frame.reused_tokens / frame.prompt_tokens, name=contender_names(frame)
     ).pivot_table(
         index="name", columns=["session", "request"], values="share", sort=False
     )
@@ -110,7 +110,7 @@ def _lines(frame: pd.DataFrame, column: str, label: str) -> tuple[Figure, Axes]:
     figure, axes = _axes(height=_SIZE[1])
     order = frame[["session", "request"]].drop_duplicates().reset_index(drop=True)
     position = {tuple(key): i for i, key in enumerate(order.itertuples(index=False))}
-    groups = list(frame.groupby(_names(frame), sort=False))
+    groups = list(frame.groupby(contender_names(frame), sort=False))
     for style, (name, rows) in zip(_styles(len(groups)), groups, strict=True):
         keys = zip(rows.session, rows.request, strict=True)
         axes.plot([position[k] for k in keys], rows[column], label=name, **style)
@@ -125,12 +125,6 @@ def _mark_requests(axes: Axes, order: pd.DataFrame) -> None:
     for start in order.index[order.session != order.session.shift()][1:]:
         axes.axvline(start - 0.5, color="0.6", linewidth=0.8)
     axes.set_xticks(range(len(order)), _labels(order), rotation=60, ha="right")
-
-
-def _names(frame: pd.DataFrame) -> pd.Series[str]:
-    """A strategy's name, with its rules where they are not all in force."""
-    rules = frame.rules.where(frame.rules != "all")
-    return frame.strategy + (" @" + rules).fillna("")
 
 
 def _axes(height: float) -> tuple[Figure, Axes]:

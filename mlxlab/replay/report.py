@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from mlxlab.errors import MlxlabError
 from mlxlab.files import replaced
 from mlxlab.replay.ceilings import InfiniteMemory
 
-__all__ = ["Comparison"]
+__all__ = ["Comparison", "contender_names"]
 
 _CONTENDER = ["strategy", "rules"]
 _FORMS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
@@ -67,12 +68,13 @@ class Comparison:
     def readable(self) -> pd.DataFrame:
         """The summary as text that fits a screen; what was not measured is left out."""
         summary = self.summary
+        names = contender_names(summary)
         columns = {
             heading: summary[column].map(form, na_action="ignore").fillna("")
             for column, (heading, form) in _FORMS.items()
             if summary[column].notna().any()
         }
-        return pd.DataFrame({**summary[_CONTENDER], **columns})
+        return pd.DataFrame({"strategy": names, **columns})
 
     @property
     def title(self) -> str:
@@ -81,6 +83,16 @@ class Comparison:
         model = self.manifest["model"]["name"]
         how = "simulated" if self.manifest["simulated"] else self.manifest["device"]
         return f"{traces}: {self._requests} requests, model {model}, {how}"
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader should know: skipped lines, and what was rendered otherwise."""
+        rendered = self.manifest["notes"].items()
+        return [
+            f"trace {trace['name']}: {trace['skipped_lines']} partial last line skipped"
+            for trace in self.manifest["traces"]
+            if trace["skipped_lines"]
+        ] + [f"{note} ({times} times)" for note, times in rendered]
 
     @property
     def _requests(self) -> int:
@@ -107,7 +119,14 @@ class Comparison:
         return f"Comparison({strategies} strategies, {self._requests} requests)"
 
     def _repr_html_(self) -> str:
-        return self.readable.to_html(index=False, escape=True)
+        notes = "".join(f"<p>Note: {escape(note)}</p>" for note in self.notes)
+        return self.readable.to_html(index=False) + notes
+
+
+def contender_names(frame: pd.DataFrame) -> pd.Series[str]:
+    """A strategy's name for every row, with its rules where not all are in force."""
+    rules = frame.rules.where(frame.rules != "all")
+    return frame.strategy + ("@" + rules).fillna("")
 
 
 def _hit_rate(rows: pd.DataFrame) -> float:

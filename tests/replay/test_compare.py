@@ -1,0 +1,174 @@
+"""Comparisons: rows, summary, ceiling, files."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlxlab.errors import MlxlabError, RuleError, StrategyError
+from mlxlab.replay import Comparison, compare
+from mlxlab.replay.contenders import DEFAULT_CONTENDERS, parse_contenders
+from mlxlab.strategies import STRATEGIES
+from tests.replay.traffic import small_trace
+
+ROW = [
+    "strategy",
+    "rules",
+    "session",
+    "request",
+    "prompt_tokens",
+    "reused_tokens",
+    "computed_tokens",
+    "prefill_s",
+    "ttft_s",
+    "restore_s",
+    "stored_bytes",
+    "evicted",
+]
+
+
+@pytest.fixture(scope="module")
+def comparison() -> Comparison:
+    return compare(small_trace(), simulate=True, progress=False)
+
+
+def test_every_strategy_and_the_ceiling_see_every_request(
+    comparison: Comparison,
+) -> None:
+    counts = comparison.frame.groupby(["strategy", "rules"], sort=False).size()
+    assert list(counts.index) == [
+        ("prefix", "none"),
+        *((name, "all") for name in STRATEGIES),
+        ("ceiling", "all"),
+    ]
+    assert set(counts) == {10}
+
+
+def test_no_strategy_beats_the_ceiling(comparison: Comparison) -> None:
+    frame = comparison.frame[comparison.frame.rules == "all"]
+    ceiling = frame[frame.strategy == "ceiling"].set_index("request").reused_tokens
+    for _, rows in frame.groupby("strategy"):
+        assert (rows.set_index("request").reused_tokens <= ceiling).all()
+
+
+def test_reused_and_computed_make_the_prompt(comparison: Comparison) -> None:
+    frame = comparison.frame
+    assert (frame.reused_tokens + frame.computed_tokens == frame.prompt_tokens).all()
+    assert (frame.computed_tokens >= 1).all()
+
+
+def test_segments_cover_every_prompt(comparison: Comparison) -> None:
+    tokens = comparison.segments.groupby("request").tokens.sum()
+    ceiling = comparison.frame[comparison.frame.strategy == "ceiling"]
+    assert tokens.to_dict() == dict(
+        zip(ceiling.request, ceiling.prompt_tokens, strict=True)
+    )
+
+
+def test_summary_weighs_by_tokens(comparison: Comparison) -> None:
+    rows = comparison.frame.query("strategy == 'paged'")
+    summary = comparison.summary.set_index(["strategy", "rules"])
+    expected = rows.reused_tokens.sum() / rows.prompt_tokens.sum()
+    assert summary.loc[("paged", "all"), "reused"] == pytest.approx(expected)
+    assert summary.loc[("ceiling", "all"), "of_ceiling"] == 1
+    literal = summary.loc[("prefix", "none"), "new_session"]
+    assert literal < summary.loc[("paged", "all"), "new_session"]
+
+
+def test_json_has_manifest_and_rows(comparison: Comparison, tmp_path: Path) -> None:
+    comparison.to_json(tmp_path / "new" / "out.json")
+    written = json.loads((tmp_path / "new" / "out.json").read_text())
+    assert list(written) == ["manifest", "rows"]
+    assert len(written["rows"]) == len(comparison.frame)
+    assert all(list(row) == ROW for row in written["rows"])
+    assert {row["ttft_s"] for row in written["rows"]} == {None}
+    manifest = written["manifest"]
+    assert manifest["traces"][0]["digest"] == small_trace().digest
+    assert manifest["model"]["token_bytes"] == 1024
+    assert manifest["simulated"] is True
+    paged = next(c for c in manifest["contenders"] if c["strategy"] == "paged")
+    assert paged["parameters"]["block"] > 0
+    assert "drop-attribution" in paged["rules"]
+
+
+def test_live_manifest_tells_device_blas_and_chunk() -> None:
+    live = compare(small_trace(), strategies="prefix", chunk=512, progress=False)
+    assert live.manifest["chunk"] == 512
+    assert live.manifest["blas"]
+    assert live.manifest["device"]
+    assert live.manifest["simulated"] is False
+
+
+def test_json_that_cannot_be_written_says_where(
+    comparison: Comparison, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MlxlabError, match="file"):
+        comparison.to_json(tmp_path / "file" / "out.json")
+
+
+def test_several_traces_start_from_empty_caches() -> None:
+    both = compare(
+        [small_trace("one"), small_trace("two")],
+        strategies="paged",
+        simulate=True,
+        progress=False,
+    ).frame.query("strategy == 'paged'")
+    one, two = (both[both.session.str.startswith(name)] for name in ("one:", "two:"))
+    assert one.reused_tokens.tolist() == two.reused_tokens.tolist()
+
+
+def test_reprs_are_short_and_tell_no_times(comparison: Comparison) -> None:
+    assert repr(comparison) == "Comparison(8 strategies, 10 requests)"
+    assert "<table" in comparison._repr_html_()
+
+
+def test_reads_contenders_with_parameters_and_rules() -> None:
+    found = parse_contenders(
+        "prefix@none, paged:block=32,capacity=1GiB ,block-hash@-environment-first"
+    )
+    assert [(c.strategy, c.rules_label) for c in found] == [
+        ("prefix", "none"),
+        ("paged:block=32,capacity=1GiB", "all"),
+        (
+            "block-hash",
+            "drop-attribution,deferred-tools,plain-content,inline-system",
+        ),
+    ]
+    assert len(parse_contenders(DEFAULT_CONTENDERS)) == len(STRATEGIES) + 1
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"strategies": "nope"}, StrategyError, "choose from none, prefix"),
+        ({"strategies": "paged:size=3"}, StrategyError, "accepted: block, capacity"),
+        ({"strategies": "prefix,prefix"}, StrategyError, "named twice"),
+        ({"strategies": ""}, StrategyError, "choose from"),
+        ({"rules": "nope"}, RuleError, "known: all, none"),
+        ({"strategies": "prefix@nope"}, RuleError, "known: all, none"),
+    ],
+)
+def test_bad_options_are_refused_before_any_work(
+    options: dict[str, str], error: type[MlxlabError], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        compare(small_trace(), simulate=True, progress=False, **options)  # type: ignore[arg-type]
+
+
+def test_simulation_imports_no_mlx() -> None:
+    script = """
+import sys
+from mlxlab import compare
+from tests.replay.traffic import small_trace
+compare(small_trace(), strategies="prefix,static-prefix,block-hash,paged",
+        simulate=True, progress=False)
+heavy = {"mlx", "mlx_lm", "fastapi", "IPython"} & set(sys.modules)
+sys.exit(f"loaded {sorted(heavy)}" if heavy else 0)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

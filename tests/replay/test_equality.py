@@ -1,0 +1,31 @@
+"""A strategy reuses, stores and evicts the same with and without a model."""
+
+import pytest
+
+from mlxlab.replay import compare
+from mlxlab.strategies import STRATEGIES
+from tests.replay.traffic import small_trace
+
+#: Small enough that every limit is reached on a short trace.
+SPECS = {
+    "static-prefix": "static-prefix:slots=2",
+    "block-hash": "block-hash:block=32,slots=2,minimum=64",
+    "paged": "paged:block=16,capacity=768KiB",
+    "mlx-lm": "mlx-lm:max_size=2",
+}
+COUNTED = ["session", "request", "reused_tokens", "stored_bytes", "evicted"]
+
+
+@pytest.mark.parametrize("name", list(STRATEGIES))
+def test_simulated_equals_live(name: str) -> None:
+    spec = SPECS.get(name, name)
+    trace = small_trace()
+    simulated = compare(trace, strategies=spec, simulate=True, progress=False)
+    live = compare(trace, strategies=spec, simulate=False, progress=False)
+    a, b = (c.frame[c.frame.strategy == spec] for c in (simulated, live))
+    assert a[COUNTED].equals(b[COUNTED])
+    assert a.ttft_s.isna().all()
+    assert (b.ttft_s > 0).all()
+    if name != "none":
+        assert 0 < a.reused_tokens.sum() < a.prompt_tokens.sum()
+        assert a.evicted.sum() > 0

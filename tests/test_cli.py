@@ -1,0 +1,127 @@
+"""The command line: what it prints, and how it refuses."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlxlab.canonical import RULES
+from mlxlab.strategies import STRATEGIES
+from mlxlab.traces import write_trace
+from tests.replay.traffic import small_trace
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from mlxlab.cli import main; main()"]
+    return subprocess.run(
+        [*command, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    path = tmp_path / "small.jsonl"
+    write_trace(small_trace(), path)
+    return path
+
+
+def test_compare_prints_a_table_and_writes_what_was_asked(
+    trace: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.json"
+    done = run(
+        "compare", trace, "--simulate", "--json", out, "--plots", tmp_path / "plots"
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in [*STRATEGIES, "ceiling"])
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "…" not in done.stdout
+    assert json.loads(out.read_text())["rows"]
+    assert (tmp_path / "plots" / "hit_rate.png").exists()
+
+
+def test_verbose_logs_hits_and_misses(trace: Path) -> None:
+    done = run("-v", "compare", trace, "--simulate", "--strategies", "prefix")
+    assert "Cache HIT: reusing" in done.stderr
+    assert "Cache MISS" in done.stderr
+
+
+def test_lists_strategies_and_rules() -> None:
+    assert all(name in run("strategies").stdout for name in STRATEGIES)
+    assert all(name in run("rules").stdout for name in RULES)
+
+
+NEWER = '{"kind": "trace", "version": 99, "recorder": "x", "created": "y"}\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (NEWER, ":1: version 99"),
+        ("", "empty"),
+        ("{}\n", ":1: "),
+        ("\0\1\2\n" * 3, ":1: "),
+        ("[" * 100_000 + "\n", ":1: "),
+    ],
+)
+def test_a_bad_trace_is_one_line_and_exit_code_2(
+    content: str, says: str, tmp_path: Path
+) -> None:
+    bad, out = tmp_path / "bad.jsonl", tmp_path / "out.json"
+    bad.write_text(content)
+    done = run("compare", bad, "--simulate", "--json", out)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--strategies", "nope"], "no strategy 'nope'; choose from none, prefix"),
+        (["--rules", "nope"], "unknown rule 'nope'; known: all, none"),
+        (["--model", "nope"], "unknown model 'nope'"),
+        (["--model", "/"], "config.json cannot be read"),
+        (["--chunk", "0"], "chunk"),
+    ],
+)
+def test_a_bad_option_is_exit_code_2(
+    options: list[str], says: str, trace: Path
+) -> None:
+    done = run("compare", trace, "--simulate", *options)
+    assert done.returncode == 2
+    assert says in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_trace_lists_the_recorded_ones() -> None:
+    done = run("compare", "nope")
+    assert done.returncode == 2
+    assert "no trace 'nope'" in done.stderr
+
+
+def test_imports_a_capture(tmp_path: Path) -> None:
+    exchange = small_trace().exchanges[0]
+    line = {
+        "t": exchange.t,
+        "method": "POST",
+        "path": exchange.path,
+        "headers": {"X-Api-Key": "sk-secret"},
+        "body": exchange.body,
+    }
+    capture, out = tmp_path / "capture.jsonl", tmp_path / "trace.jsonl"
+    capture.write_text(json.dumps(line) + "\n")
+    done = run("import", capture, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "sk-secret" not in out.read_text()
+    assert run("compare", out, "--simulate").returncode == 0
+
+
+def test_a_partial_last_line_is_skipped_and_said(trace: Path) -> None:
+    trace.write_bytes(trace.read_bytes()[:-20])
+    done = run("compare", trace, "--simulate")
+    assert done.returncode == 0
+    assert "skipped" in done.stdout

@@ -1,0 +1,89 @@
+"""Cache strategies, by name. To add one, see docs/architecture.md."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+from mlxlab.errors import StrategyError
+from mlxlab.strategies.base import Commit, Handle, Plan, Put, Span, Strategy
+from mlxlab.strategies.block_hash import BlockHash
+from mlxlab.strategies.mlx_lm_lru import MlxLmLru
+from mlxlab.strategies.none import NoReuse
+from mlxlab.strategies.paged import Paged
+from mlxlab.strategies.prefix import Prefix
+from mlxlab.strategies.static_prefix import StaticPrefix
+
+__all__ = [
+    "STRATEGIES",
+    "Commit",
+    "Handle",
+    "Plan",
+    "Put",
+    "Span",
+    "Strategy",
+    "make_strategy",
+    "parse_strategy",
+]
+
+STRATEGIES: dict[str, type[Strategy]] = {
+    strategy.name: strategy
+    for strategy in (NoReuse, Prefix, StaticPrefix, BlockHash, Paged, MlxLmLru)
+}
+
+UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+
+
+def make_strategy(name: str, *, token_bytes: int = 1, **parameters: int) -> Strategy:
+    """A fresh strategy, empty.
+
+    Args:
+        name: a key of :data:`STRATEGIES`.
+        token_bytes: keys and values of one token, all layers, in bytes.
+        parameters: the strategy's own; what is left out has its default.
+
+    Raises:
+        StrategyError: no such strategy, no such parameter, or a value out of range.
+    """
+    return _make(name, token_bytes, parameters)
+
+
+def parse_strategy(spec: str, *, token_bytes: int = 1) -> Strategy:
+    """The strategy that ``name[:key=value,...]`` describes.
+
+    Values are whole numbers and may end in ``KiB``, ``MiB`` or ``GiB``, as in
+    ``paged:block=32,capacity=1GiB``.
+
+    Raises:
+        StrategyError: as :func:`make_strategy`, or ``spec`` is malformed.
+    """
+    name, colon, rest = spec.strip().partition(":")
+    parameters: dict[str, int] = {}
+    for item in rest.split(",") if colon else []:
+        key, _, value = (part.strip() for part in item.partition("="))
+        match = re.fullmatch(r"([0-9]{1,18}) ?(KiB|MiB|GiB|)", value)
+        if not key or match is None:
+            raise StrategyError(
+                f"{spec!r}: cannot read {item!r}; give key=number, with KiB, MiB or "
+                "GiB after the number if you like"
+            )
+        if key in parameters:
+            raise StrategyError(f"{spec!r}: {key} is given twice; give it once")
+        parameters[key] = int(match[1]) * UNITS[match[2]]
+    return _make(name.strip(), token_bytes, parameters)
+
+
+def _make(name: str, token_bytes: int, parameters: dict[str, int]) -> Strategy:
+    if name not in STRATEGIES:
+        raise StrategyError(
+            f"no strategy {name!r}; choose from {', '.join(STRATEGIES)}"
+        )
+    chosen = STRATEGIES[name]
+    accepted = [
+        key for key in inspect.signature(chosen).parameters if key != "token_bytes"
+    ]
+    for key in parameters:
+        if key not in accepted:
+            choices = ", ".join(accepted) or "no parameters"
+            raise StrategyError(f"{name}: no parameter {key!r}; accepted: {choices}")
+    return chosen(**{"token_bytes": token_bytes, **parameters})

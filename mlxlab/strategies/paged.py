@@ -1,0 +1,145 @@
+"""One pool of hashed blocks that all sequences share.
+
+Knows digests of whole blocks and who hangs on whom; keeps no token ids and has no
+notion of a sequence or session.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from dataclasses import dataclass
+from itertools import count
+
+from mlxlab.errors import IntegrityError, StrategyError
+from mlxlab.prompt import Prompt
+from mlxlab.strategies.base import (
+    Commit,
+    Handle,
+    Plan,
+    Put,
+    Span,
+    Strategy,
+    require,
+)
+from mlxlab.strategies.prefixes import chained_digests
+
+__all__ = ["Paged"]
+
+
+@dataclass(slots=True)
+class _Block:
+    """A resident block; ``references`` counts the resident blocks behind it."""
+
+    handle: Handle
+    parent: bytes | None
+    references: int = 0
+
+
+class Paged(Strategy):
+    """Blocks under their chained hash, least recently used leaf evicted first.
+
+    The scheme of vLLM's automatic prefix caching (paged storage: arXiv 2309.06180;
+    hashing: https://docs.vllm.ai/en/latest/design/prefix_caching/): sequences share
+    the blocks of what they have in common, and a block goes only when no resident
+    block hangs on it.
+    Every use touches a chain from its tail to its root, so a parent is always more
+    recent than its children, and the least recent block of all is always a leaf.
+
+    A commit evicts the tokens of the blocks it drops: each stands for a prefix of its
+    own that nothing else can restore.
+
+    Args:
+        block: tokens in a block; a tail shorter than this is not stored.
+        capacity: bytes the pool may hold. A chain longer than that keeps its head.
+        token_bytes: see :class:`Strategy`.
+    """
+
+    name = "paged"
+    summary = "one pool of hashed blocks shared by all sequences"
+
+    def __init__(
+        self, *, block: int = 64, capacity: int = 4 << 30, token_bytes: int = 1
+    ) -> None:
+        super().__init__(token_bytes=token_bytes)
+        require(self.name, block=block, capacity=capacity)
+        self.block = block
+        self.capacity = capacity
+        self._limit = capacity // (block * token_bytes)
+        if self._limit == 0:
+            raise StrategyError(
+                f"{self.name}: capacity={capacity} holds no block; give at least "
+                f"{block * token_bytes} bytes for blocks of {block} tokens"
+            )
+        self._handles = count(1)
+        self._pool: OrderedDict[bytes, _Block] = OrderedDict()  # least recent first
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        return {"block": self.block, "capacity": self.capacity}
+
+    def _match(self, prompt: Prompt) -> Plan:
+        spans: list[Span] = []
+        for digest in chained_digests(prompt.tokens[:-1], self.block):
+            if digest not in self._pool:
+                break
+            target = len(spans) * self.block
+            spans.append(Span(self._pool[digest].handle, 0, target, self.block))
+        return Plan(len(prompt), tuple(spans), len(spans) * self.block)
+
+    def commit(self, prompt: Prompt, plan: Plan) -> Commit:
+        """Add the blocks that are not resident yet; drop what no longer fits."""
+        head = prompt.tokens[: self._limit * self.block]
+        chain = list(chained_digests(head, self.block))
+        put = self._add(chain)
+        for digest in reversed(chain):
+            self._pool.move_to_end(digest)
+        # The chain is now the most recent and fits, so none of it can go.
+        drop = [self._evict() for _ in range(len(self._pool) - self._limit)]
+        return Commit(tuple(drop), tuple(put), len(drop) * self.block)
+
+    def _add(self, chain: list[bytes]) -> list[Put]:
+        """Make ``chain`` resident, head first."""
+        put = []
+        parent = None
+        for i, digest in enumerate(chain):
+            if digest not in self._pool:
+                handle = next(self._handles)
+                self._pool[digest] = _Block(handle, parent)
+                if parent is not None:
+                    self._pool[parent].references += 1
+                put.append(Put(handle, i * self.block, (i + 1) * self.block))
+            parent = digest
+        return put
+
+    def _evict(self) -> Handle:
+        """Forget the least recent block."""
+        _, block = self._pool.popitem(last=False)
+        if block.parent is not None:
+            self._pool[block.parent].references -= 1
+        return block.handle
+
+    @property
+    def stored_tokens(self) -> int:
+        return len(self._pool) * self.block
+
+    def check_integrity(self) -> None:
+        """Recount references; parents are resident and later in line; capacity."""
+        if self.stored_bytes > self.capacity:
+            raise IntegrityError(
+                f"{self.name}: {self.stored_bytes} bytes in {self.capacity}"
+            )
+        age = {digest: i for i, digest in enumerate(self._pool)}
+        references = Counter(block.parent for block in self._pool.values())
+        for digest, block in self._pool.items():
+            if references[digest] != block.references:
+                raise IntegrityError(
+                    f"{self.name}: block {block.handle} counts {block.references} "
+                    f"references and has {references[digest]}"
+                )
+            if block.parent is not None and age.get(block.parent, -1) < age[digest]:
+                raise IntegrityError(
+                    f"{self.name}: block {block.handle} outlives or outranks its parent"
+                )
+        handles = {block.handle for block in self._pool.values()}
+        if len(handles) != len(self._pool):
+            raise IntegrityError(f"{self.name}: a handle names two blocks")

@@ -1,0 +1,60 @@
+"""One slot, trimmed to the common prefix: what a plain chat loop does.
+
+Knows the last sequence only, and nothing of its segments.
+"""
+
+from __future__ import annotations
+
+from itertools import count
+
+import numpy as np
+
+from mlxlab.errors import IntegrityError
+from mlxlab.prompt import Prompt, Tokens, common_prefix
+from mlxlab.strategies.base import Commit, Handle, Plan, Put, Span, Strategy
+from mlxlab.strategies.prefixes import lost_tokens
+
+__all__ = ["Prefix"]
+
+
+class Prefix(Strategy):
+    """Keeps the last sequence whole and restores its common prefix with the next.
+
+    A commit evicts the old sequence's positions past its common prefix with the
+    new one.
+    """
+
+    name = "prefix"
+    summary = "the last sequence, trimmed to the common prefix"
+
+    def __init__(self, *, token_bytes: int = 1) -> None:
+        super().__init__(token_bytes=token_bytes)
+        self._handles = count(1)
+        self._handle: Handle | None = None
+        self._tokens: Tokens = np.empty(0, np.int32)
+
+    def _match(self, prompt: Prompt) -> Plan:
+        reuse = min(common_prefix(prompt.tokens, self._tokens), len(prompt) - 1)
+        if self._handle is None or reuse == 0:
+            return Plan(len(prompt))
+        return Plan(len(prompt), (Span(self._handle, 0, 0, reuse),), reuse)
+
+    def commit(self, prompt: Prompt, plan: Plan) -> Commit:
+        """Replace the slot by ``prompt``."""
+        if len(prompt) == 0:
+            return Commit()
+        drop = () if self._handle is None else (self._handle,)
+        evicted = lost_tokens([self._tokens], [prompt.tokens])
+        self._handle, self._tokens = next(self._handles), prompt.tokens
+        return Commit(drop, (Put(self._handle, 0, len(prompt)),), evicted)
+
+    @property
+    def stored_tokens(self) -> int:
+        return len(self._tokens)
+
+    def check_integrity(self) -> None:
+        """The slot has a handle exactly when it holds tokens."""
+        if (self._handle is None) != (len(self._tokens) == 0):
+            raise IntegrityError(
+                f"{self.name}: handle {self._handle} with {len(self._tokens)} tokens"
+            )

@@ -33,5 +33,7 @@ def load_trace(name: str | Path) -> Trace:
     path = bundled.get(str(name), Path(name))
     if not path.exists():
         known = ", ".join(bundled)
-        raise TraceError(f"no trace {str(name)!r}: no such file; recorded ones: {known}")
+        raise TraceError(
+            f"no trace {str(name)!r}: no such file; recorded ones: {known}"
+        )
     return read_trace(path)

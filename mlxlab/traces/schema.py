@@ -1,0 +1,199 @@
+"""The lines of a trace file, version 1: one JSON object each, told apart by ``kind``.
+
+The first line is a :class:`HeaderLine`. A :class:`BodyLine` holds one system
+block, tool or message, once, before its first use; a :class:`RequestLine` refers
+to bodies by hash, and a :class:`ResponseLine` follows the request it answers.
+
+In a request's ``system``, ``tools`` and ``messages`` an item is a hash, or a pair
+``[id, count]``: the first ``count`` items that the earlier request ``id`` has
+there. So a long session costs about its last request and not the sum of all.
+
+Knows nothing of files, sessions or what a body means.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, NoReturn, Self, TypeAlias
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+__all__ = [
+    "VERSION",
+    "BodyLine",
+    "HeaderLine",
+    "Json",
+    "Line",
+    "RequestLine",
+    "ResponseLine",
+    "body_hash",
+    "decode",
+    "encode",
+    "parse_line",
+]
+
+VERSION: Literal[1] = 1
+RECORDER = "mlxlab 0.1.0"
+
+Json: TypeAlias = Any
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+RequestId = Annotated[int, Field(ge=0, strict=True)]
+Run = tuple[RequestId, Annotated[int, Field(ge=0, strict=True)]]
+Item: TypeAlias = Hash | Run
+Path: TypeAlias = tuple[str | int, ...]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class HeaderLine(BaseModel):
+    """What recorded the trace and when; further keys are notes on provenance."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    kind: Literal["trace"] = "trace"
+    version: Literal[1] = VERSION
+    recorder: str = RECORDER
+    created: str = Field(default_factory=_now)
+
+    @property
+    def notes(self) -> Mapping[str, Json]:
+        """The further keys."""
+        return self.model_extra or {}
+
+
+class BodyLine(_Closed):
+    """A system block, tool or message without its ``cache_control``.
+
+    The body is a string when it is a whole ``system`` in its string form.
+    """
+
+    kind: Literal["body"] = "body"
+    hash: Hash
+    body: Json
+
+
+class RequestLine(_Closed):
+    """A request, its bodies by reference.
+
+    Attributes:
+        t: arrival, Unix seconds.
+        params: every other key of the body; None when there was no JSON object.
+        system: items, or one bare hash when it was a string; absent if absent.
+        cache_control: pairs of a path into the request and the value there.
+    """
+
+    kind: Literal["request"] = "request"
+    id: RequestId
+    t: float
+    method: str
+    path: str
+    headers: dict[str, str] = {}
+    params: dict[str, Json] | None = None
+    system: Hash | tuple[Item, ...] | None = None
+    tools: tuple[Item, ...] | None = None
+    messages: tuple[Item, ...] | None = None
+    cache_control: tuple[tuple[Path, Json], ...] = ()
+
+    @model_validator(mode="after")
+    def _lists_belong_to_a_body(self) -> Self:
+        lists = (self.system, self.tools, self.messages)
+        if self.params is None and any(items is not None for items in lists):
+            raise ValueError("lists without params")
+        return self
+
+
+class ResponseLine(_Closed):
+    """An answer; a streamed one is put together again as one message.
+
+    Attributes:
+        t: its end, Unix seconds.
+        first_byte_s: seconds from the request to the first byte of the answer.
+        message: a message, an error body, or None when it was no JSON object.
+            A message without ``stop_reason`` was cut off.
+        script: True when a script wrote it, so that its usage is an estimate.
+    """
+
+    kind: Literal["response"] = "response"
+    id: RequestId
+    t: float
+    status: int
+    first_byte_s: float
+    message: dict[str, Json] | None = None
+    script: bool = False
+
+
+Line: TypeAlias = HeaderLine | BodyLine | RequestLine | ResponseLine
+_LINES: TypeAdapter[Line] = TypeAdapter(Annotated[Line, Discriminator("kind")])
+
+
+def encode(value: Json) -> bytes:
+    """Compact UTF-8 JSON with the key order as it is.
+
+    Raises:
+        ValueError: NaN, infinity, or something that JSON does not have.
+        RecursionError: nested too deeply.
+    """
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    try:
+        return text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair: only an escape can hold it
+        return json.dumps(value, separators=(",", ":")).encode()
+
+
+def decode(data: bytes | str) -> Json:
+    """The inverse of :func:`encode`, strict about numbers.
+
+    Raises:
+        ValueError: no JSON or no UTF-8, or a number that is not finite.
+        RecursionError: nested too deeply.
+    """
+    return json.loads(data, parse_constant=_not_finite, parse_float=_finite)
+
+
+def body_hash(body: Json) -> str:
+    """Name of a body: SHA-256 of its encoding, cut to 32 hexadecimal digits.
+
+    Key order counts, because chat templates print blocks and schemas in order.
+    """
+    return hashlib.sha256(encode(body)).hexdigest()[:32]
+
+
+def parse_line(value: Json) -> Line:
+    """The line that a decoded JSON object is.
+
+    Raises:
+        ValueError: no line of this version; the message says what is accepted.
+    """
+    try:
+        return _LINES.validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        at = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{at}: {first['msg']}" if at else first["msg"]) from None
+
+
+def _not_finite(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON; only finite numbers are")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    return number if math.isfinite(number) else _not_finite(digits)

@@ -1,0 +1,163 @@
+"""A script of answers: what to reply to a client when no model is there.
+
+A JSON file ``{"conversations": [{"match": REGEX, "replies": [[block, ...], ...]},
+...], "otherwise": [block, ...], "latency_s": SECONDS}``, the last one optional. Replies depend on the request alone, so that
+sub-agents and sessions can run side by side. Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+from uuid import uuid4
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    ValidationError,
+)
+
+from mlxlab.errors import ScriptError
+from mlxlab.traces.schema import Json, decode, encode
+
+__all__ = ["Script", "estimated_tokens", "read_script"]
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Text(_Closed):
+    type: Literal["text"]
+    text: str
+
+
+class Thinking(_Closed):
+    type: Literal["thinking"]
+    thinking: str
+    signature: str
+
+
+class ToolUse(_Closed):
+    type: Literal["tool_use"]
+    name: str
+    input: dict[str, Json] = {}
+
+
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"no regular expression: {error}") from None
+    return pattern
+
+
+Block = Annotated[Text | Thinking | ToolUse, Discriminator("type")]
+Reply: TypeAlias = Annotated[tuple[Block, ...], Field(min_length=1)]
+
+
+class Conversation(_Closed):
+    """Replies to the user message whose text ``match`` is found in, in order."""
+
+    match: Annotated[str, AfterValidator(_compiles)]
+    replies: Annotated[tuple[Reply, ...], Field(min_length=1)]
+
+
+class Script(_Closed):
+    """Conversations, and what is said when none is left.
+
+    ``latency_s`` seconds pass before each answer, as with a model: only then do
+    agents that work at the same time take turns.
+    """
+
+    conversations: tuple[Conversation, ...]
+    otherwise: Reply
+    latency_s: Annotated[float, Field(ge=0, le=60)] = 0.0
+
+    def answer(self, body: Mapping[str, Json]) -> dict[str, Json]:
+        """The message that answers a request.
+
+        The latest user message that a conversation matches selects it; the
+        assistant messages after it say which reply is next. Ids are new each
+        time: clients merge messages of equal id. The usage is an estimate.
+        """
+        content = [_wire(block) for block in self._reply(body.get("messages"))]
+        calls = any(block["type"] == "tool_use" for block in content)
+        return {
+            "id": f"msg_{uuid4().hex[:24]}",
+            "type": "message",
+            "role": "assistant",
+            "model": body.get("model", ""),
+            "content": content,
+            "stop_reason": "tool_use" if calls else "end_turn",
+            "stop_sequence": None,
+            "usage": {
+                "input_tokens": estimated_tokens(body),
+                "cache_creation_input_tokens": 0,
+                "cache_read_input_tokens": 0,
+                "output_tokens": estimated_tokens(content),
+            },
+        }
+
+    def _reply(self, messages: Json) -> Sequence[Block]:
+        messages = messages if isinstance(messages, list) else []
+        said = 0
+        for message in reversed(messages):
+            role = message.get("role") if isinstance(message, dict) else None
+            said += role == "assistant"
+            found = self._matching(message) if role == "user" else None
+            if found is not None:
+                replies = found.replies
+                return replies[said] if said < len(replies) else self.otherwise
+        return self.otherwise
+
+    def _matching(self, message: Mapping[str, Json]) -> Conversation | None:
+        texts = list(_texts(message.get("content")))
+        for conversation in self.conversations:
+            if any(re.search(conversation.match, text) for text in texts):
+                return conversation
+        return None
+
+
+def read_script(path: str | Path) -> Script:
+    """Read a script of answers.
+
+    Raises:
+        ScriptError: no such file, or not a script; the message says where.
+    """
+    try:
+        return Script.model_validate(decode(Path(path).read_bytes()))
+    except OSError as error:
+        raise ScriptError(f"{path}: {error.strerror}; give a script (.json)") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        at = ".".join(map(str, first["loc"])) or "script"
+        raise ScriptError(f"{path}: {at}: {first['msg']}") from None
+    except (ValueError, RecursionError) as error:
+        raise ScriptError(f"{path}: not JSON ({error}); give a script") from None
+
+
+def estimated_tokens(value: Json) -> int:
+    """A token per four bytes of JSON: a guess, for there is no tokenizer here."""
+    return max(1, len(encode(value)) // 4)
+
+
+def _wire(block: Block) -> dict[str, Json]:
+    wire = block.model_dump()
+    if isinstance(block, ToolUse):
+        wire = {"type": "tool_use", "id": f"toolu_{uuid4().hex[:24]}"} | wire
+    return wire
+
+
+def _texts(content: Json) -> Iterator[str]:
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, list):
+        for block in content:
+            if isinstance(block, dict) and block.get("type") == "text":
+                yield str(block.get("text", ""))

@@ -1,0 +1,149 @@
+"""Server-sent events of the Messages API: a message into frames, and back.
+
+Knows nothing of HTTP or of who writes the message.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+
+from mlxlab.traces.schema import Json, decode, encode
+
+__all__ = ["MessageAccumulator", "frame", "frames"]
+
+log = logging.getLogger(__name__)
+
+#: Characters of text in one delta: a few deltas per block, as from a server.
+_PIECE = 80
+#: Which key of a block the text of a delta is appended to.
+_APPENDED = {
+    "text_delta": "text",
+    "thinking_delta": "thinking",
+    "signature_delta": "signature",
+}
+
+
+def frame(kind: str, **fields: Json) -> bytes:
+    """One event. Clients need its ``event:`` line, which repeats the type."""
+    return b"event: %s\ndata: %s\n\n" % (
+        kind.encode(),
+        encode({"type": kind, **fields}),
+    )
+
+
+def frames(message: Mapping[str, Json]) -> Iterator[bytes]:
+    """The events that a server streams for a complete message."""
+    usage = message["usage"]
+    begun = {**message, "content": [], "stop_reason": None}
+    yield frame(
+        "message_start", message=begun | {"usage": usage | {"output_tokens": 1}}
+    )
+    for index, block in enumerate(message["content"]):
+        yield frame("content_block_start", index=index, content_block=_empty(block))
+        for delta in _deltas(block):
+            yield frame("content_block_delta", index=index, delta=delta)
+        yield frame("content_block_stop", index=index)
+    ending = {key: message[key] for key in ("stop_reason", "stop_sequence")}
+    yield frame("message_delta", delta=ending, usage=usage)
+    yield frame("message_stop")
+
+
+class MessageAccumulator:
+    """Puts the message of an event stream together, however it is cut in chunks.
+
+    Tolerant, because it listens to other people's servers: events that make no
+    sense are skipped.
+    """
+
+    def __init__(self) -> None:
+        self.message: dict[str, Json] | None = None
+        self._buffer = b""
+        self._data: list[bytes] = []
+        self._inputs: dict[int, str] = {}
+
+    def feed(self, chunk: bytes) -> None:
+        """Take in the next bytes of the stream."""
+        *lines, self._buffer = (self._buffer + chunk).split(b"\n")
+        for line in lines:
+            line = line.removesuffix(b"\r")
+            if line.startswith(b"data:"):
+                self._data.append(line.removeprefix(b"data:"))
+            elif not line and self._data:
+                self._take(b"\n".join(self._data))
+                self._data = []
+
+    def _take(self, data: bytes) -> None:
+        try:
+            self._apply(decode(data))
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            log.warning("an event of the answer was skipped: %r", error)
+
+    def _apply(self, event: Json) -> None:
+        match event["type"]:
+            case "message_start":
+                self.message = dict(event["message"])
+                self.message["content"] = list(self.message.get("content") or [])
+            case "content_block_start":
+                self._content().insert(event["index"], dict(event["content_block"]))
+            case "content_block_delta":
+                self._extend(event["index"], event["delta"])
+            case "content_block_stop":
+                self._finish(event["index"])
+            case "message_delta":
+                self._conclude(event)
+            case "error":
+                error = {"error": event["error"]}
+                self.message = event if self.message is None else self.message | error
+
+    def _content(self) -> list[Json]:
+        if self.message is None:
+            raise ValueError("a block before message_start")
+        content: list[Json] = self.message["content"]
+        return content
+
+    def _extend(self, index: int, delta: Json) -> None:
+        block = self._content()[index]
+        kind = delta["type"]
+        if kind in _APPENDED:
+            key = _APPENDED[kind]
+            block[key] = block.get(key, "") + delta[key]
+        elif kind == "input_json_delta":
+            self._inputs[index] = self._inputs.get(index, "") + delta["partial_json"]
+        elif kind == "citations_delta":
+            block["citations"] = [*(block.get("citations") or []), delta["citation"]]
+
+    def _finish(self, index: int) -> None:
+        text = self._inputs.pop(index, "")
+        if text:
+            self._content()[index]["input"] = decode(text)
+
+    def _conclude(self, event: Json) -> None:
+        if self.message is None:
+            raise ValueError("message_delta before message_start")
+        self.message |= event["delta"]
+        usage = self.message.get("usage") or {}
+        self.message["usage"] = usage | (event.get("usage") or {})
+
+
+def _empty(block: Mapping[str, Json]) -> dict[str, Json]:
+    blank = {"text": "", "thinking": "", "signature": "", "input": {}}
+    return {key: blank.get(key, value) for key, value in block.items()}
+
+
+def _deltas(block: Mapping[str, Json]) -> Iterator[dict[str, str]]:
+    match block["type"]:
+        case "text":
+            yield from _pieces("text_delta", "text", block["text"])
+        case "thinking":
+            yield from _pieces("thinking_delta", "thinking", block["thinking"])
+            yield {"type": "signature_delta", "signature": block["signature"]}
+        case "tool_use":
+            text = json.dumps(block["input"])
+            yield from _pieces("input_json_delta", "partial_json", text)
+
+
+def _pieces(kind: str, key: str, text: str) -> Iterator[dict[str, str]]:
+    for start in range(0, len(text), _PIECE):
+        yield {"type": kind, key: text[start : start + _PIECE]}

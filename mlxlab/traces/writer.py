@@ -1,0 +1,265 @@
+"""Writes traces: line by line while recording, or whole and at once.
+
+What a trace must not hold is left out here, so that no way of writing avoids it.
+Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+from typing import Self
+
+from mlxlab.errors import TraceError
+from mlxlab.files import replaced
+from mlxlab.traces.bodies import split
+from mlxlab.traces.redaction import kept_headers, kept_path, redacted
+from mlxlab.traces.schema import HeaderLine, Json, body_hash, encode
+from mlxlab.traces.trace import Exchange, Response, Trace
+
+__all__ = ["TraceWriter", "write_trace"]
+
+log = logging.getLogger(__name__)
+
+
+class TraceWriter:
+    """Appends exchanges to a new trace file as they happen.
+
+    Each record is one write and one fsync, so a crash loses at most the last one.
+    Thread-safe. The file is readable by its owner only.
+
+    Args:
+        path: must not exist.
+        notes: further keys of the first line, such as the client's version.
+
+    Raises:
+        TraceError: the file exists or cannot be created.
+    """
+
+    def __init__(
+        self, path: str | Path, notes: Mapping[str, Json] | None = None
+    ) -> None:
+        self.path = Path(path)
+        self._lock = Lock()
+        self._lines = _Lines()
+        self._next = 0
+        header = HeaderLine.model_validate(notes or {})
+        self._descriptor = _create(self.path)
+        self._append(lambda: _header(header))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; a second time does nothing."""
+        with self._lock:
+            self._close()
+
+    @property
+    def secrets(self) -> int:
+        """Secrets replaced so far."""
+        return self._lines.secrets
+
+    def request(
+        self,
+        *,
+        t: float,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: dict[str, Json] | None,
+    ) -> int:
+        """Record a request and return the id that its response is to carry.
+
+        Raises:
+            TraceError: it cannot be written as JSON, or the disk refused it.
+        """
+        with self._lock:
+            exchange = Exchange(self._next, t, method, path, headers, body)
+            self._append(lambda: self._lines.request(exchange))
+            self._next += 1
+            return exchange.id
+
+    def response(self, id: int, response: Response) -> None:
+        """Record the answer to request ``id``.
+
+        Raises:
+            TraceError: it cannot be written as JSON, or the disk refused it.
+        """
+        with self._lock:
+            self._append(lambda: self._lines.response(id, response))
+
+    def _append(self, make: Callable[[], bytes]) -> None:
+        if self._descriptor < 0:
+            raise TraceError(f"{self.path}: closed; give a new file to record into")
+        with _one_line(self.path):
+            data = make()
+        end = os.lseek(self._descriptor, 0, os.SEEK_END)
+        try:
+            _write(self._descriptor, data)
+        except OSError as error:
+            # What was half written would damage the middle of the file.
+            with suppress(OSError):
+                os.ftruncate(self._descriptor, end)
+            self._close()
+            raise TraceError(f"{self.path}: {error.strerror}") from None
+
+    def _close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def write_trace(trace: Trace, path: str | Path) -> None:
+    """Write a whole trace; ``path`` is replaced at once or stays as it was.
+
+    Raises:
+        TraceError: it cannot be written.
+    """
+    path = Path(path)
+    with _one_line(path), replaced(path) as file:
+        file.write(_header(trace.header))
+        file.writelines(map(_Lines().exchange, trace.exchanges))
+
+
+class _Lines:
+    """Encodes exchanges; remembers what earlier lines hold."""
+
+    def __init__(self) -> None:
+        self.secrets = 0
+        self._names: dict[str, str] = {}  # hash as sent -> hash as stored
+        self._stored: set[str] = set()
+        self._lists: dict[tuple[str, str], tuple[int, list[str]]] = {}
+
+    def exchange(self, exchange: Exchange) -> bytes:
+        answer = exchange.response
+        lines = self.request(exchange)
+        return lines + self.response(exchange.id, answer) if answer else lines
+
+    def request(self, exchange: Exchange) -> bytes:
+        line: dict[str, Json] = {
+            "kind": "request",
+            "id": exchange.id,
+            "t": exchange.t,
+            "method": exchange.method,
+            "path": self._clean(kept_path(exchange.path)),
+            "headers": self._clean(kept_headers(exchange.headers)),
+        }
+        if exchange.body is None:
+            return encode(line) + b"\n"
+        parts = split(exchange.body)
+        named = {key: self._named(items) for key, items in parts.lists.items()}
+        line["params"] = self._clean(dict(parts.params))
+        line |= {key: self._short(key, names) for key, (names, _) in named.items()}
+        if parts.cache_control:
+            line["cache_control"] = parts.cache_control
+        fresh = {k: v for _, bodies in named.values() for k, v in bodies.items()}
+        data = b"".join([*fresh.values(), encode(line), b"\n"])
+        self._remember(exchange.id, fresh, {k: v for k, (v, _) in named.items()})
+        return data
+
+    def response(self, id: int, response: Response) -> bytes:
+        line: dict[str, Json] = {
+            "kind": "response",
+            "id": id,
+            "t": response.t,
+            "status": response.status,
+            "first_byte_s": response.first_byte_s,
+        }
+        if response.message is not None:
+            line["message"] = self._clean(response.message)
+        if response.script:
+            line["script"] = True
+        return encode(line) + b"\n"
+
+    def _named(self, items: Json) -> tuple[str | list[str], dict[str, bytes]]:
+        """Names for bodies, and lines for those that are not stored yet."""
+        fresh: dict[str, bytes] = {}
+        if isinstance(items, str):
+            return self._name(items, fresh), fresh
+        return [self._name(body, fresh) for body in items], fresh
+
+    def _name(self, body: Json, fresh: dict[str, bytes]) -> str:
+        sent = body_hash(body)
+        if sent not in self._names:
+            body = self._clean(body)
+            self._names[sent] = body_hash(body)
+        name = self._names[sent]
+        if name not in self._stored and name not in fresh:
+            line = {"kind": "body", "hash": name, "body": self._clean(body)}
+            fresh[name] = encode(line) + b"\n"
+        return name
+
+    def _short(self, key: str, names: str | list[str]) -> Json:
+        """The names, those shared with an earlier list of the same start as a run."""
+        if isinstance(names, str) or not names:
+            return names
+        id, earlier = self._lists.get((key, names[0]), (0, []))
+        count = _shared(earlier, names)
+        return [[id, count], *names[count:]] if count > 1 else names
+
+    def _remember(
+        self, id: int, fresh: Mapping[str, bytes], named: Mapping[str, str | list[str]]
+    ) -> None:
+        self._stored.update(fresh)
+        for key, names in named.items():
+            if isinstance(names, list) and names:
+                self._lists[key, names[0]] = (id, names)
+
+    def _clean(self, value: Json) -> Json:
+        clean, found = redacted(value)
+        if found:
+            self.secrets += found
+            log.warning("%d secrets replaced in a recorded body", found)
+        return clean
+
+
+def _shared(a: list[str], b: list[str]) -> int:
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
+
+
+def _header(header: HeaderLine) -> bytes:
+    return encode(header.model_dump()) + b"\n"
+
+
+def _create(path: Path) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
+    try:
+        return os.open(path, flags, 0o600)
+    except FileExistsError:
+        raise TraceError(f"{path}: exists; give the name of a new file") from None
+    except OSError as error:
+        raise TraceError(f"{path}: {error.strerror}; give a new file") from None
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+    os.fsync(descriptor)
+
+
+@contextmanager
+def _one_line(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except RecursionError:
+        raise TraceError(f"{path}: a body is nested too deeply to write") from None
+    except ValueError as error:
+        raise TraceError(f"{path}: {error}; give JSON values") from None
+    except OSError as error:
+        raise TraceError(f"{path}: {error.strerror}; give a file to write") from None

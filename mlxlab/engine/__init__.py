@@ -4,7 +4,7 @@ Importing this package decides which BLAS mlx uses, because that has to happen b
 mlx itself is imported.
 """
 
-from mlxlab.engine import blas
+from mlxlab import blas
 
 blas.preload()
 

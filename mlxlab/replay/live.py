@@ -9,7 +9,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxlab.engine import Engine, Worker, blas, load_model
+from mlxlab import blas
+from mlxlab.engine import Engine, Worker, load_model
 from mlxlab.models import ModelFolder
 from mlxlab.prompt import Prompt
 from mlxlab.replay.steps import Step

@@ -24,7 +24,6 @@ _FORMS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     "new_session": ("new\nsession", "{:.1%}".format),
     "ttft_median_s": ("TTFT\nmedian s", "{:.2f}".format),
     "ttft_max_s": ("TTFT\nmax s", "{:.2f}".format),
-    "prefill_s": ("prefill\ns", "{:.1f}".format),
     "stored_mib": ("stored\nMiB", "{:.0f}".format),
     "evicted": ("evicted\ntokens", "{:,}".format),
 }

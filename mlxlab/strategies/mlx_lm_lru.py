@@ -9,6 +9,7 @@ from __future__ import annotations
 from itertools import count
 from weakref import WeakValueDictionary
 
+from mlxlab.blas import preload
 from mlxlab.errors import IntegrityError, StrategyError
 from mlxlab.prompt import Prompt, Tokens
 from mlxlab.strategies.base import (
@@ -82,6 +83,7 @@ class MlxLmLru(Strategy):
     ) -> None:
         super().__init__(token_bytes=token_bytes)
         require(self.name, max_size=max_size, max_bytes=max_bytes)
+        preload()  # before mlx is imported, here as in mlxlab.engine
         try:
             from mlx_lm.models.cache import LRUPromptCache
         except ImportError as error:

@@ -98,6 +98,7 @@ class ScriptAnswerer:
 
     def __init__(self, script: Script) -> None:
         self.script = script
+        self._turn = anyio.Lock()
 
     async def answer(self, call: Call) -> Answer:
         path = urlsplit(call.path).path
@@ -111,7 +112,8 @@ class ScriptAnswerer:
                 count = {"input_tokens": estimated_tokens(call.body)}
                 return replace(_json_answer(200, count), script=True)
             case "POST", "/v1/messages" if call.body is not None:
-                await anyio.sleep(self.script.latency_s)
+                async with self._turn:
+                    await anyio.sleep(self.script.latency_s)
                 return self._message(call.body)
             case "POST", "/v1/messages" | "/v1/messages/count_tokens":
                 return error_answer(400, "the body is no JSON object; send one")

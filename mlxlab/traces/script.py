@@ -1,8 +1,9 @@
 """A script of answers: what to reply to a client when no model is there.
 
 A JSON file ``{"conversations": [{"match": REGEX, "replies": [[block, ...], ...]},
-...], "otherwise": [block, ...], "latency_s": SECONDS}``, the last one optional. Replies depend on the request alone, so that
-sub-agents and sessions can run side by side. Knows nothing of HTTP.
+...], "otherwise": [block, ...], "latency_s": SECONDS}``, the last one optional.
+Replies depend on the request alone, so that sub-agents and sessions can run side by
+side. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -71,8 +72,8 @@ class Conversation(_Closed):
 class Script(_Closed):
     """Conversations, and what is said when none is left.
 
-    ``latency_s`` seconds pass before each answer, as with a model: only then do
-    agents that work at the same time take turns.
+    Each answer takes ``latency_s`` seconds, one after the other as on a local model:
+    only then do agents that work at the same time take turns.
     """
 
     conversations: tuple[Conversation, ...]

@@ -29,14 +29,22 @@ def restored(store: KVStore, *spans: Span) -> list[KVCache]:
     return caches
 
 
+def equal_heads(a: list[KVCache], b: list[KVCache], tokens: int) -> bool:
+    """Whether keys and values of the first tokens are the same in every layer."""
+    pairs = [
+        (x, y)
+        for one, other in zip(a, b, strict=True)
+        for x, y in zip(one.state[:2], other.state[:2], strict=True)
+    ]
+    return all(mx.array_equal(x[..., :tokens, :], y[..., :tokens, :]) for x, y in pairs)
+
+
 def test_restores_parts_of_several_handles_in_order() -> None:
     store, source = KVStore(), filled(20)
     store.apply(Commit(put=(Put(1, 0, 8), Put(2, 8, 20))), source)
     found = restored(store, Span(1, 0, 0, 8), Span(2, 0, 8, 5))
-    for a, b in zip(found, source, strict=True):
-        assert a.offset == 13
-        assert mx.array_equal(a.keys[..., :13, :], b.keys[..., :13, :])
-        assert mx.array_equal(a.values[..., :13, :], b.values[..., :13, :])
+    assert {cache.offset for cache in found} == {13}
+    assert equal_heads(found, source, 13)
 
 
 def test_what_is_restored_can_grow_without_changing_the_store() -> None:
@@ -44,8 +52,9 @@ def test_what_is_restored_can_grow_without_changing_the_store() -> None:
     store.apply(Commit(put=(Put(1, 0, 300),)), source)
     for _ in range(2):
         cache = restored(store, Span(1, 0, 0, 300))
-        cache[0].update_and_fetch(*(mx.ones((1, HEADS, 1, DIM)),) * 2)
-        assert mx.array_equal(cache[0].keys[..., :300, :], source[0].keys[..., :300, :])
+        for layer in cache:
+            layer.update_and_fetch(*(mx.ones((1, HEADS, 1, DIM)),) * 2)
+        assert equal_heads(cache, source, 300)
 
 
 def test_bytes_are_those_of_the_stored_tokens() -> None:

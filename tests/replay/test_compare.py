@@ -10,6 +10,7 @@ import pytest
 from mlxlab.errors import MlxlabError, RuleError, StrategyError
 from mlxlab.replay import Comparison, compare
 from mlxlab.replay.contenders import DEFAULT_CONTENDERS, parse_contenders
+from mlxlab.replay.report import contender_names
 from mlxlab.strategies import STRATEGIES
 from tests.replay.traffic import small_trace
 
@@ -69,12 +70,13 @@ def test_segments_cover_every_prompt(comparison: Comparison) -> None:
 
 def test_summary_weighs_by_tokens(comparison: Comparison) -> None:
     rows = comparison.frame.query("strategy == 'paged'")
-    summary = comparison.summary.set_index(["strategy", "rules"])
-    expected = rows.reused_tokens.sum() / rows.prompt_tokens.sum()
-    assert summary.loc[("paged", "all"), "reused"] == pytest.approx(expected)
-    assert summary.loc[("ceiling", "all"), "of_ceiling"] == 1
-    literal = summary.loc[("prefix", "none"), "new_session"]
-    assert literal < summary.loc[("paged", "all"), "new_session"]
+    summary = comparison.summary.set_index(contender_names(comparison.summary))
+    reused, of_ceiling, new_session = (
+        summary[column].to_dict() for column in ("reused", "of_ceiling", "new_session")
+    )
+    assert reused["paged"] == rows.reused_tokens.sum() / rows.prompt_tokens.sum()
+    assert of_ceiling["ceiling"] == 1
+    assert new_session["prefix@none"] < new_session["paged"]
 
 
 def test_json_has_manifest_and_rows(comparison: Comparison, tmp_path: Path) -> None:
@@ -156,6 +158,20 @@ def test_bad_options_are_refused_before_any_work(
 ) -> None:
     with pytest.raises(error, match=says):
         compare(small_trace(), simulate=True, progress=False, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere mlx brings its own")
+def test_a_live_replay_of_mlx_lms_cache_uses_the_fast_blas() -> None:
+    script = """
+from mlxlab import compare
+from tests.replay.traffic import small_trace
+live = compare(small_trace(), strategies="mlx-lm", progress=False)
+print(live.manifest["blas"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert "OpenBLAS" in done.stdout
 
 
 def test_simulation_imports_no_mlx() -> None:

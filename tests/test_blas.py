@@ -10,21 +10,22 @@ from typing import Any
 
 import pytest
 
-from mlxlab.engine import blas
+from mlxlab import blas
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="loads nothing here")
 
 USE = """
 import json, logging
 logging.basicConfig(level=logging.INFO)
-from mlxlab.engine import blas
+from mlxlab import blas
 found = blas.preload()
 print(json.dumps({"name": found.name, "path": str(found.path)}))
 """
 
 MULTIPLY = """
 import json, time
-from mlxlab.engine import blas
+from mlxlab import blas
+blas.preload()
 import mlx.core as mx
 import numpy as np
 
@@ -116,7 +117,7 @@ def test_the_users_own_preload_is_kept(tmp_path: Path) -> None:
 def test_mlx_imported_first_is_reported() -> None:
     result, log = run("import mlx.core\n" + USE)
     assert result == {"name": "mlx's own (reference BLAS)", "path": "None"}
-    assert "WARNING:mlxlab.engine.blas:BLAS: mlx was imported before" in log
+    assert "WARNING:mlxlab.blas:BLAS: mlx was imported before" in log
 
 
 def test_a_warning_says_what_is_missing(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,201 @@
+"""The speed ratios that mlxlab promises, measured on this machine.
+
+``python bench.py [--json FILE]`` prints one table and exits with 1 if a target is
+missed. Every row compares the same work done by mlxlab and by what it replaces.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from mlxlab import blas
+from mlxlab.engine import Engine, load_model  # before mlx: it settles the BLAS
+from mlxlab.models import find_model
+from mlxlab.prompt import Prompt, Role, Segment
+from mlxlab.strategies import make_strategy
+
+import mlx.core as mx  # isort: skip
+from mlx_lm.generate import generate_step  # isort: skip
+from mlx_lm.models.cache import KVCache, LRUPromptCache  # isort: skip
+
+LENGTH = 60_000
+SHARED = 1_000
+SIDE = 2_048
+PROMPT = 16_000
+
+STRATEGIES = ("prefix", "static-prefix", "block-hash", "paged")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One comparison; ``ours`` and ``theirs`` are seconds, best of several runs."""
+
+    name: str
+    ours: float
+    theirs: float
+    target: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster ours is."""
+        return self.theirs / self.ours
+
+    @property
+    def ok(self) -> bool:
+        """Whether the target is met."""
+        return self.ratio >= self.target
+
+
+def plan_commit(name: str, theirs: float) -> Row:
+    """Take in a request that diverges early from a cached one of 60,000 tokens."""
+    cached, request = _diverging()
+
+    def measure() -> float:
+        strategy = make_strategy(name)
+        strategy.commit(cached, strategy.plan(cached))
+        started = perf_counter()
+        strategy.commit(request, strategy.plan(request))
+        return perf_counter() - started
+
+    return Row(
+        f"plan + commit, {LENGTH // 1000}K: {name}",
+        _best(measure, 10),
+        theirs,
+        target=100,
+    )
+
+
+def fetch_insert() -> float:
+    """Seconds that mlx-lm's LRUPromptCache takes for the same two requests."""
+    cached, request = (prompt.tokens.tolist() for prompt in _diverging())
+
+    def measure() -> float:
+        lru = LRUPromptCache()
+        lru.insert_cache("model", cached, [KVCache()])
+        started = perf_counter()
+        lru.fetch_nearest_cache("model", request)
+        lru.insert_cache("model", request, [KVCache()])
+        return perf_counter() - started
+
+    return _best(measure, 2)
+
+
+def matrix_product() -> Row:
+    """A float32 product on the CPU, against numpy's."""
+    a, b = np.random.default_rng(0).random((2, SIDE, SIDE), dtype=np.float32)
+    with mx.stream(mx.cpu):
+        x, y = mx.array(a), mx.array(b)
+        ours = _best(lambda: _seconds(lambda: mx.eval(x @ y)), 6)
+    theirs = _best(lambda: _seconds(lambda: a @ b), 6)
+    return Row(f"product, {SIDE}^2: numpy", ours, theirs, target=0.6)
+
+
+def engine_prefill() -> Row:
+    """A cold prompt of 16,000 tokens to its first token, against mlx-lm's own code."""
+    folder = find_model()
+    model = load_model(folder)
+    ids = np.random.default_rng(0).integers(256, 8_000, size=PROMPT, dtype=np.int32)
+
+    def ours() -> float:
+        engine = Engine(model, make_strategy("none"))
+        return engine.replay(Prompt(ids), ids[:0]).ttft_s
+
+    def theirs() -> float:
+        steps = generate_step(mx.array(ids), model, max_tokens=1)
+        return _seconds(lambda: next(steps))
+
+    # In turns, so that both see the same machine.
+    runs = [(ours(), theirs()) for _ in range(4)]
+    mine, other = (min(seconds) for seconds in zip(*runs, strict=True))
+    return Row(f"prefill, {PROMPT // 1000}K: mlx-lm", mine, other, target=1 / 1.05)
+
+
+def _diverging() -> tuple[Prompt, Prompt]:
+    ids = np.random.default_rng(0)
+    first, second = (ids.integers(50_000, size=LENGTH, dtype=np.int32) for _ in "12")
+    second[:SHARED] = first[:SHARED]
+    segments = (
+        Segment("system[0]", Role.SYSTEM, 0, SHARED),
+        Segment("messages[0]", Role.USER, SHARED, LENGTH),
+    )
+    return Prompt(first, segments), Prompt(second, segments)
+
+
+def _best(measure: Callable[[], float], runs: int) -> float:
+    return min(measure() for _ in range(runs))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = perf_counter()
+    work()
+    return perf_counter() - started
+
+
+def _rows() -> Iterator[Row]:
+    theirs = fetch_insert()
+    for name in STRATEGIES:
+        yield plan_commit(name, theirs)
+    yield engine_prefill()
+    if mx.default_device() == mx.Device(mx.cpu):  # elsewhere BLAS plays no part
+        yield matrix_product()
+
+
+def _table(rows: list[Row]) -> Table:
+    table = Table(
+        "name", title=f"mlxlab against what it replaces; BLAS: {blas.preload()}"
+    )
+    for column in ("ours (ms)", "theirs (ms)", "times as fast", "target", "ok"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(
+            row.name,
+            f"{row.ours * 1e3:.2f}",
+            f"{row.theirs * 1e3:.2f}",
+            f"{row.ratio:,.2f}",
+            f">= {row.target:.3g}",
+            "yes" if row.ok else "NO",
+        )
+    return table
+
+
+def _report(rows: list[Row]) -> str:
+    return json.dumps(
+        {
+            "machine": f"{platform.platform()}, {os.cpu_count()} CPUs",
+            "blas": str(blas.preload()),
+            "python": platform.python_version(),
+            "mlx": version("mlx"),
+            "mlx-lm": version("mlx-lm"),
+            "rows": [asdict(row) | {"ratio": row.ratio, "ok": row.ok} for row in rows],
+        },
+        indent=2,
+    )
+
+
+def main() -> int:
+    """Measure, print, and tell whether every target is met."""
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows too")
+    target: Path | None = parser.parse_args().json
+    rows = list(_rows())
+    Console().print(_table(rows))
+    if target is not None:
+        target.write_text(_report(rows) + "\n", encoding="utf-8")
+    return 0 if all(row.ok for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

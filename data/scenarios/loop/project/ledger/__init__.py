@@ -1,0 +1,1 @@
+"""Sums up a household's bank statements by month and category."""

@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help compare test test-all lab check bench record clean
+.PHONY: help compare test test-all lab notebooks check bench record clean
 
 BIN := .venv/bin
 READY := .venv/ready
@@ -24,6 +24,9 @@ test-all: $(READY)  ## the same with the slow tests
 lab: $(READY)  ## JupyterLab on the notebooks
 	$(BIN)/python -m jupyter lab notebooks
 
+notebooks: $(READY)  ## run all notebooks again and store their outputs
+	$(BIN)/python -m jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
+
 check: $(READY)  ## format, lint and types, notebooks included
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m ruff check .
@@ -32,7 +35,7 @@ check: $(READY)  ## format, lint and types, notebooks included
 bench: $(READY)  ## speed against the committed bounds
 	$(BIN)/python bench.py
 
-record: $(READY)  ## record the traces in data/traces again
+record: $(READY)  ## record the traces in data/traces again; needs node and npm
 	$(BIN)/python data/record.py
 
 clean:  ## remove .venv, reports and caches

@@ -1,5 +1,8 @@
 """Figures from the frames of a comparison. Draws; computes nothing new.
 
+Along an axis of requests ``2 #7`` is request 7, of the second session; ``2b #7`` is its
+second sub-agent's.
+
 Figures are made without pyplot, which keeps global state and is not safe on Jupyter's
 callback threads.
 """
@@ -8,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import matplotlib as mpl
@@ -121,8 +125,9 @@ def _lines(frame: pd.DataFrame, column: str, label: str) -> tuple[Figure, Axes]:
 
 
 def _mark_requests(axes: Axes, order: pd.DataFrame) -> None:
-    """Label the requests along x and set sessions apart."""
-    for start in order.index[order.session != order.session.shift()][1:]:
+    """Label the requests along x and set sessions, not their agents, apart."""
+    session = order.session.str.partition("/")[0]
+    for start in order.index[session != session.shift()][1:]:
         axes.axvline(start - 0.5, color="0.6", linewidth=0.8)
     axes.set_xticks(range(len(order)), _labels(order), rotation=60, ha="right")
 
@@ -155,5 +160,18 @@ def _styles(n: int) -> Iterator[dict[str, Any]]:
         }
 
 
-def _labels(index: pd.DataFrame) -> list[str]:
-    return [f"{s} #{r}" for s, r in zip(index.session, index.request, strict=True)]
+def _labels(order: pd.DataFrame) -> list[str]:
+    """Short names: sessions numbered, their sub-agents lettered, as in ``1b #7``."""
+    names: dict[str, str] = {}
+    agents: dict[str, int] = {}
+    for session in order.session.unique():
+        main, _, agent = session.partition("/")
+        number = agents.setdefault(main, 0)
+        agents[main] += bool(agent)
+        place = list(agents).index(main) + 1
+        names[session] = (
+            f"{place}{ascii_lowercase[number % 26]}" if agent else f"{place}"
+        )
+    return [
+        f"{names[s]} #{r}" for s, r in zip(order.session, order.request, strict=True)
+    ]

@@ -8,8 +8,22 @@ from mlxlab import blas
 
 blas.preload()
 
-from mlxlab.engine.engine import Engine, Prefill, Replayed, load_model  # noqa: E402
+from mlxlab.engine.engine import (  # noqa: E402
+    Engine,
+    Prefill,
+    Replayed,
+    device_name,
+    load_model,
+)
 from mlxlab.engine.store import KVStore  # noqa: E402
 from mlxlab.engine.worker import Worker  # noqa: E402
 
-__all__ = ["Engine", "KVStore", "Prefill", "Replayed", "Worker", "load_model"]
+__all__ = [
+    "Engine",
+    "KVStore",
+    "Prefill",
+    "Replayed",
+    "Worker",
+    "device_name",
+    "load_model",
+]

@@ -22,7 +22,7 @@ from mlxlab.models import ModelFolder
 from mlxlab.prompt import Prompt, Tokens
 from mlxlab.strategies import Commit, Plan, Span, Strategy
 
-__all__ = ["Engine", "Prefill", "Replayed", "load_model"]
+__all__ = ["Engine", "Prefill", "Replayed", "device_name", "load_model"]
 
 Sampler: TypeAlias = Callable[[mx.array], mx.array]
 
@@ -45,6 +45,11 @@ def load_model(folder: ModelFolder) -> Any:
             "plain KVCache layers only, which can be cut at any token"
         )
     return model
+
+
+def device_name() -> str:
+    """What computes: a chip's or processor's name."""
+    return str(mx.device_info()["device_name"])
 
 
 @dataclass(frozen=True, slots=True)

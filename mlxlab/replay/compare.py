@@ -61,18 +61,20 @@ def compare(
     for contender in contenders:
         contender.make(folder.token_bytes)
     renderers = {c.rules: Renderer(folder, c.rules) for c in contenders}
-    workload = {r: _sessions(traces, renderer) for r, renderer in renderers.items()}
-    total = sum(len(s.prompt) for c in contenders for t in workload[c.rules] for s in t)
     rows: list[dict[str, Any]] = []
-    with (
-        _stage(folder, chunk, simulate) as stage,
-        tqdm(total=total, unit="tok", unit_scale=True, disable=not progress) as bar,
-    ):
-        for contender in contenders:
-            bar.set_description(contender.strategy)
-            for steps in workload[contender.rules]:
-                target = stage.target(contender, bar.update)
-                rows += [_row(contender, s, target.replay(s)) for s in steps]
+    requests = len(renderers) * sum(len(trace.inference) for trace in traces)
+    with tqdm(total=requests, desc="rendering", disable=not progress) as bar:
+        workload = {
+            rules_in_force: _rendered(traces, renderer, bar.update)
+            for rules_in_force, renderer in renderers.items()
+        }
+        with _stage(folder, chunk, simulate) as stage:
+            bar.reset(sum(_tokens(workload[c.rules]) for c in contenders))
+            for contender in contenders:
+                bar.set_description(contender.strategy)
+                for steps in workload[contender.rules]:
+                    target = stage.target(contender, bar.update)
+                    rows += [_row(contender, s, target.replay(s)) for s in steps]
     return Comparison(
         frame=pd.DataFrame(rows),
         manifest=describe_run(
@@ -86,15 +88,21 @@ def compare(
     )
 
 
-def _sessions(traces: Sequence[Trace], renderer: Renderer) -> list[list[Step]]:
+def _rendered(
+    traces: Sequence[Trace], renderer: Renderer, progress: Progress
+) -> list[list[Step]]:
     """The steps of every trace; several traces may use the same session ids."""
-    rendered = [render_steps(trace, renderer) for trace in traces]
+    rendered = [render_steps(trace, renderer, progress) for trace in traces]
     if len(traces) == 1:
         return rendered
     return [
         [replace(step, session=f"{trace.name}:{step.session}") for step in steps]
         for trace, steps in zip(traces, rendered, strict=True)
     ]
+
+
+def _tokens(workload: Iterable[Iterable[Step]]) -> int:
+    return sum(len(step.prompt) for steps in workload for step in steps)
 
 
 class _Stage:

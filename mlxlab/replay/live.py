@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 
 from mlxlab import blas
-from mlxlab.engine import Engine, Worker, load_model
+from mlxlab.engine import Engine, Worker, device_name, load_model
 from mlxlab.models import ModelFolder
 from mlxlab.prompt import Prompt
 from mlxlab.replay.steps import Step
@@ -77,7 +76,7 @@ class LiveModel:
     def describe(self) -> dict[str, Any]:
         """Device, BLAS and chunk size, for a manifest."""
         return {
-            "device": mx.device_info()["device_name"],
+            "device": device_name(),
             "blas": str(blas.preload()),
             "chunk": self.chunk,
         }

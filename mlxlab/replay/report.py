@@ -50,8 +50,8 @@ class Comparison:
 
         Columns: ``reused`` (token-weighted hit rate), ``of_ceiling`` (its share of
         the rate that infinite memory has under the default rules), ``new_session`` (hit
-        rate of the first requests of all sessions but the first; sub-agents count as
-        sessions), ``ttft_median_s``, ``ttft_max_s``, ``prefill_s`` (sum),
+        rate of the first requests of all sessions but each trace's first; sub-agents
+        count as sessions), ``ttft_median_s``, ``ttft_max_s``, ``prefill_s`` (sum),
         ``restore_s`` (sum), ``stored_mib`` (peak), ``evicted`` (tokens).
         """
         ceiling = self.frame[self.frame.strategy == InfiniteMemory.name]
@@ -134,7 +134,9 @@ def _hit_rate(rows: pd.DataFrame) -> float:
 
 
 def _summarize(rows: pd.DataFrame, most: float) -> dict[str, Any]:
-    starts = rows.groupby("session", sort=False).head(1).iloc[1:]
+    starts = rows.groupby("session", sort=False).head(1)
+    trace = starts.session.str.rpartition(":")[0]
+    starts = starts[trace.duplicated()]
     return {
         "reused": _hit_rate(rows),
         "of_ceiling": _hit_rate(rows) / most if most else None,

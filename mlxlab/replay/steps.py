@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,16 +38,28 @@ class Step:
         return self.prompt.extended(self.answer).head(length)
 
 
-def render_steps(trace: Trace, renderer: Renderer) -> list[Step]:
+def render_steps(
+    trace: Trace,
+    renderer: Renderer,
+    progress: Callable[[int], object] = lambda requests: None,
+) -> list[Step]:
     """The trace's inference requests in order of arrival.
 
     An answer that was not recorded is read off a later request that repeats it.
+
+    Args:
+        trace: what was recorded.
+        renderer: for the model and rules that the prompts are for.
+        progress: called with the number of requests just rendered.
 
     Raises:
         RequestError: a request that is no valid Messages request, or none at all.
         ModelError: a prompt beyond the model's window, or one that cannot be rendered.
     """
-    steps = [_step(trace, exchange, renderer) for exchange in trace.inference]
+    steps: list[Step] = []
+    for exchange in trace.inference:
+        steps.append(_step(trace, exchange, renderer))
+        progress(1)
     if not steps:
         raise RequestError(
             f"trace {trace.name}: no POST /v1/messages in it; record one with a client "

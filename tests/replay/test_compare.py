@@ -161,11 +161,12 @@ def test_bad_options_are_refused_before_any_work(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere mlx brings its own")
-def test_a_live_replay_of_mlx_lms_cache_uses_the_fast_blas() -> None:
-    script = """
+@pytest.mark.parametrize("strategy", ["paged", "mlx-lm"])
+def test_a_live_replay_uses_the_fast_blas(strategy: str) -> None:
+    script = f"""
 from mlxlab import compare
 from tests.replay.traffic import small_trace
-live = compare(small_trace(), strategies="mlx-lm", progress=False)
+live = compare(small_trace(), strategies="{strategy}", progress=False)
 print(live.manifest["blas"])
 """
     done = subprocess.run(

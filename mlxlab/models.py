@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -82,7 +83,10 @@ class ModelFolder:
         from transformers import AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True)
+            # The window is ours to check; transformers would only warn of it.
+            tokenizer = AutoTokenizer.from_pretrained(
+                self.path, local_files_only=True, model_max_length=sys.maxsize
+            )
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(f"model {self.name}: no tokenizer: {error}") from error
         if not tokenizer.is_fast or not tokenizer.chat_template:

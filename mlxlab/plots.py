@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from mlxlab.errors import MlxlabError
 from mlxlab.files import replaced
 from mlxlab.prompt import Role
 from mlxlab.replay.report import Comparison, contender_names
@@ -92,7 +93,11 @@ def plot_segments(comparison: Comparison) -> Figure:
 
 
 def save_plots(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write every plot that has data as PNG into ``folder``; returns the files."""
+    """Write every plot that has data as PNG into ``folder``; returns the files.
+
+    Raises:
+        MlxlabError: a file cannot be written.
+    """
     plots: dict[str, Callable[[Comparison], Figure]] = {
         "hit_rate": plot_hit_rate,
         "segments": plot_segments,
@@ -103,8 +108,12 @@ def save_plots(comparison: Comparison, folder: Path) -> list[Path]:
     written = []
     for name, plot in plots.items():
         path = folder / f"{name}.png"
-        with replaced(path) as file:
-            plot(comparison).savefig(file, format="png", dpi=120)
+        figure = plot(comparison)
+        try:
+            with replaced(path) as file:
+                figure.savefig(file, format="png", dpi=120)
+        except OSError as error:
+            raise MlxlabError(f"{path}: {error.strerror}; give a folder") from None
         written.append(path)
     return written
 

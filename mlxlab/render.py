@@ -9,6 +9,7 @@ are. Knows nothing of caches and arrays.
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from mlxlab.canonical import RULES, canonicalize
 from mlxlab.conversation import Conversation, Turn, assistant_turns
-from mlxlab.errors import ModelError
+from mlxlab.errors import ModelError, RequestError
 from mlxlab.marks import Extent, Marks
 from mlxlab.messages import parse_answer, parse_request
 from mlxlab.models import ModelFolder
@@ -34,6 +35,7 @@ __all__ = ["Renderer"]
 
 log = logging.getLogger(__name__)
 
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _COARSE = "segments: coarse, the template does not print every block as it is"
 _NO_INLINE = "inline system messages rendered as user turns: the template refuses them"
 _NOT_EXTENDED = "answers: the template does not append them to the prompt"
@@ -100,10 +102,16 @@ class Renderer:
     def _rendering(self, body: object, where: str) -> Rendering:
         conversation = canonicalize(parse_request(body, where), self.rules)
         try:
-            return Rendering(conversation, self._apply(conversation))
+            rendering = Rendering(conversation, self._apply(conversation))
         except ModelError:
             if not any(turn.role == "system" for turn in conversation.turns):
                 raise
+            rendering = self._without_inline_system(conversation)
+        if _LONE_SURROGATE.search(rendering.text):
+            raise RequestError(f"{where}: half a surrogate pair; give Unicode text")
+        return rendering
+
+    def _without_inline_system(self, conversation: Conversation) -> Rendering:
         as_user = tuple(
             replace(turn, role="user") if turn.role == "system" else turn
             for turn in conversation.turns

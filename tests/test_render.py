@@ -1,12 +1,12 @@
 """Rendering: tokens extend from turn to turn, and every token has its origin."""
 
-from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlxlab.canonical import RULES
-from mlxlab.errors import ModelError
+from mlxlab.errors import ModelError, RequestError
 from mlxlab.models import ModelFolder, find_model
 from mlxlab.prompt import Prompt, Role, common_prefix
 from mlxlab.render import Renderer
@@ -165,6 +165,11 @@ def test_a_template_that_fails_is_named() -> None:
         renderer.render(wire.first_body())
 
 
+def test_text_that_is_no_unicode_is_refused(tiny: ModelFolder) -> None:
+    with pytest.raises(RequestError, match="trace t: half a surrogate pair"):
+        Renderer(tiny).render(wire.first_body(ask="a \ud800 b"), "trace t")
+
+
 def test_answer_ends_with_the_end_of_turn(tiny: ModelFolder) -> None:
     renderer = Renderer(tiny)
     _, answer = renderer.render_exchange(wire.first_body(), wire.answer())
@@ -181,8 +186,10 @@ def test_thinking_switch_reaches_the_template(tiny: ModelFolder) -> None:
     assert rendered(None).endswith("</think>\n\n")
 
 
-def test_a_folder_without_a_template_is_refused(tiny: ModelFolder) -> None:
-    bare = replace(tiny)
-    bare.tokenizer.chat_template = None
-    with pytest.raises(ModelError, match="chat template"):
-        Renderer(bare).render(wire.first_body())
+def test_a_folder_without_a_template_is_refused(
+    tiny: ModelFolder, tmp_path: Path
+) -> None:
+    for file in tiny.path.glob("*.json"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(ModelError, match=r"needs a tokenizer.json and a chat template"):
+        Renderer(find_model(str(tmp_path))).render(wire.first_body())

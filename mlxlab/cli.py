@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pandas import DataFrame
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.logging import RichHandler
@@ -16,8 +17,16 @@ from rich.table import Table
 from mlxlab.canonical import RULES
 from mlxlab.errors import MlxlabError
 from mlxlab.models import BUNDLED
+from mlxlab.replay.compare import compare as compare_traces
 from mlxlab.replay.contenders import DEFAULT_CONTENDERS
-from mlxlab.replay.report import Comparison
+from mlxlab.replay.report import (
+    format_summary,
+    list_notes,
+    summarize,
+    title_of,
+    write_json,
+)
+from mlxlab.replay.segments import count_segments
 from mlxlab.strategies import STRATEGIES
 from mlxlab.traces import load_trace, write_trace
 from mlxlab.traces.bundled import DEFAULT_TRACE
@@ -81,23 +90,22 @@ def compare(
     ] = None,
 ) -> None:
     """Replay traces through strategies and print what each of them reused."""
-    from mlxlab.replay.compare import compare as run
-
-    comparison = run(
-        [load_trace(trace) for trace in traces or [DEFAULT_TRACE]],
+    loaded = [load_trace(trace) for trace in traces or [DEFAULT_TRACE]]
+    rows = compare_traces(
+        loaded,
         model=model,
         strategies=strategies,
         rules=rules,
         simulate=simulate,
         chunk=chunk,
     )
-    _print_comparison(comparison)
+    _print_summary(rows)
     if json:
-        comparison.to_json(json)
+        write_json(rows, json)
     if plots:
         from mlxlab.plots import save_plots
 
-        save_plots(comparison, plots)
+        save_plots(rows, count_segments(loaded, model=model, rules=rules), plots)
 
 
 @app.command("strategies")
@@ -166,13 +174,13 @@ def _print_names(summaries: dict[str, str]) -> None:
     console.print(table)
 
 
-def _print_comparison(comparison: Comparison) -> None:
-    readable = comparison.readable
-    table = Table(title=comparison.title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+def _print_summary(rows: DataFrame) -> None:
+    readable = format_summary(summarize(rows))
+    table = Table(title=title_of(rows), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in readable.columns:
         table.add_column(column, justify="left" if column == "strategy" else "right")
     for row in readable.itertuples(index=False):
         table.add_row(*row)
     console.print(table)
-    for note in comparison.notes:
-        console.print(f"Note: {note}")
+    for note in list_notes(rows):
+        console.print(note, highlight=False)

@@ -1,4 +1,4 @@
-"""Figures from the frames of a comparison. Draws; computes nothing new.
+"""Figures from the rows of a comparison. Draws; computes nothing new.
 
 Along an axis of requests ``2 #7`` is request 7, of the second session; ``2b #7`` is its
 second sub-agent's.
@@ -9,7 +9,7 @@ callback threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
@@ -24,7 +24,7 @@ from matplotlib.ticker import PercentFormatter
 from mlxlab.errors import MlxlabError
 from mlxlab.files import replaced
 from mlxlab.prompt import Role
-from mlxlab.replay.report import Comparison, contender_names
+from mlxlab.replay.report import contender_names
 
 __all__ = ["plot_hit_rate", "plot_memory", "plot_segments", "plot_ttft", "save_plots"]
 
@@ -35,11 +35,10 @@ _MOST_CELLS = 24  # columns of a heat map that leave room for numbers
 _DARK = 0.6  # shares above this are bright in cividis
 
 
-def plot_hit_rate(comparison: Comparison) -> Figure:
+def plot_hit_rate(rows: pd.DataFrame) -> Figure:
     """Share of each prompt that was reused, strategies by requests."""
-    frame = comparison.frame
-    share = frame.assign(
-        share=frame.reused_tokens / frame.prompt_tokens, name=contender_names(frame)
+    share = rows.assign(
+        share=rows.reused_tokens / rows.prompt_tokens, name=contender_names(rows)
     ).pivot_table(
         index="name", columns=["session", "request"], values="share", sort=False
     )
@@ -57,28 +56,36 @@ def plot_hit_rate(comparison: Comparison) -> Figure:
     return figure
 
 
-def plot_ttft(comparison: Comparison) -> Figure:
+def plot_ttft(rows: pd.DataFrame) -> Figure:
     """Seconds to the first token, request by request; empty when simulated."""
-    timed = comparison.frame.dropna(subset=["ttft_s"])
+    timed = rows.dropna(subset=["ttft_s"])
     figure, axes = _lines(timed, "ttft_s", "time to first token [s, log scale]")
     axes.set_yscale("log")
     return figure
 
 
-def plot_memory(comparison: Comparison) -> Figure:
+def plot_memory(rows: pd.DataFrame) -> Figure:
     """Bytes of keys and values held after each request."""
-    frame = comparison.frame
-    mib = frame.assign(mib=frame.stored_bytes / 2**20)
+    mib = rows.assign(mib=rows.stored_bytes / 2**20)
     figure, axes = _lines(mib, "mib", "stored keys and values [MiB]")
     axes.set_ylim(bottom=0)
     return figure
 
 
-def plot_segments(comparison: Comparison) -> Figure:
-    """Where the tokens of each prompt came from, a bar per request."""
-    table = comparison.segments.pivot_table(
-        index=["session", "request"], columns="role", values="tokens", sort=False
-    ).fillna(0)
+def plot_segments(segments: pd.DataFrame) -> Figure:
+    """Where the tokens of each prompt came from, a bar per request.
+
+    Args:
+        segments: from :func:`mlxlab.count_segments`.
+    """
+    table = segments.pivot_table(
+        index=["session", "request"],
+        columns="role",
+        values="tokens",
+        aggfunc="sum",
+        fill_value=0,
+        sort=False,
+    )
     roles = [str(role) for role in Role if str(role) in table.columns]
     figure, axes = _axes(height=1.4 + 0.26 * len(table))
     left = np.zeros(len(table))
@@ -92,30 +99,29 @@ def plot_segments(comparison: Comparison) -> Figure:
     return figure
 
 
-def save_plots(comparison: Comparison, folder: Path) -> list[Path]:
+def save_plots(rows: pd.DataFrame, segments: pd.DataFrame, folder: Path) -> list[Path]:
     """Write every plot that has data as PNG into ``folder``; returns the files.
 
     Raises:
         MlxlabError: a file cannot be written.
     """
-    plots: dict[str, Callable[[Comparison], Figure]] = {
-        "hit_rate": plot_hit_rate,
-        "segments": plot_segments,
-        "memory": plot_memory,
+    figures = {
+        "hit_rate": plot_hit_rate(rows),
+        "segments": plot_segments(segments),
+        "memory": plot_memory(rows),
     }
-    if not comparison.manifest["simulated"]:
-        plots["ttft"] = plot_ttft
-    written = []
-    for name, plot in plots.items():
-        path = folder / f"{name}.png"
-        figure = plot(comparison)
-        try:
-            with replaced(path) as file:
-                figure.savefig(file, format="png", dpi=120)
-        except OSError as error:
-            raise MlxlabError(f"{path}: {error.strerror}; give a folder") from None
-        written.append(path)
-    return written
+    if rows.ttft_s.notna().any():
+        figures["ttft"] = plot_ttft(rows)
+    return [_save(figure, folder / f"{name}.png") for name, figure in figures.items()]
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    try:
+        with replaced(path) as file:
+            figure.savefig(file, format="png", dpi=120)
+    except OSError as error:
+        raise MlxlabError(f"{path}: {error.strerror}; give a folder") from None
+    return path
 
 
 def _lines(frame: pd.DataFrame, column: str, label: str) -> tuple[Figure, Axes]:

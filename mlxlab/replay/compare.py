@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -16,9 +15,8 @@ from mlxlab.render import Renderer
 from mlxlab.replay.ceilings import InfiniteMemory
 from mlxlab.replay.contenders import DEFAULT_CONTENDERS, Contender, parse_contenders
 from mlxlab.replay.manifest import describe_run
-from mlxlab.replay.report import Comparison
 from mlxlab.replay.simulate import SimulatedTarget
-from mlxlab.replay.steps import Step, render_steps
+from mlxlab.replay.steps import Step, label_sessions, render_steps
 from mlxlab.replay.targets import Outcome, Progress, Target
 from mlxlab.traces import Trace
 
@@ -37,7 +35,7 @@ def compare(
     simulate: bool = False,
     chunk: int = 2048,
     progress: bool = True,
-) -> Comparison:
+) -> pd.DataFrame:
     """Replay traces through strategies, each trace from an empty cache.
 
     The ceiling, what infinite memory could reuse, comes last and is always simulated.
@@ -50,6 +48,13 @@ def compare(
         simulate: count tokens only; needs no mlx and no weights.
         chunk: tokens that a live replay computes at a time.
         progress: whether to show a bar.
+
+    Returns:
+        A row per strategy and request: ``strategy``, ``rules``, ``session``,
+        ``request``, ``prompt_tokens``, ``reused_tokens``, ``computed_tokens``,
+        ``prefill_s``, ``ttft_s``, ``restore_s`` (missing where nothing was computed),
+        ``stored_bytes``, ``evicted`` (tokens). ``attrs["manifest"]`` holds what
+        :func:`mlxlab.replay.manifest.describe_run` tells of the run.
 
     Raises:
         MlxlabError: anything unknown or unreadable; nothing has been replayed then.
@@ -65,7 +70,9 @@ def compare(
     requests = len(renderers) * sum(len(trace.inference) for trace in traces)
     with tqdm(total=requests, desc="rendering", disable=not progress) as bar:
         workload = {
-            rules_in_force: _rendered(traces, renderer, bar.update)
+            rules_in_force: label_sessions(
+                traces, [render_steps(t, renderer, bar.update) for t in traces]
+            )
             for rules_in_force, renderer in renderers.items()
         }
         with _stage(folder, chunk, simulate) as stage:
@@ -75,30 +82,12 @@ def compare(
                 for steps in workload[contender.rules]:
                     target = stage.target(contender, bar.update)
                     rows += [_row(contender, s, target.replay(s)) for s in steps]
-    return Comparison(
-        frame=pd.DataFrame(rows),
-        manifest=describe_run(
-            traces,
-            folder,
-            contenders,
-            {note: n for r in renderers.values() for note, n in r.notes.items()},
-            stage.environment,
-        ),
-        segments=_segments(workload[ceiling.rules]),
+    frame = pd.DataFrame(rows)
+    notes = {note: n for r in renderers.values() for note, n in r.notes.items()}
+    frame.attrs["manifest"] = describe_run(
+        traces, folder, contenders, notes, stage.environment
     )
-
-
-def _rendered(
-    traces: Sequence[Trace], renderer: Renderer, progress: Progress
-) -> list[list[Step]]:
-    """The steps of every trace; several traces may use the same session ids."""
-    rendered = [render_steps(trace, renderer, progress) for trace in traces]
-    if len(traces) == 1:
-        return rendered
-    return [
-        [replace(step, session=f"{trace.name}:{step.session}") for step in steps]
-        for trace, steps in zip(traces, rendered, strict=True)
-    ]
+    return frame
 
 
 def _tokens(workload: Iterable[Iterable[Step]]) -> int:
@@ -147,20 +136,3 @@ def _row(contender: Contender, step: Step, outcome: Outcome) -> dict[str, Any]:
         "stored_bytes": outcome.stored_bytes,
         "evicted": outcome.evicted,
     }
-
-
-def _segments(workload: Iterable[Iterable[Step]]) -> pd.DataFrame:
-    """Tokens by request and role: session, request, role, tokens."""
-    counts = [
-        {
-            "session": step.session,
-            "request": step.request,
-            "role": str(segment.role),
-            "tokens": len(segment),
-        }
-        for steps in workload
-        for step in steps
-        for segment in step.prompt.segments
-    ]
-    keys = ["session", "request", "role"]
-    return pd.DataFrame(counts).groupby(keys, sort=False, as_index=False).sum()

@@ -12,7 +12,7 @@ from mlxlab.prompt import Prompt, Tokens, common_prefix
 from mlxlab.render import Renderer
 from mlxlab.traces import Exchange, Trace
 
-__all__ = ["Step", "render_steps"]
+__all__ = ["Step", "label_sessions", "render_steps"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +71,18 @@ def render_steps(
         if len(step.answer)
         else replace(step, answer=_repeated(step, steps[i:], end))
         for i, step in enumerate(steps, start=1)
+    ]
+
+
+def label_sessions(
+    traces: Sequence[Trace], rendered: Sequence[list[Step]]
+) -> list[list[Step]]:
+    """Put traces' names before sessions' if there are several: ids may be the same."""
+    if len(traces) == 1:
+        return list(rendered)
+    return [
+        [replace(step, session=f"{trace.name}:{step.session}") for step in steps]
+        for trace, steps in zip(traces, rendered, strict=True)
     ]
 
 

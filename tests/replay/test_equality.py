@@ -22,7 +22,7 @@ def test_simulated_equals_live(name: str) -> None:
     trace = small_trace()
     simulated = compare(trace, strategies=spec, simulate=True, progress=False)
     live = compare(trace, strategies=spec, simulate=False, progress=False)
-    a, b = (c.frame[c.frame.strategy == spec] for c in (simulated, live))
+    a, b = (c[c.strategy == spec] for c in (simulated, live))
     assert a[COUNTED].equals(b[COUNTED])
     assert a.ttft_s.isna().all()
     assert (b.ttft_s > 0).all()

@@ -63,10 +63,10 @@ def test_a_turns_tokens_extend_the_last_turns_unless_history_was_edited(
 
 
 def frame(name: str, strategies: str) -> pd.DataFrame:
-    comparison = compare(
+    rows = compare(
         load_trace(name), strategies=strategies, simulate=True, progress=False
     )
-    return comparison.frame[comparison.frame.strategy != "ceiling"]
+    return rows[rows.strategy != "ceiling"]
 
 
 @pytest.mark.parametrize(

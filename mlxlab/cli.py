@@ -176,7 +176,8 @@ def _print_names(summaries: dict[str, str]) -> None:
 
 def _print_summary(rows: DataFrame) -> None:
     readable = format_summary(summarize(rows))
-    table = Table(title=title_of(rows), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    console.print(title_of(rows), highlight=False)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in readable.columns:
         table.add_column(column, justify="left" if column == "strategy" else "right")
     for row in readable.itertuples(index=False):

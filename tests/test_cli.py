@@ -1,22 +1,26 @@
 """The command line: what it prints, and how it refuses."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from mlxlab.canonical import RULES
 from mlxlab.strategies import STRATEGIES
-from mlxlab.traces import write_trace
+from mlxlab.traces import load_trace, write_trace
+from tests import wire
 from tests.replay.traffic import small_trace
+
+COMMAND = [sys.executable, "-c", "from mlxlab.cli import main; main()"]
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from mlxlab.cli import main; main()"]
     return subprocess.run(
-        [*command, *map(str, arguments)], capture_output=True, text=True, check=False
+        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False
     )
 
 
@@ -118,6 +122,42 @@ def test_imports_a_capture(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "sk-secret" not in out.read_text()
     assert run("compare", out, "--simulate").returncode == 0
+
+
+def test_anonymizes_a_trace(trace: Path, tmp_path: Path) -> None:
+    out = tmp_path / "anonymous.jsonl"
+    assert run("anonymize", trace, "--out", out).returncode == 0
+    assert "Why does the sum fail" in trace.read_text()
+    assert "Why does the sum fail" not in out.read_text()
+    assert out.stat().st_mode & 0o777 == 0o600
+
+
+def test_records_until_it_is_interrupted(tmp_path: Path) -> None:
+    script, out = tmp_path / "script.json", tmp_path / "out.jsonl"
+    script.write_text(
+        '{"conversations": [], "otherwise": [{"type": "text", "text": "x"}]}'
+    )
+    command = [*COMMAND, "record", "--out", str(out), "--script", str(script)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as recorder:
+        assert recorder.stdout is not None
+        url = recorder.stdout.readline().strip().rpartition("=")[2]
+        answer = httpx.post(f"{url}/v1/messages", json=wire.first_body(), timeout=20)
+        recorder.send_signal(signal.SIGINT)
+    assert answer.status_code == 200
+    assert recorder.returncode == 0
+    assert len(load_trace(out).inference) == 1
+
+
+@pytest.mark.parametrize(
+    "options", [[], ["--script", "nope"], ["--upstream", "nope"]], ids=str
+)
+def test_record_refuses_what_it_cannot_answer_from(
+    options: list[str], tmp_path: Path
+) -> None:
+    done = run("record", "--out", tmp_path / "out.jsonl", *options)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 def test_a_partial_last_line_is_skipped_and_said(trace: Path) -> None:

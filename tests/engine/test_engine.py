@@ -17,7 +17,15 @@ from mlxlab.errors import ModelError
 from mlxlab.models import ModelFolder, find_model
 from mlxlab.prompt import Prompt, Tokens
 from mlxlab.render import Renderer
-from mlxlab.strategies import STRATEGIES, make_strategy
+from mlxlab.strategies import (
+    STRATEGIES,
+    Commit,
+    Plan,
+    Put,
+    Span,
+    Strategy,
+    make_strategy,
+)
 from tests import wire
 
 EXACT = [name for name, strategy in STRATEGIES.items() if strategy.exact]
@@ -119,6 +127,39 @@ def test_greedy_tokens_are_those_of_mlx_lm(
         found = list(worker.stream(engine.stream, prompt, max_tokens=64, stop=stop))
         assert found == expected
     assert len(set(reference[0])) > 10
+
+
+class WithHoles(Strategy):
+    """Reuses two parts of the one sequence it keeps, and leaves a gap between."""
+
+    name = "with-holes"
+    summary = "for tests"
+    stored_tokens = 0
+
+    def _match(self, prompt: Prompt) -> Plan:
+        if not self.stored_tokens:
+            return Plan(len(prompt))
+        return Plan(len(prompt), (Span(1, 0, 0, 40), Span(1, 90, 90, 60)), 150)
+
+    def commit(self, prompt: Prompt, plan: Plan) -> Commit:
+        if self.stored_tokens:
+            return Commit()
+        self.stored_tokens = len(prompt)
+        return Commit(put=(Put(1, 0, len(prompt)),))
+
+    def check_integrity(self) -> None:
+        """Nothing to recount."""
+
+
+def test_gaps_between_spans_are_computed_at_their_place(
+    worker: Worker, model: Any, steps: Any, uncached: Any, noise: float
+) -> None:
+    engine = Engine(model, WithHoles(), chunk=32)
+    worker.call(engine.replay, *steps[0])
+    done = worker.call(engine.replay, *steps[0])
+    assert done.plan.reused == 100
+    assert list(done.plan.gaps) == [(40, 90), (150, len(steps[0][0]))]
+    assert np.abs(done.logits - uncached[0]).max() <= noise
 
 
 def test_generated_tokens_are_cached(worker: Worker, model: Any, steps: Any) -> None:

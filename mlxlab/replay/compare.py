@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -62,7 +63,7 @@ def compare(
     traces = [traces] if isinstance(traces, Trace) else list(traces)
     folder = find_model(model) if isinstance(model, str) else model
     ceiling = Contender(InfiniteMemory.name, parse_rules(rules))
-    contenders = (*parse_contenders(strategies, rules), ceiling)
+    contenders = tuple(dict.fromkeys([*parse_contenders(strategies, rules), ceiling]))
     for contender in contenders:
         contender.make(folder.token_bytes)
     renderers = {c.rules: Renderer(folder, c.rules) for c in contenders}
@@ -83,7 +84,7 @@ def compare(
                     target = stage.target(contender, bar.update)
                     rows += [_row(contender, s, target.replay(s)) for s in steps]
     frame = pd.DataFrame(rows)
-    notes = {note: n for r in renderers.values() for note, n in r.notes.items()}
+    notes = sum((r.notes for r in renderers.values()), Counter())
     frame.attrs["manifest"] = describe_run(
         traces, folder, contenders, notes, stage.environment
     )

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from mlxlab.errors import MlxlabError, RuleError, StrategyError
+from mlxlab.models import find_model
 from mlxlab.replay import compare, count_segments, summarize, write_json
 from mlxlab.replay.contenders import DEFAULT_CONTENDERS, parse_contenders
 from mlxlab.strategies import STRATEGIES
@@ -120,6 +121,25 @@ def test_several_traces_start_from_empty_caches() -> None:
     ).query("strategy == 'paged'")
     one, two = (both[both.session.str.startswith(name)] for name in ("one:", "two:"))
     assert one.reused_tokens.tolist() == two.reused_tokens.tolist()
+
+
+def test_notes_of_all_renderings_add_up() -> None:
+    folder = find_model()
+    folder.tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content | length }}\n{% endfor %}"
+    )
+    rows = compare(
+        small_trace(), model=folder, strategies="prefix@none,paged", simulate=True
+    )
+    notes = rows.attrs["manifest"]["notes"]
+    assert [n for note, n in notes.items() if "coarse" in note] == [20]
+
+
+def test_the_ceiling_may_be_named_too() -> None:
+    rows = compare(
+        small_trace(), strategies="ceiling,paged", simulate=True, progress=False
+    )
+    assert list(summarize(rows).index) == ["ceiling", "paged"]
 
 
 def test_reads_contenders_with_parameters_and_rules() -> None:

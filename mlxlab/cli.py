@@ -38,6 +38,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # it would swallow the brackets in our help texts
 )
 console = Console()
 
@@ -179,7 +180,10 @@ def _print_summary(rows: DataFrame) -> None:
     console.print(title_of(rows), highlight=False)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in readable.columns:
-        table.add_column(column, justify="left" if column == "strategy" else "right")
+        is_name = column == "strategy"
+        table.add_column(
+            column, justify="left" if is_name else "right", overflow="fold"
+        )
     for row in readable.itertuples(index=False):
         table.add_row(*row)
     console.print(table)

@@ -30,10 +30,13 @@ class Contender:
 
     @property
     def rules_label(self) -> str:
-        """``all``, ``none``, or the names."""
-        if self.rules == tuple(RULES):
-            return "all"
-        return ",".join(self.rules) or "none"
+        """``all``, ``none``, names, or exceptions: whichever list is shorter."""
+        missing = [name for name in RULES if name not in self.rules]
+        if not missing or not self.rules:
+            return "none" if missing else "all"
+        if len(missing) < len(self.rules):
+            return ",".join(f"-{name}" for name in missing)
+        return ",".join(self.rules)
 
     @property
     def is_ceiling(self) -> bool:

@@ -144,15 +144,14 @@ def test_the_ceiling_may_be_named_too() -> None:
 
 def test_reads_contenders_with_parameters_and_rules() -> None:
     found = parse_contenders(
-        "prefix@none, paged:block=32,capacity=1GiB ,block-hash@-environment-first"
+        "prefix@none, paged:block=32,capacity=1GiB ,block-hash@-environment-first,"
+        "none@drop-attribution+inline-system"
     )
     assert [(c.strategy, c.rules_label) for c in found] == [
         ("prefix", "none"),
         ("paged:block=32,capacity=1GiB", "all"),
-        (
-            "block-hash",
-            "drop-attribution,deferred-tools,plain-content,inline-system",
-        ),
+        ("block-hash", "-environment-first"),
+        ("none", "drop-attribution,inline-system"),
     ]
     assert len(parse_contenders(DEFAULT_CONTENDERS)) == len(STRATEGIES) + 1
 

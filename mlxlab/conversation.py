@@ -151,16 +151,18 @@ def _tool_part(i: int, tool: Tool) -> ToolPart:
 def _turns(k: int, message: Message) -> Iterator[Turn]:
     match message.role:
         case "system":
-            yield Turn("system", tuple(_parts(k, message, Role.INLINE_SYSTEM)))
+            blocks = _labelled(k, message)
+            parts = (_part(label, Role.INLINE_SYSTEM, block) for label, block in blocks)
+            yield Turn("system", tuple(parts))
         case "assistant":
             yield from assistant_turns(k, message)
         case "user":
             yield from _user_turns(k, message)
 
 
-def _parts(k: int, message: Message, role: Role) -> Iterator[Part]:
+def _labelled(k: int, message: Message) -> Iterator[tuple[str, Block]]:
     for j, block in enumerate(message.blocks):
-        yield _part(f"messages[{k}].{block.type}[{j}]", role, block)
+        yield f"messages[{k}].{block.type}[{j}]", block
 
 
 def _part(label: str, role: Role, block: Block) -> Part:
@@ -177,8 +179,7 @@ def _part(label: str, role: Role, block: Block) -> Part:
 def _user_turns(k: int, message: Message) -> Iterator[Turn]:
     """Tool results become turns of their own; what stands between them, user turns."""
     pending: list[Part] = []
-    for j, block in enumerate(message.blocks):
-        label = f"messages[{k}].{block.type}[{j}]"
+    for label, block in _labelled(k, message):
         if isinstance(block, ToolResultBlock):
             if pending:
                 yield Turn("user", tuple(pending))
@@ -203,8 +204,7 @@ def assistant_turns(k: int, message: Message) -> Iterator[Turn]:
     order start a new turn, so that nothing moves.
     """
     turn = Turn("assistant")
-    for j, block in enumerate(message.blocks):
-        label = f"messages[{k}].{block.type}[{j}]"
+    for label, block in _labelled(k, message):
         match block:
             case ThinkingBlock() | RedactedThinkingBlock():
                 # What was redacted cannot be rendered; it has no text.

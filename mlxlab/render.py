@@ -23,7 +23,7 @@ from mlxlab.canonical import RULES, canonicalize
 from mlxlab.conversation import Conversation, Turn, assistant_turns
 from mlxlab.errors import ModelError, RequestError
 from mlxlab.marks import Extent, Marks
-from mlxlab.messages import parse_answer, parse_request
+from mlxlab.messages import MessagesRequest, parse_answer, parse_request
 from mlxlab.models import ModelFolder
 from mlxlab.prompt import Prompt, Role, Segment, Tokens, common_prefix
 from mlxlab.template_input import template_input
@@ -77,7 +77,7 @@ class Renderer:
             RequestError: not a Messages request.
             ModelError: the template cannot render it.
         """
-        return self._prompt(self._rendering(body, where))
+        return self._prompt(self._rendering(parse_request(body, where), where))
 
     def render_exchange(
         self, body: object, answer: object, where: str = "request"
@@ -93,14 +93,15 @@ class Renderer:
             The prompt, and the answer's ids up to and including the end of turn, as
             they will stand in the next request.
         """
-        rendering = self._rendering(body, where)
+        request = parse_request(body, where)
+        rendering = self._rendering(request, where)
         prompt = self._prompt(rendering)
         message = parse_answer(answer, where)
-        turns = tuple(assistant_turns(len(parse_request(body).messages), message))
+        turns = tuple(assistant_turns(len(request.messages), message))
         return prompt, self._answer(rendering, turns, prompt)
 
-    def _rendering(self, body: object, where: str) -> Rendering:
-        conversation = canonicalize(parse_request(body, where), self.rules)
+    def _rendering(self, request: MessagesRequest, where: str) -> Rendering:
+        conversation = canonicalize(request, self.rules)
         try:
             rendering = Rendering(conversation, self._apply(conversation))
         except ModelError:

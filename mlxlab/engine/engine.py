@@ -20,7 +20,7 @@ from mlxlab.engine.store import KVStore
 from mlxlab.errors import ModelError
 from mlxlab.models import ModelFolder
 from mlxlab.prompt import Prompt, Tokens
-from mlxlab.strategies import Commit, Plan, Span, Strategy
+from mlxlab.strategies import Commit, Plan, Strategy
 
 __all__ = ["Engine", "Prefill", "Replayed", "device_name", "load_model"]
 
@@ -129,21 +129,20 @@ class Engine:
         restore_s = perf_counter() - started
         compute_s = 0.0
         position = 0
-        spans = list(plan.spans)
-        while position < len(prompt) - 1:
+        for start, stop in plan.gaps:
             begun = perf_counter()
-            run = _take_run(spans, position)
+            run = [span for span in plan.spans if position <= span.target < start]
             if run:
                 self.store.restore(run, cache)
-                position = cache[0].offset
-                restore_s += perf_counter() - begun
-                done(sum(span.length for span in run))
-                continue
-            stop = spans[0].target if spans else len(prompt) - 1
-            stop = min(stop, position + self.chunk)
-            self._feed(prompt.tokens[position:stop], cache)
-            compute_s += perf_counter() - begun
-            done(stop - position)
+                done(start - position)
+            computing = perf_counter()
+            restore_s += computing - begun
+            last = min(stop, len(prompt) - 1)
+            for at in range(start, last, self.chunk):
+                tokens = prompt.tokens[at : min(at + self.chunk, last)]
+                self._feed(tokens, cache)
+                done(len(tokens))
+            compute_s += perf_counter() - computing
             position = stop
         return Prefill(plan, cache, restore_s, compute_s)
 
@@ -236,12 +235,3 @@ class Engine:
         mx.eval([layer.state for layer in cache])
         mx.clear_cache()
         return logits
-
-
-def _take_run(spans: list[Span], position: int) -> list[Span]:
-    """Take spans off the front for as long as each follows on from the one before."""
-    run: list[Span] = []
-    while spans and spans[0].target == position:
-        run.append(spans.pop(0))
-        position += run[-1].length
-    return run

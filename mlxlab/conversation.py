@@ -41,13 +41,15 @@ _ATTRIBUTION = "x-anthropic-billing-header"
 class Part:
     """Text of one wire block.
 
-    ``reference`` names the tool that a ``tool_reference`` block stands for.
+    ``reference`` names the tool that a ``tool_reference`` block stands for,
+    ``signature`` is that of a thinking block.
     """
 
     label: str
     role: Role
     text: str
     reference: str = ""
+    signature: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,12 +209,10 @@ def assistant_turns(k: int, message: Message) -> Iterator[Turn]:
     for label, block in _labelled(k, message):
         match block:
             case ThinkingBlock() | RedactedThinkingBlock():
-                # What was redacted cannot be rendered; it has no text.
-                text = block.thinking if isinstance(block, ThinkingBlock) else ""
                 if turn.parts or turn.calls or turn.reasoning:
                     yield turn
                     turn = Turn("assistant")
-                turn = replace(turn, reasoning=Part(label, Role.ASSISTANT, text))
+                turn = replace(turn, reasoning=_reasoning(label, block))
             case ToolUseBlock():
                 call = Call(f"{label}:{block.name}", block.name, block.input)
                 turn = replace(turn, calls=(*turn.calls, call))
@@ -223,3 +223,10 @@ def assistant_turns(k: int, message: Message) -> Iterator[Turn]:
                 part = _part(label, Role.ASSISTANT, block)
                 turn = replace(turn, parts=(*turn.parts, part))
     yield turn
+
+
+def _reasoning(label: str, block: ThinkingBlock | RedactedThinkingBlock) -> Part:
+    if isinstance(block, ThinkingBlock):
+        return Part(label, Role.ASSISTANT, block.thinking, signature=block.signature)
+    # What was redacted has no text that could be rendered.
+    return Part(label, Role.ASSISTANT, "")

@@ -5,14 +5,17 @@ accepted. The command line prints it and exits with code 2.
 """
 
 __all__ = [
+    "ConfigError",
     "IntegrityError",
     "MlxlabError",
     "ModelError",
     "RequestError",
     "RuleError",
     "ScriptError",
+    "ServerError",
     "StrategyError",
     "TraceError",
+    "UnknownModelError",
 ]
 
 
@@ -42,6 +45,18 @@ class TraceError(MlxlabError):
 
 class ScriptError(MlxlabError):
     """A script of answers that cannot be read."""
+
+
+class ConfigError(MlxlabError):
+    """A file of settings, such as model_aliases.json, that cannot be used."""
+
+
+class ServerError(MlxlabError):
+    """An endpoint that cannot be started, or that does not run."""
+
+
+class UnknownModelError(MlxlabError):
+    """A model id that no alias answers to."""
 
 
 class IntegrityError(MlxlabError):

@@ -96,6 +96,19 @@ class ModelFolder:
         return tokenizer
 
     @cached_property
+    def tokenizer_digest(self) -> str:
+        """SHA-256 of ``tokenizer.json``, 16 hex digits: equal digests, equal ids.
+
+        Raises:
+            ModelError: there is none.
+        """
+        try:
+            data = (self.path / "tokenizer.json").read_bytes()
+        except OSError as error:
+            raise ModelError(f"model {self.name}: no tokenizer: {error}") from None
+        return hashlib.sha256(data).hexdigest()[:16]
+
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over the files that decide tokens and logits, 16 hex digits.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +20,13 @@ from jinja2 import TemplateError
 from numpy.typing import NDArray
 
 from mlxlab.canonical import RULES, canonicalize
-from mlxlab.conversation import Conversation, Turn, assistant_turns
+from mlxlab.conversation import Conversation, Part, Turn, assistant_turns
 from mlxlab.errors import ModelError, RequestError
 from mlxlab.marks import Extent, Marks
 from mlxlab.messages import MessagesRequest, parse_answer, parse_request
 from mlxlab.models import ModelFolder
 from mlxlab.prompt import Prompt, Role, Segment, Tokens, common_prefix
+from mlxlab.reasoning import Reasoning, Splice, find_splices, read_reasoning
 from mlxlab.template_input import template_input
 
 if TYPE_CHECKING:
@@ -38,15 +39,25 @@ log = logging.getLogger(__name__)
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _COARSE = "segments: coarse, the template does not print every block as it is"
 _NO_INLINE = "inline system messages rendered as user turns: the template refuses them"
+_MERGED = "consecutive messages of one role merged: the template refuses them"
 _NOT_EXTENDED = "answers: the template does not append them to the prompt"
 
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """A conversation as the template accepted it, and the text it gave."""
+    """A conversation as the template accepted it, and the text it gave.
+
+    Attributes:
+        conversation: without the turn that is continued.
+        text: what the template gave.
+        continued: the beginning of the answer, which the client wrote.
+        reasoning: signed reasoning by label.
+    """
 
     conversation: Conversation
     text: str
+    continued: Part | None
+    reasoning: Mapping[str, Reasoning]
 
 
 class Renderer:
@@ -101,48 +112,60 @@ class Renderer:
         return prompt, self._answer(rendering, turns, prompt)
 
     def _rendering(self, request: MessagesRequest, where: str) -> Rendering:
-        conversation = canonicalize(request, self.rules)
-        try:
-            rendering = Rendering(conversation, self._apply(conversation))
-        except ModelError:
-            if not any(turn.role == "system" for turn in conversation.turns):
-                raise
-            rendering = self._without_inline_system(conversation)
-        if _LONE_SURROGATE.search(rendering.text):
-            raise RequestError(f"{where}: half a surrogate pair; give Unicode text")
-        return rendering
-
-    def _without_inline_system(self, conversation: Conversation) -> Rendering:
-        as_user = tuple(
-            replace(turn, role="user") if turn.role == "system" else turn
-            for turn in conversation.turns
+        conversation, reasoning = read_reasoning(
+            canonicalize(request, self.rules),
+            self.tokenizer,
+            self.model.tokenizer_digest,
         )
-        conversation = replace(conversation, turns=as_user)
-        rendering = Rendering(conversation, self._apply(conversation))
-        self._note(_NO_INLINE)
-        return rendering
+        conversation, continued = _continued(conversation, where)
+        conversation, text = self._accepted(conversation)
+        if _LONE_SURROGATE.search(text + (continued.text if continued else "")):
+            raise RequestError(f"{where}: half a surrogate pair; give Unicode text")
+        return Rendering(conversation, text, continued, reasoning)
+
+    def _accepted(self, conversation: Conversation) -> tuple[Conversation, str]:
+        """The conversation in the first form that the template renders."""
+        given_up: list[str] = []
+        for note, concede in _CONCESSIONS.items():
+            try:
+                text = self._apply(conversation)
+                break
+            except ModelError:
+                conceded = concede(conversation)
+                given_up += [note] if conceded != conversation else []
+                conversation = conceded
+        else:
+            text = self._apply(conversation)
+        for note in given_up:
+            self._note(note)
+        return conversation, text
 
     def _prompt(self, rendering: Rendering) -> Prompt:
-        encoding = self.tokenizer(
-            rendering.text, add_special_tokens=False, return_offsets_mapping=True
-        )
-        tokens = np.asarray(encoding["input_ids"], dtype=np.int32)
-        starts = np.asarray(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2)
-        extents = self._exact_extents(rendering)
+        extents = self._exact_extents(rendering.conversation, rendering.text)
         exact = extents is not None
         if extents is None:
             self._note(_COARSE)
             extents = self._coarse_extents(rendering)
-        return Prompt(tokens, _segments(extents, starts[:, 0]), exact)
+        splices = find_splices(rendering.reasoning, extents, rendering.text)
+        tokens, starts = self._encode(rendering.text, splices)
+        segments = _segments(extents, starts)
+        if rendering.continued:
+            more, _ = self._encode(rendering.continued.text)
+            part, start = rendering.continued, len(tokens)
+            tokens = np.concatenate([tokens, more])
+            segments += (Segment(part.label, part.role, start, len(tokens)),)
+        return Prompt(tokens, segments, exact)
 
-    def _exact_extents(self, rendering: Rendering) -> tuple[Extent, ...] | None:
+    def _exact_extents(
+        self, conversation: Conversation, text: str, generation: bool = True
+    ) -> tuple[Extent, ...] | None:
         marks = Marks()
         try:
-            messages, tools = template_input(rendering.conversation, marks.open)
-            marked = self._fill(messages, tools, rendering.conversation.thinking)
+            messages, tools = template_input(conversation, marks.open)
+            marked = self._fill(messages, tools, conversation.thinking, generation)
         except ModelError:
             return None
-        return marks.locate(marked, rendering.text)
+        return marks.locate(marked, text)
 
     def _coarse_extents(self, rendering: Rendering) -> tuple[Extent, ...]:
         """One extent a turn, found by rendering ever longer conversations."""
@@ -165,20 +188,49 @@ class Renderer:
         self, rendering: Rendering, turns: tuple[Turn, ...], prompt: Prompt
     ) -> Tokens:
         conversation = rendering.conversation
-        answered = replace(conversation, turns=(*conversation.turns, *turns))
+        answered, reasoning = read_reasoning(
+            replace(conversation, turns=(*conversation.turns, *turns)),
+            self.tokenizer,
+            self.model.tokenizer_digest,
+        )
         text = self._apply(answered, generation=False)
-        ids = self._encode(text)
+        reasoning = {**rendering.reasoning, **reasoning}
+        extents = self._exact_extents(answered, text, generation=False) or ()
+        ids, _ = self._encode(text, find_splices(reasoning, extents, text))
         if common_prefix(ids, prompt.tokens) < len(prompt):
             self._note(_NOT_EXTENDED)
             plain = "\n".join(p.text for turn in turns for p in turn.parts)
-            return self._encode(plain + str(self.tokenizer.eos_token or ""))
+            return self._encode(plain + str(self.tokenizer.eos_token or ""))[0]
         answer = ids[len(prompt) :]
         ends = np.flatnonzero(answer == self.tokenizer.eos_token_id)
         return answer[: ends[-1] + 1] if len(ends) else answer
 
-    def _encode(self, text: str) -> Tokens:
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return np.asarray(ids, dtype=np.int32)
+    def _encode(
+        self, text: str, splices: Iterable[Splice] = ()
+    ) -> tuple[Tokens, NDArray[np.int64]]:
+        """Ids of a text, and the first character of each.
+
+        Splices begin and end with tags, at which tokenizers cut anyway.
+        """
+        pieces: list[tuple[Tokens, NDArray[np.int64]]] = []
+        position = 0
+        for splice in splices:
+            pieces.append(self._cut(text, position, splice.start))
+            pieces.append((splice.tokens, splice.starts))
+            position = splice.stop
+        pieces.append(self._cut(text, position, len(text)))
+        ids, starts = zip(*pieces, strict=True)
+        return np.concatenate(ids), np.concatenate(starts)
+
+    def _cut(
+        self, text: str, start: int, stop: int
+    ) -> tuple[Tokens, NDArray[np.int64]]:
+        encoding = self.tokenizer(
+            text[start:stop], add_special_tokens=False, return_offsets_mapping=True
+        )
+        ids = np.asarray(encoding["input_ids"], dtype=np.int32)
+        offsets = np.asarray(encoding["offset_mapping"], dtype=np.int64)
+        return ids, offsets.reshape(-1, 2)[:, 0] + start
 
     def _apply(self, conversation: Conversation, generation: bool = True) -> str:
         messages, tools = template_input(conversation)
@@ -210,6 +262,52 @@ class Renderer:
         if note not in self.notes:
             log.warning("model %s: %s", self.model.name, note)
         self.notes[note] += 1
+
+
+def _continued(
+    conversation: Conversation, where: str
+) -> tuple[Conversation, Part | None]:
+    """Take off a last assistant message, which the answer is to go on from."""
+    last = conversation.turns[-1] if conversation.turns else None
+    if last is None or last.role != "assistant":
+        return conversation, None
+    if last.calls or last.reasoning:
+        raise RequestError(
+            f"{where}: messages: the last one is the assistant's and not text only; "
+            "give the results of its calls"
+        )
+    text = conversation.separator.join(part.text for part in last.parts)
+    label = last.parts[0].label if last.parts else "continued"
+    # An answer that has begun with text does not go back to reasoning.
+    rest = replace(conversation, turns=conversation.turns[:-1], thinking=False)
+    return rest, Part(label, Role.ASSISTANT, text) if text else None
+
+
+def _inline_system_as_user(conversation: Conversation) -> Conversation:
+    turns = (
+        replace(turn, role="user") if turn.role == "system" else turn
+        for turn in conversation.turns
+    )
+    return replace(conversation, turns=tuple(turns))
+
+
+def _merged(conversation: Conversation) -> Conversation:
+    turns: list[Turn] = []
+    for turn in conversation.turns:
+        if turns and turn.role == turns[-1].role and turn.role != "tool":
+            before = turns.pop()
+            turn = replace(
+                before,
+                parts=before.parts + turn.parts,
+                reasoning=before.reasoning or turn.reasoning,
+                calls=before.calls + turn.calls,
+            )
+        turns.append(turn)
+    return replace(conversation, turns=tuple(turns))
+
+
+#: What is given up, in order, for a template that refuses a conversation.
+_CONCESSIONS = {_NO_INLINE: _inline_system_as_user, _MERGED: _merged}
 
 
 def _segments(

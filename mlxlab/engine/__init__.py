@@ -10,19 +10,29 @@ blas.preload()
 
 from mlxlab.engine.engine import (  # noqa: E402
     Engine,
+    LogitsProcessor,
     Prefill,
     Replayed,
+    Sampler,
+    TakenIn,
     device_name,
     load_model,
 )
+from mlxlab.engine.sampling import Barred, BoundedReasoning, Forced  # noqa: E402
 from mlxlab.engine.store import KVStore  # noqa: E402
 from mlxlab.engine.worker import Worker  # noqa: E402
 
 __all__ = [
+    "Barred",
+    "BoundedReasoning",
     "Engine",
+    "Forced",
     "KVStore",
+    "LogitsProcessor",
     "Prefill",
     "Replayed",
+    "Sampler",
+    "TakenIn",
     "Worker",
     "device_name",
     "load_model",

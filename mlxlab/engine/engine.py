@@ -6,7 +6,7 @@ Everything here evaluates arrays and belongs on the worker thread.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, TypeAlias
 
@@ -22,9 +22,22 @@ from mlxlab.models import ModelFolder
 from mlxlab.prompt import Prompt, Tokens
 from mlxlab.strategies import Commit, Plan, Strategy
 
-__all__ = ["Engine", "Prefill", "Replayed", "device_name", "load_model"]
+__all__ = [
+    "Engine",
+    "LogitsProcessor",
+    "Prefill",
+    "Replayed",
+    "Sampler",
+    "TakenIn",
+    "device_name",
+    "load_model",
+]
 
 Sampler: TypeAlias = Callable[[mx.array], mx.array]
+"""Log probabilities ``[1, vocabulary]`` to an id ``[1]``."""
+
+LogitsProcessor: TypeAlias = Callable[[mx.array, mx.array], mx.array]
+"""Ids so far and logits ``[1, vocabulary]`` to logits."""
 
 
 def load_model(folder: ModelFolder) -> Any:
@@ -53,19 +66,32 @@ def device_name() -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class TakenIn:
+    """Prompt tokens just restored or computed."""
+
+    tokens: int
+
+
+@dataclass(slots=True)
 class Prefill:
-    """A prompt in the working cache, all but its last token.
+    """A prompt on its way into a working cache; all but its last token go there.
 
     Attributes:
-        cache: one KVCache a layer, at offset ``len(prompt) - 1``.
-        restore_s: seconds to plan and to copy the reused positions.
-        compute_s: seconds to compute the rest.
+        cache: one KVCache a layer.
+        restore_s: seconds to plan and to copy the reused positions, so far.
+        compute_s: seconds to compute the rest, so far.
     """
 
+    prompt: Prompt
     plan: Plan
-    cache: list[KVCache]
+    cache: list[KVCache] = field(repr=False)
     restore_s: float
-    compute_s: float
+    compute_s: float = 0.0
+
+    @property
+    def position(self) -> int:
+        """Tokens taken in so far."""
+        return int(self.cache[0].offset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,33 +144,11 @@ class Engine:
         Raises:
             ModelError: the prompt is longer than the model's window.
         """
-        if len(prompt) > self.window:
-            raise ModelError(
-                f"prompt is too long: {len(prompt)} tokens > {self.window} maximum"
-            )
-        done = progress or (lambda tokens: None)
-        started = perf_counter()
-        plan = self.strategy.plan(prompt)
-        cache = make_prompt_cache(self.model)
-        restore_s = perf_counter() - started
-        compute_s = 0.0
-        position = 0
-        for start, stop in plan.gaps:
-            begun = perf_counter()
-            run = [span for span in plan.spans if position <= span.target < start]
-            if run:
-                self.store.restore(run, cache)
-                done(start - position)
-            computing = perf_counter()
-            restore_s += computing - begun
-            last = min(stop, len(prompt) - 1)
-            for at in range(start, last, self.chunk):
-                tokens = prompt.tokens[at : min(at + self.chunk, last)]
-                self._feed(tokens, cache)
-                done(len(tokens))
-            compute_s += perf_counter() - computing
-            position = stop
-        return Prefill(plan, cache, restore_s, compute_s)
+        prefill = self._begin(prompt)
+        for taken in self._take_in(prefill):
+            if progress:
+                progress(taken.tokens)
+        return prefill
 
     def replay(
         self,
@@ -171,7 +175,7 @@ class Engine:
             self._feed(answer[start:stop], prefill.cache)
         return Replayed(
             plan=prefill.plan,
-            commit=self._commit(prompt, answer, prefill),
+            commit=self._commit(prefill, answer),
             logits=np.array(logits.astype(mx.float32)),
             restore_s=prefill.restore_s,
             prefill_s=prefill.compute_s + last_s,
@@ -184,44 +188,101 @@ class Engine:
         *,
         max_tokens: int = 256,
         sampler: Sampler | None = None,
+        processors: Sequence[LogitsProcessor] = (),
         stop: Container[int] = frozenset(),
-    ) -> Iterator[int]:
-        """Prefill, then decode token by token; what was computed is cached at the end.
+    ) -> Iterator[Plan | TakenIn | int]:
+        """Prefill, then decode token by token.
+
+        What was computed is cached at the end, also when the iterator is closed
+        before: in the middle of the prefill, or of the answer.
 
         Args:
             prompt: the rendered request.
-            max_tokens: most tokens to yield.
-            sampler: log probabilities to an id, as ``mlx_lm.sample_utils`` makes them;
-                greedy if None.
+            max_tokens: most tokens to yield; none fill the cache only.
+            sampler: as ``mlx_lm.sample_utils`` makes them; greedy if None.
+            processors: applied to the logits before the sampler, in order.
             stop: ids that end the answer. The one that does is yielded.
 
         Yields:
-            Token ids.
+            The plan, what is taken in of the prompt as it happens, then token ids.
+
+        Raises:
+            ModelError: the prompt is longer than the model's window.
         """
-        prefill = self.prefill(prompt)
+        prefill = self._begin(prompt)
         answer: list[int] = []
+        try:
+            yield prefill.plan
+            yield from self._take_in(prefill)
+            if max_tokens > 0:
+                for token in self._decode(prefill, max_tokens, sampler, processors):
+                    answer.append(token)
+                    yield token
+                    if token in stop:
+                        break
+        except GeneratorExit:
+            self._commit(prefill, answer)
+            raise
+        self._commit(prefill, answer)
+
+    def _begin(self, prompt: Prompt) -> Prefill:
+        if len(prompt) > self.window:
+            raise ModelError(
+                f"prompt is too long: {len(prompt)} tokens > {self.window} maximum"
+            )
+        started = perf_counter()
+        plan = self.strategy.plan(prompt)
+        cache = make_prompt_cache(self.model)
+        return Prefill(prompt, plan, cache, perf_counter() - started)
+
+    def _take_in(self, prefill: Prefill) -> Iterator[TakenIn]:
+        plan, prompt = prefill.plan, prefill.prompt
+        for start, stop in plan.gaps:
+            run = [s for s in plan.spans if prefill.position <= s.target < start]
+            if run:
+                begun = perf_counter()
+                self.store.restore(run, prefill.cache)
+                prefill.restore_s += perf_counter() - begun
+                yield TakenIn(sum(span.length for span in run))
+            last = min(stop, len(prompt) - 1)
+            for at in range(start, last, self.chunk):
+                begun = perf_counter()
+                tokens = prompt.tokens[at : min(at + self.chunk, last)]
+                self._feed(tokens, prefill.cache)
+                prefill.compute_s += perf_counter() - begun
+                yield TakenIn(len(tokens))
+
+    def _decode(
+        self,
+        prefill: Prefill,
+        max_tokens: int,
+        sampler: Sampler | None,
+        processors: Sequence[LogitsProcessor],
+    ) -> Iterator[int]:
         steps = generate_step(
-            mx.array(prompt.tokens[-1:]),
+            mx.array(prefill.prompt.tokens[-1:]),
             self.model,
             max_tokens=max_tokens,
             sampler=sampler,
+            logits_processors=list(processors),
             prompt_cache=prefill.cache,
             prefill_step_size=self.chunk,
         )
         try:
             for token, _ in steps:
-                answer.append(int(token))
-                yield answer[-1]
-                if answer[-1] in stop:
-                    break
+                yield int(token)
         finally:
             steps.close()
-            self._commit(prompt, np.array(answer, dtype=np.int32), prefill)
 
-    def _commit(self, prompt: Prompt, answer: Tokens, prefill: Prefill) -> Commit:
+    def _commit(self, prefill: Prefill, answer: Sequence[int] | Tokens) -> Commit:
         """Cache what was fed to the model: all but the answer's last token."""
-        computed = prompt.extended(answer).head(len(prompt) + len(answer) - 1)
-        commit = self.strategy.commit(computed, prefill.plan)
+        ids = np.asarray(answer, dtype=np.int32)
+        sequence = prefill.prompt.extended(ids)
+        # An abandoned prefill has got less far.
+        length = min(prefill.position, len(sequence) - 1)
+        if length == 0:
+            return Commit()
+        commit = self.strategy.commit(sequence.head(length), prefill.plan.head(length))
         self.store.apply(commit, prefill.cache)
         return commit
 

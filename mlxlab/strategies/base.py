@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, TypeAlias
 
 from mlxlab.errors import StrategyError
@@ -70,6 +70,17 @@ class Plan:
             position = span.target + span.length
         if position < self.length:
             yield position, self.length
+
+    def head(self, length: int) -> Plan:
+        """What of the plan lies within the first ``length`` tokens, if cut there."""
+        if length >= self.length:
+            return self
+        spans = tuple(
+            replace(span, length=min(span.length, length - span.target))
+            for span in self.spans
+            if span.target < length
+        )
+        return Plan(length, spans, min(self.best_match, length))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The engine under every exact strategy: same logits, same tokens as uncached."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from mlx_lm.models.cache import KVCache, RotatingKVCache
 from mlx_lm.sample_utils import make_sampler
 from mlx_lm.utils import load
 
-from mlxlab.engine import Engine, Worker, load_model
+from mlxlab.engine import Engine, TakenIn, Worker, load_model
 from mlxlab.errors import ModelError
 from mlxlab.models import ModelFolder, find_model
 from mlxlab.prompt import Prompt, Tokens
@@ -64,6 +64,10 @@ def steps(tiny: ModelFolder) -> list[tuple[Prompt, Tokens]]:
 
 def make_engine(model: Any, name: str, **options: Any) -> Engine:
     return Engine(model, make_strategy(name, **PARAMETERS.get(name, {})), **options)
+
+
+def ids_of(stream: Iterable[Plan | TakenIn | int]) -> list[int]:
+    return [item for item in stream if isinstance(item, int)]
 
 
 def first_logits(worker: Worker, engine: Engine, steps: Any) -> list[np.ndarray]:
@@ -124,8 +128,8 @@ def test_greedy_tokens_are_those_of_mlx_lm(
     engine = make_engine(model, name)
     stop = {tiny.tokenizer.eos_token_id}
     for (prompt, _), expected in zip(steps, reference, strict=True):
-        found = list(worker.stream(engine.stream, prompt, max_tokens=64, stop=stop))
-        assert found == expected
+        answer = worker.stream(engine.stream, prompt, max_tokens=64, stop=stop)
+        assert ids_of(answer) == expected
     assert len(set(reference[0])) > 10
 
 
@@ -165,7 +169,7 @@ def test_gaps_between_spans_are_computed_at_their_place(
 def test_generated_tokens_are_cached(worker: Worker, model: Any, steps: Any) -> None:
     engine = make_engine(model, "prefix")
     prompt = steps[0][0]
-    answer = list(worker.stream(engine.stream, prompt, max_tokens=8))
+    answer = ids_of(worker.stream(engine.stream, prompt, max_tokens=8))
     longer = Prompt.of([*prompt.tokens.tolist(), *answer, 5, 6])
     assert worker.call(engine.prefill, longer).plan.reused == len(prompt) + 7
 
@@ -176,18 +180,50 @@ def test_an_abandoned_answer_keeps_what_was_computed(
     engine = make_engine(model, "prefix")
     prompt = steps[0][0]
     stream = worker.stream(engine.stream, prompt, max_tokens=500)
-    next(stream)
+    next(item for item in stream if isinstance(item, int))
     stream.close()  # type: ignore[attr-defined]
     assert worker.call(engine.prefill, prompt).plan.reused == len(prompt) - 1
 
+
+@pytest.mark.parametrize("name", EXACT)
+def test_an_abandoned_prefill_keeps_what_was_computed(
+    name: str, worker: Worker, model: Any, steps: Any, uncached: Any, noise: float
+) -> None:
+    engine = make_engine(model, name, chunk=64)
+
+    def abandon_after(chunks: int, prompt: Prompt) -> None:
+        stream = engine.stream(prompt)
+        taken = (item for item in stream if isinstance(item, TakenIn))
+        for _ in range(chunks):
+            next(taken)
+        stream.close()  # type: ignore[attr-defined]
+
+    prompt, answer = steps[0]
+    worker.call(abandon_after, 0, prompt)
+    worker.call(abandon_after, 3, prompt)
+    done = worker.call(engine.replay, prompt, answer)
+    assert done.plan.reused == (0 if name == "none" else 192)
+    assert np.abs(done.logits - uncached[0]).max() <= noise
+    engine.strategy.check_integrity()
+
+
+def test_an_answer_of_no_tokens_fills_the_cache(
+    worker: Worker, model: Any, steps: Any
+) -> None:
+    engine = make_engine(model, "prefix")
+    prompt = steps[0][0]
+    items = list(worker.stream(engine.stream, prompt, max_tokens=0))
+    taken = sum(item.tokens for item in items if isinstance(item, TakenIn))
+    assert (items[0], taken) == (Plan(len(prompt)), len(prompt) - 1)
+    assert ids_of(items) == []
+    assert worker.call(engine.prefill, prompt).plan.reused == len(prompt) - 1
 
 def test_sampling_is_the_samplers(worker: Worker, model: Any, steps: Any) -> None:
     def sampled(seed: int) -> list[int]:
         mx.random.seed(seed)
         engine = make_engine(model, "none")
-        return list(
-            engine.stream(steps[0][0], max_tokens=12, sampler=make_sampler(temp=1.0))
-        )
+        sampler = make_sampler(temp=1.0)
+        return ids_of(engine.stream(steps[0][0], max_tokens=12, sampler=sampler))
 
     a, b, c = (worker.call(sampled, seed) for seed in (1, 1, 2))
     assert a == b != c

@@ -1,0 +1,106 @@
+"""Samplers that wrap another: forced beginnings, bounded reasoning, barred ids.
+
+They run inside mlx-lm's decode loop, which asks for token n+1 before anybody has read
+token n. So what depends on earlier tokens is computed on the device, lazily; nothing
+here waits for a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import mlx.core as mx
+
+from mlxlab.engine.engine import Sampler
+
+__all__ = ["Barred", "BoundedReasoning", "Forced"]
+
+#: Reasoning opens at the very start of an answer, after white space at most.
+_OPENS_WITHIN = 3
+
+
+class Forced:
+    """Gives ``ids`` first, whatever the model says, then what ``sampler`` gives."""
+
+    def __init__(self, ids: Sequence[int], sampler: Sampler) -> None:
+        self.sampler = sampler
+        self._ids = iter([int(i) for i in ids])
+
+    def __call__(self, logprobs: mx.array) -> mx.array:
+        forced = next(self._ids, None)
+        return self.sampler(logprobs) if forced is None else mx.array([forced])
+
+
+class Barred:
+    """Never gives one of ``ids``."""
+
+    def __init__(self, ids: Iterable[int], sampler: Sampler) -> None:
+        self.sampler = sampler
+        self.ids = mx.array(sorted(ids), dtype=mx.int32)
+
+    def __call__(self, logprobs: mx.array) -> mx.array:
+        return self.sampler(_without(self.ids, logprobs))
+
+
+class BoundedReasoning:
+    """Closes reasoning when its budget is spent, so that an answer always follows.
+
+    While reasoning is open, ids that end the answer cannot be sampled. Once ``budget``
+    ids have been given inside it, ``closing`` is given next.
+
+    Args:
+        sampler: chooses where nothing is forced.
+        start: id of the opening tag.
+        closing: id of the closing tag, and what the template puts behind it.
+        stop: ids that end an answer.
+        budget: most ids between the tags; None for no limit.
+        opened: whether the prompt ends inside reasoning.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        *,
+        start: int,
+        closing: Sequence[int],
+        stop: Iterable[int],
+        budget: int | None,
+        opened: bool,
+    ) -> None:
+        self.sampler = sampler
+        self.start = start
+        self.closing = tuple(closing)
+        self.stop = mx.array(sorted(stop), dtype=mx.int32)
+        self.budget = budget
+        self._open = mx.array(opened)
+        self._spent = mx.array(0)
+        self._to_close = mx.array(0)  # ids of ``closing`` still to be given
+        self._step = 0
+
+    def __call__(self, logprobs: mx.array) -> mx.array:
+        barred = _without(self.stop, logprobs)
+        token = self.sampler(mx.where(self._open, barred, logprobs))
+        if self.budget is not None:
+            token = self._closed(token, self.budget)
+        self._open = self._open & (token[0] != self.closing[0])
+        self._spent = self._spent + self._open
+        if self._step < _OPENS_WITHIN:
+            self._open = self._open | (token[0] == self.start)
+        self._step += 1
+        return token
+
+    def _closed(self, token: mx.array, budget: int) -> mx.array:
+        over = self._open & (self._spent >= budget)
+        left = mx.where(over, len(self.closing), self._to_close)
+        for n, id in enumerate(self.closing):
+            token = mx.where(left == len(self.closing) - n, id, token)
+        self._to_close = mx.maximum(left - 1, 0)
+        return token
+
+
+def _without(ids: mx.array, logprobs: mx.array) -> mx.array:
+    if ids.size == 0:
+        return logprobs
+    barred = mx.array(logprobs)
+    barred[..., ids] = -float("inf")
+    return barred

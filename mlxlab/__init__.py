@@ -3,6 +3,10 @@
 Importing this package loads neither mlx nor a web framework.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from mlxlab.canonical import RULES
 from mlxlab.errors import MlxlabError
 from mlxlab.models import ModelFolder, find_model
@@ -11,6 +15,9 @@ from mlxlab.render import Renderer
 from mlxlab.replay import compare, count_segments, summarize, write_json
 from mlxlab.strategies import STRATEGIES, Strategy, make_strategy
 from mlxlab.traces import Trace, bundled_traces, load_trace
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
 
 __all__ = [
     "RULES",
@@ -31,3 +38,17 @@ __all__ = [
     "summarize",
     "write_json",
 ]
+
+
+def load_ipython_extension(shell: InteractiveShell) -> None:
+    """Called by ``%load_ext mlxlab``: adds ``%serve``."""
+    from mlxlab.jupyter.magics import ServeMagics
+
+    shell.register_magics(ServeMagics(shell))
+
+
+def unload_ipython_extension(shell: InteractiveShell) -> None:
+    """Called by ``%unload_ext`` and ``%reload_ext``: stops what is served."""
+    magics = shell.magics_manager.registry.get("ServeMagics")
+    if magics is not None:
+        magics.stop()

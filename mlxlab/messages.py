@@ -6,7 +6,7 @@ The schema is open: unknown keys are kept, unknown block types become
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Tag, ValidationError
@@ -20,11 +20,13 @@ __all__ = [
     "OtherBlock",
     "RedactedThinkingBlock",
     "TextBlock",
+    "Thinking",
     "ThinkingBlock",
     "Tool",
     "ToolReferenceBlock",
     "ToolResultBlock",
     "ToolUseBlock",
+    "describe_errors",
     "parse_answer",
     "parse_request",
 ]
@@ -146,6 +148,14 @@ class Tool(Wire):
     defer_loading: bool = False
 
 
+class Thinking(Wire):
+    """Whether to reason first: ``enabled``, ``adaptive`` or ``disabled``."""
+
+    type: str
+    budget_tokens: int | None = None
+    display: str | None = None
+
+
 class MessagesRequest(Wire):
     """A request body. ``max_tokens`` is optional, as count_tokens leaves it out."""
 
@@ -153,13 +163,13 @@ class MessagesRequest(Wire):
     messages: list[Message]
     system: str | list[TextBlock] = ""
     tools: list[Tool] = []
-    thinking: dict[str, Any] | None = None
+    thinking: Thinking | None = None
     max_tokens: int | None = None
 
     @property
     def thinks(self) -> bool:
         """Whether the client asked for thinking, be it by budget or adaptively."""
-        return self.thinking is not None and self.thinking.get("type") != "disabled"
+        return self.thinking is not None and self.thinking.type != "disabled"
 
 
 def parse_request(body: object, where: str = "request") -> MessagesRequest:
@@ -192,10 +202,16 @@ def _validated(schema: type[WireT], value: object, where: str) -> WireT:
     try:
         return schema.model_validate(value)
     except ValidationError as error:
-        # Every member of a union reports; the deepest report is about the member
-        # that the client meant.
         found = error.errors(include_url=False, include_context=False)
-        deepest = max(found, key=lambda e: len(e["loc"]))
-        path = [p for p in deepest["loc"] if p != "str" and "[" not in str(p)]
-        at = ".".join(map(str, path)) or "body"
-        raise RequestError(f"{where}: {at}: {deepest['msg']}") from None
+        raise RequestError(f"{where}: {describe_errors(found)}") from None
+
+
+def describe_errors(errors: Iterable[Mapping[str, Any]]) -> str:
+    """Pydantic's errors of one value in one line: where, and what is wrong there.
+
+    Every member of a union reports; the deepest report is about the member that the
+    client meant.
+    """
+    deepest = max(errors, key=lambda error: len(error["loc"]))
+    path = [p for p in deepest["loc"] if p != "str" and "[" not in str(p)]
+    return f"{'.'.join(map(str, path)) or 'body'}: {deepest['msg']}"

@@ -95,6 +95,23 @@ class ModelFolder:
             )
         return tokenizer
 
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Ids that end an answer."""
+        ids = {self.tokenizer.eos_token_id}
+        for named in (self._generation, self.config):
+            eos = named.get("eos_token_id")
+            ids |= set(eos) if isinstance(eos, list) else {eos}
+        return frozenset(i for i in ids if isinstance(i, int))
+
+    @property
+    def sampling(self) -> Mapping[str, float]:
+        """How its makers sample it: temperature, top_p, top_k, min_p, if they tell."""
+        keys = ("temperature", "top_p", "top_k", "min_p")
+        if self._generation.get("do_sample") is False:
+            return {}
+        return {key: self._generation[key] for key in keys if key in self._generation}
+
     @cached_property
     def tokenizer_digest(self) -> str:
         """SHA-256 of ``tokenizer.json``, 16 hex digits: equal digests, equal ids.
@@ -119,6 +136,15 @@ class ModelFolder:
             if file.suffix in {".json", ".jinja", ".safetensors"}:
                 digest.update(file.name.encode() + b"\0" + _content_sample(file))
         return digest.hexdigest()[:16]
+
+    @cached_property
+    def _generation(self) -> Mapping[str, Any]:
+        file = self.path / "generation_config.json"
+        try:
+            found = json.loads(file.read_text()) if file.exists() else {}
+        except (OSError, ValueError) as error:
+            raise ModelError(f"model {self.name}: {file.name}: {error}") from None
+        return found if isinstance(found, dict) else {}
 
     @property
     def _text_config(self) -> Mapping[str, Any]:

@@ -7,17 +7,23 @@ thread; everybody else submits work and gets plain Python values back.
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
+
+import mlx.core as mx
 
 __all__ = ["Worker"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 _END = object()
+#: Seconds that the interpreter's end waits for an idle worker to end.
+_EXIT_S = 1.0
 
 
 class Worker:
@@ -32,6 +38,7 @@ class Worker:
         self._calls = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
+        atexit.register(self._end, _EXIT_S)
 
     def __enter__(self) -> Worker:
         return self
@@ -71,19 +78,8 @@ class Worker:
         """
         items: queue.SimpleQueue[Any] = queue.SimpleQueue()
         stopped = threading.Event()
-
-        def drain() -> None:
-            source = iter(call(*args, **kwargs))
-            try:
-                for item in source:
-                    items.put(item)
-                    if stopped.is_set():
-                        break
-            finally:
-                getattr(source, "close", lambda: None)()
-                items.put(_END)
-
-        done = self.submit(drain)
+        done = self.feed(items.put, stopped, partial(call, *args, **kwargs))
+        done.add_done_callback(lambda _: items.put(_END))
         try:
             while (item := items.get()) is not _END:
                 yield item
@@ -91,12 +87,52 @@ class Worker:
             stopped.set()
         done.result()
 
+    def feed(
+        self,
+        put: Callable[[T], object],
+        stopped: threading.Event,
+        call: Callable[[], Iterable[T]],
+    ) -> Future[None]:
+        """Iterate on the worker and hand over items as they are made.
+
+        Args:
+            put: called on the worker with each item.
+            stopped: once set, the source is closed at its next item.
+            call: gives the source.
+
+        Raises:
+            RuntimeError: the worker has been closed.
+        """
+
+        def drain() -> None:
+            source = iter(call())
+            try:
+                for item in source:
+                    put(item)
+                    if stopped.is_set():
+                        break
+            finally:
+                getattr(source, "close", lambda: None)()
+
+        return self.submit(drain)
+
     def close(self) -> None:
         """Finish what is queued, then end the thread. Safe to call twice."""
+        atexit.unregister(self._end)
+        self._end()
+
+    def _end(self, timeout: float | None = None) -> None:
         self._calls.put(None)
-        self._thread.join()
+        self._thread.join(timeout)
 
     def _run(self) -> None:
+        try:
+            self._run_calls()
+        finally:
+            # Else they are torn down beside the interpreter, which sometimes aborts.
+            mx.clear_streams()
+
+    def _run_calls(self) -> None:
         while (entry := self._calls.get()) is not None:
             future, call = entry
             if not future.set_running_or_notify_cancel():

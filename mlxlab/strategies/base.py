@@ -155,6 +155,10 @@ class Strategy(ABC):
             plan: what :meth:`plan` returned for it.
         """
 
+    def kept(self, length: int) -> int:
+        """Leading tokens that can be restored right after a commit of ``length``."""
+        return length
+
     @property
     @abstractmethod
     def stored_tokens(self) -> int:

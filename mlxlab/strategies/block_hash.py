@@ -115,6 +115,10 @@ class BlockHash(Strategy):
             evicted=sum(self._lost(slot) for slot in gone),
         )
 
+    def kept(self, length: int) -> int:
+        whole = length // self.block * self.block
+        return whole if whole >= self.minimum else 0
+
     def _refresh(self, used: set[Handle]) -> None:
         """Make the slots ``used`` the most recent ones."""
         self._slots.sort(key=lambda slot: slot.handle in used)

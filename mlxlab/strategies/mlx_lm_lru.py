@@ -126,6 +126,9 @@ class MlxLmLru(Strategy):
         evicted = lost_tokens(dropped, self._sequences.values())
         return Commit(tuple(gone), put, evicted)
 
+    def kept(self, length: int) -> int:
+        return length if length * self.token_bytes <= self.max_bytes else 0
+
     def _insert(self, handle: Handle, tokens: Tokens) -> None:
         """Hand the cache an entry to which it alone holds a reference."""
         entry = _Entry(handle, len(tokens), self.token_bytes)

@@ -21,6 +21,9 @@ class NoReuse(Strategy):
         """Store nothing."""
         return Commit()
 
+    def kept(self, length: int) -> int:
+        return 0
+
     @property
     def stored_tokens(self) -> int:
         return 0

@@ -97,6 +97,9 @@ class Paged(Strategy):
         drop = [self._evict() for _ in range(len(self._pool) - self._limit)]
         return Commit(tuple(drop), tuple(put), len(drop) * self.block)
 
+    def kept(self, length: int) -> int:
+        return min(length // self.block, self._limit) * self.block
+
     def _add(self, chain: list[bytes]) -> list[Put]:
         """Make ``chain`` resident, head first."""
         put = []

@@ -6,12 +6,10 @@ record.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 from urllib.parse import urlsplit
-from uuid import uuid4
 
 import anyio
 import httpx
@@ -19,7 +17,9 @@ import httpx
 from mlxlab.errors import TraceError
 from mlxlab.traces.schema import Json, encode
 from mlxlab.traces.script import Script, estimated_tokens
-from mlxlab.traces.sse import frame, frames
+from mlxlab.web.errors import ApiError
+from mlxlab.web.guard import is_loopback
+from mlxlab.web.sse import frame, frames
 
 __all__ = [
     "Answer",
@@ -27,8 +27,6 @@ __all__ = [
     "Call",
     "ScriptAnswerer",
     "UpstreamAnswerer",
-    "error_answer",
-    "is_loopback",
 ]
 
 #: Headers of one connection, which a proxy does not pass on.
@@ -87,7 +85,11 @@ class Answerer(Protocol):
     """Anything that answers calls."""
 
     async def answer(self, call: Call) -> Answer:
-        """Answer one call; called for several at a time."""
+        """Answer one call; called for several at a time.
+
+        Raises:
+            ApiError: what the client is to be told instead.
+        """
 
     async def aclose(self) -> None:
         """Release connections."""
@@ -116,8 +118,8 @@ class ScriptAnswerer:
                     await anyio.sleep(self.script.latency_s)
                 return self._message(call.body)
             case "POST", "/v1/messages" | "/v1/messages/count_tokens":
-                return error_answer(400, "the body is no JSON object; send one")
-        return error_answer(404, f"{call.method} {path} is not served by a script")
+                raise ApiError(400, "the body is no JSON object; send one")
+        raise ApiError(404, f"{call.method} {path} is not served by a script")
 
     async def aclose(self) -> None:
         """Nothing to release."""
@@ -162,7 +164,7 @@ class UpstreamAnswerer:
             response = await self._client.send(request, stream=True)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             what = str(error) or type(error).__name__
-            return error_answer(502, f"upstream {self.url}: {what}")
+            raise ApiError(502, f"upstream {self.url}: {what}") from None
         passed = _passed(response.headers.multi_items())
         return Answer(response.status_code, passed, _forwarded(response))
 
@@ -171,38 +173,12 @@ class UpstreamAnswerer:
         await self._client.aclose()
 
 
-def error_answer(status: int, message: str) -> Answer:
-    """An error in the API's shape."""
-    return _json_answer(status, _error_body(_KINDS.get(status, "api_error"), message))
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine's loopback."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _host(url: str) -> str | None:
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL:
         return None
     return (parsed.host or None) if parsed.scheme in ("http", "https") else None
-
-
-_KINDS = {
-    400: "invalid_request_error",
-    403: "permission_error",
-    404: "not_found_error",
-    413: "request_too_large",
-}
-
-
-def _error_body(kind: str, message: str) -> dict[str, Json]:
-    error = {"type": kind, "message": message}
-    return {"type": "error", "error": error, "request_id": f"req_{uuid4().hex[:24]}"}
 
 
 def _json_answer(status: int, body: dict[str, Json] | None) -> Answer:
@@ -223,7 +199,7 @@ async def _forwarded(response: httpx.Response) -> AsyncIterator[bytes]:
     except httpx.HTTPError as error:
         what = str(error) or type(error).__name__
         if "text/event-stream" in response.headers.get("content-type", ""):
-            yield frame("error", error=_error_body("api_error", what)["error"])
+            yield frame("error", error=ApiError(500, what).error)
     finally:
         await response.aclose()
 

@@ -1,5 +1,7 @@
 """The worker runs everything on one thread and passes values and errors back."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -75,3 +77,17 @@ def test_a_closed_worker_refuses_work() -> None:
     assert not worker.is_alive
     with pytest.raises(RuntimeError, match="closed"):
         worker.submit(lambda: None)
+
+
+@pytest.mark.parametrize("ending", ["worker.close()", "pass"])
+def test_a_process_that_has_decoded_ends_cleanly(ending: str) -> None:
+    code = (
+        "from mlxlab import Prompt, find_model, make_strategy\n"
+        "from mlxlab.engine import Engine, Worker, load_model\n"
+        "worker = Worker()\n"
+        "model = worker.call(load_model, find_model())\n"
+        "engine = Engine(model, make_strategy('none'))\n"
+        "list(worker.stream(engine.stream, Prompt.of(range(64)), max_tokens=3))\n"
+    )
+    for _ in range(3):  # what went wrong did so every other time
+        subprocess.run([sys.executable, "-c", code + ending], check=True, timeout=60)

@@ -154,3 +154,20 @@ def test_an_empty_sequence_changes_nothing(row: Row) -> None:
 def test_an_empty_prompt_has_no_plan(row: Row) -> None:
     with pytest.raises(StrategyError, match="an empty prompt has no plan"):
         row.make().plan(Prompt.of([]))
+
+
+@every_strategy
+def test_what_is_kept_can_be_restored(row: Row) -> None:
+    @DETERMINISTIC
+    @given(requests=traffic())
+    def check(requests: list[Request]) -> None:
+        strategy = row.make()
+        for i, request in enumerate(requests):
+            computed = request.sequence
+            strategy.commit(computed, strategy.plan(request.prompt))
+            longer = Prompt.of([*computed.tokens.tolist(), 10**6])
+            kept = strategy.kept(len(computed))
+            reused = strategy.plan(longer).reused
+            assert reused == kept if i == 0 else reused >= kept
+
+    check()

@@ -19,10 +19,11 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from mlxlab.errors import MlxlabError, ScriptError, TraceError
+from mlxlab.errors import MlxlabError, ScriptError, ServerError, TraceError
 from mlxlab.traces import Trace, read_trace
-from mlxlab.traces.record import Recording, recording, serve
-from mlxlab.traces.sse import MessageAccumulator, frames
+from mlxlab.traces.record import Recording, recording
+from mlxlab.web.background import BackgroundServer
+from mlxlab.web.sse import MessageAccumulator, frames
 from tests.traces.samples import HEADERS, request
 
 SCRIPT = {
@@ -104,9 +105,13 @@ def test_side_requests_get_sensible_answers(scripted: Recording, out: Path) -> N
             refused = client.post("/v1/messages", content=bad)
             assert refused.status_code == 400
             assert refused.json()["error"]["type"] == "invalid_request_error"
-    trace = read_when(out, 8)
-    assert len(trace) == 8
-    assert not any(e.is_inference for e in trace.exchanges[:4])
+    trace = read_when(out, 7)
+    assert [e.path for e in trace.exchanges[:3]] == [
+        "/v1/messages/count_tokens",
+        "/v1/models?limit=1000",
+        "/v1/files",
+    ]
+    assert [e.is_inference for e in trace] == [False] * 3 + [True] * 4
 
 
 def test_requests_that_a_page_may_have_sent_are_refused(
@@ -189,10 +194,9 @@ class Upstream:
 @pytest.fixture
 def upstream() -> Iterator[tuple[Upstream, str]]:
     endpoint = Upstream()
-    server = serve(endpoint.app)
-    yield endpoint, f"{server.url}/base/"
-    endpoint.go_on.set()
-    server.stop()
+    with BackgroundServer(endpoint.app) as server:
+        yield endpoint, f"{server.url}/base/"
+        endpoint.go_on.set()
 
 
 def test_an_upstream_gets_the_credentials_and_the_file_does_not(
@@ -315,8 +319,8 @@ def test_bad_arguments_leave_no_file(out: Path, script: Path, tmp_path: Path) ->
             (TraceError, "no URL", {"upstream": "localhost:80"}),
             (TraceError, "no URL", {"upstream": "http://[::1"}),
             (ScriptError, "not JSON", {"script": bad}),
-            (TraceError, "give a free port", {"script": script, "port": port}),
-            (TraceError, "give a free port", {"script": script, "port": 70000}),
+            (ServerError, "give a free port", {"script": script, "port": port}),
+            (ServerError, "give a free port", {"script": script, "port": 70000}),
         ]
         for error, match, arguments in cases:
             with pytest.raises(error, match=match), recording(out, **arguments):

@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping
-
-from mlxlab.traces.schema import Json, decode, encode
+from typing import Any, NoReturn, TypeAlias
 
 __all__ = ["MessageAccumulator", "frame", "frames"]
 
 log = logging.getLogger(__name__)
+
+Json: TypeAlias = Any
 
 #: Characters of text in one delta: a few deltas per block, as from a server.
 _PIECE = 80
@@ -26,11 +27,16 @@ _APPENDED = {
 
 
 def frame(kind: str, **fields: Json) -> bytes:
-    """One event. Clients need its ``event:`` line, which repeats the type."""
-    return b"event: %s\ndata: %s\n\n" % (
-        kind.encode(),
-        encode({"type": kind, **fields}),
-    )
+    """One event. Clients need its ``event:`` line, which repeats the type.
+
+    Other than ASCII is escaped: some clients end a line at U+2028 too.
+
+    Raises:
+        ValueError: NaN or infinity in the fields.
+    """
+    value = {"type": kind, **fields}
+    data = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return f"event: {kind}\ndata: {data}\n\n".encode()
 
 
 def frames(message: Mapping[str, Json]) -> Iterator[bytes]:
@@ -76,7 +82,7 @@ class MessageAccumulator:
 
     def _take(self, data: bytes) -> None:
         try:
-            self._apply(decode(data))
+            self._apply(_decoded(data))
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             log.warning("an event of the answer was skipped: %r", error)
 
@@ -117,7 +123,7 @@ class MessageAccumulator:
     def _finish(self, index: int) -> None:
         text = self._inputs.pop(index, "")
         if text:
-            self._content()[index]["input"] = decode(text)
+            self._content()[index]["input"] = _decoded(text)
 
     def _conclude(self, event: Json) -> None:
         if self.message is None:
@@ -147,3 +153,11 @@ def _deltas(block: Mapping[str, Json]) -> Iterator[dict[str, str]]:
 def _pieces(kind: str, key: str, text: str) -> Iterator[dict[str, str]]:
     for start in range(0, len(text), _PIECE):
         yield {"type": kind, key: text[start : start + _PIECE]}
+
+
+def _decoded(data: bytes | str) -> Json:
+    return json.loads(data, parse_constant=_refuse)
+
+
+def _refuse(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")

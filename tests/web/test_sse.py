@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxlab.traces.sse import MessageAccumulator, frame, frames
+from mlxlab.web.sse import MessageAccumulator, frame, frames
 
 MESSAGE: dict[str, Any] = {
     "id": "msg_1",

@@ -1,0 +1,32 @@
+"""Ids of an answer to typed events: reasoning, text, tool calls, stop sequences.
+
+Importing this loads no mlx; :meth:`Grammar.of` does.
+"""
+
+from mlxlab.decoding.decoder import Decoder
+from mlxlab.decoding.events import (
+    CallEnd,
+    CallInput,
+    CallStart,
+    Event,
+    Stopped,
+    Text,
+    Thinking,
+    ThinkingEnd,
+    join_pieces,
+)
+from mlxlab.decoding.grammar import Grammar
+
+__all__ = [
+    "CallEnd",
+    "CallInput",
+    "CallStart",
+    "Decoder",
+    "Event",
+    "Grammar",
+    "Stopped",
+    "Text",
+    "Thinking",
+    "ThinkingEnd",
+    "join_pieces",
+]

@@ -1,0 +1,123 @@
+"""What a model's answers look like: its tags, its tool calls, its detokenizer.
+
+Built on mlx-lm's inference. Knows nothing of requests and weights. Imports mlx-lm, and
+so mlx, only to look at a model.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mlxlab import blas
+from mlxlab.decoding.calls import CallFormat, ParsedCalls
+from mlxlab.decoding.detokenizer import Detokenizer, detokenizer_factory
+from mlxlab.decoding.json_calls import JsonCalls
+from mlxlab.decoding.xml_calls import XmlCalls
+from mlxlab.errors import ModelError
+
+if TYPE_CHECKING:
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+    from mlxlab.models import ModelFolder
+
+__all__ = ["Grammar"]
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What a model's answers look like.
+
+    Attributes:
+        detokenizer: makes a fresh one for each answer.
+        think_start: tag that opens reasoning; empty if the model does not reason.
+        think_end: tag that closes it.
+        think_start_ids: the same as ids.
+        think_end_ids: the same as ids.
+        calls: the format of tool calls, if there is one.
+        markers: strings of the template's that are no part of the text.
+    """
+
+    detokenizer: Callable[[], Detokenizer]
+    think_start: str = ""
+    think_end: str = ""
+    think_start_ids: tuple[int, ...] = ()
+    think_end_ids: tuple[int, ...] = ()
+    calls: CallFormat | None = None
+    markers: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, model: ModelFolder) -> Grammar:
+        """The grammar that mlx-lm infers from a model's tokenizer and template.
+
+        Takes as long as loading a tokenizer, so keep it.
+
+        Raises:
+            ModelError: mlx-lm cannot load the tokenizer.
+        """
+        tokenizer = _load(model)
+        return cls(
+            detokenizer_factory(tokenizer),
+            tokenizer.think_start or "",
+            tokenizer.think_end or "",
+            tuple(tokenizer.think_start_tokens or ()),
+            tuple(tokenizer.think_end_tokens or ()),
+            _call_format(tokenizer),
+            tuple(tokenizer.structural_markers),
+        )
+
+    def opens_in_thinking(self, ids: Iterable[int]) -> bool:
+        """Whether a prompt's tail leaves reasoning open.
+
+        Args:
+            ids: of the generation prompt; tags in what users wrote do not count.
+        """
+        tail = [int(token) for token in ids]
+        return _last(tail, self.think_start_ids) > _last(tail, self.think_end_ids)
+
+    def call_opening(self, name: str | None = None) -> str:
+        """Text that opens a call of the tool ``name``, or of any tool.
+
+        An answer forced to begin with it goes on as a call; the decoder has to be fed
+        its ids, too. Empty if the model has no tool calls.
+        """
+        return self.calls.opening(name) if self.calls else ""
+
+
+def _load(model: ModelFolder) -> TokenizerWrapper:
+    # Who imports mlx first settles its BLAS.
+    blas.preload()
+    from mlx_lm.tokenizer_utils import load
+
+    options = {"local_files_only": True, "model_max_length": sys.maxsize}
+    try:
+        return load(model.path, options)
+    except (ImportError, OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"model {model.name}: mlx-lm cannot load its tokenizer: {error}"
+        ) from error
+
+
+def _call_format(tokenizer: TokenizerWrapper) -> CallFormat | None:
+    if not tokenizer.has_tool_calling:
+        return None
+    start, end = tokenizer.tool_call_start, tokenizer.tool_call_end
+    parse = tokenizer.tool_parser
+    match parse.__module__.rpartition(".")[2]:
+        case "json_tools":
+            return JsonCalls(start, end)
+        case "qwen3_coder":
+            return XmlCalls(start, end, parse)
+        case _:
+            return ParsedCalls(start, end, parse)
+
+
+def _last(ids: list[int], sought: tuple[int, ...]) -> int:
+    """Where ``sought`` last occurs in ``ids``; -1 if it does not."""
+    length = len(sought)
+    if not length:
+        return -1
+    starts = range(len(ids) - length, -1, -1)
+    return next((i for i in starts if tuple(ids[i : i + length]) == sought), -1)

@@ -1,0 +1,1 @@
+"""What mlxlab adds to a notebook: ``%load_ext mlxlab`` gives ``%serve``."""

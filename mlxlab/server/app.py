@@ -1,0 +1,259 @@
+"""The routes: HTTP in, the service's events out. Knows nothing of models.
+
+Every path is served twice, with and without ``/anthropic`` in front.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Iterable
+from contextlib import aclosing
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+
+from mlxlab.errors import MlxlabError, RequestError, UnknownModelError
+from mlxlab.messages import describe_errors
+from mlxlab.server.answer import PING, WireEvent
+from mlxlab.server.scheduler import QueueFullError
+from mlxlab.server.schema import (
+    ErrorBody,
+    Health,
+    InferenceRequest,
+    ModelInfo,
+    ModelList,
+    TokenCount,
+    TokenCountRequest,
+)
+from mlxlab.server.service import Service
+from mlxlab.web.errors import ApiError, error_response
+from mlxlab.web.sse import MessageAccumulator, frame
+
+__all__ = ["create_app"]
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+#: A client gives up after five silent minutes and worries after 20 s.
+_PING_S = 10.0
+#: An error found within this time is an HTTP status, not an event in a stream.
+_HOLD_S = 2.0
+_RETRY_AFTER_S = 5
+#: How often a client that waits for a whole answer is looked after.
+_LOOK_S = 0.5
+_CLIENT_GONE = 499
+
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody} for status in ("4XX", "5XX")
+}
+_ANSWER: dict[int | str, dict[str, Any]] = _ERRORS | {
+    200: {
+        "description": "The message, or the events that it is made of.",
+        "content": {
+            "application/json": {"schema": {"type": "object"}},
+            "text/event-stream": {"schema": {"type": "string"}},
+        },
+    }
+}
+
+
+def create_app(service: Service, *, answer_s: float = 3600.0) -> FastAPI:
+    """The Messages API over a service.
+
+    The ASGI scope has to hold ``credential`` and ``request_id``, see
+    :mod:`mlxlab.server.security`.
+
+    Args:
+        service: answers.
+        answer_s: most seconds from a request's arrival to the end of its answer.
+    """
+    app = FastAPI(title="mlxlab", docs_url=None, redoc_url=None, openapi_url=None)
+    api = _routes(service, answer_s)
+    app.include_router(api)
+    app.include_router(api, prefix="/anthropic", include_in_schema=False)
+    _add_errors(app)
+    return app
+
+
+def _routes(service: Service, answer_s: float) -> APIRouter:
+    api = APIRouter()
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+
+    @api.post("/v1/messages", response_model=None, responses=_ANSWER)
+    async def messages(body: InferenceRequest, http: Request) -> Response:
+        """Answer a request, streamed or whole."""
+        events = service.answer(body, http.scope["credential"])
+        answer = _Answer(http, events, time.monotonic() + answer_s)
+        return await (answer.streamed() if body.stream else answer.whole())
+
+    @api.post("/v1/messages/count_tokens", responses=_ERRORS)
+    async def count_tokens(body: TokenCountRequest) -> TokenCount:
+        """Count the tokens of a prompt as it would be rendered."""
+        return TokenCount(input_tokens=await service.count(body))
+
+    @api.get("/v1/models", responses=_ERRORS)
+    async def models() -> ModelList:
+        """List the aliases."""
+        return ModelList.of(
+            _model(service, name, started) for name in service.aliases.names()
+        )
+
+    @api.get("/v1/models/{model_id:path}", responses=_ERRORS)
+    async def model(model_id: str) -> ModelInfo:
+        """Tell what a model id is answered by."""
+        name, _ = service.aliases.resolve(model_id)
+        return _model(service, name, started)
+
+    @api.get("/metrics", response_class=PlainTextResponse, responses=_ERRORS)
+    async def metrics() -> Response:
+        """Counters in Prometheus' text format."""
+        return Response(service.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+    @api.get("/health", responses=_ERRORS)
+    async def health() -> Health:
+        """Tell whether the thread that answers is alive."""
+        if not service.worker.is_alive:
+            raise ApiError(500, "the worker has stopped; start the server again")
+        return Health(queue=service.scheduler.waiting)
+
+    @api.head("/api/hello", include_in_schema=False)
+    @api.head("/", include_in_schema=False)
+    async def hello() -> Response:
+        """Clients look whether anybody is there."""
+        return Response()
+
+    return api
+
+
+class _Answer:
+    """One answer on its way to a client.
+
+    Args:
+        http: tells when the client has gone.
+        events: from the service.
+        deadline: on the monotonic clock.
+    """
+
+    def __init__(
+        self, http: Request, events: AsyncIterator[WireEvent | None], deadline: float
+    ) -> None:
+        self.http = http
+        self.events = events
+        self.deadline = deadline
+
+    async def whole(self) -> Response:
+        """Wait for the end, or until the client has gone."""
+        message = MessageAccumulator()
+        looked = time.monotonic()
+        async with aclosing(self.events):  # type: ignore[type-var]
+            async for event in self._in_time():
+                if event is not None:
+                    message.feed(_frame(event))
+                if time.monotonic() - looked > _LOOK_S:
+                    if await self.http.is_disconnected():
+                        return Response(status_code=_CLIENT_GONE)
+                    looked = time.monotonic()
+        return JSONResponse(message.message)
+
+    async def streamed(self) -> Response:
+        """Begin to stream once there is something to say, or it takes long."""
+        begun = time.monotonic()
+        events = self._in_time()
+        first: list[WireEvent | None] = []
+        async for event in events:
+            first.append(event)
+            if event is not None or time.monotonic() - begun > _HOLD_S:
+                break
+        return StreamingResponse(
+            self._frames(first, events),
+            media_type="text/event-stream",
+            headers={"cache-control": "no-cache"},
+        )
+
+    async def _frames(
+        self, first: list[WireEvent | None], rest: AsyncIterator[WireEvent | None]
+    ) -> AsyncIterator[bytes]:
+        last = 0.0
+        async with aclosing(self.events):  # type: ignore[type-var]
+            try:
+                async for event in _chain(first, rest):
+                    if event is None and time.monotonic() - last < _PING_S:
+                        continue
+                    yield _frame(event or PING)
+                    last = time.monotonic()
+            except Exception as error:
+                # Too late for a status; the client reads this event instead.
+                failure = as_api_error(error)
+                yield _frame(failure.body(self.http.scope["request_id"]))
+
+    async def _in_time(self) -> AsyncIterator[WireEvent | None]:
+        async for event in self.events:
+            yield event
+            if time.monotonic() > self.deadline:
+                raise ApiError(504, "the answer takes too long; ask for fewer tokens")
+
+
+async def _chain(first: Iterable[T], rest: AsyncIterator[T]) -> AsyncIterator[T]:
+    for item in first:
+        yield item
+    async for item in rest:
+        yield item
+
+
+def _frame(event: WireEvent) -> bytes:
+    return frame(event["type"], **{k: v for k, v in event.items() if k != "type"})
+
+
+def _model(service: Service, name: str, started: str) -> ModelInfo:
+    alias = service.aliases.resolve(name)[1]
+    shown = f"{name} ({alias.model}, {alias.strategy})"
+    return ModelInfo(id=name, display_name=shown, created_at=started)
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """An error of the API for whatever went wrong."""
+    match error:
+        case ApiError():
+            return error
+        case RequestError():
+            return ApiError(400, str(error))
+        case UnknownModelError():
+            return ApiError(404, str(error))
+        case QueueFullError():
+            return ApiError(
+                529,
+                "as many requests wait as may; try again soon",
+                {"retry-after": str(_RETRY_AFTER_S)},
+            )
+        case MlxlabError():
+            return ApiError(500, str(error))
+        case RequestValidationError():
+            errors = [{**e, "loc": e["loc"][1:]} for e in error.errors()]
+            return ApiError(400, describe_errors(errors))
+        case HTTPException():
+            return ApiError(error.status_code, f"{error.detail}; see the API's paths")
+    log.error("a request failed", exc_info=error)
+    return ApiError(500, f"internal error: {type(error).__name__}; see the log")
+
+
+def _add_errors(app: FastAPI) -> None:
+    async def answer(request: Request, error: Exception) -> Response:
+        return error_response(as_api_error(error), request.scope["request_id"])
+
+    for kind in (
+        MlxlabError,
+        ApiError,
+        QueueFullError,
+        RequestValidationError,
+        HTTPException,
+        Exception,
+    ):
+        app.add_exception_handler(kind, answer)

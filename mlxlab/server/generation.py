@@ -1,0 +1,143 @@
+"""One answer from prompt to events, on the worker thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from mlxlab.decoding import CallEnd, Decoder, Event
+from mlxlab.engine import Engine, LogitsProcessor, Sampler, TakenIn
+from mlxlab.prompt import Prompt
+from mlxlab.strategies import Plan
+
+__all__ = ["Begun", "Finished", "Item", "Job", "StopReason", "generate"]
+
+StopReason: TypeAlias = Literal[
+    "end_turn",
+    "max_tokens",
+    "stop_sequence",
+    "tool_use",
+    "model_context_window_exceeded",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is to be generated.
+
+    Attributes:
+        engine: gives the engine; loads its model if need be.
+        prompt: rendered.
+        decoder: makes a decoder for one answer.
+        sampler: makes a sampler for one answer.
+        processors: make logits processors for one answer.
+        stop: ids that end the answer.
+        max_tokens: most ids to generate.
+        exhausted: why an answer of that many ids ends.
+        single_call: whether the answer ends with its first tool call.
+    """
+
+    engine: Callable[[], Engine]
+    prompt: Prompt
+    decoder: Callable[[], Decoder]
+    sampler: Callable[[], Sampler]
+    processors: Sequence[Callable[[], LogitsProcessor]]
+    stop: frozenset[int]
+    max_tokens: int
+    exhausted: StopReason
+    single_call: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What is reused of the prompt, and what of it will be kept."""
+
+    plan: Plan
+    kept: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Why the answer ended, and what it took.
+
+    Attributes:
+        stop_sequence: the one that matched.
+        tokens: ids generated.
+    """
+
+    reason: StopReason
+    stop_sequence: str | None
+    tokens: int
+
+
+Item: TypeAlias = Begun | TakenIn | tuple[Event, ...] | Finished
+"""Of each id the events that it completed, so that there is an item for every id."""
+
+
+def generate(job: Job) -> Iterator[Item]:
+    """Run a job; closed early, it keeps what it has computed."""
+    engine = job.engine()
+    decoder = job.decoder()
+    answer = _Answer(job, decoder)
+    stream = engine.stream(
+        job.prompt,
+        max_tokens=job.max_tokens,
+        sampler=job.sampler(),
+        processors=[make() for make in job.processors],
+        stop=job.stop,
+    )
+    try:
+        for item in stream:
+            if isinstance(item, Plan):
+                yield Begun(item, engine.strategy.kept(len(job.prompt)))
+            elif isinstance(item, TakenIn):
+                yield item
+            else:
+                yield answer.take(item)
+                if answer.reason:
+                    break
+    finally:
+        # Caches what was computed, and before anybody hears that it is done.
+        stream.close()  # type: ignore[attr-defined]
+    yield answer.finish()
+    yield Finished(answer.stop_reason, decoder.stopped, answer.tokens)
+
+
+class _Answer:
+    """Counts ids and finds out why the answer ends."""
+
+    def __init__(self, job: Job, decoder: Decoder) -> None:
+        self.job = job
+        self.decoder = decoder
+        self.tokens = 0
+        self.reason: StopReason | None = None
+        self.called = False
+
+    def take(self, id: int) -> tuple[Event, ...]:
+        self.tokens += 1
+        if id in self.job.stop:
+            self.reason = "end_turn"
+            return ()
+        events = self._seen(self.decoder.feed(id))
+        if self.decoder.stopped is not None:
+            self.reason = "stop_sequence"
+        elif self.called and self.job.single_call:
+            self.reason = "end_turn"
+        return events
+
+    def finish(self) -> tuple[Event, ...]:
+        return self._seen(self.decoder.finish())
+
+    @property
+    def stop_reason(self) -> StopReason:
+        """A call that was completed is to be run, whatever ended the answer after it.
+
+        An answer cut off in the middle of a second call is not.
+        """
+        reason = self.reason or self.job.exhausted
+        return "tool_use" if self.called and reason == "end_turn" else reason
+
+    def _seen(self, events: Sequence[Event]) -> tuple[Event, ...]:
+        self.called |= any(isinstance(e, CallEnd) and e.complete for e in events)
+        return tuple(events)

@@ -1,0 +1,100 @@
+"""What the server counts, in Prometheus' terms, and what it remembers of requests."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import generate_latest
+
+__all__ = ["Metrics", "Served"]
+
+_SECONDS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 300)
+_REMEMBERED = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One request that was answered, or was not.
+
+    Attributes:
+        t: arrival, Unix seconds.
+        alias: that answered.
+        prompt_tokens: as rendered.
+        reused_tokens: restored from the cache.
+        output_tokens: generated.
+        ttft_s: seconds from arrival to the first generated id; None if there is none.
+        total_s: seconds from arrival to the end.
+        outcome: the stop reason, ``cancelled`` or ``error``.
+    """
+
+    t: float
+    alias: str
+    model: str
+    strategy: str
+    prompt_tokens: int
+    reused_tokens: int
+    output_tokens: int
+    ttft_s: float | None
+    total_s: float
+    outcome: str
+
+
+class Metrics:
+    """Counters of one server, in a registry of its own.
+
+    Attributes:
+        requests: the latest requests, oldest first.
+    """
+
+    def __init__(self) -> None:
+        self.requests: deque[Served] = deque(maxlen=_REMEMBERED)
+        self._registry = CollectorRegistry()
+        by = ("model", "strategy")
+        self._answered = Counter(
+            "mlxlab_requests",
+            "Requests by outcome",
+            (*by, "outcome"),
+            registry=self._registry,
+        )
+        self._prompt = self._counter("prompt_tokens", "Tokens of prompts")
+        self._hit = self._counter("hit_tokens", "Prompt tokens restored from the cache")
+        self._output = self._counter("output_tokens", "Tokens generated")
+        self._ttft = Histogram(
+            "mlxlab_ttft_seconds",
+            "Arrival to first token",
+            by,
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._queue = Gauge(
+            "mlxlab_queue_depth", "Requests that wait", registry=self._registry
+        )
+        self._stored = Gauge(
+            "mlxlab_stored_bytes", "Keys and values held", by, registry=self._registry
+        )
+
+    def _counter(self, name: str, text: str) -> Counter:
+        labels = ("model", "strategy")
+        return Counter(f"mlxlab_{name}", text, labels, registry=self._registry)
+
+    def add(self, served: Served) -> None:
+        """Take in a request that has ended."""
+        self.requests.append(served)
+        at = (served.model, served.strategy)
+        self._answered.labels(*at, served.outcome).inc()
+        self._prompt.labels(*at).inc(served.prompt_tokens)
+        self._hit.labels(*at).inc(served.reused_tokens)
+        self._output.labels(*at).inc(served.output_tokens)
+        if served.ttft_s is not None:
+            self._ttft.labels(*at).observe(served.ttft_s)
+
+    def text(self, queue: int, stored: Mapping[tuple[str, str], int]) -> bytes:
+        """The exposition format, with the state of the moment."""
+        self._queue.set(queue)
+        self._stored.clear()
+        for at, nbytes in stored.items():
+            self._stored.labels(*at).set(nbytes)
+        return generate_latest(self._registry)

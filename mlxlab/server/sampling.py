@@ -1,0 +1,105 @@
+"""How an answer is sampled: the client's wishes, the alias's and the model's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mlx_lm.sample_utils import make_sampler
+
+from mlxlab.decoding import Grammar
+from mlxlab.engine import BoundedReasoning, Forced, Sampler
+from mlxlab.models import ModelFolder
+from mlxlab.server.schema import Effort, InferenceRequest
+
+__all__ = ["reasoning_budget", "reasoning_sampler", "sampling_of"]
+
+#: Reasoning ids for an adaptive request; more effort than these has no bound.
+_BUDGETS: Mapping[Effort, int] = {"low": 1024, "medium": 4096, "high": 16384}
+
+
+def sampling_of(
+    request: InferenceRequest, alias: Mapping[str, float], model: Mapping[str, float]
+) -> Callable[[], Sampler]:
+    """Makes the sampler that is asked for; greedy where nobody asks.
+
+    What the alias says holds over the client, which tunes for another model.
+    """
+    asked: dict[str, Any] = {
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "top_k": request.top_k,
+    }
+    said = {**model, **{k: v for k, v in asked.items() if v is not None}, **alias}
+
+    def make() -> Sampler:
+        sampler: Sampler = make_sampler(
+            temp=said.get("temperature", 0.0),
+            top_p=said.get("top_p", 0.0),
+            min_p=said.get("min_p", 0.0),
+            top_k=int(said.get("top_k", 0)),
+        )
+        return sampler
+
+    return make
+
+
+def reasoning_budget(request: InferenceRequest, most: int | None) -> int:
+    """Ids that reasoning may take, so that room for an answer is left.
+
+    Args:
+        request: with its budget or effort.
+        most: the alias's limit.
+    """
+    thinking = request.thinking
+    effort = request.output_config.effort if request.output_config else None
+    limits = [request.max_tokens * 3 // 4, most, _BUDGETS.get(effort or "max")]
+    if thinking is not None and thinking.budget_tokens is not None:
+        limits = [thinking.budget_tokens, most]
+    return min(limit for limit in limits if limit is not None)
+
+
+def reasoning_sampler(
+    make: Callable[[], Sampler],
+    grammar: Grammar,
+    folder: ModelFolder,
+    *,
+    opened: bool,
+    force: bool,
+    budget: int,
+) -> Callable[[], Sampler]:
+    """Wraps a sampler so that reasoning opens if it must, and closes in time.
+
+    Args:
+        make: makes the sampler.
+        grammar: of the model's output; without tags of one id nothing is wrapped.
+        folder: the model.
+        opened: whether the prompt ends inside reasoning.
+        force: whether the answer has to begin with reasoning.
+        budget: most ids between the tags.
+    """
+    if len(grammar.think_start_ids) != 1 or len(grammar.think_end_ids) != 1:
+        return make
+    # Behind their tags templates put one and two newlines.
+    opening = [*grammar.think_start_ids, *_encode(folder, "\n")]
+    closing = [*grammar.think_end_ids, *_encode(folder, "\n\n")]
+
+    def wrapped() -> Sampler:
+        sampler = make()
+        if force and not opened:
+            sampler = Forced(opening, sampler)
+        return BoundedReasoning(
+            sampler,
+            start=opening[0],
+            closing=closing,
+            stop=folder.end_ids,
+            budget=budget,
+            opened=opened,
+        )
+
+    return wrapped
+
+
+def _encode(folder: ModelFolder, text: str) -> list[int]:
+    ids: list[int] = folder.tokenizer.encode(text, add_special_tokens=False)
+    return ids

@@ -1,0 +1,240 @@
+"""What the Messages endpoint accepts and what it refuses, beyond what a trace needs.
+
+The lists of the API are open: what is not named here is accepted and ignored. What
+would change the answer and cannot be done is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mlxlab.errors import RequestError
+from mlxlab.messages import Block, MessagesRequest, OtherBlock, ToolResultBlock
+
+__all__ = [
+    "Effort",
+    "ErrorBody",
+    "Health",
+    "InferenceRequest",
+    "ModelInfo",
+    "ModelList",
+    "OutputConfig",
+    "TokenCount",
+    "TokenCountRequest",
+    "ToolChoice",
+    "check_supported",
+]
+
+_MIN_BUDGET = 1024
+_THINKING = ("enabled", "adaptive", "disabled")
+
+Effort = Literal["low", "medium", "high", "xhigh", "max"]
+
+
+class _Open(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+
+class ToolChoice(_Open):
+    """Whether and which tool is to be called."""
+
+    type: Literal["auto", "any", "tool", "none"] = "auto"
+    name: str = ""
+    disable_parallel_tool_use: bool = False
+
+
+class OutputFormat(_Open):
+    """A JSON schema that the answer has to follow."""
+
+    type: Literal["json_schema"]
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+
+
+class OutputConfig(_Open):
+    """How much to reason, and what form the answer has."""
+
+    effort: Effort | None = None
+    format: OutputFormat | None = None
+
+
+class ContextEdit(_Open):
+    """One edit of the history before it is rendered."""
+
+    type: str
+
+
+class ContextManagement(_Open):
+    """Edits in order."""
+
+    edits: list[ContextEdit] = []
+
+
+class TokenCountRequest(MessagesRequest):
+    """A body of ``count_tokens``."""
+
+    tool_choice: ToolChoice | None = None
+    output_config: OutputConfig | None = None
+    context_management: ContextManagement | None = None
+
+
+class InferenceRequest(TokenCountRequest):
+    """A body of ``messages``."""
+
+    max_tokens: Annotated[int, Field(ge=0)]
+    stream: bool = False
+    stop_sequences: Annotated[tuple[str, ...], Field(max_length=64)] = ()
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+
+
+class TokenCount(BaseModel):
+    """Tokens of a prompt as it would be rendered."""
+
+    input_tokens: int
+
+
+class ModelInfo(BaseModel):
+    """A model id that requests may name."""
+
+    id: str
+    type: Literal["model"] = "model"
+    display_name: str
+    created_at: str
+
+
+class ModelList(BaseModel):
+    """All model ids, on one page."""
+
+    data: list[ModelInfo]
+    has_more: bool = False
+    first_id: str | None
+    last_id: str | None
+
+    @classmethod
+    def of(cls, models: Iterable[ModelInfo]) -> ModelList:
+        data = list(models)
+        ids = [model.id for model in data]
+        return cls(
+            data=data,
+            first_id=ids[0] if ids else None,
+            last_id=ids[-1] if ids else None,
+        )
+
+
+class Health(BaseModel):
+    """The server answers."""
+
+    status: Literal["ok"] = "ok"
+    queue: int
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    type: str
+    message: str
+
+
+class ErrorBody(BaseModel):
+    """The API's form of an error."""
+
+    type: Literal["error"] = "error"
+    error: ErrorDetail
+    request_id: str
+
+
+def check_supported(request: TokenCountRequest, model: str) -> None:
+    """Refuse what would be answered wrongly.
+
+    Args:
+        request: parsed.
+        model: named in the message.
+
+    Raises:
+        RequestError: what it is, where, and what would be accepted.
+    """
+    extra = request.model_extra or {}
+    for key in ("mcp_servers", "container"):
+        if extra.get(key):
+            raise RequestError(f"{key}: not supported; run the tools in the client")
+    _check_tools(request)
+    _check_blocks(request, model)
+    _check_thinking(request)
+    for i, edit in enumerate(_edits(request)):
+        if not edit.type.startswith("clear_"):
+            raise RequestError(
+                f"context_management.edits.{i}.type: {edit.type!r} is not supported; "
+                "give clear_tool_uses_20250919 or clear_thinking_20251015"
+            )
+
+
+def _edits(request: TokenCountRequest) -> list[ContextEdit]:
+    management = request.context_management
+    return management.edits if management else []
+
+
+def _check_tools(request: TokenCountRequest) -> None:
+    for i, tool in enumerate(request.tools):
+        kind = (tool.model_extra or {}).get("type") or "custom"
+        if kind != "custom":
+            raise RequestError(
+                f"tools.{i}.type: {kind!r} would run on a server; give tools that the "
+                "client runs, with an input_schema"
+            )
+    choice = request.tool_choice
+    if choice is None:
+        return
+    names = [tool.name for tool in request.tools]
+    if choice.type == "tool" and choice.name not in names:
+        raise RequestError(
+            f"tool_choice.name: no tool {choice.name!r}; given: {', '.join(names)}"
+        )
+    if choice.type in {"any", "tool"}:
+        if not names:
+            raise RequestError(f"tool_choice: {choice.type!r} needs tools")
+        if request.thinking and request.thinking.type == "enabled":
+            raise RequestError(
+                f"tool_choice: {choice.type!r} cannot be combined with thinking; "
+                "give auto or none"
+            )
+
+
+def _check_blocks(request: TokenCountRequest, model: str) -> None:
+    for where, block in _blocks(request):
+        if isinstance(block, OtherBlock):
+            raise RequestError(
+                f"{where}: model {model} reads text only, not {block.type!r}; give "
+                "text, tool_use, tool_result or thinking blocks"
+            )
+
+
+def _blocks(request: TokenCountRequest) -> Iterator[tuple[str, Block]]:
+    for k, message in enumerate(request.messages):
+        for j, block in enumerate(message.blocks):
+            at = f"messages.{k}.content.{j}"
+            yield at, block
+            if isinstance(block, ToolResultBlock) and isinstance(block.content, list):
+                for i, inner in enumerate(block.content):
+                    yield f"{at}.content.{i}", inner
+
+
+def _check_thinking(request: TokenCountRequest) -> None:
+    thinking = request.thinking
+    if thinking is None:
+        return
+    if thinking.type not in _THINKING:
+        raise RequestError(
+            f"thinking.type: {thinking.type!r} is not one of {', '.join(_THINKING)}"
+        )
+    if thinking.type != "enabled" or not isinstance(request, InferenceRequest):
+        return
+    budget = thinking.budget_tokens
+    if budget is None or not _MIN_BUDGET <= budget < max(request.max_tokens, 1):
+        raise RequestError(
+            f"thinking.budget_tokens: {budget} is not accepted; give at least "
+            f"{_MIN_BUDGET} and less than max_tokens ({request.max_tokens})"
+        )

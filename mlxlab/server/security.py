@@ -1,0 +1,88 @@
+"""Lets in who has a token, and tells one token's caches from another's.
+
+Stands before everything that reads a body. What else a page or a neighbour may try is
+refused by :mod:`mlxlab.web.guard`.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Sequence
+from hashlib import sha256
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mlxlab.errors import ServerError
+from mlxlab.web.errors import ApiError, error_response, new_request_id
+
+__all__ = ["Authentication"]
+
+_MIN_TOKEN = 8
+#: Asked by clients and monitors that have no token; they tell nothing.
+_OPEN = {("GET", "/health"), ("HEAD", "/"), ("HEAD", "/api/hello")}
+
+
+class Authentication:
+    """ASGI middleware: 401 without a token, else ``credential`` in the scope.
+
+    Also gives every request an id, ``request_id`` in the scope and ``request-id`` in
+    the response. Ids are made here and never taken from a client.
+
+    Args:
+        app: what is protected.
+        tokens: any of them lets a client in.
+
+    Raises:
+        ServerError: no token, or one that is too short or no ASCII.
+    """
+
+    def __init__(self, app: ASGIApp, tokens: Sequence[str]) -> None:
+        for token in tokens or [""]:
+            if len(token) < _MIN_TOKEN or not token.isascii():
+                raise ServerError(
+                    f"token: give at least {_MIN_TOKEN} ASCII characters, or none to "
+                    "have one made"
+                )
+        self.app = app
+        self._tokens = [token.encode() for token in tokens]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        scope["request_id"] = request_id = new_request_id()
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                own = (b"request-id", request_id.encode())
+                others = (h for h in message["headers"] if h[0] != own[0])
+                message = {**message, "headers": [*others, own]}
+            await send(message)
+
+        scope["credential"] = self._credential(scope)
+        path = scope["path"].removeprefix("/anthropic")
+        if scope["credential"] or (scope["method"], path) in _OPEN:
+            await self.app(scope, receive, send_with_id)
+            return
+        error = ApiError(401, "send the server's token as x-api-key or Bearer")
+        response = error_response(error, request_id)
+        await response(scope, receive, send_with_id)
+
+    def _credential(self, scope: Scope) -> str | None:
+        """A name for the token that was given, None if it is not one of ours."""
+        for given in _given(scope):
+            # Every token is compared, so that time tells nothing.
+            right = [hmac.compare_digest(given, token) for token in self._tokens]
+            if any(right):
+                return sha256(given).hexdigest()[:16]
+        return None
+
+
+def _given(scope: Scope) -> list[bytes]:
+    given = []
+    for name, value in scope["headers"]:
+        if name == b"x-api-key":
+            given.append(value)
+        elif name == b"authorization" and value[:7].lower() == b"bearer ":
+            given.append(value[7:].strip())
+    return given

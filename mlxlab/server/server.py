@@ -1,0 +1,292 @@
+"""A running endpoint, as notebooks and the command line hold it."""
+
+from __future__ import annotations
+
+import atexit
+import html
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pandas as pd
+
+from mlxlab.engine import Worker
+from mlxlab.errors import ServerError
+from mlxlab.server.aliases import Aliases
+from mlxlab.server.app import create_app
+from mlxlab.server.endpoint import Endpoint, publish, withdraw
+from mlxlab.server.launch import client_environment, environment_lines
+from mlxlab.server.metrics import Served
+from mlxlab.server.pool import ModelPool, default_budget
+from mlxlab.server.security import Authentication
+from mlxlab.server.service import Service
+from mlxlab.traces.script import read_script
+from mlxlab.traces.tee import Tee
+from mlxlab.traces.writer import TraceWriter
+from mlxlab.web.background import BackgroundServer
+from mlxlab.web.guard import Guard
+
+__all__ = ["Options", "Server", "Status", "serve"]
+
+_SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How an endpoint is run; what it answers with is up to the aliases.
+
+    Attributes:
+        host: loopback unless others are to reach it.
+        port: 0 for any free one.
+        token: what clients send; made anew if None.
+        memory: bytes for models, keys and values; three quarters of the device's if
+            None.
+        chunk: tokens computed at a time. Cancelling waits for one chunk.
+        queue: requests that may wait.
+        script: answers to be given in place of sampled ones.
+        answer_s: most seconds from a request's arrival to the end of its answer.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    token: str | None = None
+    memory: int | None = None
+    chunk: int = 2048
+    queue: int = 32
+    script: str | Path | None = None
+    answer_s: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What a server has done so far.
+
+    Attributes:
+        server: as it is shown.
+        requests: the latest, one a row, oldest first: see :class:`Served`.
+        waiting: requests in the queue.
+    """
+
+    server: str
+    requests: pd.DataFrame
+    waiting: int
+
+    def __repr__(self) -> str:
+        prompt = int(self.requests.prompt_tokens.sum())
+        share = self.requests.reused_tokens.sum() / prompt if prompt else 0.0
+        return (
+            f"{self.server}: {len(self.requests)} requests, {share:.1%} of {prompt:,} "
+            f"prompt tokens reused, {self.waiting} waiting"
+        )
+
+    def _repr_html_(self) -> str:
+        columns = ["alias", "strategy", "prompt_tokens", "reused_tokens", "ttft_s"]
+        columns += ["output_tokens", "total_s", "outcome"]
+        table = self.requests[columns].tail(_SHOWN).round(3)
+        return f"<p>{html.escape(repr(self))}</p>{table.to_html(index=False)}"
+
+
+class Server:
+    """The Messages endpoint, in threads of this process.
+
+    :func:`serve` makes one. Use it as a context manager, or call :meth:`stop`.
+
+    Attributes:
+        token: what clients have to send.
+        trace: where the traffic is recorded, None if it is not.
+    """
+
+    def __init__(self, aliases: Aliases, options: Options) -> None:
+        script = read_script(options.script) if options.script else None
+        self.token = options.token or secrets.token_urlsafe(24)
+        self.trace: Path | None = None
+        self._endpoint: Endpoint | None = None
+        self._worker = Worker("mlxlab-server")
+        pool = ModelPool(options.memory or default_budget(), chunk=options.chunk)
+        self._service = Service(
+            aliases, self._worker, pool, queue=options.queue, script=script
+        )
+        self._tee = Tee(create_app(self._service, answer_s=options.answer_s))
+        app = Authentication(Guard(self._tee, [options.host]), [self.token])
+        self._http = BackgroundServer(app, options.host, options.port)
+
+    @property
+    def url(self) -> str:
+        """Base URL for clients."""
+        return self._http.url
+
+    @property
+    def aliases(self) -> Aliases:
+        """Model ids and what answers to them."""
+        return self._service.aliases
+
+    @property
+    def is_running(self) -> bool:
+        """Whether requests are answered."""
+        return self._http.is_alive and self._worker.is_alive
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """What launchers are told.
+
+        Raises:
+            ServerError: the server does not run.
+        """
+        if self._endpoint is None:
+            raise ServerError("the server does not run; start it")
+        return self._endpoint
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Environment variables that point Claude Code here."""
+        return client_environment(self.endpoint, {})
+
+    @property
+    def requests(self) -> pd.DataFrame:
+        """The latest requests, one a row, oldest first: see :class:`Served`."""
+        columns = list(Served.__dataclass_fields__)
+        rows = [asdict(served) for served in self._service.metrics.requests]
+        return pd.DataFrame(rows, columns=columns)
+
+    def configure(
+        self,
+        *,
+        model: str | None = None,
+        strategy: str | None = None,
+        rules: str | None = None,
+    ) -> None:
+        """Change what later requests are answered with; clients notice nothing.
+
+        Raises:
+            MlxlabError: an unknown model, strategy or rule; then nothing changes.
+        """
+        given = {"model": model, "strategy": strategy, "rules": rules}
+        changed = {key: value for key, value in given.items() if value is not None}
+        self._service.configure(self.aliases.with_default(**changed))
+        self._publish()
+
+    def status(self) -> Status:
+        """What was served so far."""
+        waiting = self._service.scheduler.waiting
+        return Status(repr(self), self.requests, waiting)
+
+    def record(self, path: str | Path | None) -> None:
+        """Write what clients send from now on into a new trace; None ends that.
+
+        Raises:
+            TraceError: the file exists or cannot be created.
+        """
+        writer = TraceWriter(path, {"server": "mlxlab"}) if path else None
+        before, self._tee.writer = self._tee.writer, writer
+        self.trace = writer.path if writer else None
+        if before:
+            before.close()
+
+    def start(self) -> Self:
+        """Load the default model and answer requests.
+
+        Raises:
+            ServerError: the address is in use.
+            MlxlabError: the default model cannot be loaded.
+        """
+        try:
+            self._service.load()
+            self._http.start()
+        except BaseException:
+            self._worker.close()
+            raise
+        self._publish()
+        atexit.register(self.stop)
+        return self
+
+    def stop(self) -> None:
+        """End open answers and free the models. Safe to call twice."""
+        atexit.unregister(self.stop)
+        if self._endpoint is not None:
+            withdraw(self._endpoint)
+            self._endpoint = None
+        self._http.stop()
+        self.record(None)
+        self._worker.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        alias = self.aliases.default
+        state = "" if self.is_running else ", stopped"
+        return f"Server({alias.model}, {alias.strategy}{state})"
+
+    def _repr_html_(self) -> str:
+        if not self.is_running:
+            return f"<code>{html.escape(repr(self))}</code>"
+        alias = self.aliases.default
+        lines = environment_lines(self.endpoint)
+        facts: Mapping[str, Any] = {
+            "URL": self.url,
+            "token": self.token,
+            "model": alias.model,
+            "strategy": alias.strategy,
+            "recording": self.trace or "no",
+        }
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{key}</th>"
+            f"<td style='text-align:left'><code>{html.escape(str(value))}</code></td>"
+            "</tr>"
+            for key, value in facts.items()
+        )
+        return (
+            f"<table>{rows}</table><details><summary>environment for Claude Code"
+            f"</summary><pre>{html.escape(chr(10).join(lines))}</pre></details>"
+        )
+
+    def _publish(self) -> None:
+        """Tell `mlxlab claude` where we are."""
+        self._endpoint = Endpoint.of(
+            self.aliases,
+            url=self.url,
+            token=self.token,
+            window=self._service.preparation.folder.window,
+        )
+        publish(self._endpoint)
+
+
+def serve(
+    model: str | None = None,
+    strategy: str | None = None,
+    *,
+    rules: str | None = None,
+    aliases: str | Path | None = None,
+    record: str | Path | None = None,
+    options: Options | None = None,
+) -> Server:
+    """Start a Messages endpoint in this process.
+
+    Args:
+        model: of the default alias: a folder, a hub repository or ``tiny``.
+        strategy: of the default alias, as ``name[:key=value,...]``.
+        rules: of the default alias, as :func:`mlxlab.canonical.parse_rules` reads.
+        aliases: a ``model_aliases.json``; the one that comes with mlxlab if None.
+        record: trace to write what clients send into.
+        options: address, token, memory, limits.
+
+    Raises:
+        MlxlabError: a bad argument, or an address in use; then nothing runs.
+    """
+    given = {"model": model, "strategy": strategy, "rules": rules}
+    changed = {key: value for key, value in given.items() if value is not None}
+    server = Server(Aliases.load(aliases).with_default(**changed), options or Options())
+    if record:
+        server.record(record)
+    return server.start()

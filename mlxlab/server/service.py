@@ -1,0 +1,192 @@
+"""Answers requests: prepares them, queues them, turns what comes back into events.
+
+Knows nothing of HTTP: parsed requests in, events of the Messages API out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
+from typing import TypeVar
+
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
+
+from mlxlab.engine import Engine, Worker
+from mlxlab.models import ModelFolder
+from mlxlab.server.aliases import Aliases
+from mlxlab.server.answer import AnswerWriter, WireEvent
+from mlxlab.server.generation import Item, Job, generate
+from mlxlab.server.metrics import Metrics, Served
+from mlxlab.server.pool import EngineKey, ModelPool
+from mlxlab.server.preparation import Preparation, Prepared
+from mlxlab.server.scheduler import Scheduler
+from mlxlab.server.schema import InferenceRequest, TokenCountRequest
+from mlxlab.traces.script import Script
+
+__all__ = ["Service"]
+
+T = TypeVar("T")
+
+
+class Service:
+    """One worker, one queue, and the aliases in force.
+
+    Args:
+        aliases: model ids to models and settings.
+        worker: the thread that evaluates arrays.
+        pool: models in memory.
+        queue: requests that may wait.
+        script: see :class:`Preparation`.
+    """
+
+    def __init__(
+        self,
+        aliases: Aliases,
+        worker: Worker,
+        pool: ModelPool,
+        *,
+        queue: int = 32,
+        script: Script | None = None,
+    ) -> None:
+        self.worker = worker
+        self.pool = pool
+        self.scheduler = Scheduler(worker, limit=queue)
+        self.metrics = Metrics()
+        self.preparation = Preparation(aliases, script)
+        self._one_at_a_time = CapacityLimiter(1)
+        self._stored: dict[tuple[str, str], int] = {}
+
+    @property
+    def aliases(self) -> Aliases:
+        return self.preparation.aliases
+
+    def load(self) -> None:
+        """Have the default model in memory before the first request.
+
+        Raises:
+            ModelError: it is not there, or cannot be loaded.
+        """
+        self.worker.call(self.pool.load, self.preparation.folder)
+
+    def configure(self, aliases: Aliases) -> None:
+        """Answer later requests under other aliases; caches no longer named go.
+
+        Raises:
+            ModelError: the default model cannot be loaded; then nothing changes.
+        """
+        preparation = Preparation(aliases, self.preparation.script)
+        self.worker.call(self.pool.load, preparation.folder)
+        self.preparation = preparation
+        wanted = {(alias.model, alias.strategy) for alias in aliases.values()}
+        self.worker.submit(self.pool.keep_only, wanted)
+
+    async def count(self, request: TokenCountRequest) -> int:
+        """Tokens of the prompt that an answer to this request would start from.
+
+        Raises:
+            MlxlabError: as :meth:`Preparation.render`.
+        """
+        prepared = await self._prepared(request, self.preparation)
+        return len(prepared.prompt)
+
+    async def answer(
+        self, request: InferenceRequest, credential: str
+    ) -> AsyncIterator[WireEvent | None]:
+        """Events as they come, and None while there are none.
+
+        Closing the iterator stops the work; what is computed stays cached.
+
+        Args:
+            request: parsed.
+            credential: whose caches may be used.
+
+        Raises:
+            MlxlabError: as :class:`Preparation`'s methods.
+            QueueFullError: too many requests wait.
+        """
+        arrived, clock = time.time(), time.monotonic()
+        preparation = self.preparation
+        prepared = await self._prepared(request, preparation)
+        job = await self._alone(
+            partial(
+                preparation.job, request, prepared, partial(self._engine, credential)
+            )
+        )
+        thinking = request.thinking
+        writer = AnswerWriter(
+            request.model,
+            sign=partial(preparation.sign, prepared),
+            show_thinking=not (thinking and thinking.display == "omitted"),
+        )
+        request_log = _Log(arrived, clock, prepared)
+        items = self.scheduler.stream(partial(self._run, job))
+        try:
+            async for item in items:
+                if item is None:
+                    yield None
+                    continue
+                request_log.hear(item)
+                for event in writer.write(item):
+                    yield event
+            request_log.outcome = writer.stop_reason or "error"
+        except Exception:
+            request_log.outcome = "error"
+            raise
+        finally:
+            await items.aclose()  # type: ignore[attr-defined]
+            self.metrics.add(request_log.served(writer))
+
+    def exposition(self) -> bytes:
+        """Metrics in Prometheus' text format."""
+        return self.metrics.text(self.scheduler.waiting, self._stored)
+
+    async def _prepared(
+        self, request: TokenCountRequest, preparation: Preparation
+    ) -> Prepared:
+        return await self._alone(partial(preparation.render, request))
+
+    async def _alone(self, call: partial[T]) -> T:
+        """Off the event loop, one at a time: see :mod:`mlxlab.server.preparation`."""
+        return await run_sync(call, limiter=self._one_at_a_time)
+
+    def _run(self, job: Job) -> Iterator[Item]:
+        try:
+            yield from generate(job)
+        finally:
+            # Counted where the stores change, read from any thread.
+            self._stored = self.pool.stored
+
+    def _engine(self, credential: str, folder: ModelFolder, strategy: str) -> Engine:
+        return self.pool.engine(folder, EngineKey(strategy, credential))
+
+
+class _Log:
+    """What becomes of one request."""
+
+    def __init__(self, arrived: float, clock: float, prepared: Prepared) -> None:
+        self.arrived = arrived
+        self.clock = clock
+        self.prepared = prepared
+        self.ttft_s: float | None = None
+        self.outcome = "cancelled"
+
+    def hear(self, item: Item) -> None:
+        if self.ttft_s is None and isinstance(item, tuple):
+            self.ttft_s = time.monotonic() - self.clock
+
+    def served(self, writer: AnswerWriter) -> Served:
+        usage, alias = writer.usage, self.prepared.alias
+        return Served(
+            t=self.arrived,
+            alias=self.prepared.name,
+            model=alias.model,
+            strategy=alias.strategy,
+            prompt_tokens=len(self.prepared.prompt),
+            reused_tokens=usage.cache_read if usage else 0,
+            output_tokens=writer.output_tokens,
+            ttft_s=self.ttft_s,
+            total_s=time.monotonic() - self.clock,
+            outcome=self.outcome,
+        )

@@ -1,0 +1,182 @@
+"""Writes what an application is asked and answers into a trace, as it passes.
+
+Knows nothing of models, of what the traffic means, or of who answers.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+
+import anyio
+from anyio.to_thread import run_sync
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mlxlab.errors import TraceError
+from mlxlab.traces.schema import Json, decode
+from mlxlab.traces.trace import Response
+from mlxlab.traces.writer import TraceWriter
+from mlxlab.web.errors import ApiError, error_response, new_request_id
+from mlxlab.web.sse import MessageAccumulator
+
+__all__ = ["Tee", "api_path", "json_object"]
+
+log = logging.getLogger(__name__)
+
+_PREFIX = "/anthropic"
+
+
+class Tee:
+    """ASGI middleware: requests below ``/v1`` and their answers go into a trace.
+
+    A request is written before the application sees it, and its answer when it has
+    ended, complete or not. A request that cannot be written is answered with 500.
+    Expects the whole body in one message, as :class:`mlxlab.web.guard.Guard` sends it.
+
+    An application that answers from a script says so: ``scope["state"]["script"]``.
+
+    Args:
+        app: answers.
+        writer: see below.
+
+    Attributes:
+        writer: where requests that arrive from now on are written; None lets them
+            pass. May be changed at any time.
+    """
+
+    def __init__(self, app: ASGIApp, writer: TraceWriter | None = None) -> None:
+        self.app = app
+        self.writer = writer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        writer = self.writer
+        if scope["type"] != "http" or writer is None or not _is_recorded(scope):
+            await self.app(scope, receive, send)
+            return
+        asked = await receive()
+        if asked["type"] == "http.disconnect":
+            return
+        exchange = _Exchange(writer, scope)
+        try:
+            id = await run_sync(exchange.record, asked["body"])
+        except TraceError as error:
+            log.error("%s", error)
+            request_id = scope.get("request_id") or new_request_id()
+            refusal = error_response(ApiError(500, str(error)), request_id)
+            await refusal(scope, receive, send)
+            return
+        await self._answer(exchange, id, asked, receive, send)
+
+    async def _answer(
+        self, exchange: _Exchange, id: int, asked: Message, receive: Receive, send: Send
+    ) -> None:
+        unread = [asked]
+
+        async def receive_again() -> Message:
+            return unread.pop() if unread else await receive()
+
+        async def send_heard(message: Message) -> None:
+            exchange.hear(message)
+            await send(message)
+
+        try:
+            await self.app(exchange.scope, receive_again, send_heard)
+        finally:
+            # Also when the client has gone, which cancels what is not shielded.
+            with anyio.CancelScope(shield=True):
+                await run_sync(exchange.conclude, id)
+
+
+class _Exchange:
+    """One request and its answer on their way through."""
+
+    def __init__(self, writer: TraceWriter, scope: Scope) -> None:
+        self.writer = writer
+        self.scope = scope
+        self.t = time.time()
+        self.clock = time.monotonic()
+        self.status: int | None = None
+        self.first_byte_s: float | None = None
+        self.message = _Heard({})
+        scope.setdefault("state", {})
+
+    def record(self, body: bytes) -> int:
+        """Write the request."""
+        return self.writer.request(
+            t=self.t,
+            method=self.scope["method"],
+            path=api_path(self.scope),
+            headers=dict(Headers(scope=self.scope)),
+            body=json_object(body),
+        )
+
+    def hear(self, message: Message) -> None:
+        """Take in a piece of the answer."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.message = _Heard(dict(message.get("headers", ())))
+        elif message["type"] == "http.response.body" and message.get("body"):
+            if self.first_byte_s is None:
+                self.first_byte_s = time.monotonic() - self.clock
+            self.message.feed(message["body"])
+
+    def conclude(self, id: int) -> None:
+        """Write the answer, if one has begun."""
+        if self.status is None:
+            return
+        elapsed = time.monotonic() - self.clock
+        response = Response(
+            t=self.t + elapsed,
+            status=self.status,
+            first_byte_s=elapsed if self.first_byte_s is None else self.first_byte_s,
+            message=self.message.result(),
+            script=self.scope["state"].get("script", False),
+        )
+        try:
+            self.writer.response(id, response)
+        except TraceError as error:
+            log.error("an answer is not in the trace: %s", error)
+
+
+class _Heard:
+    """The message in the bytes of an answer, streamed or not."""
+
+    def __init__(self, headers: Mapping[bytes, bytes]) -> None:
+        streamed = b"event-stream" in headers.get(b"content-type", b"")
+        self._stream = MessageAccumulator() if streamed else None
+        self._data = bytearray()
+
+    def feed(self, chunk: bytes) -> None:
+        if self._stream is not None:
+            self._stream.feed(chunk)
+        else:
+            self._data += chunk
+
+    def result(self) -> dict[str, Json] | None:
+        if self._stream is not None:
+            return self._stream.message
+        return json_object(bytes(self._data))
+
+
+def api_path(scope: Scope) -> str:
+    """The path as it was sent, with its query, less ``/anthropic`` in front."""
+    # Not from a URL, which would be built from the Host that the client claims.
+    path = scope["raw_path"].decode("latin-1")
+    path = path.removeprefix(_PREFIX) if path.startswith(f"{_PREFIX}/") else path
+    query = scope["query_string"].decode("latin-1")
+    return f"{path}?{query}" if query else path
+
+
+def json_object(data: bytes) -> dict[str, Json] | None:
+    """The JSON object that ``data`` is, None if it is none."""
+    try:
+        value = decode(data)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _is_recorded(scope: Scope) -> bool:
+    return api_path(scope).startswith("/v1/")

@@ -1,0 +1,72 @@
+"""Errors in the shape in which clients of the Messages API expect them.
+
+Knows nothing of what went wrong: who raises an error says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from uuid import uuid4
+
+from starlette.responses import JSONResponse
+
+__all__ = ["ApiError", "error_response", "new_request_id"]
+
+_KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+#: Seconds until a client that was told "overloaded" may ask again.
+_RETRY_AFTER_S = 5
+
+
+class ApiError(Exception):
+    """A request that is answered with an error.
+
+    Args:
+        status: of the HTTP response. It settles the error's type: an unlisted one is
+            an ``invalid_request_error`` below 500 and an ``api_error`` from there on.
+        message: one line for whoever runs the client.
+        headers: further ones of the response. 529 has ``retry-after`` in any case.
+    """
+
+    def __init__(
+        self, status: int, message: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        retry = {"retry-after": str(_RETRY_AFTER_S)} if status == 529 else {}
+        self.headers: Mapping[str, str] = {**retry, **(headers or {})}
+
+    @property
+    def kind(self) -> str:
+        """The API's name for this type of error."""
+        general = "invalid_request_error" if self.status < 500 else "api_error"
+        return _KINDS.get(self.status, general)
+
+    @property
+    def error(self) -> dict[str, str]:
+        """Type and message, as in a stream's ``error`` event."""
+        return {"type": self.kind, "message": self.message}
+
+    def body(self, request_id: str) -> dict[str, Any]:
+        """The JSON object of the response."""
+        return {"type": "error", "error": self.error, "request_id": request_id}
+
+
+def error_response(error: ApiError, request_id: str) -> JSONResponse:
+    """The response to a request that failed before its answer began."""
+    headers = {**error.headers, "request-id": request_id}
+    return JSONResponse(error.body(request_id), error.status, headers)
+
+
+def new_request_id() -> str:
+    """A name for a request. Names that clients give are never used."""
+    return f"req_{uuid4().hex[:24]}"

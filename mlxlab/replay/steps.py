@@ -97,6 +97,9 @@ def _step(trace: Trace, exchange: Exchange, renderer: Renderer) -> Step:
         )
     else:
         prompt = renderer.render(exchange.body, where)
+    generated = response.generated if response else None
+    if generated and generated.tokenizer == renderer.model.tokenizer_digest:
+        answer = np.array(generated.ids, dtype=np.int32)
     length, window = len(prompt) + len(answer), renderer.model.window
     if length > window:
         raise ModelError(

@@ -70,6 +70,7 @@ class AnswerWriter:
         show_thinking: whether its text is sent, and not the signature alone.
         usage: known once the answer has begun.
         stop_reason: known once it has finished.
+        ids: what was generated, known likewise.
     """
 
     model: str
@@ -77,7 +78,7 @@ class AnswerWriter:
     show_thinking: bool = True
     usage: Usage | None = None
     stop_reason: str | None = None
-    output_tokens: int = 0
+    ids: tuple[int, ...] = ()
     _index: int = field(default=0, repr=False)
     _open: str | None = field(default=None, repr=False)
 
@@ -134,14 +135,14 @@ class AnswerWriter:
         yield from self._close()
         assert self.usage is not None
         self.stop_reason = finished.reason
-        self.output_tokens = finished.tokens
+        self.ids = finished.ids
         yield {
             "type": "message_delta",
             "delta": {
                 "stop_reason": finished.reason,
                 "stop_sequence": finished.stop_sequence,
             },
-            "usage": self.usage.wire(finished.tokens),
+            "usage": self.usage.wire(len(finished.ids)),
         }
         yield {"type": "message_stop"}
 

@@ -45,7 +45,6 @@ log = logging.getLogger(__name__)
 _PING_S = 10.0
 #: An error found within this time is an HTTP status, not an event in a stream.
 _HOLD_S = 2.0
-_RETRY_AFTER_S = 5
 #: How often a client that waits for a whole answer is looked after.
 _LOOK_S = 0.5
 _CLIENT_GONE = 499
@@ -90,7 +89,12 @@ def _routes(service: Service, answer_s: float) -> APIRouter:
     @api.post("/v1/messages", response_model=None, responses=_ANSWER)
     async def messages(body: InferenceRequest, http: Request) -> Response:
         """Answer a request, streamed or whole."""
-        events = service.answer(body, http.scope["credential"])
+        state = http.scope.setdefault("state", {})
+        events = service.answer(
+            body,
+            http.scope["credential"],
+            lambda generated: state.update(generated=generated),
+        )
         answer = _Answer(http, events, time.monotonic() + answer_s)
         return await (answer.streamed() if body.stream else answer.whole())
 
@@ -228,11 +232,7 @@ def as_api_error(error: Exception) -> ApiError:
         case UnknownModelError():
             return ApiError(404, str(error))
         case QueueFullError():
-            return ApiError(
-                529,
-                "as many requests wait as may; try again soon",
-                {"retry-after": str(_RETRY_AFTER_S)},
-            )
+            return ApiError(529, "as many requests wait as may; try again soon")
         case MlxlabError():
             return ApiError(500, str(error))
         case RequestValidationError():

@@ -63,12 +63,12 @@ class Finished:
 
     Attributes:
         stop_sequence: the one that matched.
-        tokens: ids generated.
+        ids: generated, the end of turn included.
     """
 
     reason: StopReason
     stop_sequence: str | None
-    tokens: int
+    ids: tuple[int, ...]
 
 
 Item: TypeAlias = Begun | TakenIn | tuple[Event, ...] | Finished
@@ -101,21 +101,21 @@ def generate(job: Job) -> Iterator[Item]:
         # Caches what was computed, and before anybody hears that it is done.
         stream.close()  # type: ignore[attr-defined]
     yield answer.finish()
-    yield Finished(answer.stop_reason, decoder.stopped, answer.tokens)
+    yield Finished(answer.stop_reason, decoder.stopped, tuple(answer.ids))
 
 
 class _Answer:
-    """Counts ids and finds out why the answer ends."""
+    """Collects ids and finds out why the answer ends."""
 
     def __init__(self, job: Job, decoder: Decoder) -> None:
         self.job = job
         self.decoder = decoder
-        self.tokens = 0
+        self.ids: list[int] = []
         self.reason: StopReason | None = None
         self.called = False
 
     def take(self, id: int) -> tuple[Event, ...]:
-        self.tokens += 1
+        self.ids.append(id)
         if id in self.job.stop:
             self.reason = "end_turn"
             return ()

@@ -132,6 +132,8 @@ class Preparation:
         """The signature of reasoning, an opening tag in the prompt included."""
         grammar = self._grammar(prepared.alias.model)
         tail = prepared.generation.tolist()
+        if ids[-len(grammar.think_end_ids) :] != grammar.think_end_ids:
+            ids = ()  # a tag cut otherwise than its text is: the text has to do
         if ids and grammar.opens_in_thinking(tail):
             start = len(tail) - 1 - tail[::-1].index(grammar.think_start_ids[0])
             ids = (*tail[start:], *ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import html
+import logging
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -30,6 +31,8 @@ from mlxlab.web.background import BackgroundServer
 from mlxlab.web.guard import Guard
 
 __all__ = ["Options", "Server", "Status", "serve"]
+
+log = logging.getLogger(__name__)
 
 _SHOWN = 20
 
@@ -259,7 +262,10 @@ class Server:
             token=self.token,
             window=self._service.preparation.folder.window,
         )
-        publish(self._endpoint)
+        try:
+            publish(self._endpoint)
+        except ServerError as error:
+            log.warning("`mlxlab claude` will not find this endpoint: %s", error)
 
 
 def serve(

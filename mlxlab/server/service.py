@@ -6,7 +6,7 @@ Knows nothing of HTTP: parsed requests in, events of the Messages API out.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from typing import TypeVar
 
@@ -17,12 +17,13 @@ from mlxlab.engine import Engine, Worker
 from mlxlab.models import ModelFolder
 from mlxlab.server.aliases import Aliases
 from mlxlab.server.answer import AnswerWriter, WireEvent
-from mlxlab.server.generation import Item, Job, generate
+from mlxlab.server.generation import Finished, Item, Job, generate
 from mlxlab.server.metrics import Metrics, Served
 from mlxlab.server.pool import EngineKey, ModelPool
 from mlxlab.server.preparation import Preparation, Prepared
 from mlxlab.server.scheduler import Scheduler
 from mlxlab.server.schema import InferenceRequest, TokenCountRequest
+from mlxlab.traces.schema import Generated
 from mlxlab.traces.script import Script
 
 __all__ = ["Service"]
@@ -92,7 +93,10 @@ class Service:
         return len(prepared.prompt)
 
     async def answer(
-        self, request: InferenceRequest, credential: str
+        self,
+        request: InferenceRequest,
+        credential: str,
+        finished: Callable[[Generated], None] = lambda generated: None,
     ) -> AsyncIterator[WireEvent | None]:
         """Events as they come, and None while there are none.
 
@@ -101,6 +105,7 @@ class Service:
         Args:
             request: parsed.
             credential: whose caches may be used.
+            finished: told what was generated, before the last events.
 
         Raises:
             MlxlabError: as :class:`Preparation`'s methods.
@@ -128,6 +133,9 @@ class Service:
                     yield None
                     continue
                 request_log.hear(item)
+                if isinstance(item, Finished):
+                    digest = prepared.folder.tokenizer_digest
+                    finished(Generated(tokenizer=digest, ids=item.ids))
                 for event in writer.write(item):
                     yield event
             request_log.outcome = writer.stop_reason or "error"
@@ -185,7 +193,7 @@ class _Log:
             strategy=alias.strategy,
             prompt_tokens=len(self.prepared.prompt),
             reused_tokens=usage.cache_read if usage else 0,
-            output_tokens=writer.output_tokens,
+            output_tokens=len(writer.ids),
             ttft_s=self.ttft_s,
             total_s=time.monotonic() - self.clock,
             outcome=self.outcome,

@@ -127,7 +127,8 @@ class _Wire:
         response = exchange.response
         if response is not None:
             message = self._value("message", response.message)
-            response = replace(response, message=message)
+            # Ids can be read back.
+            response = replace(response, message=message, generated=None)
         return replace(
             exchange,
             path=self._path(exchange.path),

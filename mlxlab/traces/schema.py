@@ -33,6 +33,7 @@ from pydantic import (
 __all__ = [
     "VERSION",
     "BodyLine",
+    "Generated",
     "HeaderLine",
     "Json",
     "Line",
@@ -120,6 +121,18 @@ class RequestLine(_Closed):
         return self
 
 
+class Generated(_Closed):
+    """The ids that a model generated; its text does not tell how it was cut.
+
+    Attributes:
+        tokenizer: digest of the tokenizer that the ids are of.
+        ids: the end of turn included, if the answer got that far.
+    """
+
+    tokenizer: str
+    ids: tuple[int, ...]
+
+
 class ResponseLine(_Closed):
     """An answer; a streamed one is put together again as one message.
 
@@ -129,6 +142,7 @@ class ResponseLine(_Closed):
         message: a message, an error body, or None when it was no JSON object.
             A message without ``stop_reason`` was cut off.
         script: True when a script wrote it, so that its usage is an estimate.
+        generated: what was generated, if the recorder could see it.
     """
 
     kind: Literal["response"] = "response"
@@ -138,6 +152,7 @@ class ResponseLine(_Closed):
     first_byte_s: float
     message: dict[str, Json] | None = None
     script: bool = False
+    generated: Generated | None = None
 
 
 Line: TypeAlias = HeaderLine | BodyLine | RequestLine | ResponseLine

@@ -35,7 +35,9 @@ class Tee:
     ended, complete or not. A request that cannot be written is answered with 500.
     Expects the whole body in one message, as :class:`mlxlab.web.guard.Guard` sends it.
 
-    An application that answers from a script says so: ``scope["state"]["script"]``.
+    An application that answers from a script says so in ``scope["state"]["script"]``;
+    one that sees what a model generates puts a :class:`~mlxlab.traces.schema.Generated`
+    in ``scope["state"]["generated"]``.
 
     Args:
         app: answers.
@@ -133,6 +135,7 @@ class _Exchange:
             first_byte_s=elapsed if self.first_byte_s is None else self.first_byte_s,
             message=self.message.result(),
             script=self.scope["state"].get("script", False),
+            generated=self.scope["state"].get("generated"),
         )
         try:
             self.writer.response(id, response)

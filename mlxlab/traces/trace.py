@@ -19,6 +19,7 @@ from mlxlab.traces.bodies import LISTS, Parts, join
 from mlxlab.traces.schema import (
     VERSION,
     BodyLine,
+    Generated,
     HeaderLine,
     Json,
     Line,
@@ -45,6 +46,7 @@ class Response:
     first_byte_s: float
     message: dict[str, Json] | None = None
     script: bool = False
+    generated: Generated | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +268,12 @@ class _Reader:
         if line.id in self.responses:
             raise ValueError(f"a second response to request {line.id}")
         self.responses[line.id] = Response(
-            line.t, line.status, line.first_byte_s, line.message, line.script
+            line.t,
+            line.status,
+            line.first_byte_s,
+            line.message,
+            line.script,
+            line.generated,
         )
 
     def _restored(self, line: RequestLine) -> dict[str, Json] | None:
@@ -325,6 +332,8 @@ def _content(exchange: Exchange) -> list[Json]:
     answer = exchange.response
     request = [exchange.id, exchange.t, exchange.method, exchange.path]
     response = answer and [answer.t, answer.status, answer.first_byte_s, answer.message]
+    if answer and response and answer.generated:
+        response.append(answer.generated.model_dump(mode="json"))
     # The order of a request's own keys is free, that within its values is not.
     body = exchange.body and dict(sorted(exchange.body.items()))
     return [*request, dict(sorted(exchange.headers.items())), body, response]

@@ -183,6 +183,8 @@ class _Lines:
             line["message"] = self._clean(response.message)
         if response.script:
             line["script"] = True
+        if response.generated:
+            line["generated"] = response.generated.model_dump(mode="json")
         return encode(line) + b"\n"
 
     def _named(self, items: Json) -> tuple[str | list[str], dict[str, bytes]]:

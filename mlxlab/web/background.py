@@ -240,4 +240,4 @@ def _bound(host: str, port: int) -> socket.socket:
 
 def _reason(log: deque[str]) -> str:
     """The last line of the first complaint: of a traceback, the exception."""
-    return log[0].splitlines()[-1] if log else f"no answer within {_START_S:.0f} s"
+    return log[0].rpartition("\n")[2] if log else f"no answer within {_START_S:.0f} s"

@@ -98,7 +98,7 @@ class Guard:
             raise ApiError(431, f"the headers are too large; send at most {most}")
         for length in _values(scope, b"content-length"):
             if not length.isdigit() or len(length) > _LENGTH_DIGITS:
-                raise ApiError(400, "content-length is no number; send the bytes'")
+                raise ApiError(400, "content-length is no number; give the bytes")
             if int(length) > self.bounds.body_bytes:
                 raise self._too_large()
 

@@ -139,7 +139,7 @@ class AnyDecoder(RuleBasedStateMachine):
     @rule()
     def finish(self) -> None:
         self.done = True
-        self._write(Finished("end_turn", None, 7))
+        self._write(Finished("end_turn", None, tuple(range(7))))
 
     @precondition(lambda self: self.done)
     @rule()
@@ -178,9 +178,9 @@ def test_usage_adds_up_to_the_prompt(data: st.DataObject) -> None:
 def test_usage_is_in_the_first_event_and_the_last() -> None:
     w = writer()
     start = next(iter(w.write(begun())))["message"]["usage"]
-    end = next(iter(w.write(Finished("max_tokens", None, 9))))["usage"]
+    end = next(iter(w.write(Finished("max_tokens", None, tuple(range(9))))))["usage"]
     assert start | {"output_tokens": 9} == end
-    assert (w.stop_reason, w.output_tokens) == ("max_tokens", 9)
+    assert (w.stop_reason, w.ids) == ("max_tokens", tuple(range(9)))
 
 
 def test_thinking_that_is_not_shown_still_has_its_signature() -> None:
@@ -196,5 +196,5 @@ def test_thinking_that_is_not_shown_still_has_its_signature() -> None:
 def test_a_matched_stop_sequence_is_given_back() -> None:
     w = writer()
     list(w.write(begun()))
-    delta = next(iter(w.write(Finished("stop_sequence", "END", 2))))["delta"]
+    delta = next(iter(w.write(Finished("stop_sequence", "END", (1, 2)))))["delta"]
     assert delta == {"stop_reason": "stop_sequence", "stop_sequence": "END"}

@@ -9,23 +9,39 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Tag, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+)
 
 from mlxlab.errors import RequestError
 
 __all__ = [
+    "AllThinkingTurns",
     "Block",
+    "ClearThinking",
+    "ClearToolUses",
+    "ContextManagement",
+    "InputTokens",
     "Message",
     "MessagesRequest",
     "OtherBlock",
+    "OtherEdit",
     "RedactedThinkingBlock",
     "TextBlock",
     "Thinking",
     "ThinkingBlock",
+    "ThinkingTurns",
     "Tool",
     "ToolReferenceBlock",
     "ToolResultBlock",
     "ToolUseBlock",
+    "ToolUses",
     "describe_errors",
     "parse_answer",
     "parse_request",
@@ -93,23 +109,17 @@ class OtherBlock(Wire):
     type: str
 
 
-_TYPED = frozenset(
-    {
-        "text",
-        "thinking",
-        "redacted_thinking",
-        "tool_use",
-        "tool_reference",
-        "tool_result",
-    }
-)
+def _open_union(*types: str) -> Discriminator:
+    """Tells the members of a union apart; a type that is not named is ``other``."""
 
+    def tag(value: object) -> str:
+        if isinstance(value, Mapping):
+            kind = value.get("type")
+        else:
+            kind = getattr(value, "type", "")
+        return kind if isinstance(kind, str) and kind in types else "other"
 
-def _tag(value: object) -> str:
-    kind = (
-        value.get("type") if isinstance(value, Mapping) else getattr(value, "type", "")
-    )
-    return kind if isinstance(kind, str) and kind in _TYPED else "other"
+    return Discriminator(tag)
 
 
 Block = Annotated[
@@ -120,7 +130,14 @@ Block = Annotated[
     | Annotated[ToolReferenceBlock, Tag("tool_reference")]
     | Annotated[ToolResultBlock, Tag("tool_result")]
     | Annotated[OtherBlock, Tag("other")],
-    Discriminator(_tag),
+    _open_union(
+        "text",
+        "thinking",
+        "redacted_thinking",
+        "tool_use",
+        "tool_reference",
+        "tool_result",
+    ),
 ]
 ToolResultBlock.model_rebuild()
 
@@ -156,6 +173,93 @@ class Thinking(Wire):
     display: str | None = None
 
 
+class InputTokens(Wire):
+    """A number of prompt tokens."""
+
+    type: Literal["input_tokens"] = "input_tokens"
+    value: Annotated[int, Field(ge=0)]
+
+
+class ToolUses(Wire):
+    """A number of tool calls with their results."""
+
+    type: Literal["tool_uses"] = "tool_uses"
+    value: Annotated[int, Field(ge=0)]
+
+
+class ThinkingTurns(Wire):
+    """The latest turns of the assistant in which it thought."""
+
+    type: Literal["thinking_turns"] = "thinking_turns"
+    value: Annotated[int, Field(ge=1)]
+
+
+class AllThinkingTurns(Wire):
+    """All turns of the assistant; ``"all"`` for short."""
+
+    type: Literal["all"] = "all"
+
+
+def _written_out(value: object) -> object:
+    return {"type": value} if isinstance(value, str) else value
+
+
+class ClearToolUses(Wire):
+    """Clear the results of older tool calls once a prompt is long.
+
+    Attributes:
+        trigger: what has to be exceeded.
+        keep: how many of the latest calls stay as they are.
+        clear_at_least: the edit is left out if it would clear less.
+        exclude_tools: whose calls stay as they are.
+        clear_tool_inputs: whether the calls lose their input too, or whose do.
+    """
+
+    type: Literal["clear_tool_uses_20250919"] = "clear_tool_uses_20250919"
+    trigger: Annotated[InputTokens | ToolUses, Discriminator("type")] = InputTokens(
+        value=100_000
+    )
+    keep: ToolUses = ToolUses(value=3)
+    clear_at_least: InputTokens | None = None
+    exclude_tools: list[str] | None = None
+    clear_tool_inputs: bool | list[str] | None = None
+
+
+class ClearThinking(Wire):
+    """Clear the thinking of older turns.
+
+    Attributes:
+        keep: whose thinking stays. Left out, the API takes one turn or all, depending
+            on the model; here it is one.
+    """
+
+    type: Literal["clear_thinking_20251015"] = "clear_thinking_20251015"
+    keep: Annotated[
+        AllThinkingTurns | ThinkingTurns,
+        Discriminator("type"),
+        BeforeValidator(_written_out),
+    ] = ThinkingTurns(value=1)
+
+
+class OtherEdit(Wire):
+    """An edit of a type that we cannot carry out."""
+
+    type: str
+
+
+class ContextManagement(Wire):
+    """Edits of the history, in the order in which they are made."""
+
+    edits: list[
+        Annotated[
+            Annotated[ClearToolUses, Tag("clear_tool_uses_20250919")]
+            | Annotated[ClearThinking, Tag("clear_thinking_20251015")]
+            | Annotated[OtherEdit, Tag("other")],
+            _open_union("clear_tool_uses_20250919", "clear_thinking_20251015"),
+        ]
+    ] = []
+
+
 class MessagesRequest(Wire):
     """A request body. ``max_tokens`` is optional, as count_tokens leaves it out."""
 
@@ -164,6 +268,7 @@ class MessagesRequest(Wire):
     system: str | list[TextBlock] = ""
     tools: list[Tool] = []
     thinking: Thinking | None = None
+    context_management: ContextManagement | None = None
     max_tokens: int | None = None
 
     @property

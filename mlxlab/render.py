@@ -20,6 +20,7 @@ from jinja2 import TemplateError
 from numpy.typing import NDArray
 
 from mlxlab.canonical import RULES, canonicalize
+from mlxlab.context_edits import AppliedEdit, edit_context
 from mlxlab.conversation import Conversation, Part, Turn, assistant_turns
 from mlxlab.errors import ModelError, RequestError
 from mlxlab.marks import Extent, Marks
@@ -88,7 +89,24 @@ class Renderer:
             RequestError: not a Messages request.
             ModelError: the template cannot render it.
         """
-        return self._prompt(self._rendering(parse_request(body, where), where))
+        request, _ = self.edited(parse_request(body, where), where)
+        return self._prompt(self._rendering(request, where))
+
+    def edited(
+        self, request: MessagesRequest, where: str = "request"
+    ) -> tuple[MessagesRequest, tuple[AppliedEdit, ...]]:
+        """The request that is rendered in place of this one, and what was cleared.
+
+        It asks for no more edits, so it is rendered as it is.
+
+        Raises:
+            RequestError: it cannot be rendered.
+            ModelError: the template cannot render it.
+        """
+        # What is rendered only to be counted does not add to our notes.
+        trial = Renderer(self.model, self.rules)
+        trial.notes.update(self.notes)
+        return edit_context(request, lambda r: len(trial.render(r, where)))
 
     def render_exchange(
         self, body: object, answer: object, where: str = "request"
@@ -104,7 +122,7 @@ class Renderer:
             The prompt, and the answer's ids up to and including the end of turn, as
             they will stand in the next request.
         """
-        request = parse_request(body, where)
+        request, _ = self.edited(parse_request(body, where), where)
         rendering = self._rendering(request, where)
         prompt = self._prompt(rendering)
         message = parse_answer(answer, where)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 from uuid import uuid4
 
+from mlxlab.context_edits import AppliedEdit
 from mlxlab.decoding import (
     CallEnd,
     CallInput,
@@ -68,6 +69,7 @@ class AnswerWriter:
         model: the id that the client asked for.
         sign: the signature of reasoning, given the ids that were generated for it.
         show_thinking: whether its text is sent, and not the signature alone.
+        edits: what was cleared of the history; None if the client asked for no edits.
         usage: known once the answer has begun.
         stop_reason: known once it has finished.
         ids: what was generated, known likewise.
@@ -76,6 +78,7 @@ class AnswerWriter:
     model: str
     sign: Callable[[tuple[int, ...]], str]
     show_thinking: bool = True
+    edits: tuple[AppliedEdit, ...] | None = None
     usage: Usage | None = None
     stop_reason: str | None = None
     ids: tuple[int, ...] = ()
@@ -136,14 +139,16 @@ class AnswerWriter:
         assert self.usage is not None
         self.stop_reason = finished.reason
         self.ids = finished.ids
-        yield {
-            "type": "message_delta",
-            "delta": {
-                "stop_reason": finished.reason,
-                "stop_sequence": finished.stop_sequence,
-            },
-            "usage": self.usage.wire(len(finished.ids)),
+        ending = {
+            "stop_reason": finished.reason,
+            "stop_sequence": finished.stop_sequence,
         }
+        usage = self.usage.wire(len(finished.ids))
+        last: WireEvent = {"type": "message_delta", "delta": ending, "usage": usage}
+        if self.edits is not None:
+            applied = [edit.wire() for edit in self.edits]
+            last["context_management"] = {"applied_edits": applied}
+        yield last
         yield {"type": "message_stop"}
 
     def _block(self, kind: str, blank: dict[str, Any]) -> Iterator[WireEvent]:

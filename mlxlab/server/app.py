@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 #: A client gives up after five silent minutes and worries after 20 s.
 _PING_S = 10.0
 #: An error found within this time is an HTTP status, not an event in a stream.
-_HOLD_S = 2.0
+_HOLD_S = 0.9
 #: How often a client that waits for a whole answer is looked after.
 _LOOK_S = 0.5
 _CLIENT_GONE = 499

@@ -12,6 +12,7 @@ from functools import cache, partial
 from typing import Any
 
 from mlxlab.canonical import parse_rules
+from mlxlab.context_edits import AppliedEdit
 from mlxlab.decoding import Decoder, Grammar
 from mlxlab.engine import Barred, Engine, Forced, LogitsProcessor, Sampler
 from mlxlab.engine.constraint import JsonConstraint, constraint_tokenizer
@@ -35,13 +36,17 @@ EngineSource = Callable[[ModelFolder, str], Engine]
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A request, rendered for the model that an alias names."""
+    """A request, rendered for the model that an alias names.
+
+    ``edits`` are those that were made of the client's; None if it asked for none.
+    """
 
     name: str
     alias: Alias
     folder: ModelFolder
     renderer: Renderer
     prompt: Prompt
+    edits: tuple[AppliedEdit, ...] | None
 
     @property
     def generation(self) -> Tokens:
@@ -91,11 +96,14 @@ class Preparation:
         check_supported(request, alias.model)
         renderer = self._renderer(alias.model, alias.rules)
         try:
-            prompt = renderer.render(_with_thinking(request, alias))
+            edited, applied = renderer.edited(_with_thinking(request, alias))
+            prompt = renderer.render(edited)
         except ModelError as error:
             # The template refuses what this client sent; the model is fine.
             raise RequestError(str(error)) from error
-        return Prepared(name, alias, self._folder(alias.model), renderer, prompt)
+        folder = self._folder(alias.model)
+        edits = applied if request.context_management else None
+        return Prepared(name, alias, folder, renderer, prompt, edits)
 
     def job(
         self, request: InferenceRequest, prepared: Prepared, engines: EngineSource

@@ -31,7 +31,7 @@ class Scheduler:
         heartbeat_s: seconds of silence after which a stream yields None.
     """
 
-    def __init__(self, worker: Worker, *, limit: int, heartbeat_s: float = 1.0) -> None:
+    def __init__(self, worker: Worker, *, limit: int, heartbeat_s: float = 0.5) -> None:
         self.worker = worker
         self.limit = limit
         self.heartbeat_s = heartbeat_s

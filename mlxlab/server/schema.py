@@ -9,10 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from mlxlab.errors import RequestError
-from mlxlab.messages import Block, MessagesRequest, OtherBlock, ToolResultBlock
+from mlxlab.messages import (
+    Block,
+    MessagesRequest,
+    OtherBlock,
+    OtherEdit,
+    ToolResultBlock,
+)
 
 __all__ = [
     "Effort",
@@ -31,6 +37,7 @@ __all__ = [
 _MIN_BUDGET = 1024
 _THINKING = ("enabled", "adaptive", "disabled")
 
+StopSequence = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Effort = Literal["low", "medium", "high", "xhigh", "max"]
 
 
@@ -60,24 +67,11 @@ class OutputConfig(_Open):
     format: OutputFormat | None = None
 
 
-class ContextEdit(_Open):
-    """One edit of the history before it is rendered."""
-
-    type: str
-
-
-class ContextManagement(_Open):
-    """Edits in order."""
-
-    edits: list[ContextEdit] = []
-
-
 class TokenCountRequest(MessagesRequest):
     """A body of ``count_tokens``."""
 
     tool_choice: ToolChoice | None = None
     output_config: OutputConfig | None = None
-    context_management: ContextManagement | None = None
 
 
 class InferenceRequest(TokenCountRequest):
@@ -85,7 +79,7 @@ class InferenceRequest(TokenCountRequest):
 
     max_tokens: Annotated[int, Field(ge=0)]
     stream: bool = False
-    stop_sequences: Annotated[tuple[str, ...], Field(max_length=64)] = ()
+    stop_sequences: Annotated[tuple[StopSequence, ...], Field(max_length=64)] = ()
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
@@ -164,17 +158,17 @@ def check_supported(request: TokenCountRequest, model: str) -> None:
     _check_tools(request)
     _check_blocks(request, model)
     _check_thinking(request)
-    for i, edit in enumerate(_edits(request)):
-        if not edit.type.startswith("clear_"):
+    _check_edits(request)
+
+
+def _check_edits(request: TokenCountRequest) -> None:
+    management = request.context_management
+    for i, edit in enumerate(management.edits if management else []):
+        if isinstance(edit, OtherEdit):
             raise RequestError(
                 f"context_management.edits.{i}.type: {edit.type!r} is not supported; "
                 "give clear_tool_uses_20250919 or clear_thinking_20251015"
             )
-
-
-def _edits(request: TokenCountRequest) -> list[ContextEdit]:
-    management = request.context_management
-    return management.edits if management else []
 
 
 def _check_tools(request: TokenCountRequest) -> None:

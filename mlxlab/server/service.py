@@ -124,6 +124,7 @@ class Service:
             request.model,
             sign=partial(preparation.sign, prepared),
             show_thinking=not (thinking and thinking.display == "omitted"),
+            edits=prepared.edits,
         )
         request_log = _Log(arrived, clock, prepared)
         items = self.scheduler.stream(partial(self._run, job))

@@ -129,6 +129,8 @@ class MessageAccumulator:
         if self.message is None:
             raise ValueError("message_delta before message_start")
         self.message |= event["delta"]
+        if "context_management" in event:
+            self.message["context_management"] = event["context_management"]
         usage = self.message.get("usage") or {}
         self.message["usage"] = usage | (event.get("usage") or {})
 

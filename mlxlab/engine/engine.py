@@ -39,6 +39,9 @@ Sampler: TypeAlias = Callable[[mx.array], mx.array]
 LogitsProcessor: TypeAlias = Callable[[mx.array, mx.array], mx.array]
 """Ids so far and logits ``[1, vocabulary]`` to logits."""
 
+#: Smaller chunks leave the device idle between them.
+_LEAST_CHUNK = 64
+
 
 def load_model(folder: ModelFolder) -> Any:
     """The model with its weights in memory. Never runs code of the folder's own.
@@ -121,16 +124,25 @@ class Engine:
         strategy: fresh; its books and this engine's store go together.
         chunk: tokens computed at a time, mlx-lm's ``prefill_step_size``.
         window: longest sequence that the model takes.
+        chunk_s: seconds after which whoever waits wants to hear something, or to
+            cancel. A chunk that takes longer makes the next one half as large.
     """
 
     def __init__(
-        self, model: Any, strategy: Strategy, *, chunk: int = 2048, window: int = 2**31
+        self,
+        model: Any,
+        strategy: Strategy,
+        *,
+        chunk: int = 2048,
+        window: int = 2**31,
+        chunk_s: float = float("inf"),
     ) -> None:
         self.model = model
         self.strategy = strategy
         self.store = KVStore()
         self.chunk = chunk
         self.window = window
+        self.chunk_s = chunk_s
 
     def prefill(
         self, prompt: Prompt, progress: Callable[[int], object] | None = None
@@ -236,7 +248,7 @@ class Engine:
         return Prefill(prompt, plan, cache, perf_counter() - started)
 
     def _take_in(self, prefill: Prefill) -> Iterator[TakenIn]:
-        plan, prompt = prefill.plan, prefill.prompt
+        plan, prompt, chunk = prefill.plan, prefill.prompt, self.chunk
         for start, stop in plan.gaps:
             run = [s for s in plan.spans if prefill.position <= s.target < start]
             if run:
@@ -245,11 +257,15 @@ class Engine:
                 prefill.restore_s += perf_counter() - begun
                 yield TakenIn(sum(span.length for span in run))
             last = min(stop, len(prompt) - 1)
-            for at in range(start, last, self.chunk):
+            while start < last:
                 begun = perf_counter()
-                tokens = prompt.tokens[at : min(at + self.chunk, last)]
+                tokens = prompt.tokens[start : min(start + chunk, last)]
                 self._feed(tokens, prefill.cache)
-                prefill.compute_s += perf_counter() - begun
+                taken_s = perf_counter() - begun
+                prefill.compute_s += taken_s
+                if taken_s > self.chunk_s:
+                    chunk = max(chunk // 2, _LEAST_CHUNK)
+                start += len(tokens)
                 yield TakenIn(len(tokens))
 
     def _decode(

@@ -24,6 +24,8 @@ __all__ = ["EngineKey", "ModelPool", "default_budget", "folder_bytes"]
 log = logging.getLogger(__name__)
 
 _MIB = 2**20
+#: A cancelled request ends with the chunk in work.
+_CHUNK_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,11 @@ class ModelPool:
         if key not in loaded.engines:
             strategy = parse_strategy(key.strategy, token_bytes=folder.token_bytes)
             loaded.engines[key] = Engine(
-                loaded.model, strategy, chunk=self.chunk, window=folder.window
+                loaded.model,
+                strategy,
+                chunk=self.chunk,
+                window=folder.window,
+                chunk_s=_CHUNK_S,
             )
         loaded.engines.move_to_end(key)
         self._make_room(0, keep=folder.name)

@@ -207,6 +207,18 @@ def test_an_abandoned_prefill_keeps_what_was_computed(
     engine.strategy.check_integrity()
 
 
+def test_chunks_that_take_long_get_smaller(
+    worker: Worker, model: Any, steps: Any
+) -> None:
+    engine = make_engine(model, "none", chunk=1024, chunk_s=0.0)
+
+    def taken() -> list[int]:
+        items = engine.stream(Prompt.of(range(1800)), max_tokens=0)
+        return [item.tokens for item in items if isinstance(item, TakenIn)]
+
+    assert worker.call(taken) == [1024, 512, 256, 7]
+
+
 def test_an_answer_of_no_tokens_fills_the_cache(
     worker: Worker, model: Any, steps: Any
 ) -> None:
@@ -217,6 +229,7 @@ def test_an_answer_of_no_tokens_fills_the_cache(
     assert (items[0], taken) == (Plan(len(prompt)), len(prompt) - 1)
     assert ids_of(items) == []
     assert worker.call(engine.prefill, prompt).plan.reused == len(prompt) - 1
+
 
 def test_sampling_is_the_samplers(worker: Worker, model: Any, steps: Any) -> None:
     def sampled(seed: int) -> list[int]:

@@ -22,7 +22,6 @@ from mlxlab.messages import (
     MessagesRequest,
     OtherEdit,
     RedactedThinkingBlock,
-    TextBlock,
     ThinkingBlock,
     ToolReferenceBlock,
     ToolResultBlock,
@@ -141,15 +140,16 @@ def _clearing_of_tool_uses(edit: ClearToolUses, uses: list[ToolUse]) -> Clearing
     by_tokens = isinstance(edit.trigger, InputTokens)
     if not by_tokens and len(uses) <= edit.trigger.value:
         return Clearing()
-    excluded = edit.exclude_tools or []
     older = [
         use
         for use in uses[: max(0, len(uses) - edit.keep.value)]
-        if use.call.name not in excluded
+        if use.call.name not in (edit.exclude_tools or []) and not _defines(use.result)
     ]
     blocks: dict[At, Block | None] = {}
     for use in older:
-        blocks[use.result_at] = _cleared_result(use.result)
+        blocks[use.result_at] = use.result.model_copy(
+            update={"content": CLEARED_RESULT}
+        )
         if _loses_input(use.call, edit):
             blocks[use.call_at] = use.call.model_copy(update={"input": {}})
     above = edit.trigger.value if by_tokens else 0
@@ -174,11 +174,9 @@ def _loses_input(call: ToolUseBlock, edit: ClearToolUses) -> bool:
     return call.name in chosen if isinstance(chosen, list) else bool(chosen)
 
 
-def _cleared_result(result: ToolResultBlock) -> ToolResultBlock:
-    """References stay: without them the model would not know the tool any more."""
-    references = [b for b in result.content if isinstance(b, ToolReferenceBlock)]
-    content = [TextBlock(text=CLEARED_RESULT), *references]
-    return result.model_copy(update={"content": content})
+def _defines(result: ToolResultBlock) -> bool:
+    """Whether it brings the definition of a tool that can be called from then on."""
+    return any(isinstance(item, ToolReferenceBlock) for item in result.content)
 
 
 def _thinking_turns(messages: list[Message]) -> list[list[At]]:

@@ -98,10 +98,14 @@ def _routes(service: Service, answer_s: float) -> APIRouter:
         answer = _Answer(http, events, time.monotonic() + answer_s)
         return await (answer.streamed() if body.stream else answer.whole())
 
-    @api.post("/v1/messages/count_tokens", responses=_ERRORS)
+    @api.post(
+        "/v1/messages/count_tokens",
+        responses=_ERRORS,
+        response_model_exclude_none=True,
+    )
     async def count_tokens(body: TokenCountRequest) -> TokenCount:
         """Count the tokens of a prompt as it would be rendered."""
-        return TokenCount(input_tokens=await service.count(body))
+        return await service.count(body)
 
     @api.get("/v1/models", responses=_ERRORS)
     async def models() -> ModelList:

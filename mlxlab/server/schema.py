@@ -86,9 +86,14 @@ class InferenceRequest(TokenCountRequest):
 
 
 class TokenCount(BaseModel):
-    """Tokens of a prompt as it would be rendered."""
+    """Tokens of a prompt as it would be rendered.
+
+    If the client asked for context edits, ``context_management`` tells how many there
+    would be without them.
+    """
 
     input_tokens: int
+    context_management: dict[Literal["original_input_tokens"], int] | None = None
 
 
 class ModelInfo(BaseModel):

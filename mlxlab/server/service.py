@@ -22,7 +22,7 @@ from mlxlab.server.metrics import Metrics, Served
 from mlxlab.server.pool import EngineKey, ModelPool
 from mlxlab.server.preparation import Preparation, Prepared
 from mlxlab.server.scheduler import Scheduler
-from mlxlab.server.schema import InferenceRequest, TokenCountRequest
+from mlxlab.server.schema import InferenceRequest, TokenCount, TokenCountRequest
 from mlxlab.traces.schema import Generated
 from mlxlab.traces.script import Script
 
@@ -83,14 +83,21 @@ class Service:
         wanted = {(alias.model, alias.strategy) for alias in aliases.values()}
         self.worker.submit(self.pool.keep_only, wanted)
 
-    async def count(self, request: TokenCountRequest) -> int:
+    async def count(self, request: TokenCountRequest) -> TokenCount:
         """Tokens of the prompt that an answer to this request would start from.
 
         Raises:
             MlxlabError: as :meth:`Preparation.render`.
         """
         prepared = await self._prepared(request, self.preparation)
-        return len(prepared.prompt)
+        tokens, edits = len(prepared.prompt), prepared.edits
+        if edits is None:
+            return TokenCount(input_tokens=tokens)
+        original = tokens + sum(edit.input_tokens for edit in edits)
+        return TokenCount(
+            input_tokens=tokens,
+            context_management={"original_input_tokens": original},
+        )
 
     async def answer(
         self,

@@ -2,13 +2,13 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help compare test test-all lab notebooks check bench record clean
+.PHONY: help compare test test-all lab notebooks check bench bench-servers transcript record clean
 
 BIN := .venv/bin
 READY := .venv/ready
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
 
 compare: $(READY)  ## every strategy on the recorded traces: table, JSON and plots
 	$(BIN)/mlxlab compare --json reports/compare.json --plots reports
@@ -33,7 +33,13 @@ check: $(READY)  ## format, lint and types, notebooks included
 	$(BIN)/python -m mypy
 
 bench: $(READY)  ## speed against the committed bounds
-	$(BIN)/python bench.py
+	$(BIN)/python -m bench.strategies
+
+bench-servers: $(READY)  ## first tokens beside other servers; VLLM_MLX=its python
+	$(BIN)/python -m bench.servers $(if $(VLLM_MLX),--vllm-mlx $(VLLM_MLX))
+
+transcript: $(READY)  ## the real client at work on the server; needs node and npm
+	$(BIN)/python -m bench.transcript
 
 record: $(READY)  ## record the traces in data/traces again; needs node and npm
 	$(BIN)/python data/record.py

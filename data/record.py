@@ -28,6 +28,7 @@ from mlxlab.traces.schema import HeaderLine
 HERE = Path(__file__).parent
 SCENARIOS = HERE / "scenarios"
 CACHE = Path.home() / ".cache/mlxlab/client"
+INSTALL_S = 300
 PACKAGE = "@anthropic-ai/claude-code"
 TOOLS = "Bash Read Edit Write Agent NotebookEdit"
 STEP_S = 120
@@ -45,7 +46,7 @@ def install() -> Path:
         str(CACHE),
         f"{PACKAGE}@latest",
     ]
-    subprocess.run(command, check=True)
+    subprocess.run(command, check=True, timeout=INSTALL_S)
     return CACHE / "node_modules/.bin/claude"
 
 

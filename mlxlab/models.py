@@ -85,7 +85,10 @@ class ModelFolder:
         try:
             # The window is ours to check; transformers would only warn of it.
             tokenizer = AutoTokenizer.from_pretrained(
-                self.path, local_files_only=True, model_max_length=sys.maxsize
+                self.path,
+                local_files_only=True,
+                model_max_length=sys.maxsize,
+                trust_remote_code=False,  # by default it asks on the terminal
             )
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(f"model {self.name}: no tokenizer: {error}") from error
@@ -172,7 +175,9 @@ def find_model(name: str = BUNDLED) -> ModelFolder:
         path = _fetch(name)
     try:
         config = json.loads((path / "config.json").read_text())
-    except (OSError, ValueError) as error:
+        if not isinstance(config, dict):
+            raise ValueError("no JSON object")
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(
             f"model {name!r}: {path / 'config.json'} cannot be read ({error}); "
             "give a folder in mlx-lm's format"

@@ -1,9 +1,32 @@
 """Settings for all tests. Its first import settles the BLAS before mlx is imported."""
 
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
 
 import mlxlab.engine  # noqa: F401
+from data.record import install
+from mlxlab.server.launch import find_client
 
 # The same examples on every run, however busy the machine is.
 settings.register_profile("mlxlab", derandomize=True, deadline=None)
 settings.load_profile("mlxlab")
+
+
+@pytest.fixture(scope="session")
+def client() -> Path:
+    """Claude Code as it is installed, else the newest from npm."""
+    found = find_client()
+    if found:
+        return found
+    if shutil.which("npm") is None:
+        pytest.skip("neither Claude Code nor npm is installed")
+    try:
+        return install()
+    except (OSError, subprocess.SubprocessError) as error:
+        pytest.skip(f"npm cannot install Claude Code: {error}")

@@ -91,7 +91,11 @@ def _load(model: ModelFolder) -> TokenizerWrapper:
     blas.preload()
     from mlx_lm.tokenizer_utils import load
 
-    options = {"local_files_only": True, "model_max_length": sys.maxsize}
+    options = {
+        "local_files_only": True,
+        "model_max_length": sys.maxsize,
+        "trust_remote_code": False,
+    }
     try:
         return load(model.path, options)
     except (ImportError, OSError, ValueError, KeyError) as error:

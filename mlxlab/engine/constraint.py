@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["JsonConstraint", "constraint_tokenizer"]
 
+_MOST_SAID = 300
+
 
 def constraint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> LLTokenizer:
     """The tokenizer as llguidance knows it; takes about a second, so keep it."""
@@ -38,7 +40,8 @@ class JsonConstraint:
         schema: a JSON schema.
 
     Raises:
-        RequestError: a schema that cannot be enforced. Nothing is fetched for one.
+        RequestError: a schema that cannot be enforced, found out now or in the course
+            of the answer. Nothing is fetched for one.
     """
 
     def __init__(self, tokenizer: LLTokenizer, schema: Mapping[str, Any]) -> None:
@@ -51,18 +54,31 @@ class JsonConstraint:
         except (ValueError, RecursionError) as error:
             problem = str(error)
         if problem:
-            first = problem.splitlines()[0]
-            raise RequestError(f"output_config.format.schema: {first}")
-        self._matcher = LLMatcher(tokenizer, grammar)
+            raise _refusal(problem)
+        self._matcher = LLMatcher(tokenizer, grammar, log_level=0)
         self._mask = llguidance.numpy.allocate_token_bitmask(1, tokenizer.vocab_size)
+        self._fill()
         self._started = False
 
     def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
         if self._started:
             self._matcher.consume_token(int(cast("int", tokens[-1].item())))
+            self._fill()
         self._started = True
-        llguidance.numpy.fill_next_token_bitmask(self._matcher, self._mask, 0)
         bits = np.unpackbits(self._mask.view(np.uint8), bitorder="little")
         allowed = np.zeros(logits.shape[-1], dtype=bool)
         allowed[: len(bits)] = bits[: len(allowed)]
         return mx.where(mx.array(allowed), logits, -float("inf"))
+
+    def _fill(self) -> None:
+        llguidance.numpy.fill_next_token_bitmask(self._matcher, self._mask, 0)
+        # It gives up on a schema that nothing follows, or that grows beyond its limits.
+        if self._matcher.is_error():
+            raise _refusal(self._matcher.get_error())
+
+
+def _refusal(problem: str) -> RequestError:
+    """The library's complaint in one line, without the dump of its state."""
+    line = " ".join(problem.partition("<state>")[0].split())
+    line = line.replace("NoExtensionBias", "no JSON follows it")
+    return RequestError(f"output_config.format.schema: {line[:_MOST_SAID]}")

@@ -52,8 +52,10 @@ def load_model(folder: ModelFolder) -> Any:
     """
     try:
         model, _ = load_mlx_model(folder.path)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"model {folder.name}: cannot be loaded: {error}") from error
+    except Exception as error:
+        # A broken config.json makes mlx-lm raise whatever it runs into.
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ModelError(f"model {folder.name}: cannot be loaded: {why}") from error
     kinds = {type(cache).__name__ for cache in make_prompt_cache(model)}
     if kinds != {KVCache.__name__}:
         raise ModelError(

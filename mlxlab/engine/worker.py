@@ -36,6 +36,8 @@ class Worker:
     def __init__(self, name: str = "mlxlab-worker") -> None:
         self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]
         self._calls = queue.SimpleQueue()
+        self._closed = False
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
         atexit.register(self._end, _EXIT_S)
@@ -49,7 +51,7 @@ class Worker:
     @property
     def is_alive(self) -> bool:
         """Whether work submitted now would be run."""
-        return self._thread.is_alive()
+        return self._thread.is_alive() and not self._closed
 
     def submit(
         self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs
@@ -59,10 +61,12 @@ class Worker:
         Raises:
             RuntimeError: the worker has been closed.
         """
-        if not self.is_alive:
-            raise RuntimeError(f"{self._thread.name} is closed")
         future: Future[T] = Future()
-        self._calls.put((future, lambda: call(*args, **kwargs)))
+        # Nobody would ever run what is put behind the end.
+        with self._lock:
+            if not self.is_alive:
+                raise RuntimeError(f"{self._thread.name} is closed")
+            self._calls.put((future, lambda: call(*args, **kwargs)))
         return future
 
     def call(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -122,7 +126,9 @@ class Worker:
         self._end()
 
     def _end(self, timeout: float | None = None) -> None:
-        self._calls.put(None)
+        with self._lock:
+            self._closed = True
+            self._calls.put(None)
         self._thread.join(timeout)
 
     def _run(self) -> None:

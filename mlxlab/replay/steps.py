@@ -11,6 +11,7 @@ from mlxlab.errors import ModelError, RequestError
 from mlxlab.prompt import Prompt, Tokens, common_prefix
 from mlxlab.render import Renderer
 from mlxlab.traces import Exchange, Trace
+from mlxlab.traces.schema import Json
 
 __all__ = ["Step", "label_sessions", "render_steps"]
 
@@ -89,14 +90,13 @@ def label_sessions(
 def _step(trace: Trace, exchange: Exchange, renderer: Renderer) -> Step:
     where = f"trace {trace.name}: request {exchange.id}"
     response = exchange.response
+    body = _asked(exchange)
     prompt: Prompt
     answer: Tokens = np.empty(0, dtype=np.int32)
     if response and response.status == 200 and response.message:
-        prompt, answer = renderer.render_exchange(
-            exchange.body, response.message, where
-        )
+        prompt, answer = renderer.render_exchange(body, response.message, where)
     else:
-        prompt = renderer.render(exchange.body, where)
+        prompt = renderer.render(body, where)
     generated = response.generated if response else None
     if generated and generated.tokenizer == renderer.model.tokenizer_digest:
         answer = np.array(generated.ids, dtype=np.int32)
@@ -108,6 +108,15 @@ def _step(trace: Trace, exchange: Exchange, renderer: Renderer) -> Step:
         )
     agent = f"/{exchange.agent[:8]}" if exchange.agent else ""
     return Step(exchange.session + agent, exchange.id, prompt, answer)
+
+
+def _asked(exchange: Exchange) -> dict[str, Json] | None:
+    """The request, with the server's word on reasoning where it had the last one."""
+    generated = exchange.response.generated if exchange.response else None
+    if exchange.body is None or generated is None or generated.thinking is None:
+        return exchange.body
+    kind = "adaptive" if generated.thinking else "disabled"
+    return {**exchange.body, "thinking": {"type": kind}}
 
 
 def _repeated(step: Step, later: Sequence[Step], end: int | None) -> Tokens:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
@@ -23,6 +23,7 @@ from mlxlab.messages import describe_errors
 from mlxlab.server.answer import PING, WireEvent
 from mlxlab.server.scheduler import QueueFullError
 from mlxlab.server.schema import (
+    Answer,
     ErrorBody,
     Health,
     InferenceRequest,
@@ -53,13 +54,25 @@ _CLIENT_GONE = 499
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in ("4XX", "5XX")
 }
+_EVENT = {
+    "type": "object",
+    "properties": {
+        "event": {"type": "string"},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+    "required": ["event", "data"],
+}
 _ANSWER: dict[int | str, dict[str, Any]] = _ERRORS | {
     200: {
         "description": "The message, or the events that it is made of.",
-        "content": {
-            "application/json": {"schema": {"type": "object"}},
-            "text/event-stream": {"schema": {"type": "string"}},
-        },
+        "model": Answer,
+        "content": {"text/event-stream": {"itemSchema": _EVENT}},
+    }
+}
+_METRICS: dict[int | str, dict[str, Any]] = _ERRORS | {
+    200: {
+        "description": "Counters.",
+        "content": {"text/plain": {"schema": {"type": "string"}}},
     }
 }
 
@@ -120,7 +133,7 @@ def _routes(service: Service, answer_s: float) -> APIRouter:
         name, _ = service.aliases.resolve(model_id)
         return _model(service, name, started)
 
-    @api.get("/metrics", response_class=PlainTextResponse, responses=_ERRORS)
+    @api.get("/metrics", response_class=Response, responses=_METRICS)
     async def metrics() -> Response:
         """Counters in Prometheus' text format."""
         return Response(service.exposition(), media_type=CONTENT_TYPE_LATEST)
@@ -128,8 +141,7 @@ def _routes(service: Service, answer_s: float) -> APIRouter:
     @api.get("/health", responses=_ERRORS)
     async def health() -> Health:
         """Tell whether the thread that answers is alive."""
-        if not service.worker.is_alive:
-            raise ApiError(500, "the worker has stopped; start the server again")
+        service.check()
         return Health(queue=service.scheduler.waiting)
 
     @api.head("/api/hello", include_in_schema=False)
@@ -240,12 +252,20 @@ def as_api_error(error: Exception) -> ApiError:
         case MlxlabError():
             return ApiError(500, str(error))
         case RequestValidationError():
-            errors = [{**e, "loc": e["loc"][1:]} for e in error.errors()]
-            return ApiError(400, describe_errors(errors))
+            return ApiError(400, _describe(error))
+        case HTTPException(status_code=400):
+            return ApiError(400, "body: cannot be decoded; give a JSON object")
         case HTTPException():
             return ApiError(error.status_code, f"{error.detail}; see the API's paths")
     log.error("a request failed", exc_info=error)
     return ApiError(500, f"internal error: {type(error).__name__}; see the log")
+
+
+def _describe(error: RequestValidationError) -> str:
+    errors = error.errors()
+    if errors[0]["type"] == "json_invalid":
+        return f"body: no JSON: {errors[0]['ctx']['error']}; give a JSON object"
+    return describe_errors([{**e, "loc": e["loc"][1:]} for e in errors])
 
 
 def _add_errors(app: FastAPI) -> None:

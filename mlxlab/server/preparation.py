@@ -39,6 +39,7 @@ class Prepared:
     """A request, rendered for the model that an alias names.
 
     ``edits`` are those that were made of the client's; None if it asked for none.
+    ``thinking`` is whether the model is to reason, where that is not up to the client.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Prepared:
     renderer: Renderer
     prompt: Prompt
     edits: tuple[AppliedEdit, ...] | None
+    thinking: bool | None = None
 
     @property
     def generation(self) -> Tokens:
@@ -95,15 +97,17 @@ class Preparation:
         name, alias = self.aliases.resolve(request.model)
         check_supported(request, alias.model)
         renderer = self._renderer(alias.model, alias.rules)
+        asked = _with_thinking(request, alias)
         try:
-            edited, applied = renderer.edited(_with_thinking(request, alias))
+            edited, applied = renderer.edited(asked)
             prompt = renderer.render(edited)
         except ModelError as error:
             # The template refuses what this client sent; the model is fine.
             raise RequestError(str(error)) from error
         folder = self._folder(alias.model)
         edits = applied if request.context_management else None
-        return Prepared(name, alias, folder, renderer, prompt, edits)
+        thinking = None if asked is request else asked.thinks
+        return Prepared(name, alias, folder, renderer, prompt, edits, thinking)
 
     def job(
         self, request: InferenceRequest, prepared: Prepared, engines: EngineSource
@@ -166,7 +170,7 @@ class Preparation:
         self, request: InferenceRequest, prepared: Prepared
     ) -> Callable[[], Sampler]:
         folder, alias = prepared.folder, prepared.alias
-        sampler = sampling_of(request, alias.sampling, folder.sampling)
+        sampler = sampling_of(request, alias.sampling, folder)
         if self.script:
             return partial(Forced, self._recited(request, prepared), sampler())
         grammar = self._grammar(alias.model)

@@ -19,25 +19,34 @@ _BUDGETS: Mapping[Effort, int] = {"low": 1024, "medium": 4096, "high": 16384}
 
 
 def sampling_of(
-    request: InferenceRequest, alias: Mapping[str, float], model: Mapping[str, float]
+    request: InferenceRequest, alias: Mapping[str, float], folder: ModelFolder
 ) -> Callable[[], Sampler]:
     """Makes the sampler that is asked for; greedy where nobody asks.
 
-    What the alias says holds over the client, which tunes for another model.
+    What the alias says holds over the client, which tunes for another model, and both
+    hold over the model's own.
     """
     asked: dict[str, Any] = {
         "temperature": request.temperature,
         "top_p": request.top_p,
         "top_k": request.top_k,
     }
-    said = {**model, **{k: v for k, v in asked.items() if v is not None}, **alias}
+    said = {
+        **folder.sampling,
+        **{k: v for k, v in asked.items() if v is not None},
+        **alias,
+    }
+
+    top_k = int(said.get("top_k", 0))
+    if top_k >= len(folder.tokenizer):
+        top_k = 0  # mlx-lm refuses to choose from all
 
     def make() -> Sampler:
         sampler: Sampler = make_sampler(
             temp=said.get("temperature", 0.0),
             top_p=said.get("top_p", 0.0),
             min_p=said.get("min_p", 0.0),
-            top_k=int(said.get("top_k", 0)),
+            top_k=top_k,
         )
         return sampler
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints
 
 from mlxlab.errors import RequestError
 from mlxlab.messages import (
@@ -17,10 +17,15 @@ from mlxlab.messages import (
     MessagesRequest,
     OtherBlock,
     OtherEdit,
+    TextBlock,
+    ThinkingBlock,
     ToolResultBlock,
+    ToolUseBlock,
 )
+from mlxlab.server.generation import StopReason
 
 __all__ = [
+    "Answer",
     "Effort",
     "ErrorBody",
     "Health",
@@ -83,6 +88,39 @@ class InferenceRequest(TokenCountRequest):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
+
+
+class CacheCreation(BaseModel):
+    """Tokens kept, by how long; here until others need the room."""
+
+    ephemeral_5m_input_tokens: int
+    ephemeral_1h_input_tokens: int
+
+
+class AnswerUsage(BaseModel):
+    """Tokens of prompt and answer; the three counts of the prompt are disjoint."""
+
+    input_tokens: int
+    cache_creation_input_tokens: int
+    cache_read_input_tokens: int
+    cache_creation: CacheCreation
+    output_tokens: int
+    service_tier: Literal["standard"]
+
+
+class Answer(BaseModel):
+    """A message of the assistant. Only describes what an answer's events add up to."""
+
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    model: str
+    content: list[
+        Annotated[TextBlock | ThinkingBlock | ToolUseBlock, Discriminator("type")]
+    ]
+    stop_reason: StopReason
+    stop_sequence: str | None
+    usage: AnswerUsage
 
 
 class TokenCount(BaseModel):

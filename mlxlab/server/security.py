@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mlxlab.errors import ServerError
 from mlxlab.web.errors import ApiError, error_response, new_request_id
 
-__all__ = ["Authentication"]
+__all__ = ["Authentication", "check_token"]
 
 _MIN_TOKEN = 8
 #: Asked by clients and monitors that have no token; they tell nothing.
@@ -33,16 +33,12 @@ class Authentication:
         tokens: any of them lets a client in.
 
     Raises:
-        ServerError: no token, or one that is too short or no ASCII.
+        ServerError: no token, or one that :func:`check_token` refuses.
     """
 
     def __init__(self, app: ASGIApp, tokens: Sequence[str]) -> None:
         for token in tokens or [""]:
-            if len(token) < _MIN_TOKEN or not token.isascii():
-                raise ServerError(
-                    f"token: give at least {_MIN_TOKEN} ASCII characters, or none to "
-                    "have one made"
-                )
+            check_token(token)
         self.app = app
         self._tokens = [token.encode() for token in tokens]
 
@@ -76,6 +72,20 @@ class Authentication:
             if any(right):
                 return sha256(given).hexdigest()[:16]
         return None
+
+
+def check_token(token: str) -> None:
+    """Refuse a token that can be guessed or not be sent.
+
+    Raises:
+        ServerError: it is too short, or has other than printable ASCII.
+    """
+    printable = token.isascii() and token.isprintable() and token == token.strip()
+    if len(token) < _MIN_TOKEN or not printable:
+        raise ServerError(
+            f"token: give at least {_MIN_TOKEN} printable ASCII characters, or none "
+            "to have one made"
+        )
 
 
 def _given(scope: Scope) -> list[bytes]:

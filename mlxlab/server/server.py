@@ -7,7 +7,7 @@ import html
 import logging
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,7 +22,7 @@ from mlxlab.server.endpoint import Endpoint, publish, withdraw
 from mlxlab.server.launch import client_environment, environment_lines
 from mlxlab.server.metrics import Served
 from mlxlab.server.pool import ModelPool, default_budget
-from mlxlab.server.security import Authentication
+from mlxlab.server.security import Authentication, check_token
 from mlxlab.server.service import Service
 from mlxlab.traces.script import read_script
 from mlxlab.traces.tee import Tee
@@ -51,16 +51,27 @@ class Options:
         queue: requests that may wait.
         script: answers to be given in place of sampled ones.
         answer_s: most seconds from a request's arrival to the end of its answer.
+
+    Raises:
+        ServerError: one of them cannot be used.
     """
 
     host: str = "127.0.0.1"
     port: int = 0
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     memory: int | None = None
     chunk: int = 2048
     queue: int = 32
     script: str | Path | None = None
     answer_s: float = 3600.0
+
+    def __post_init__(self) -> None:
+        if self.token is not None:
+            check_token(self.token)
+        for name, least in (("memory", 1), ("chunk", 1), ("queue", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ServerError(f"{name}: {value} is too little; give {least}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +192,10 @@ class Server:
 
         Raises:
             TraceError: the file exists or cannot be created.
+            ServerError: the server was stopped, and there is a path.
         """
+        if path:
+            self._service.check()
         writer = TraceWriter(path, {"server": "mlxlab"}) if path else None
         before, self._tee.writer = self._tee.writer, writer
         self.trace = writer.path if writer else None
@@ -192,14 +206,14 @@ class Server:
         """Load the default model and answer requests.
 
         Raises:
-            ServerError: the address is in use.
+            ServerError: the address is in use, or the server was stopped.
             MlxlabError: the default model cannot be loaded.
         """
         try:
             self._service.load()
             self._http.start()
         except BaseException:
-            self._worker.close()
+            self.stop()
             raise
         self._publish()
         atexit.register(self.stop)
@@ -293,6 +307,10 @@ def serve(
     given = {"model": model, "strategy": strategy, "rules": rules}
     changed = {key: value for key, value in given.items() if value is not None}
     server = Server(Aliases.load(aliases).with_default(**changed), options or Options())
-    if record:
+    server.start()
+    try:
         server.record(record)
-    return server.start()
+    except BaseException:
+        server.stop()
+        raise
+    return server

@@ -14,6 +14,7 @@ from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 
 from mlxlab.engine import Engine, Worker
+from mlxlab.errors import ServerError
 from mlxlab.models import ModelFolder
 from mlxlab.server.aliases import Aliases
 from mlxlab.server.answer import AnswerWriter, WireEvent
@@ -63,12 +64,23 @@ class Service:
     def aliases(self) -> Aliases:
         return self.preparation.aliases
 
+    def check(self) -> None:
+        """Whether anything can be answered.
+
+        Raises:
+            ServerError: the thread that evaluates arrays has ended.
+        """
+        if not self.worker.is_alive:
+            raise ServerError("the worker has stopped; start another server")
+
     def load(self) -> None:
         """Have the default model in memory before the first request.
 
         Raises:
             ModelError: it is not there, or cannot be loaded.
+            ServerError: as :meth:`check`.
         """
+        self.check()
         self.worker.call(self.pool.load, self.preparation.folder)
 
     def configure(self, aliases: Aliases) -> None:
@@ -76,7 +88,9 @@ class Service:
 
         Raises:
             ModelError: the default model cannot be loaded; then nothing changes.
+            ServerError: as :meth:`check`.
         """
+        self.check()
         preparation = Preparation(aliases, self.preparation.script)
         self.worker.call(self.pool.load, preparation.folder)
         self.preparation = preparation
@@ -105,7 +119,7 @@ class Service:
         credential: str,
         finished: Callable[[Generated], None] = lambda generated: None,
     ) -> AsyncIterator[WireEvent | None]:
-        """Events as they come, and None while there are none.
+        """Events as they come, and None as a sign of life.
 
         Closing the iterator stops the work; what is computed stays cached.
 
@@ -118,6 +132,7 @@ class Service:
             MlxlabError: as :class:`Preparation`'s methods.
             QueueFullError: too many requests wait.
         """
+        self.check()
         arrived, clock = time.time(), time.monotonic()
         preparation = self.preparation
         prepared = await self._prepared(request, preparation)
@@ -137,16 +152,14 @@ class Service:
         items = self.scheduler.stream(partial(self._run, job))
         try:
             async for item in items:
-                if item is None:
-                    yield None
-                    continue
-                request_log.hear(item)
-                if isinstance(item, Finished):
-                    digest = prepared.folder.tokenizer_digest
-                    finished(Generated(tokenizer=digest, ids=item.ids))
-                for event in writer.write(item):
-                    yield event
-            request_log.outcome = writer.stop_reason or "error"
+                if item is not None:
+                    request_log.hear(item)
+                    if isinstance(item, Finished):
+                        finished(_generated(prepared, item))
+                    for event in writer.write(item):
+                        yield event
+                # A prefill and hidden reasoning are items without events.
+                yield None
         except Exception:
             request_log.outcome = "error"
             raise
@@ -178,6 +191,14 @@ class Service:
         return self.pool.engine(folder, EngineKey(strategy, credential))
 
 
+def _generated(prepared: Prepared, finished: Finished) -> Generated:
+    return Generated(
+        tokenizer=prepared.folder.tokenizer_digest,
+        ids=finished.ids,
+        thinking=prepared.thinking,
+    )
+
+
 class _Log:
     """What becomes of one request."""
 
@@ -204,5 +225,5 @@ class _Log:
             output_tokens=len(writer.ids),
             ttft_s=self.ttft_s,
             total_s=time.monotonic() - self.clock,
-            outcome=self.outcome,
+            outcome=writer.stop_reason or self.outcome,
         )

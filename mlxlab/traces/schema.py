@@ -127,10 +127,13 @@ class Generated(_Closed):
     Attributes:
         tokenizer: digest of the tokenizer that the ids are of.
         ids: the end of turn included, if the answer got that far.
+        thinking: whether the model was to reason, where the server decided that; None
+            where the request did.
     """
 
     tokenizer: str
     ids: tuple[int, ...]
+    thinking: bool | None = None
 
 
 class ResponseLine(_Closed):

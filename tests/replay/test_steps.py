@@ -1,12 +1,15 @@
 """From exchanges to prompts and answers."""
 
+from dataclasses import replace
+
 import pytest
 
 from mlxlab.errors import ModelError, RequestError
 from mlxlab.models import ModelFolder, find_model
 from mlxlab.render import Renderer
 from mlxlab.replay import render_steps
-from mlxlab.traces import Exchange, Trace
+from mlxlab.traces import Exchange, Response, Trace
+from mlxlab.traces.schema import Generated
 from tests import wire
 from tests.replay.traffic import exchange, small_trace
 
@@ -55,6 +58,20 @@ def test_failed_responses_are_no_answers(renderer: Renderer) -> None:
     failed = exchange(0, wire.first_body(), {"type": "error"})
     object.__setattr__(failed.response, "status", 529)
     assert len(render_steps(Trace("t", (failed,)), renderer)[0].answer) == 0
+
+
+def test_reasoning_that_the_server_forbade_is_not_rendered(renderer: Renderer) -> None:
+    asked = exchange(0, wire.first_body(), None)
+    generated = Generated(
+        tokenizer=renderer.model.tokenizer_digest, ids=(1,), thinking=False
+    )
+    answered = replace(asked, response=Response(0.0, 200, 0.0, generated=generated))
+    off = replace(asked, body={**wire.first_body(), "thinking": {"type": "disabled"}})
+    steps = (
+        render_steps(Trace("t", (e,)), renderer)[0] for e in (asked, answered, off)
+    )
+    as_asked, as_done, as_off = (step.prompt.tokens.tolist() for step in steps)
+    assert as_done == as_off != as_asked
 
 
 def test_empty_messages_name_the_request(renderer: Renderer) -> None:

@@ -24,7 +24,6 @@ from mlxlab.server.launch import (
 )
 
 TOKEN = "tok'very $secret"
-CLIENT = find_client()
 CLIENT_S = 60
 
 
@@ -284,7 +283,7 @@ def probe() -> Iterator[Probe]:
 
 
 def run_client(
-    probe: Probe, home: Path, *args: str, **variables: str
+    client: Path, probe: Probe, home: Path, *args: str, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """The real client in an empty home, started as `mlxlab claude` starts it."""
     start = (
@@ -296,7 +295,7 @@ def run_client(
     )
     project = home / "project"
     project.mkdir(exist_ok=True)
-    base = {"PATH": "/usr/bin:/bin", "HOME": str(home), "MLXLAB_CLAUDE": str(CLIENT)}
+    base = {"PATH": "/usr/bin:/bin", "HOME": str(home), "MLXLAB_CLAUDE": str(client)}
     base |= {"IS_SANDBOX": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     return subprocess.run(
         [sys.executable, "-c", start, *args],
@@ -310,14 +309,8 @@ def run_client(
     )
 
 
-real_client = pytest.mark.skipif(
-    CLIENT is None, reason="Claude Code is not installed; see find_client"
-)
-
-
-@real_client
 def test_the_real_client_comes_here_whatever_is_set_elsewhere(
-    probe: Probe, tmp_path: Path
+    client: Path, probe: Probe, tmp_path: Path
 ) -> None:
     elsewhere = {"ANTHROPIC_BASE_URL": "http://127.0.0.1:9", "ANTHROPIC_MODEL": "other"}
     elsewhere |= {"ANTHROPIC_API_KEY": "sk-real", "CLAUDE_CODE_USE_BEDROCK": "1"}
@@ -328,7 +321,14 @@ def test_the_real_client_comes_here_whatever_is_set_elsewhere(
     )
     proxy = "http://127.0.0.1:9"
     done = run_client(
-        probe, tmp_path, "-p", "Hello", **elsewhere, HTTP_PROXY=proxy, http_proxy=proxy
+        client,
+        probe,
+        tmp_path,
+        "-p",
+        "Hello",
+        **elsewhere,
+        HTTP_PROXY=proxy,
+        http_proxy=proxy,
     )
     assert done.stdout == "Done.\n", done.stderr
     (body,), (headers,) = probe.bodies, probe.headers
@@ -339,23 +339,23 @@ def test_the_real_client_comes_here_whatever_is_set_elsewhere(
     assert "sk-real" not in json.dumps(headers)
 
 
-@real_client
-def test_the_real_client_believes_the_window(probe: Probe, tmp_path: Path) -> None:
-    done = run_client(probe, tmp_path, "-p", "/context")
+def test_the_real_client_believes_the_window(
+    client: Path, probe: Probe, tmp_path: Path
+) -> None:
+    done = run_client(client, probe, tmp_path, "-p", "/context")
     assert "/ 50k" in done.stdout, done.stderr
 
 
-@real_client
 @pytest.mark.parametrize("name", ["fast", "default"])
 def test_the_real_client_runs_our_agents_under_their_alias(
-    probe: Probe, tmp_path: Path, name: str
+    client: Path, probe: Probe, tmp_path: Path, name: str
 ) -> None:
     (tmp_path / "project").mkdir()
     write_agents(tmp_path / "project", Aliases.load())
     probe.delegate = name
     main = "think"
     done = run_client(
-        probe, tmp_path, "-p", "Go", "--model", main, "--allowedTools", "Agent"
+        client, probe, tmp_path, "-p", "Go", "--model", main, "--allowedTools", "Agent"
     )
     assert done.returncode == 0, done.stderr
     models = {

@@ -1,8 +1,8 @@
 """The speed ratios that mlxlab promises, measured on this machine.
 
-``python bench.py [--json FILE]`` prints one table and exits with 1 if a target is
-missed. Every row compares the same work done by mlxlab and by what it replaces:
-mlx-lm's LRUPromptCache, its prefill, and numpy's matrix product.
+``python -m bench.strategies [--json FILE]`` prints one table and exits with 1 if a
+target is missed. Every row compares the same work done by mlxlab and by what it
+replaces: mlx-lm's LRUPromptCache, its prefill, and numpy's matrix product.
 """
 
 from __future__ import annotations

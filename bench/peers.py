@@ -1,0 +1,104 @@
+"""The servers that are compared, and how each is started.
+
+All read the same model folder and compute chunks of the same size; everything else
+is as its makers set it. Knows nothing of what is asked.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from bench.dialects import ChatCompletions, Messages
+from bench.processes import Server
+from mlxlab.errors import ServerError
+from mlxlab.models import ModelFolder
+
+__all__ = ["CHUNK", "OURS", "mlx_lm_server", "our_servers", "vllm_mlx_servers"]
+
+OURS = "mlxlab"
+#: Prompt tokens that are computed at a time.
+CHUNK = 2048
+
+_VERSIONS = """
+import json, sys
+from importlib.metadata import PackageNotFoundError, version
+found = {}
+for name in sys.argv[1:]:
+    try:
+        found[name] = version(name)
+    except PackageNotFoundError:
+        pass
+print(json.dumps(found))
+"""
+
+
+def our_servers(folder: ModelFolder) -> Iterator[Server]:
+    """Ours with all rules, and with those that leave blocks in the order sent."""
+    token = secrets.token_urlsafe()
+    command = [sys.executable, "-m", "mlxlab", "serve", "--model", str(folder.path)]
+    command += ["--strategy", "paged", "--chunk", str(CHUNK), f"--token={token}"]
+    for suffix, rules in (("", "all"), (", order as sent", "-environment-first")):
+        yield Server(
+            OURS + suffix,
+            (*command, f"--rules={rules}"),
+            Messages(),
+            model="claude-bench",
+            headers={"x-api-key": token},
+            packages=_versions(sys.executable),
+        )
+
+
+def mlx_lm_server(folder: ModelFolder) -> Server:
+    """mlx-lm's own, behind a proxy that translates literally."""
+    command = (sys.executable, "-m", "mlx_lm", "server", "--model", str(folder.path))
+    packages = _versions(sys.executable)
+    return Server(
+        f"mlx_lm.server {packages['mlx-lm']}",
+        (*command, "--prefill-step-size", str(CHUNK)),
+        ChatCompletions(),
+        model=str(folder.path),
+        packages=packages,
+    )
+
+
+def vllm_mlx_servers(folder: ModelFolder, python: str) -> Iterator[Server]:
+    """vllm-mlx as it starts by default, and with the engine that batches.
+
+    It needs another mlx-lm than we do, so an environment of its own; on Linux
+    ``pip install vllm-mlx 'mlx[cpu]'``.
+
+    Args:
+        folder: the model.
+        python: interpreter that has it.
+
+    Raises:
+        ServerError: ``python`` does not run, or lacks vllm-mlx.
+    """
+    packages = _versions(python)
+    if "vllm-mlx" not in packages:
+        raise ServerError(f"{python} has no vllm-mlx; name an interpreter that has it")
+    command = [python, "-m", "vllm_mlx.cli", "serve", str(folder.path)]
+    command += ["--host", "127.0.0.1", "--prefill-step-size", str(CHUNK)]
+    for suffix, options in (("", ()), (", batched", ("--continuous-batching",))):
+        yield Server(
+            f"vllm-mlx {packages['vllm-mlx']}{suffix}",
+            (*command, *options),
+            Messages(),
+            model=str(folder.path),
+            packages=packages,
+        )
+
+
+def _versions(python: str) -> dict[str, str]:
+    """What an interpreter has of the packages that decide a server's speed."""
+    names = ("mlxlab", "mlx", "mlx-lm", "vllm-mlx")
+    try:
+        output = subprocess.check_output([python, "-c", _VERSIONS, *names])
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ServerError(f"{python} does not run: {error}; name a Python") from None
+    found: dict[str, str] = json.loads(output)
+    return found

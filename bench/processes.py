@@ -1,0 +1,158 @@
+"""A server as a child process, from its start to its certain end.
+
+All of them get the same BLAS through ``LD_PRELOAD``, in whatever interpreter they
+run: with mlx's reference BLAS a server is some 30 times slower, and a comparison
+would be one of BLAS libraries. Knows nothing of what is asked.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import httpx
+
+from bench.dialects import Dialect
+from mlxlab import blas
+from mlxlab.errors import ServerError
+
+__all__ = ["Server", "common_blas", "running"]
+
+_READY_S = 120.0
+_ANSWER_S = 300.0
+_END_S = 10.0
+_LOOK_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server that can be started.
+
+    Attributes:
+        name: unique among those that are compared.
+        command: starts it on loopback; ``--port N`` is appended.
+        dialect: how it is asked.
+        model: the model id that requests name.
+        headers: sent with every request.
+        packages: versions of what it is made of.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    dialect: Dialect
+    model: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    packages: Mapping[str, str] = field(default_factory=dict)
+
+
+@contextmanager
+def running(server: Server, library: Path | None) -> Iterator[httpx.Client]:
+    """Start a server, wait until it is ready, and end it however the block ends.
+
+    Args:
+        server: what to start.
+        library: the BLAS that it is given; None for what its mlx brings along.
+
+    Yields:
+        A client of it.
+
+    Raises:
+        ServerError: it ended at once, or was not ready in time; the last line that
+            it wrote says why.
+    """
+    port = _free_port()
+    with TemporaryDirectory() as folder:
+        output = Path(folder) / "output"
+        with output.open("wb") as stream:
+            process = subprocess.Popen(
+                [*server.command, "--port", str(port)],
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env=_environment(library),
+                start_new_session=True,
+            )
+        try:
+            with httpx.Client(
+                base_url=f"http://127.0.0.1:{port}",
+                headers=dict(server.headers),
+                timeout=_ANSWER_S,
+                trust_env=False,
+            ) as client:
+                _wait_until_ready(server, process, client, output)
+                yield client
+        finally:
+            _end(process)
+
+
+def common_blas() -> Path | None:
+    """The library that all servers are given; None where mlx needs none.
+
+    Raises:
+        ServerError: it is not in a file that other processes can load.
+    """
+    path = blas.preload().path
+    if path is not None and not path.exists():
+        raise ServerError(
+            f"BLAS: {path} is gone, so not all servers can have it; "
+            "make the folder for caches (HOME or XDG_CACHE_HOME) writable"
+        )
+    return path
+
+
+def _environment(library: Path | None) -> dict[str, str]:
+    # All files are local; a hub that cannot be reached must not cost start-up time.
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    if library is not None:
+        environment["LD_PRELOAD"] = str(library)
+    return environment
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        port: int = bound.getsockname()[1]
+        return port
+
+
+def _wait_until_ready(
+    server: Server,
+    process: subprocess.Popen[bytes],
+    client: httpx.Client,
+    output: Path,
+) -> None:
+    deadline = time.monotonic() + _READY_S
+    while time.monotonic() < deadline:
+        if (code := process.poll()) is not None:
+            raise ServerError(
+                f"{server.name} ended with code {code}: {_last_line(output)}"
+            )
+        with suppress(httpx.TransportError):
+            if client.get("/health").is_success:
+                return
+        time.sleep(_LOOK_S)
+    raise ServerError(
+        f"{server.name} was not ready after {_READY_S:.0f} s: {_last_line(output)}"
+    )
+
+
+def _last_line(output: Path) -> str:
+    lines = output.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "silent")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the whole group: a server may have started processes of its own."""
+    for kind in (signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is not None:
+            return
+        os.killpg(process.pid, kind)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_END_S)

@@ -1,0 +1,188 @@
+"""Seconds to the first token of several servers on the same recorded requests.
+
+``python -m bench.servers [--rounds N] [--vllm-mlx PYTHON] [--json FILE]`` starts ours,
+mlx-lm's and, if an interpreter that has it is named, vllm-mlx's, one at a time, with
+the bundled model, one BLAS and one chunk size for all. Each answers the trace
+``sessions`` and, started anew, the trace ``subagents``, one request after the other
+and one token each. Recorded answers are not replayed: the histories in the requests
+are the recorded ones, so a turn extends the prompt of the one before it. Rounds
+alternate the order of servers, and a request counts with its median over them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from argparse import ArgumentParser
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from bench.measurement import Kind, measure
+from bench.peers import CHUNK, OURS, mlx_lm_server, our_servers, vllm_mlx_servers
+from bench.processes import Server, common_blas
+from mlxlab import blas
+from mlxlab.errors import MlxlabError, ServerError
+from mlxlab.models import ModelFolder, find_model
+from mlxlab.replay.manifest import describe_run
+from mlxlab.replay.report import write_json
+from mlxlab.traces import Trace, load_trace
+
+__all__ = ["main", "median_requests", "reuse_table", "run", "seconds_table"]
+
+TRACES = ("sessions", "subagents")
+
+#: Column, which requests it is about, how they are put together.
+_SECONDS = (
+    ("turn 1", Kind.TURN_1, "median"),
+    ("warm turns", Kind.WARM, "median"),
+    ("slowest", Kind.WARM, "max"),
+    ("new session", Kind.NEW_SESSION, "median"),
+    ("sub-agents", Kind.SUB_AGENTS, "median"),
+)
+_REUSE = (Kind.TURN_1, Kind.WARM, Kind.NEW_SESSION, Kind.SUB_AGENTS)
+
+
+def median_requests(rows: pd.DataFrame) -> pd.DataFrame:
+    """Medians over the rounds, a row per server and request."""
+    keys = ["server", "kind", "trace", "request"]
+    columns = ["ttft_s", "prompt_tokens", "reused_tokens"]
+    return rows.groupby(keys, sort=False)[columns].median().reset_index()
+
+
+def seconds_table(requests: pd.DataFrame) -> Table:
+    """Seconds to the first token; in brackets, how many times ours.
+
+    Args:
+        requests: of :func:`median_requests`, ours among them.
+    """
+    table = _table("seconds to first token (times ours)", [c[0] for c in _SECONDS])
+    rows = {
+        str(server): [
+            float(own.ttft_s[own.kind == kind].agg(how)) for _, kind, how in _SECONDS
+        ]
+        for server, own in requests.groupby("server", sort=False)
+    }
+    for server, seconds in rows.items():
+        pairs = zip(seconds, rows[OURS], strict=True)
+        table.add_row(server, *(f"{s:.2f} ({s / ours:.1f})" for s, ours in pairs))
+    return table
+
+
+def reuse_table(requests: pd.DataFrame) -> Table:
+    """Prompt tokens over all requests, and those that the server says it reused.
+
+    Args:
+        requests: of :func:`median_requests`.
+    """
+    table = _table("thousand tokens reused of prompts, as reported", _REUSE)
+    for server, own in requests.groupby("server", sort=False):
+        table.add_row(str(server), *(_reuse(own[own.kind == kind]) for kind in _REUSE))
+    return table
+
+
+def _reuse(requests: pd.DataFrame) -> str:
+    if requests.prompt_tokens.isna().any():
+        return "-"
+    reused, prompt = requests.reused_tokens.sum(), requests.prompt_tokens.sum()
+    return f"{reused / 1000:.1f} of {prompt / 1000:.1f}"
+
+
+def _table(title: str, columns: Iterable[str]) -> Table:
+    table = Table("server", box=SIMPLE_HEAD, title=title, padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _manifest(
+    folder: ModelFolder,
+    traces: Sequence[Trace],
+    servers: Sequence[Server],
+    rounds: int,
+    left_out: Mapping[str, str],
+) -> dict[str, Any]:
+    environment = {
+        "cpus": os.cpu_count(),
+        "blas": str(blas.preload()),
+        "chunk": CHUNK,
+        "rounds": rounds,
+        "servers": {server.name: dict(server.packages) for server in servers},
+        "left_out": dict(left_out),
+    }
+    return describe_run(traces, folder, (), {}, environment)
+
+
+def _servers(
+    folder: ModelFolder, vllm_mlx: str | None
+) -> tuple[list[Server], dict[str, str]]:
+    """The servers, and the reason for each that is left out."""
+    servers = [*our_servers(folder), mlx_lm_server(folder)]
+    if vllm_mlx is None:
+        return servers, {"vllm-mlx": "name an interpreter that has it by --vllm-mlx"}
+    try:
+        return [*servers, *vllm_mlx_servers(folder, vllm_mlx)], {}
+    except ServerError as error:
+        return servers, {"vllm-mlx": str(error)}
+
+
+def run(rounds: int, vllm_mlx: str | None, target: Path | None) -> None:
+    """Measure, print, and write.
+
+    Args:
+        rounds: how often every server answers everything.
+        vllm_mlx: interpreter that has vllm-mlx.
+        target: where the samples and their manifest go.
+
+    Raises:
+        MlxlabError: our own server failed, or the file cannot be written.
+    """
+    folder = find_model()
+    traces = [load_trace(name) for name in TRACES]
+    servers, missing = _servers(folder, vllm_mlx)
+    samples, failed = measure(servers, traces, rounds=rounds, library=common_blas())
+    if OURS in failed:
+        raise ServerError(failed[OURS])
+    left_out = missing | failed
+    rows = pd.DataFrame([asdict(sample) for sample in samples])
+    rows.attrs["manifest"] = _manifest(folder, traces, servers, rounds, left_out)
+    console = Console()
+    requests = median_requests(rows)
+    title = f"model {folder.name}, rounds: {rounds}, CPUs: {os.cpu_count()}"
+    console.print(f"{title}, {blas.preload()}", highlight=False)
+    console.print(seconds_table(requests), reuse_table(requests))
+    for name, reason in left_out.items():
+        console.print(f"left out: {name}: {reason}", highlight=False)
+    if target is not None:
+        write_json(rows, target)
+
+
+def main() -> None:
+    """Read arguments and run; our own errors become one line and exit code 2."""
+    parser = ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--rounds", type=int, default=3, metavar="N", help="%(default)s"
+    )
+    parser.add_argument("--vllm-mlx", metavar="PYTHON", help="interpreter that has it")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write samples too")
+    options = parser.parse_args()
+    if options.rounds < 1:
+        parser.error("--rounds: give at least 1")
+    # As an exception, so that the server that runs is ended.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        run(options.rounds, options.vllm_mlx, options.json)
+    except MlxlabError as error:
+        print(f"bench.servers: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

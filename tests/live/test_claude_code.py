@@ -1,0 +1,147 @@
+"""The real Claude Code works on our server, and live traffic is as simulated."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from mlxlab.cli import app
+from mlxlab.models import find_model
+from mlxlab.server.server import Options, Server, serve
+from tests.live.claude import Evidence, Workplace, simulated
+
+SCRIPTS = Path(__file__).with_name("scripts")
+STRATEGY, OTHER = "paged", "prefix"
+#: Fewer tools make a shorter prompt, which is all that changes.
+SMALL = ("--tools", "Bash")
+DELEGATE = ("--tools", "Agent,Read")
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    return tmp_path / "live.jsonl"
+
+
+def served(script: str, trace: Path, aliases: Path | None = None) -> Server:
+    """A server that answers from a script, through the real prefill and decoding."""
+    options = Options(script=SCRIPTS / f"{script}.json")
+    return serve(strategy=STRATEGY, aliases=aliases, record=trace, options=options)
+
+
+def check(evidence: Evidence) -> None:
+    """What holds of any work that went well, under any strategy."""
+    assert evidence.failures == []
+    assert evidence.repeated == []
+    assert evidence.diversions == []
+    assert evidence.prompts == evidence.rendered
+    assert evidence.prompts == evidence.requests.prompt_tokens.tolist()
+    assert evidence.reused == evidence.requests.reused_tokens.tolist()
+
+
+def test_a_tool_loop_edits_the_file(workplace: Workplace, trace: Path) -> None:
+    with served("tools", trace) as server:
+        said = workplace.ask(server, "The sum in calc.py is wrong. Fix it.")
+    assert said == "Fixed: 2 and 3 make 5."
+    assert "return a + b\n" in (workplace.project / "calc.py").read_text()
+    evidence = Evidence.of(trace, server)
+    check(evidence)
+    assert len(evidence.steps) == 4
+    assert evidence.reused == simulated(evidence.trace, STRATEGY)
+
+
+def test_two_agents_work_at_the_same_time(workplace: Workplace, trace: Path) -> None:
+    with served("agents", trace) as server:
+        said = workplace.ask(server, "Look at both files at once.", *DELEGATE)
+    assert said == "One returns a difference, one says hello."
+    evidence = Evidence.of(trace, server)
+    check(evidence)
+    sessions = [step.session for step in evidence.steps]
+    main, *agents = dict.fromkeys(sessions)
+    assert len(agents) == 2
+    assert set(sessions[1:3]) == set(agents)
+    assert Counter(sessions) == dict.fromkeys([main, *agents], 2)
+    assert evidence.reused == simulated(evidence.trace, STRATEGY)
+
+
+def test_reasoning_comes_back_id_for_id(workplace: Workplace, trace: Path) -> None:
+    with served("thinking", trace) as server:
+        workplace.ask(server, "What does calc.py print?", *SMALL)
+        said = workplace.ask(server, "And why?", *SMALL, "--continue")
+    assert said == "Because it subtracts."
+    evidence = Evidence.of(trace, server)
+    check(evidence)
+    *earlier, last = evidence.trace.inference
+    assert last.body
+    given = [e.response.message for e in earlier if e.response and e.response.message]
+    blocks = reasoning(given)
+    assert reasoning(last.body["messages"]) == blocks
+    # The client wants no text; what comes back can only be from the signature.
+    assert [block["thinking"] for block in blocks] == ["", ""]
+    prompt = find_model().tokenizer.decode(evidence.steps[-1].prompt.tokens)
+    assert "to run it is surer.\n\nSo I do." in prompt
+    assert evidence.reused == simulated(evidence.trace, STRATEGY)
+
+
+def test_a_conversation_is_continued(workplace: Workplace, trace: Path) -> None:
+    with served("tools", trace) as server:
+        workplace.ask(server, "Say hello.", *SMALL)
+        said = workplace.ask(server, "What did I ask before?", *SMALL, "--continue")
+    assert said == "For a hello."
+    evidence = Evidence.of(trace, server)
+    check(evidence)
+    assert len(evidence.steps) == 3
+    assert len({step.session for step in evidence.steps}) == 1
+    assert evidence.reused == simulated(evidence.trace, STRATEGY)
+
+
+def test_the_client_does_not_notice_another_strategy(
+    workplace: Workplace, trace: Path
+) -> None:
+    with served("tools", trace) as server:
+        workplace.ask(server, "Say hello.", *SMALL)
+        server.configure(strategy=OTHER)
+        said = workplace.ask(server, "What did I ask before?", *SMALL, "--continue")
+    assert said == "For a hello."
+    evidence = Evidence.of(trace, server)
+    check(evidence)
+    assert evidence.requests.strategy.tolist() == [STRATEGY, OTHER, OTHER]
+    # The other one begins with an empty cache.
+    first, *later = evidence.trace.inference
+    assert evidence.reused == [
+        *simulated(evidence.trace, STRATEGY, [first]),
+        *simulated(evidence.trace, OTHER, later),
+    ]
+
+
+def test_an_agents_file_leads_to_its_alias(
+    workplace: Workplace, trace: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "aliases.json"
+    file.write_text(
+        json.dumps({"aliases": {"fast": {"strategy": OTHER, "thinking": "off"}}})
+    )
+    command = ["agents", "--write", str(workplace.project), "--aliases", str(file)]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    with served("agents", trace, aliases=file) as server:
+        said = workplace.ask(server, "Hand it to the fast agent.", *DELEGATE)
+    assert said == "The fast one says hello."
+    evidence = Evidence.of(trace, server)
+    check(evidence)
+    assert evidence.requests.alias.tolist() == ["default", "fast", "fast", "default"]
+    main, *agents, end = evidence.trace.inference
+    ours, its = (
+        simulated(evidence.trace, strategy, exchanges)
+        for strategy, exchanges in ((STRATEGY, [main, end]), (OTHER, agents))
+    )
+    assert evidence.reused == [ours[0], *its, ours[1]]
+
+
+def reasoning(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The thinking blocks of the assistant's messages."""
+    answers = (m["content"] for m in messages if m["role"] == "assistant")
+    return [b for content in answers for b in content if b["type"] == "thinking"]

@@ -2,7 +2,8 @@
 
 All of them get the same BLAS through ``LD_PRELOAD``, in whatever interpreter they
 run: with mlx's reference BLAS a server is some 30 times slower, and a comparison
-would be one of BLAS libraries. Knows nothing of what is asked.
+would be one of BLAS libraries. Each start gets an empty home too, because vllm-mlx
+keeps what it has cached from one start to the next. Knows nothing of what is asked.
 """
 
 from __future__ import annotations
@@ -70,14 +71,15 @@ def running(server: Server, library: Path | None) -> Iterator[httpx.Client]:
     """
     port = _free_port()
     with TemporaryDirectory() as folder:
-        output = Path(folder) / "output"
+        home = Path(folder)
+        output = home / "output"
         with output.open("wb") as stream:
             process = subprocess.Popen(
                 [*server.command, "--port", str(port)],
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
-                env=_environment(library),
+                env=_environment(home, library),
                 start_new_session=True,
             )
         try:
@@ -108,9 +110,14 @@ def common_blas() -> Path | None:
     return path
 
 
-def _environment(library: Path | None) -> dict[str, str]:
-    # All files are local; a hub that cannot be reached must not cost start-up time.
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+def _environment(home: Path, library: Path | None) -> dict[str, str]:
+    environment = {
+        **os.environ,
+        "HOME": str(home),
+        "XDG_CACHE_HOME": str(home / ".cache"),
+        # All files are local; a hub that cannot be reached must not cost time.
+        "HF_HUB_OFFLINE": "1",
+    }
     if library is not None:
         environment["LD_PRELOAD"] = str(library)
     return environment

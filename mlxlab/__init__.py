@@ -49,6 +49,7 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
     """Called by ``%unload_ext`` and ``%reload_ext``: stops what is served."""
-    magics = shell.magics_manager.registry.get("ServeMagics")
+    magics = shell.magics_manager.registry.pop("ServeMagics", None)
     if magics is not None:
         magics.stop()
+        shell.magics_manager.magics["line"].pop("serve", None)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
+import re
+import shlex
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_magic, magics_class
-from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
+from IPython.core.magic_arguments import argument, magic_arguments
 
 from mlxlab.errors import MlxlabError
 from mlxlab.server.server import Options, Server, Status, serve
@@ -19,6 +22,24 @@ __all__ = ["ServeMagics"]
 #: What a running server can change; the rest is settled when it starts.
 _LIVE = ("model", "strategy", "rules")
 _SETTLED = ("port", "token", "aliases", "script", "memory")
+#: Asks for an action, so that nothing else can be meant on the same line.
+_ALONE = ("stop", "status")
+
+
+def _path(text: str) -> Path:
+    """Absolute: `%cd` does not change what is meant."""
+    home = text == "~" or text.startswith("~/")
+    return (Path(text).expanduser() if home else Path(text)).absolute()
+
+
+def _bytes(gibibytes: str) -> int:
+    try:
+        size = int(float(gibibytes) * 2**30)
+    except (ValueError, OverflowError):
+        size = 0
+    if size < 1:
+        raise ArgumentTypeError(f"{gibibytes!r}: give GiB, more than 0")
+    return size
 
 
 @magics_class
@@ -31,33 +52,45 @@ class ServeMagics(Magics):
         self._settled: Mapping[str, Any] = {}
 
     @magic_arguments()
-    @argument("--model", help="folder, hub repository, or tiny")
-    @argument("--strategy", help="name[:key=value,...], as in paged:block=32")
+    @argument("--model", metavar="NAME", help="folder, hub repository, or tiny")
+    @argument(
+        "--strategy", metavar="SPEC", help="name[:key=value,...], as in paged:block=32"
+    )
     @argument("--rules", help="all, none, names, or exceptions: -name,...")
     @argument("--port", type=int, help="any free one if left out")
     @argument("--token", help="what clients send; one is made if left out")
-    @argument("--aliases", help="a model_aliases.json")
-    @argument("--record", metavar="FILE", help="write what clients send as a trace")
-    @argument("--script", metavar="FILE", help="answers to give in place of sampled")
-    @argument("--memory", type=float, help="GiB for models, keys and values")
+    @argument("--aliases", metavar="FILE", type=_path, help="a model_aliases.json")
+    @argument(
+        "--record", metavar="FILE", type=_path, help="write what clients send, a trace"
+    )
+    @argument("--no-record", action="store_true", help="end the recording")
+    @argument(
+        "--script", metavar="FILE", type=_path, help="answers in place of sampled ones"
+    )
+    @argument(
+        "--memory", metavar="GIB", type=_bytes, help="for models, keys and values"
+    )
     @argument("--status", action="store_true", help="what was served so far")
     @argument("--stop", action="store_true", help="stop the server")
     @line_magic
     def serve(self, line: str) -> Server | Status | None:
         """Serve the Messages API from this notebook, in the background.
 
-        Point Claude Code at the address shown, or run `mlxlab claude` in a terminal.
-        Given again, it changes model, strategy or rules of the running server, which
-        clients do not notice, or just shows it. Cells stay usable all the time.
+        Point a client at the address shown, or run `mlxlab claude` in a terminal.
+        Cells stay usable all the time.
 
             %serve --strategy paged --model mlx-community/Qwen3-4B-4bit --port 1234
-            %serve --strategy prefix
+            %serve --strategy prefix      # change it; clients notice nothing
+            %serve --record today.jsonl   # for `mlxlab compare`; --no-record ends it
             %serve --status
             %serve --stop
+
+        Model, strategy, rules and recording may change while it runs, the rest when
+        it starts. Without options the running server is shown. The handle that is
+        returned has .url, .token, .environment, .requests and .stop().
         """
-        given = parse_argstring(self.serve, line)
         try:
-            return self._serve(given)
+            return self._serve(self._parse(line))
         except MlxlabError as error:
             raise UsageError(str(error)) from None
 
@@ -66,6 +99,21 @@ class ServeMagics(Magics):
         if self.server is not None:
             self.server.stop()
             self.server = None
+
+    def _parse(self, line: str) -> Namespace:
+        line = re.sub(r"(^|\s)#\s.*", "", line)  # people paste lines with comments
+        # Else argparse takes `--rules -name` for two options.
+        line = re.sub(r"(?<!\S)--rules\s+-(?=\w)", "--rules=-", line)
+        try:
+            words = shlex.split(line)
+        except ValueError as error:
+            raise UsageError(f"{error}: {line}") from None
+        given: Namespace = self.serve.parser.parse_args(words)
+        named = [name for name, value in vars(given).items() if value]
+        for name in _ALONE:
+            if name in named and len(named) > 1:
+                raise UsageError(f"--{name} takes no other option")
+        return given
 
     def _serve(self, given: Namespace) -> Server | Status | None:
         if given.stop:
@@ -82,26 +130,28 @@ class ServeMagics(Magics):
         return self.server
 
     def _start(self, given: Namespace) -> None:
-        options = Options(
-            port=given.port or 0,
-            token=given.token,
-            memory=int(given.memory * 2**30) if given.memory else None,
-            script=given.script,
-        )
-        self.server = serve(
+        self.stop()  # what is left of one that ended by itself
+        self.server = server = serve(
             given.model,
             given.strategy,
             rules=given.rules,
             aliases=given.aliases,
             record=given.record,
-            options=options,
+            options=Options(
+                port=given.port or 0,
+                token=given.token,
+                memory=given.memory,
+                script=given.script,
+            ),
         )
-        self._settled = {key: getattr(given, key) for key in _SETTLED}
+        settled = {key: getattr(given, key) for key in _SETTLED}
+        chosen = {"port": server.endpoint.port, "token": server.token}
+        self._settled = settled | chosen
 
     def _change(self, server: Server, given: Namespace) -> None:
         for key in _SETTLED:
             value = getattr(given, key)
-            if value is not None and value != self._settled[key]:
+            if value and value != self._settled[key]:
                 raise UsageError(
                     f"--{key} cannot change while {server.url} is served; "
                     "%serve --stop first"
@@ -109,5 +159,7 @@ class ServeMagics(Magics):
         live = {key: getattr(given, key) for key in _LIVE}
         if any(value is not None for value in live.values()):
             server.configure(**live)
-        if given.record and (server.trace is None or str(server.trace) != given.record):
+        if given.no_record:
+            server.record(None)
+        if given.record and given.record != server.trace:
             server.record(given.record)

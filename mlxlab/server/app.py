@@ -258,7 +258,10 @@ def as_api_error(error: Exception) -> ApiError:
         case HTTPException():
             return ApiError(error.status_code, f"{error.detail}; see the API's paths")
     log.error("a request failed", exc_info=error)
-    return ApiError(500, f"internal error: {type(error).__name__}; see the log")
+    # Starlette raises it again behind the response, and uvicorn hangs up on that.
+    closing = {"connection": "close"}
+    kind = type(error).__name__
+    return ApiError(500, f"internal error: {kind}; see the log", closing)
 
 
 def _describe(error: RequestValidationError) -> str:

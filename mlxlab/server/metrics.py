@@ -62,6 +62,11 @@ class Metrics:
         self._prompt = self._counter("prompt_tokens", "Tokens of prompts")
         self._hit = self._counter("hit_tokens", "Prompt tokens restored from the cache")
         self._output = self._counter("output_tokens", "Tokens generated")
+        self._refused = Counter(
+            "mlxlab_refused",
+            "Requests that the queue had no room for",
+            registry=self._registry,
+        )
         self._ttft = Histogram(
             "mlxlab_ttft_seconds",
             "Arrival to first token",
@@ -90,6 +95,10 @@ class Metrics:
         self._output.labels(*at).inc(served.output_tokens)
         if served.ttft_s is not None:
             self._ttft.labels(*at).observe(served.ttft_s)
+
+    def refuse(self) -> None:
+        """Count a request that the queue had no room for."""
+        self._refused.inc()
 
     def text(self, queue: int, stored: Mapping[tuple[str, str], int]) -> bytes:
         """The exposition format, with the state of the moment."""

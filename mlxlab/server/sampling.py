@@ -16,6 +16,9 @@ __all__ = ["reasoning_budget", "reasoning_sampler", "sampling_of"]
 
 #: Reasoning ids for an adaptive request; more effort than these has no bound.
 _BUDGETS: Mapping[Effort, int] = {"low": 1024, "medium": 4096, "high": 16384}
+#: With a smaller temperature or top_p only the likeliest id is left, and float32 would
+#: leave none.
+_LEAST = 1e-3
 
 
 def sampling_of(
@@ -36,15 +39,17 @@ def sampling_of(
         **{k: v for k, v in asked.items() if v is not None},
         **alias,
     }
-
+    temperature, top_p = said.get("temperature", 0.0), said.get("top_p", 1.0)
+    if min(temperature, top_p) < _LEAST:
+        temperature = 0.0
     top_k = int(said.get("top_k", 0))
     if top_k >= len(folder.tokenizer):
         top_k = 0  # mlx-lm refuses to choose from all
 
     def make() -> Sampler:
         sampler: Sampler = make_sampler(
-            temp=said.get("temperature", 0.0),
-            top_p=said.get("top_p", 0.0),
+            temp=temperature,
+            top_p=top_p,
             min_p=said.get("min_p", 0.0),
             top_k=top_k,
         )

@@ -42,6 +42,15 @@ class Scheduler:
         """Requests behind the running one."""
         return max(0, self.unfinished - 1)
 
+    def check(self) -> None:
+        """Whether one more request may come.
+
+        Raises:
+            QueueFullError: as many requests wait as may.
+        """
+        if self.unfinished > self.limit:
+            raise QueueFullError
+
     async def stream(self, make: Callable[[], Iterable[T]]) -> AsyncIterator[T | None]:
         """Items of ``make()`` as the worker makes them; None while there are none.
 
@@ -50,8 +59,7 @@ class Scheduler:
         Raises:
             QueueFullError: as many requests wait as may.
         """
-        if self.unfinished > self.limit:
-            raise QueueFullError
+        self.check()
         loop = asyncio.get_running_loop()
         items: asyncio.Queue[tuple[T] | None] = asyncio.Queue()
         stopped = threading.Event()

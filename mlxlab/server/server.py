@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import pandas as pd
 
@@ -34,7 +34,18 @@ __all__ = ["Options", "Server", "Status", "serve"]
 
 log = logging.getLogger(__name__)
 
+#: Rows and columns of a status.
 _SHOWN = 20
+_COLUMNS = [
+    "alias",
+    "strategy",
+    "prompt_tokens",
+    "reused_tokens",
+    "ttft_s",
+    "output_tokens",
+    "total_s",
+    "outcome",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +108,13 @@ class Status:
         )
 
     def _repr_html_(self) -> str:
-        columns = ["alias", "strategy", "prompt_tokens", "reused_tokens", "ttft_s"]
-        columns += ["output_tokens", "total_s", "outcome"]
-        table = self.requests[columns].tail(_SHOWN).round(3)
-        return f"<p>{html.escape(repr(self))}</p>{table.to_html(index=False)}"
+        summary = f"<div>{html.escape(repr(self))}</div>"
+        if self.requests.empty:
+            return summary
+        table = self.requests[_COLUMNS].tail(_SHOWN)
+        return summary + table.to_html(
+            index=False, border=0, na_rep="-", float_format="{:.2f}".format
+        )
 
 
 class Server:
@@ -249,23 +263,20 @@ class Server:
         if not self.is_running:
             return f"<code>{html.escape(repr(self))}</code>"
         alias = self.aliases.default
-        lines = environment_lines(self.endpoint)
-        facts: Mapping[str, Any] = {
+        facts: dict[str, object] = {
             "URL": self.url,
             "token": self.token,
             "model": alias.model,
             "strategy": alias.strategy,
-            "recording": self.trace or "no",
+            "rules": alias.rules,
         }
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{key}</th>"
-            f"<td style='text-align:left'><code>{html.escape(str(value))}</code></td>"
-            "</tr>"
-            for key, value in facts.items()
-        )
+        if self.trace:
+            facts["recording"] = self.trace
+        lines = "\n".join(environment_lines(self.endpoint))
         return (
-            f"<table>{rows}</table><details><summary>environment for Claude Code"
-            f"</summary><pre>{html.escape(chr(10).join(lines))}</pre></details>"
+            f"{_definitions(facts)}<details><summary>Claude Code: <code>mlxlab claude"
+            "</code> in a terminal, or this environment</summary>"
+            f"<pre>{html.escape(lines)}</pre></details>"
         )
 
     def _publish(self) -> None:
@@ -280,6 +291,17 @@ class Server:
             publish(self._endpoint)
         except ServerError as error:
             log.warning("`mlxlab claude` will not find this endpoint: %s", error)
+
+
+def _definitions(facts: Mapping[str, object]) -> str:
+    """A list in the colours of the page, light or dark; a click selects a value."""
+    rows = "".join(
+        f"<dt style='opacity:.7'>{key}</dt><dd style='margin:0'>"
+        f"<code style='user-select:all'>{html.escape(str(value))}</code></dd>"
+        for key, value in facts.items()
+    )
+    grid = "display:grid; grid-template-columns:max-content auto; gap:2px 1em; margin:0"
+    return f"<dl style='{grid}'>{rows}</dl>"
 
 
 def serve(

@@ -6,7 +6,7 @@ Knows nothing of HTTP: parsed requests in, events of the Messages API out.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from functools import partial
 from typing import TypeVar
 
@@ -22,7 +22,7 @@ from mlxlab.server.generation import Finished, Item, Job, generate
 from mlxlab.server.metrics import Metrics, Served
 from mlxlab.server.pool import EngineKey, ModelPool
 from mlxlab.server.preparation import Preparation, Prepared
-from mlxlab.server.scheduler import Scheduler
+from mlxlab.server.scheduler import QueueFullError, Scheduler
 from mlxlab.server.schema import InferenceRequest, TokenCount, TokenCountRequest
 from mlxlab.traces.schema import Generated
 from mlxlab.traces.script import Script
@@ -95,7 +95,7 @@ class Service:
         self.worker.call(self.pool.load, preparation.folder)
         self.preparation = preparation
         wanted = {(alias.model, alias.strategy) for alias in aliases.values()}
-        self.worker.submit(self.pool.keep_only, wanted)
+        self.worker.submit(self._keep_only, wanted)
 
     async def count(self, request: TokenCountRequest) -> TokenCount:
         """Tokens of the prompt that an answer to this request would start from.
@@ -133,6 +133,7 @@ class Service:
             QueueFullError: too many requests wait.
         """
         self.check()
+        self._check_queue()  # before the work of rendering
         arrived, clock = time.time(), time.monotonic()
         preparation = self.preparation
         prepared = await self._prepared(request, preparation)
@@ -149,6 +150,7 @@ class Service:
             edits=prepared.edits,
         )
         request_log = _Log(arrived, clock, prepared)
+        self._check_queue()  # others may have been quicker
         items = self.scheduler.stream(partial(self._run, job))
         try:
             async for item in items:
@@ -180,12 +182,23 @@ class Service:
         """Off the event loop, one at a time: see :mod:`mlxlab.server.preparation`."""
         return await run_sync(call, limiter=self._one_at_a_time)
 
+    def _check_queue(self) -> None:
+        try:
+            self.scheduler.check()
+        except QueueFullError:
+            self.metrics.refuse()
+            raise
+
     def _run(self, job: Job) -> Iterator[Item]:
         try:
             yield from generate(job)
         finally:
             # Counted where the stores change, read from any thread.
             self._stored = self.pool.stored
+
+    def _keep_only(self, wanted: Collection[tuple[str, str]]) -> None:
+        self.pool.keep_only(wanted)
+        self._stored = self.pool.stored
 
     def _engine(self, credential: str, folder: ModelFolder, strategy: str) -> Engine:
         return self.pool.engine(folder, EngineKey(strategy, credential))

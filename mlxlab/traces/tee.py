@@ -81,6 +81,9 @@ class Tee:
 
         async def send_heard(message: Message) -> None:
             exchange.hear(message)
+            if exchange.is_complete:
+                # Who has got a whole answer may rely on it being in the trace.
+                await run_sync(exchange.conclude, id)
             await send(message)
 
         try:
@@ -88,7 +91,8 @@ class Tee:
         finally:
             # Also when the client has gone, which cancels what is not shielded.
             with anyio.CancelScope(shield=True):
-                await run_sync(exchange.conclude, id)
+                if not exchange.is_complete:
+                    await run_sync(exchange.conclude, id)
 
 
 class _Exchange:
@@ -102,6 +106,7 @@ class _Exchange:
         self.status: int | None = None
         self.first_byte_s: float | None = None
         self.message = _Heard({})
+        self.is_complete = False
         scope.setdefault("state", {})
 
     def record(self, body: bytes) -> int:
@@ -119,10 +124,12 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self.message = _Heard(dict(message.get("headers", ())))
-        elif message["type"] == "http.response.body" and message.get("body"):
-            if self.first_byte_s is None:
-                self.first_byte_s = time.monotonic() - self.clock
-            self.message.feed(message["body"])
+        elif message["type"] == "http.response.body":
+            if message.get("body"):
+                if self.first_byte_s is None:
+                    self.first_byte_s = time.monotonic() - self.clock
+                self.message.feed(message["body"])
+            self.is_complete = not message.get("more_body", False)
 
     def conclude(self, id: int) -> None:
         """Write the answer, if one has begun."""

@@ -31,8 +31,8 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         usage = {"input_tokens": 0, "cache_read_input_tokens": len(body["messages"])}
         start = {"type": "message_start", "message": {"usage": usage}}
-        preload = os.environ.get("LD_PRELOAD", "")
-        delta = {"type": "content_block_delta", "text": f"\u2028{preload}"}
+        seen = os.environ.get("LD_PRELOAD", ""), os.environ["HOME"]
+        delta = {"type": "content_block_delta", "text": f"\u2028{seen}"}
         self._send(start)
         if self.fault != "silent":
             time.sleep(0.05)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
-from functools import partial
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from jupyter_client.manager import start_new_kernel
 
+from mlxlab import load_trace
 from mlxlab.server.endpoint import running
 from mlxlab.server.server import Server, Status
+from tests.server.endpoint import copy_tiny
 
 TOKEN = "token-for-tests"
+PATIENCE_S = 60.0
 
 
 @pytest.fixture
@@ -43,7 +47,7 @@ def ask(server: Server, **changes: Any) -> httpx.Response:
         f"{server.url}/v1/messages",
         json=body,
         headers={"x-api-key": server.token},
-        timeout=60,
+        timeout=PATIENCE_S,
     )
 
 
@@ -68,6 +72,47 @@ def test_a_server_is_started_shown_and_stopped(shell: Any) -> None:
         ask(server)
 
 
+def test_what_is_given_again_is_no_change(shell: Any, tmp_path: Path) -> None:
+    script = tmp_path / "script.json"
+    script.write_text(
+        '{"conversations": [], "otherwise": [{"type": "text", "text": "."}]}'
+    )
+    server = serve(shell, f"--script {script} --memory 0.5")
+    port = server.endpoint.port
+    again = f"--script {script} --memory 0.5 --port {port} --token {server.token}"
+    assert serve(shell, again) is server
+    assert ask(server).json()["content"] == [{"type": "text", "text": "."}]
+    assert serve(shell, "--port 0") is server
+
+
+def test_a_server_that_was_stopped_is_replaced(shell: Any) -> None:
+    first = serve(shell)
+    port = first.endpoint.port
+    first.stop()
+    assert serve(shell, "--status").server.endswith("stopped)")
+    second = serve(shell, f"--port {port}")
+    assert second is not first
+    assert second.endpoint.port == port
+    assert ask(second).status_code == 200
+
+
+def test_the_model_changes_under_a_client(shell: Any, tmp_path: Path) -> None:
+    name = copy_tiny(tmp_path / "other model")
+    server = serve(shell)
+    assert serve(shell, f'--model "{name}"') is server
+    assert ask(server).status_code == 200
+    assert server.requests.model.tolist() == [name]
+
+
+def test_a_line_is_read_as_a_shell_reads_it(shell: Any, tmp_path: Path) -> None:
+    server = serve(
+        shell, '--record "~/a b.jsonl" --rules -plain-content  # that\'s all'
+    )
+    assert server.trace == tmp_path / "a b.jsonl"
+    assert server.aliases.default.rules == "-plain-content"
+    assert serve(shell, "# nothing") is server
+
+
 def test_strategy_and_rules_change_under_a_client(shell: Any) -> None:
     server = serve(shell)
     url = server.url
@@ -85,10 +130,21 @@ def test_what_clients_send_is_recorded(shell: Any, tmp_path: Path) -> None:
     serve(shell, f"--record {file}")
     ask(server)
     assert server.trace == file
-    serve(shell, "--stop")
-    from mlxlab import load_trace
-
+    serve(shell, "--no-record")
+    ask(server)
+    assert server.trace is None
     assert len(load_trace(file).inference) == 1
+
+
+def test_a_relative_path_is_meant_where_it_was_given(
+    shell: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    server = serve(shell, "--record live.jsonl")
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    serve(shell, "--record live.jsonl")
+    assert server.trace == tmp_path / "below/live.jsonl"
 
 
 @pytest.mark.parametrize(
@@ -100,6 +156,17 @@ def test_what_clients_send_is_recorded(shell: Any, tmp_path: Path) -> None:
         ("--token short", "token: give at least 8"),
         ("--status", "nothing is served; start with %serve"),
         ("--nope", "unrecognized arguments: --nope"),
+        ("--port x", "argument --port: invalid int value: 'x'"),
+        ("--port 99999", "give a free port"),
+        ("--memory nan", "argument --memory: 'nan': give GiB, more than 0"),
+        ("--memory 0", "argument --memory: '0': give GiB"),
+        ("--memory inf", "argument --memory: 'inf': give GiB"),
+        ("--script /nowhere.json", "/nowhere.json: No such file"),
+        ("--aliases /nowhere.json", "/nowhere.json: No such file"),
+        ("--record /nowhere/x.jsonl", "/nowhere/x.jsonl: No such file"),
+        ("--record 'a b", "No closing quotation: --record 'a b"),
+        ("--stop --status", "--stop takes no other option"),
+        ("--status --strategy paged", "--status takes no other option"),
     ],
 )
 def test_bad_input_is_one_line(shell: Any, line: str, message: str) -> None:
@@ -133,7 +200,8 @@ def test_help_explains(shell: Any, capsys: pytest.CaptureFixture[str]) -> None:
     shell.run_cell("%serve?")
     said = capsys.readouterr().out
     assert "Serve the Messages API from this notebook" in said
-    assert "--strategy" in said
+    assert "\n  --strategy SPEC  name[:key=value,...]" in said
+    assert all(len(line) <= 88 for line in said.splitlines() if "File:" not in line)
 
 
 def test_reloading_stops_the_server(shell: Any) -> None:
@@ -143,34 +211,98 @@ def test_reloading_stops_the_server(shell: Any) -> None:
     assert serve(shell) is not server
 
 
-def test_cells_stay_usable_and_the_kernel_ends(tmp_path: Path) -> None:
-    kernel: Any = start_new_kernel(env={"HOME": str(tmp_path), "PATH": "/usr/bin"})
-    manager, client = kernel
-    run = partial(client.execute_interactive, timeout=60)
-    try:
-        run("%load_ext mlxlab\nserver = %serve")
-        run(
-            "import threading, httpx\n"
-            "body = {'model': 'default', 'max_tokens': 1500,\n"
-            "        'messages': [{'role': 'user', 'content': 'Hello'}]}\n"
-            "thread = threading.Thread(target=lambda: httpx.post(\n"
-            "    server.url + '/v1/messages', json=body, timeout=60,\n"
-            "    headers={'x-api-key': server.token}), daemon=True)\n"
-            "thread.start()"
-        )
+def test_after_unloading_there_is_no_magic(shell: Any) -> None:
+    server = serve(shell)
+    shell.run_line_magic("unload_ext", "mlxlab")
+    assert not server.is_running
+    with pytest.raises(UsageError, match="`%serve` not found"):
+        serve(shell)
+    shell.run_line_magic("load_ext", "mlxlab")
+    assert serve(shell).is_running
+
+
+# In a kernel
+
+
+class Kernel:
+    """A kernel of its own, and what its cells print."""
+
+    def __init__(self, home: Path) -> None:
+        environment = {"HOME": str(home), "PATH": "/usr/bin"}
+        self.manager, self.client = start_new_kernel(env=environment)
+
+    def run(self, code: str) -> str:
+        """Execute a cell; what it wrote, an error's name included."""
         said: list[str] = []
-        client.execute_interactive(
-            "print(thread.is_alive(), 6 * 7)",
-            timeout=10,
-            output_hook=lambda m: said.append(m["content"].get("text", "")),
-        )
-        assert "True 42" in "".join(said)
+
+        def hear(message: dict[str, Any]) -> None:
+            content = message["content"]
+            said.append(content.get("text") or content.get("ename") or "")
+
+        self.client.execute_interactive(code, timeout=PATIENCE_S, output_hook=hear)
+        return "".join(said)
+
+    def end(self) -> float:
+        """Shut it down as a user does; the seconds until the process has gone."""
         begun = time.monotonic()
-        client.shutdown()
-        while manager.is_alive() and time.monotonic() - begun < 10:
-            time.sleep(0.05)
-        assert not manager.is_alive()
-        assert time.monotonic() - begun < 5
+        self.client.shutdown()
+        while self.manager.is_alive() and time.monotonic() - begun < PATIENCE_S:
+            time.sleep(0.02)
+        return time.monotonic() - begun
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Iterator[Kernel]:
+    kernel = Kernel(tmp_path)
+    try:
+        yield kernel
     finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=True)
+        kernel.client.stop_channels()
+        kernel.manager.shutdown_kernel(now=True)
+
+
+@contextmanager
+def answering(url: str, token: str) -> Iterator[None]:
+    """While a client hears an answer that takes long to end."""
+    body = {
+        "model": "default",
+        "max_tokens": 100_000,
+        "stream": True,
+        "messages": [{"role": "user", "content": "Count."}],
+    }
+    headers = {"x-api-key": token}
+    with httpx.stream(
+        "POST", f"{url}/v1/messages", json=body, headers=headers, timeout=PATIENCE_S
+    ) as answer:
+        lines = answer.iter_lines()  # dropping it would hang up
+        assert any("text_delta" in line for line in lines)
+        yield
+
+
+def test_cells_stay_usable_and_the_kernel_ends(kernel: Kernel, tmp_path: Path) -> None:
+    numbers = {"type": "text", "text": " ".join(map(str, range(10_000)))}
+    script = tmp_path / "script.json"
+    script.write_text(json.dumps({"conversations": [], "otherwise": [numbers]}))
+    assert kernel.run("%load_ext mlxlab") == ""
+    assert kernel.run(f"server = %serve --script {script}") == ""
+    url, token = kernel.run("print(server.url, server.token)").split()
+    with answering(url, token):
+        # Not a line of the server's own among what the cell prints.
+        assert kernel.run("print(6 * 7, len(server.requests))") == "42 0\n"
+        assert kernel.run("%serve --strategy prefix\nprint(server)") == (
+            "Server(tiny, prefix)\n"
+        )
+        assert kernel.end() < 5
+    assert not list(tmp_path.glob(".cache/mlxlab/endpoints/*"))
+
+
+def test_an_interrupt_ends_the_cell_and_not_the_server(kernel: Kernel) -> None:
+    kernel.run("%load_ext mlxlab\nserver = %serve")
+    # Ctrl-C as the user's button sends it, while a cell runs.
+    interrupt = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+    waiting = f"{interrupt}\nimport time\ntime.sleep(60)"
+    assert "KeyboardInterrupt" in kernel.run(waiting)
+    assert kernel.run("print(server.is_running)") == "True\n"
+    assert kernel.run("%serve --stop\nprint(server)") == (
+        "Server(tiny, paged, stopped)\n"
+    )

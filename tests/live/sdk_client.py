@@ -14,6 +14,15 @@ from typing import Any
 import anthropic
 
 __all__ = [
+    "ADAPTIVE",
+    "CAPITALS",
+    "DIGITS",
+    "REASONED",
+    "SURE",
+    "THINKING",
+    "TIMEOUT_S",
+    "TOOLS",
+    "WEATHER",
     "Client",
     "Endpoint",
     "Servers",
@@ -28,6 +37,26 @@ __all__ = [
 ]
 
 TIMEOUT_S = 60.0
+
+CAPITALS = {"role": "user", "content": "Name two capitals."}
+WEATHER = {"role": "user", "content": "What is the weather in Oslo?"}
+DIGITS = {"role": "user", "content": "What is the sum of the digits of 2026?"}
+SURE = {"role": "user", "content": "Are you sure?"}
+TOOLS: list[dict[str, Any]] = [
+    {
+        "name": "weather",
+        "description": "Tell the weather of a city.",
+        "input_schema": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}, "days": {"type": "array"}},
+            "required": ["city"],
+        },
+    },
+    {"name": "clock", "input_schema": {"type": "object", "properties": {}}},
+]
+THINKING = {"type": "enabled", "budget_tokens": 1024}
+REASONED: dict[str, Any] = {"thinking": THINKING, "max_tokens": 2000}
+ADAPTIVE = {"type": "adaptive"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,15 @@ from typing import Any, TypeAlias
 import anthropic
 
 from tests.live.sdk_client import (
+    ADAPTIVE,
+    CAPITALS,
+    DIGITS,
+    REASONED,
+    SURE,
+    THINKING,
     TIMEOUT_S,
+    TOOLS,
+    WEATHER,
     Client,
     Endpoint,
     Servers,
@@ -33,26 +41,6 @@ from tests.live.sdk_client import (
 Check: TypeAlias = Callable[[Servers], None]
 
 CHECKS: list[Check] = []
-
-CAPITALS = {"role": "user", "content": "Name two capitals."}
-WEATHER = {"role": "user", "content": "What is the weather in Oslo?"}
-DIGITS = {"role": "user", "content": "What is the sum of the digits of 2026?"}
-SURE = {"role": "user", "content": "Are you sure?"}
-TOOLS: list[dict[str, Any]] = [
-    {
-        "name": "weather",
-        "description": "Tell the weather of a city.",
-        "input_schema": {
-            "type": "object",
-            "properties": {"city": {"type": "string"}, "days": {"type": "array"}},
-            "required": ["city"],
-        },
-    },
-    {"name": "clock", "input_schema": {"type": "object", "properties": {}}},
-]
-THINKING = {"type": "enabled", "budget_tokens": 1024}
-REASONED: dict[str, Any] = {"thinking": THINKING, "max_tokens": 2000}
-ADAPTIVE = {"type": "adaptive"}
 
 
 def check(function: Check) -> Check:
@@ -296,8 +284,7 @@ def an_answer_goes_on_where_it_was_begun(servers: Servers) -> None:
         text = "".join(pieces[:cut])
         begun = {"role": "assistant", "content": text}
         message = client.create(CAPITALS, begun, max_tokens=8)
-        text += message.content[0].text
-        return text.startswith(whole)
+        return bool((text + message.content[0].text).startswith(whole))
 
     # At some cuts the text is told apart into other tokens, and goes on otherwise.
     assert any(goes_on(cut) for cut in range(1, len(pieces))), pieces

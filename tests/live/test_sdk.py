@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from mlxlab.server.server import Options, serve
+from tests.server.endpoint import served
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("sdk_script.json")
@@ -68,13 +68,11 @@ def sdk(request: pytest.FixtureRequest) -> Sdk:
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    aliases = tmp_path_factory.mktemp("sdk") / "aliases.json"
-    aliases.write_text(json.dumps(ALIASES))
+def servers() -> Iterator[dict[str, Any]]:
     with (
-        serve(strategy="prefix", options=Options(script=SCRIPT)) as scripted,
-        serve(aliases=aliases) as sampled,
-        serve(options=Options(queue=0)) as narrow,
+        served(strategy="prefix", script=SCRIPT) as scripted,
+        served(aliases=ALIASES) as sampled,
+        served(queue=0) as narrow,
     ):
         running = {"scripted": scripted, "sampled": sampled, "narrow": narrow}
         yield {

@@ -86,13 +86,16 @@ class Service:
     def configure(self, aliases: Aliases) -> None:
         """Answer later requests under other aliases; caches no longer named go.
 
+        Another default model is loaded behind the requests that came before.
+
         Raises:
             ModelError: the default model cannot be loaded; then nothing changes.
             ServerError: as :meth:`check`.
         """
         self.check()
         preparation = Preparation(aliases, self.preparation.script)
-        self.worker.call(self.pool.load, preparation.folder)
+        if aliases.default.model != self.aliases.default.model:
+            self.worker.call(self.pool.load, preparation.folder)
         self.preparation = preparation
         wanted = {(alias.model, alias.strategy) for alias in aliases.values()}
         self.worker.submit(self._keep_only, wanted)

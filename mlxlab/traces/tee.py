@@ -76,6 +76,11 @@ class Tee:
     ) -> None:
         unread = [asked]
 
+        async def conclude() -> None:
+            # Also when the client has gone, which cancels what is not shielded.
+            with anyio.CancelScope(shield=True):
+                await run_sync(exchange.conclude, id)
+
         async def receive_again() -> Message:
             return unread.pop() if unread else await receive()
 
@@ -83,16 +88,13 @@ class Tee:
             exchange.hear(message)
             if exchange.is_complete:
                 # Who has got a whole answer may rely on it being in the trace.
-                await run_sync(exchange.conclude, id)
+                await conclude()
             await send(message)
 
         try:
             await self.app(exchange.scope, receive_again, send_heard)
         finally:
-            # Also when the client has gone, which cancels what is not shielded.
-            with anyio.CancelScope(shield=True):
-                if not exchange.is_complete:
-                    await run_sync(exchange.conclude, id)
+            await conclude()
 
 
 class _Exchange:
@@ -107,6 +109,7 @@ class _Exchange:
         self.first_byte_s: float | None = None
         self.message = _Heard({})
         self.is_complete = False
+        self.is_concluded = False
         scope.setdefault("state", {})
 
     def record(self, body: bytes) -> int:
@@ -132,9 +135,10 @@ class _Exchange:
             self.is_complete = not message.get("more_body", False)
 
     def conclude(self, id: int) -> None:
-        """Write the answer, if one has begun."""
-        if self.status is None:
+        """Write the answer once, if one has begun."""
+        if self.status is None or self.is_concluded:
             return
+        self.is_concluded = True
         elapsed = time.monotonic() - self.clock
         response = Response(
             t=self.t + elapsed,

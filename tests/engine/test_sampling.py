@@ -125,7 +125,7 @@ def test_a_constrained_answer_is_json_of_the_schema(
     stop = {tiny.tokenizer.eos_token_id}
     ids = answer(worker, engine, 100, processors=[constraint], stop=stop)
     assert ids[-1] in stop
-    value = json.loads(tiny.tokenizer.decode(ids[:-1]))
+    value = json.loads(str(tiny.tokenizer.decode(ids[:-1])))
     assert list(value) == ["title"]
     assert 0 < len(value["title"]) <= 12
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -91,3 +92,26 @@ def test_a_process_that_has_decoded_ends_cleanly(ending: str) -> None:
     )
     for _ in range(3):  # what went wrong did so every other time
         subprocess.run([sys.executable, "-c", code + ending], check=True, timeout=60)
+
+
+def test_nothing_is_put_behind_the_end() -> None:
+    """A worker that is being closed takes no work that nobody would do."""
+    worker = Worker()
+    begun, going_on = threading.Event(), threading.Event()
+
+    def wait() -> bool:
+        begun.set()
+        return going_on.wait(20)
+
+    running = worker.submit(wait)
+    assert begun.wait(20)
+    closing = threading.Thread(target=worker.close)
+    closing.start()
+    while worker.is_alive:
+        time.sleep(0.001)
+    with pytest.raises(RuntimeError, match="closed"):
+        worker.submit(int)
+    going_on.set()
+    assert running.result(20)
+    closing.join(20)
+    assert not closing.is_alive()

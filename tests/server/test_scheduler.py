@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import pytest
@@ -56,7 +57,7 @@ def test_streams_run_one_after_the_other_in_order(worker: Worker) -> None:
     async def body() -> None:
         names = "abcde"
         results = await asyncio.gather(
-            *(items(scheduler.stream(lambda n=n: make(n))) for n in names)
+            *(items(scheduler.stream(partial(make, n))) for n in names)
         )
         assert results == [[f"{n}{i}" for i in range(3)] for n in names]
 

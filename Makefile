@@ -26,6 +26,7 @@ lab: $(READY)  ## JupyterLab on the notebooks
 
 notebooks: $(READY)  ## run all notebooks again and store their outputs
 	$(BIN)/python -m jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
+	$(BIN)/python -m jupyter nbconvert --to notebook --coalesce-streams --inplace notebooks/*.ipynb
 
 check: $(READY)  ## format, lint and types, notebooks included
 	$(BIN)/python -m ruff format --check .

@@ -187,7 +187,8 @@ def serve(
         str | None, typer.Option(help="What clients send; made if left out.")
     ] = None,
     memory: Annotated[
-        float | None, typer.Option(help="GiB for models, keys and values.")
+        float | None,
+        typer.Option(min=0.01, max=2**20, help="GiB for models, keys and values."),
     ] = None,
     chunk: Annotated[
         int, typer.Option(min=1, help="Tokens computed at a time.")
@@ -204,7 +205,7 @@ def serve(
         host=host,
         port=port,
         token=token,
-        memory=int(memory * 2**30) if memory else None,
+        memory=None if memory is None else int(memory * 2**30),
         chunk=chunk,
         queue=queue,
         script=script,

@@ -5,7 +5,7 @@ Everything here evaluates arrays and belongs on the worker thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, TypeAlias
@@ -16,8 +16,11 @@ from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 from mlx_lm.utils import load_model as load_mlx_model
 
+from mlxlab.engine.patch import Patch
+from mlxlab.engine.rotary import Positions, Rotary
+from mlxlab.engine.selection import select
 from mlxlab.engine.store import KVStore
-from mlxlab.errors import ModelError
+from mlxlab.errors import IntegrityError, ModelError
 from mlxlab.models import ModelFolder
 from mlxlab.prompt import Prompt, Tokens
 from mlxlab.strategies import Commit, Plan, Strategy
@@ -65,6 +68,10 @@ def load_model(folder: ModelFolder) -> Any:
     return model
 
 
+def _unmoved(layer: int, keys: mx.array, shift: int) -> mx.array:
+    return keys
+
+
 def device_name() -> str:
     """What computes: a chip's or processor's name."""
     return str(mx.device_info()["device_name"])
@@ -95,8 +102,13 @@ class Prefill:
 
     @property
     def position(self) -> int:
-        """Tokens taken in so far."""
+        """Tokens taken in so far, without a hole."""
         return int(self.cache[0].offset)
+
+    def advance(self, position: int) -> None:
+        """Say that the cache holds all positions before this one."""
+        for layer in self.cache:
+            layer.offset = position
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +116,9 @@ class Replayed:
     """What one forced exchange cost.
 
     Attributes:
-        logits: float32 of the answer's first token, shape ``[vocabulary]``.
+        logits: float32, shape ``[scored, vocabulary]``; row i is what was predicted in
+            place of the answer's token i.
+        greedy: ids that the model would have answered itself.
         restore_s: see Prefill.
         prefill_s: seconds to compute what was not restored, the last token included.
         ttft_s: seconds from the prompt's arrival to the first token's logits.
@@ -113,9 +127,31 @@ class Replayed:
     plan: Plan
     commit: Commit
     logits: np.ndarray[Any, np.dtype[np.float32]]
+    greedy: tuple[int, ...]
     restore_s: float
     prefill_s: float
     ttft_s: float
+
+
+@dataclass(slots=True)
+class _Pace:
+    """Cuts work into chunks, smaller ones once they take too long."""
+
+    chunk: int
+    most_s: float
+
+    def pieces(self, positions: Positions) -> Iterator[Positions]:
+        start = 0
+        while start < len(positions):
+            piece = positions[start : start + self.chunk]
+            yield piece
+            start += len(piece)
+
+    def record(self, taken_s: float) -> float:
+        """Take in how long a piece took, and pass it on."""
+        if taken_s > self.most_s:
+            self.chunk = max(self.chunk // 2, _LEAST_CHUNK)
+        return taken_s
 
 
 class Engine:
@@ -128,6 +164,10 @@ class Engine:
         window: longest sequence that the model takes.
         chunk_s: seconds after which whoever waits wants to hear something, or to
             cancel. A chunk that takes longer makes the next one half as large.
+
+    Raises:
+        ModelError: the strategy moves keys and values, and those of this model cannot
+            be moved.
     """
 
     def __init__(
@@ -139,6 +179,7 @@ class Engine:
         window: int = 2**31,
         chunk_s: float = float("inf"),
     ) -> None:
+        self._rotary = None if strategy.exact else Rotary(model)
         self.model = model
         self.strategy = strategy
         self.store = KVStore()
@@ -169,6 +210,10 @@ class Engine:
         prompt: Prompt,
         answer: Tokens,
         progress: Callable[[int], object] | None = None,
+        *,
+        score: int = 1,
+        greedy: int = 0,
+        stop: Container[int] = frozenset(),
     ) -> Replayed:
         """Prefill, then take in a recorded answer instead of sampling one.
 
@@ -176,21 +221,27 @@ class Engine:
             prompt: the rendered request.
             answer: ids that follow it, the end of turn included; may be empty.
             progress: see :meth:`prefill`.
+            score: how many of the answer's tokens to give logits for, 1 at least.
+            greedy: most tokens to decode greedily from the same prefill.
+            stop: ids that end the greedy answer; the one that does belongs to it.
         """
         prefill = self.prefill(prompt, progress)
         begun = perf_counter()
-        logits = self._feed(prompt.tokens[-1:], prefill.cache)[0, -1]
-        mx.eval(logits)
+        rows = [self._feed(prompt.tokens[-1:], prefill.cache)[0].astype(mx.float32)]
+        mx.eval(rows)
         last_s = perf_counter() - begun
         if progress:
             progress(1)
+        own = tuple(self._greedy(prefill, greedy, stop))
         for start in range(0, len(answer) - 1, self.chunk):
-            stop = min(start + self.chunk, len(answer) - 1)
-            self._feed(answer[start:stop], prefill.cache)
+            fed = answer[start : min(start + self.chunk, len(answer) - 1)]
+            logits = self._feed(fed, prefill.cache)
+            rows.append(logits[0, : max(score - 1 - start, 0)].astype(mx.float32))
         return Replayed(
             plan=prefill.plan,
             commit=self._commit(prefill, answer),
-            logits=np.array(logits.astype(mx.float32)),
+            logits=np.array(mx.concatenate(rows)),
+            greedy=own,
             restore_s=prefill.restore_s,
             prefill_s=prefill.compute_s + last_s,
             ttft_s=prefill.restore_s + prefill.compute_s + last_s,
@@ -204,7 +255,7 @@ class Engine:
         sampler: Sampler | None = None,
         processors: Sequence[LogitsProcessor] = (),
         stop: Container[int] = frozenset(),
-    ) -> Iterator[Plan | TakenIn | int]:
+    ) -> Generator[Plan | TakenIn | int, None, None]:
         """Prefill, then decode token by token.
 
         What was computed is cached at the end, also when the iterator is closed
@@ -250,25 +301,68 @@ class Engine:
         return Prefill(prompt, plan, cache, perf_counter() - started)
 
     def _take_in(self, prefill: Prefill) -> Iterator[TakenIn]:
-        plan, prompt, chunk = prefill.plan, prefill.prompt, self.chunk
-        for start, stop in plan.gaps:
+        plan = prefill.plan
+        moved = next((span.target for span in plan.spans if span.moved), plan.length)
+        yield from self._append(prefill, plan.head(moved))
+        if moved < plan.length:
+            yield from self._patch(prefill)
+
+    def _append(self, prefill: Prefill, plan: Plan) -> Iterator[TakenIn]:
+        """Take in a plan in which nothing is moved, one piece behind the other."""
+        last = len(prefill.prompt) - 1
+        pace = _Pace(self.chunk, self.chunk_s)
+        for start, stop in [*plan.gaps, (plan.length, plan.length)]:
             run = [s for s in plan.spans if prefill.position <= s.target < start]
             if run:
                 begun = perf_counter()
                 self.store.restore(run, prefill.cache)
                 prefill.restore_s += perf_counter() - begun
                 yield TakenIn(sum(span.length for span in run))
-            last = min(stop, len(prompt) - 1)
-            while start < last:
+            for piece in pace.pieces(np.arange(start, min(stop, last))):
                 begun = perf_counter()
-                tokens = prompt.tokens[start : min(start + chunk, last)]
-                self._feed(tokens, prefill.cache)
-                taken_s = perf_counter() - begun
-                prefill.compute_s += taken_s
-                if taken_s > self.chunk_s:
-                    chunk = max(chunk // 2, _LEAST_CHUNK)
-                start += len(tokens)
-                yield TakenIn(len(tokens))
+                self._feed(prefill.prompt.tokens[piece], prefill.cache)
+                prefill.compute_s += pace.record(perf_counter() - begun)
+                yield TakenIn(len(piece))
+
+    def _patch(self, prefill: Prefill) -> Iterator[TakenIn]:
+        """Put all that is left to restore in its place and compute in between."""
+        plan, cache = prefill.plan, prefill.cache
+        if (rotary := self._rotary) is None:
+            raise IntegrityError(f"{self.strategy.name}: exact, and yet moves spans")
+        begun = perf_counter()
+        spans = [span for span in plan.spans if span.target >= prefill.position]
+        move = rotary.move if plan.rotate else _unmoved
+        self.store.scatter(spans, cache, plan.length, move)
+        prefill.restore_s += perf_counter() - begun
+        begun = perf_counter()
+        patch = Patch.of(plan, prefill.prompt.tokens, cache, rotary)
+        open_ = ~patch.filled
+        if plan.recompute:
+            open_[select(patch, plan.selection, plan.recompute, self.chunk)] = True
+        prefill.compute_s += perf_counter() - begun
+        yield TakenIn(sum(span.length for span in spans) - plan.recompute)
+        positions = np.flatnonzero(open_[:-1])
+        pace = _Pace(self.chunk, self.chunk_s)
+        for piece in pace.pieces(positions):
+            prefill.advance(int(piece[0]))
+            begun = perf_counter()
+            patch.compute(piece)
+            prefill.compute_s += pace.record(perf_counter() - begun)
+            yield TakenIn(len(piece))
+        prefill.advance(plan.length - 1)
+
+    def _greedy(
+        self, prefill: Prefill, most: int, stop: Container[int]
+    ) -> Iterator[int]:
+        """Decode behind a prompt that is in the cache; leaves the cache as it was."""
+        length = prefill.position
+        if most:
+            prefill.advance(length - 1)
+            for token in self._decode(prefill, most, None, ()):
+                yield token
+                if token in stop:
+                    break
+            prefill.advance(length)
 
     def _decode(
         self,

@@ -5,16 +5,21 @@ Every array is evaluated here, so all calls belong on the worker thread.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache
 
+from mlxlab.engine.rotary import kept
 from mlxlab.errors import IntegrityError
 from mlxlab.strategies import Commit, Handle, Span
 
-__all__ = ["KVStore"]
+__all__ = ["KVStore", "Move"]
+
+Move: TypeAlias = Callable[[int, mx.array, int], mx.array]
+"""Layer, stored keys ``[1, kv_heads, positions, head_dim]`` and shift to moved keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,23 +86,83 @@ class KVStore:
                 raise IntegrityError(
                     f"store: {span} does not follow position {position}"
                 )
-            if span.handle not in self._entries:
-                raise IntegrityError(
-                    f"store: handle {span.handle} planned but not held"
-                )
             position += span.length
         for i, layer_cache in enumerate(cache):
-            layers = [(self._entries[span.handle][i], span) for span in spans]
+            layers = [(self._held(span)[i], span) for span in spans]
             layer_cache.update_and_fetch(
                 _joined([_cut(layer.keys, span) for layer, span in layers]),
                 _joined([_cut(layer.values, span) for layer, span in layers]),
             )
         mx.eval([c.state for c in cache])
 
+    def scatter(
+        self, spans: Iterable[Span], cache: Sequence[KVCache], length: int, move: Move
+    ) -> None:
+        """Put stored positions at their targets in caches of ``length`` positions.
+
+        What the spans leave open is zero and waits to be computed. The caches' offsets
+        stay where they are.
+
+        Args:
+            spans: in order, at least one, all behind the caches' offsets.
+            cache: one a layer.
+            length: positions that the caches have room for afterwards.
+            move: see :data:`Move`.
+
+        Raises:
+            IntegrityError: a span is not held.
+        """
+        runs = list(_runs(spans))
+        for i, layer_cache in enumerate(cache):
+            offset = layer_cache.offset
+            like = self._held(runs[0][0])[i]
+            keys, values = [], []
+            if offset:
+                before = kept(layer_cache)
+                keys, values = [before[0]], [before[1]]
+            position = offset
+            for run in runs:
+                layers = [(self._held(span)[i], span) for span in run]
+                moved = _joined([_cut(layer.keys, span) for layer, span in layers])
+                hole = run[0].target - position
+                keys += [_zeros(like.keys, hole), move(i, moved, run[0].shift)]
+                values.append(_zeros(like.values, hole))
+                values += [_cut(layer.values, span) for layer, span in layers]
+                position = run[-1].target + run[-1].length
+            keys.append(_zeros(like.keys, length - position))
+            values.append(_zeros(like.values, length - position))
+            layer_cache.state = (_joined(keys), _joined(values), offset)
+        mx.eval([(c.keys, c.values) for c in cache])
+
+    def _held(self, span: Span) -> tuple[Layer, ...]:
+        if span.handle not in self._entries:
+            raise IntegrityError(f"store: handle {span.handle} planned but not held")
+        return self._entries[span.handle]
+
+
+def _runs(spans: Iterable[Span]) -> Iterator[list[Span]]:
+    """Spans that follow on from each other and move equally far, together."""
+    run: list[Span] = []
+    for span in spans:
+        if run and (run[-1].target + run[-1].length, run[-1].shift) != (
+            span.target,
+            span.shift,
+        ):
+            yield run
+            run = []
+        run.append(span)
+    if run:
+        yield run
+
+
+def _zeros(like: mx.array, positions: int) -> mx.array:
+    batch, heads, _, dims = like.shape
+    return mx.zeros((batch, heads, positions, dims), like.dtype)
+
 
 def _copy(cache: KVCache, start: int, stop: int) -> Layer:
     # A slice would keep the whole working cache alive.
-    keys, values, _ = cache.state
+    keys, values = kept(cache)
     return Layer(
         mx.contiguous(keys[..., start:stop, :]),
         mx.contiguous(values[..., start:stop, :]),

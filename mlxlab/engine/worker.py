@@ -10,7 +10,7 @@ from __future__ import annotations
 import atexit
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
@@ -75,7 +75,7 @@ class Worker:
 
     def stream(
         self, call: Callable[P, Iterable[T]], *args: P.args, **kwargs: P.kwargs
-    ) -> Iterator[T]:
+    ) -> Generator[T, None, None]:
         """Iterate on the worker; items arrive here as they are made.
 
         Closing the returned generator closes the source at its next item.

@@ -99,7 +99,7 @@ def generate(job: Job) -> Iterator[Item]:
                     break
     finally:
         # Caches what was computed, and before anybody hears that it is done.
-        stream.close()  # type: ignore[attr-defined]
+        stream.close()
     yield answer.finish()
     yield Finished(answer.stop_reason, decoder.stopped, tuple(answer.ids))
 

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Callable
 
 from mlxlab.errors import StrategyError
-from mlxlab.strategies.base import Commit, Handle, Plan, Put, Span, Strategy
+from mlxlab.strategies.base import (
+    Commit,
+    Handle,
+    Parameter,
+    Plan,
+    Put,
+    Selection,
+    Span,
+    Strategy,
+)
 from mlxlab.strategies.block_hash import BlockHash
 from mlxlab.strategies.mlx_lm_lru import MlxLmLru
 from mlxlab.strategies.none import NoReuse
@@ -18,8 +28,10 @@ __all__ = [
     "STRATEGIES",
     "Commit",
     "Handle",
+    "Parameter",
     "Plan",
     "Put",
+    "Selection",
     "Span",
     "Strategy",
     "make_strategy",
@@ -34,7 +46,9 @@ STRATEGIES: dict[str, type[Strategy]] = {
 UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
-def make_strategy(name: str, *, token_bytes: int = 1, **parameters: int) -> Strategy:
+def make_strategy(
+    name: str, *, token_bytes: int = 1, **parameters: Parameter
+) -> Strategy:
     """A fresh strategy, empty.
 
     Args:
@@ -51,34 +65,34 @@ def make_strategy(name: str, *, token_bytes: int = 1, **parameters: int) -> Stra
 def parse_strategy(spec: str, *, token_bytes: int = 1) -> Strategy:
     """The strategy that ``name[:key=value,...]`` describes.
 
-    Values are whole numbers and may end in ``KiB``, ``MiB`` or ``GiB``, as in
-    ``paged:block=32,capacity=1GiB``.
+    Values are words, or whole numbers that may end in ``KiB``, ``MiB`` or ``GiB``, as
+    in ``paged:block=32,capacity=1GiB`` and ``suffix:rotate=no``.
 
     Raises:
         StrategyError: as :func:`make_strategy`, or ``spec`` is malformed.
     """
     name, colon, rest = spec.strip().partition(":")
-    parameters: dict[str, int] = {}
+    parameters: dict[str, Parameter] = {}
     for item in rest.split(",") if colon else []:
         key, _, value = (part.strip() for part in item.partition("="))
-        match = re.fullmatch(r"([0-9]{1,18}) ?(KiB|MiB|GiB|)", value)
+        match = re.fullmatch(r"([0-9]{1,18}) ?(KiB|MiB|GiB|)|[a-z]+", value)
         if not key or match is None:
             raise StrategyError(
                 f"{spec!r}: cannot read {item!r}; give key=number, with KiB, MiB or "
-                "GiB after the number if you like"
+                "GiB after the number if you like, or key=word"
             )
         if key in parameters:
             raise StrategyError(f"{spec!r}: {key} is given twice; give it once")
-        parameters[key] = int(match[1]) * UNITS[match[2]]
+        parameters[key] = int(match[1]) * UNITS[match[2]] if match[1] else value
     return _make(name.strip(), token_bytes, parameters)
 
 
-def _make(name: str, token_bytes: int, parameters: dict[str, int]) -> Strategy:
+def _make(name: str, token_bytes: int, parameters: dict[str, Parameter]) -> Strategy:
     if name not in STRATEGIES:
         raise StrategyError(
             f"no strategy {name!r}; choose from {', '.join(STRATEGIES)}"
         )
-    chosen = STRATEGIES[name]
+    chosen: Callable[..., Strategy] = STRATEGIES[name]
     accepted = [
         key for key in inspect.signature(chosen).parameters if key != "token_bytes"
     ]

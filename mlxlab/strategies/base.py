@@ -12,31 +12,89 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import ClassVar, TypeAlias
 
 from mlxlab.errors import StrategyError
 from mlxlab.prompt import Prompt
 
-__all__ = ["Commit", "Handle", "Plan", "Put", "Span", "Strategy"]
+__all__ = [
+    "Commit",
+    "Handle",
+    "Parameter",
+    "Plan",
+    "Put",
+    "Selection",
+    "Span",
+    "Strategy",
+]
 
 log = logging.getLogger(__name__)
 
 Handle: TypeAlias = int
 """Names stored keys and values; unique over a strategy's life."""
 
+Parameter: TypeAlias = int | str
+"""What tells one instance of a strategy from another: a number or a choice."""
+
+
+class Selection(StrEnum):
+    """How the engine picks the moved tokens that it computes again.
+
+    ``random`` is the control. ``deviation`` takes those whose keys in the second layer
+    differ most from newly computed ones (CacheBlend, arXiv 2405.16444), ``attention``
+    those that the prompt's last tokens attend to most at their true positions
+    (InfoFlow-KV, arXiv 2603.05353).
+    """
+
+    RANDOM = "random"
+    DEVIATION = "deviation"
+    ATTENTION = "attention"
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
     """``length`` stored positions of ``handle`` from ``source``, put at ``target``.
 
-    ``source`` counts from the first position that ``handle`` holds, ``target`` from
-    the start of the prompt.
+    A span is exact if its keys and values are those of the same tokens at the same
+    positions after the same predecessors, all of them exact.
+
+    Attributes:
+        source: counts from the first position that ``handle`` holds.
+        target: counts from the start of the prompt.
+        generation: 0 for keys and values computed over exact ones only; one more than
+            the highest that they were computed over otherwise.
+        origin: the position that the first of them was computed at, if they are used
+            behind other predecessors now; None if nothing has changed for them.
+        predecessor: digest of the tokens that they were computed behind, if moved.
     """
 
     handle: Handle
     source: int
     target: int
     length: int
+    generation: int = 0
+    origin: int | None = None
+    predecessor: bytes = b""
+
+    @property
+    def moved(self) -> bool:
+        """Whether it stands behind other tokens than where it was computed."""
+        return self.origin is not None
+
+    @property
+    def exact(self) -> bool:
+        """Whether computing it again would give the same."""
+        return not self.moved and self.generation == 0
+
+    @property
+    def shift(self) -> int:
+        """How many positions further it stands than where it was computed."""
+        return 0 if self.origin is None else self.target - self.origin
+
+    def head(self, length: int) -> Span:
+        """Its first ``length`` positions, all if there are fewer."""
+        return replace(self, length=min(self.length, length))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +107,40 @@ class Plan:
             last, is always left open: its logits are the answer's first.
         best_match: the longest reuse that the strategy saw before its own limits
             (a minimum) were applied; one that knows blocks only sees whole ones.
+        recompute: how many tokens of moved spans are computed again after all.
+        selection: how they are picked.
+        rotate: whether moved keys are rotated to their new positions.
     """
 
     length: int
     spans: tuple[Span, ...] = ()
     best_match: int = 0
+    recompute: int = 0
+    selection: Selection = Selection.ATTENTION
+    rotate: bool = True
 
     @property
     def reused(self) -> int:
-        """Tokens restored."""
-        return sum(span.length for span in self.spans)
+        """Tokens restored and not computed again."""
+        return sum(span.length for span in self.spans) - self.recompute
+
+    @property
+    def moved(self) -> int:
+        """Tokens in moved spans."""
+        return sum(span.length for span in self.spans if span.moved)
+
+    @property
+    def exact_length(self) -> int:
+        """Leading tokens whose keys and values are exact once all is computed."""
+        targets = (span.target for span in self.spans if not span.exact)
+        return next(targets, self.length)
+
+    @property
+    def generation(self) -> int:
+        """Of what is computed behind the exact tokens."""
+        return max(
+            (s.generation + s.moved for s in self.spans if not s.exact), default=0
+        )
 
     @property
     def gaps(self) -> Iterator[tuple[int, int]]:
@@ -76,11 +158,18 @@ class Plan:
         if length >= self.length:
             return self
         spans = tuple(
-            replace(span, length=min(span.length, length - span.target))
+            span.head(length - span.target)
             for span in self.spans
             if span.target < length
         )
-        return Plan(length, spans, min(self.best_match, length))
+        moved = sum(span.length for span in spans if span.moved)
+        return replace(
+            self,
+            length=length,
+            spans=spans,
+            best_match=min(self.best_match, length),
+            recompute=min(self.recompute, moved),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +259,7 @@ class Strategy(ABC):
         return self.stored_tokens * self.token_bytes
 
     @property
-    def parameters(self) -> Mapping[str, int]:
+    def parameters(self) -> Mapping[str, Parameter]:
         """What distinguishes this instance, for a manifest."""
         return {}
 

@@ -181,7 +181,7 @@ def test_an_abandoned_answer_keeps_what_was_computed(
     prompt = steps[0][0]
     stream = worker.stream(engine.stream, prompt, max_tokens=500)
     next(item for item in stream if isinstance(item, int))
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     assert worker.call(engine.prefill, prompt).plan.reused == len(prompt) - 1
 
 
@@ -196,7 +196,7 @@ def test_an_abandoned_prefill_keeps_what_was_computed(
         taken = (item for item in stream if isinstance(item, TakenIn))
         for _ in range(chunks):
             next(taken)
-        stream.close()  # type: ignore[attr-defined]
+        stream.close()
 
     prompt, answer = steps[0]
     worker.call(abandon_after, 0, prompt)

@@ -54,7 +54,7 @@ def test_a_closed_stream_stops_its_source() -> None:
     with Worker() as worker:
         stream = worker.stream(forever)
         next(stream)
-        stream.close()  # type: ignore[attr-defined]
+        stream.close()
         assert closed.wait(5)
         assert worker.call(lambda: "free") == "free"
 

@@ -69,20 +69,25 @@ def compare(
     renderers = {c.rules: Renderer(folder, c.rules) for c in contenders}
     rows: list[dict[str, Any]] = []
     requests = len(renderers) * sum(len(trace.inference) for trace in traces)
-    with tqdm(total=requests, desc="rendering", disable=not progress) as bar:
+    with (
+        _stage(folder, chunk, simulate) as stage,
+        tqdm(total=requests, desc="rendering", disable=not progress) as bar,
+    ):
+        for contender in contenders:
+            # A model that cannot serve one of them is refused before any work.
+            stage.target(contender, bar.update)
         workload = {
             rules_in_force: label_sessions(
                 traces, [render_steps(t, renderer, bar.update) for t in traces]
             )
             for rules_in_force, renderer in renderers.items()
         }
-        with _stage(folder, chunk, simulate) as stage:
-            bar.reset(sum(_tokens(workload[c.rules]) for c in contenders))
-            for contender in contenders:
-                bar.set_description(contender.strategy)
-                for steps in workload[contender.rules]:
-                    target = stage.target(contender, bar.update)
-                    rows += [_row(contender, s, target.replay(s)) for s in steps]
+        bar.reset(sum(_tokens(workload[c.rules]) for c in contenders))
+        for contender in contenders:
+            bar.set_description(contender.strategy)
+            for steps in workload[contender.rules]:
+                target = stage.target(contender, bar.update)
+                rows += [_row(contender, s, target.replay(s)) for s in steps]
     frame = pd.DataFrame(rows)
     notes = sum((r.notes for r in renderers.values()), Counter())
     frame.attrs["manifest"] = describe_run(

@@ -12,8 +12,10 @@ from mlxlab.strategies import STRATEGIES, Strategy, parse_strategy
 
 __all__ = ["DEFAULT_CONTENDERS", "Contender", "parse_contenders"]
 
-#: Every strategy, behind what local servers do today: one slot, no rules.
-DEFAULT_CONTENDERS = ",".join(["prefix@none", *STRATEGIES])
+#: Every exact strategy, behind what local servers do today: one slot, no rules.
+DEFAULT_CONTENDERS = ",".join(
+    ["prefix@none", *(name for name, strategy in STRATEGIES.items() if strategy.exact)]
+)
 
 
 @dataclass(frozen=True, slots=True)

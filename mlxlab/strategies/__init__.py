@@ -22,7 +22,9 @@ from mlxlab.strategies.mlx_lm_lru import MlxLmLru
 from mlxlab.strategies.none import NoReuse
 from mlxlab.strategies.paged import Paged
 from mlxlab.strategies.prefix import Prefix
+from mlxlab.strategies.segmented import Segmented, SegmentedNaive
 from mlxlab.strategies.static_prefix import StaticPrefix
+from mlxlab.strategies.suffix import Suffix, SuffixNaive
 
 __all__ = [
     "STRATEGIES",
@@ -40,7 +42,18 @@ __all__ = [
 
 STRATEGIES: dict[str, type[Strategy]] = {
     strategy.name: strategy
-    for strategy in (NoReuse, Prefix, StaticPrefix, BlockHash, Paged, MlxLmLru)
+    for strategy in (
+        NoReuse,
+        Prefix,
+        StaticPrefix,
+        BlockHash,
+        Paged,
+        MlxLmLru,
+        Suffix,
+        SuffixNaive,
+        Segmented,
+        SegmentedNaive,
+    )
 }
 
 UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}

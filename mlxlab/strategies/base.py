@@ -62,8 +62,8 @@ class Span:
     Attributes:
         source: counts from the first position that ``handle`` holds.
         target: counts from the start of the prompt.
-        generation: 0 for keys and values computed over exact ones only; one more than
-            the highest that they were computed over otherwise.
+        generation: how often something was moved on the way to these keys and values;
+            0 if they were computed over exact ones only.
         origin: the position that the first of them was computed at, if they are used
             behind other predecessors now; None if nothing has changed for them.
         predecessor: digest of the tokens that they were computed behind, if moved.

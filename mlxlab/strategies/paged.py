@@ -7,14 +7,16 @@ notion of a sequence or session.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count
 
 from mlxlab.errors import IntegrityError, StrategyError
-from mlxlab.prompt import Prompt
+from mlxlab.prompt import Prompt, Tokens
 from mlxlab.strategies.base import (
     Commit,
     Handle,
+    Parameter,
     Plan,
     Put,
     Span,
@@ -28,10 +30,15 @@ __all__ = ["Paged"]
 
 @dataclass(slots=True)
 class _Block:
-    """A resident block; ``references`` counts the resident blocks behind it."""
+    """A resident block.
+
+    ``generation`` is that of its keys and values, see :class:`Span`; ``references``
+    counts the resident blocks behind it.
+    """
 
     handle: Handle
     parent: bytes | None
+    generation: int
     references: int = 0
 
 
@@ -45,8 +52,13 @@ class Paged(Strategy):
     Every use touches a chain from its tail to its root, so a parent is always more
     recent than its children, and the least recent block of all is always a leaf.
 
-    A commit evicts the tokens of the blocks it drops: each stands for a prefix of its
+    A commit evicts the tokens of the blocks that go: each stands for a prefix of its
     own that nothing else can restore.
+
+    Plans made here are exact, so all blocks are of generation 0. A subclass may plan
+    otherwise: blocks with an approximate token, or behind one, have the plan's
+    generation. A block takes the place of one of a higher generation, never of a lower
+    one, so none is closer to exact than its parent.
 
     Args:
         block: tokens in a block; a tail shorter than this is not stored.
@@ -74,45 +86,68 @@ class Paged(Strategy):
         self._pool: OrderedDict[bytes, _Block] = OrderedDict()  # least recent first
 
     @property
-    def parameters(self) -> dict[str, int]:
+    def parameters(self) -> Mapping[str, Parameter]:
         return {"block": self.block, "capacity": self.capacity}
 
     def _match(self, prompt: Prompt) -> Plan:
+        spans = self._walk(prompt.tokens[:-1])
+        return Plan(len(prompt), spans, len(spans) * self.block)
+
+    def _walk(self, tokens: Tokens) -> tuple[Span, ...]:
+        """The resident blocks from the start on, in their old places."""
         spans: list[Span] = []
-        for digest in chained_digests(prompt.tokens[:-1], self.block):
-            if digest not in self._pool:
+        for digest in chained_digests(tokens, self.block):
+            block = self._pool.get(digest)
+            if block is None:
                 break
             target = len(spans) * self.block
-            spans.append(Span(self._pool[digest].handle, 0, target, self.block))
-        return Plan(len(prompt), tuple(spans), len(spans) * self.block)
+            spans.append(Span(block.handle, 0, target, self.block, block.generation))
+        return tuple(spans)
 
     def commit(self, prompt: Prompt, plan: Plan) -> Commit:
         """Add the blocks that are not resident yet; drop what no longer fits."""
-        head = prompt.tokens[: self._limit * self.block]
-        chain = list(chained_digests(head, self.block))
-        put = self._add(chain)
-        for digest in reversed(chain):
-            self._pool.move_to_end(digest)
-        # The chain is now the most recent and fits, so none of it can go.
-        drop = [self._evict() for _ in range(len(self._pool) - self._limit)]
-        return Commit(tuple(drop), tuple(put), len(drop) * self.block)
+        return self._store(self._chain(prompt), plan)
 
     def kept(self, length: int) -> int:
         return min(length // self.block, self._limit) * self.block
 
-    def _add(self, chain: list[bytes]) -> list[Put]:
-        """Make ``chain`` resident, head first."""
-        put = []
+    def _chain(self, prompt: Prompt) -> tuple[bytes, ...]:
+        """Digests of the blocks that a commit of ``prompt`` keeps."""
+        head = prompt.tokens[: self._limit * self.block]
+        return tuple(chained_digests(head, self.block))
+
+    def _store(self, chain: tuple[bytes, ...], plan: Plan) -> Commit:
+        replaced, put = self._add(chain, plan)
+        for digest in reversed(chain):
+            self._pool.move_to_end(digest)
+        # The chain is now the most recent and fits, so none of it can go.
+        gone = [self._evict() for _ in range(len(self._pool) - self._limit)]
+        return Commit((*replaced, *gone), tuple(put), len(gone) * self.block)
+
+    def _add(
+        self, chain: tuple[bytes, ...], plan: Plan
+    ) -> tuple[list[Handle], list[Put]]:
+        """Make ``chain`` resident, head first; what it replaces and what is new."""
+        approximate = plan.generation
+        # An answer goes on as exactly as its prompt.
+        exact = plan.exact_length // self.block if approximate else len(chain)
+        replaced, put = [], []
         parent = None
         for i, digest in enumerate(chain):
-            if digest not in self._pool:
+            generation = 0 if i < exact else approximate
+            block = self._pool.get(digest)
+            if block is None or block.generation > generation:
                 handle = next(self._handles)
-                self._pool[digest] = _Block(handle, parent)
-                if parent is not None:
-                    self._pool[parent].references += 1
                 put.append(Put(handle, i * self.block, (i + 1) * self.block))
+                if block is None:
+                    self._pool[digest] = _Block(handle, parent, generation)
+                    if parent is not None:
+                        self._pool[parent].references += 1
+                else:
+                    replaced.append(block.handle)
+                    block.handle, block.generation = handle, generation
             parent = digest
-        return put
+        return replaced, put
 
     def _evict(self) -> Handle:
         """Forget the least recent block."""
@@ -126,7 +161,7 @@ class Paged(Strategy):
         return len(self._pool) * self.block
 
     def check_integrity(self) -> None:
-        """Recount references; parents are resident and later in line; capacity."""
+        """Recount references; parents are later in line and as exact; capacity."""
         if self.stored_bytes > self.capacity:
             raise IntegrityError(
                 f"{self.name}: {self.stored_bytes} bytes in {self.capacity}"
@@ -142,6 +177,11 @@ class Paged(Strategy):
             if block.parent is not None and age.get(block.parent, -1) < age[digest]:
                 raise IntegrityError(
                     f"{self.name}: block {block.handle} outlives or outranks its parent"
+                )
+            if block.parent and self._pool[block.parent].generation > block.generation:
+                raise IntegrityError(
+                    f"{self.name}: block {block.handle} is closer to exact than its "
+                    "parent"
                 )
         handles = {block.handle for block in self._pool.values()}
         if len(handles) != len(self._pool):

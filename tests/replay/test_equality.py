@@ -6,12 +6,18 @@ from mlxlab.replay import compare
 from mlxlab.strategies import STRATEGIES
 from tests.replay.traffic import small_trace
 
+SMALL = "block=16,capacity=768KiB"
+
 #: Small enough that every limit is reached on a short trace.
 SPECS = {
     "static-prefix": "static-prefix:slots=2",
     "block-hash": "block-hash:block=32,slots=2,minimum=64",
-    "paged": "paged:block=16,capacity=768KiB",
+    "paged": f"paged:{SMALL}",
     "mlx-lm": "mlx-lm:max_size=2",
+    "suffix": f"suffix:{SMALL},run=32,head=4,tail=16",
+    "suffix-naive": f"suffix-naive:{SMALL}",
+    "segmented": f"segmented:{SMALL},run=32,head=4,tail=16,recompute=10",
+    "segmented-naive": f"segmented-naive:{SMALL}",
 }
 COUNTED = ["session", "request", "reused_tokens", "stored_bytes", "evicted"]
 

@@ -2,7 +2,9 @@
 
 What a model computes at a position depends on every token up to it, so the ledger
 keeps one id per prefix instead of one per token. Ids are equal exactly when the
-prefixes are: a restored position with the right id is exact, not just alike.
+prefixes are: a restored position with the right id is exact, not just alike. Behind
+the first position that is not, nothing is, whatever its id; a moved position only has
+to be the same token.
 """
 
 from __future__ import annotations
@@ -11,9 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mlxlab.prompt import Prompt, Role, Segment, Tokens
-from mlxlab.strategies import Commit, Handle, Plan, Strategy
+from mlxlab.strategies import Commit, Handle, Plan, Span, Strategy
+from mlxlab.strategies.prefixes import chained_digests
 
-__all__ = ["Ledger", "Request", "prompt_of"]
+__all__ = ["Held", "Ledger", "Request", "prompt_of"]
 
 Limit = Callable[["Ledger"], bool]
 
@@ -30,19 +33,41 @@ def prompt_of(ids: list[int], static: int = 0) -> Prompt:
 
 @dataclass(frozen=True)
 class Request:
-    """Ids of a prompt and of its answer; the first ``static`` are system text."""
+    """Ids of a prompt and of its answer; the first ``static`` are system text.
+
+    ``segments`` say more of a prompt than that.
+    """
 
     ids: list[int]
     answer: list[int] = field(default_factory=list)
     static: int = 0
+    segments: tuple[Segment, ...] = ()
 
     @property
     def prompt(self) -> Prompt:
+        if self.segments:
+            return Prompt(Prompt.of(self.ids).tokens, self.segments)
         return prompt_of(self.ids, self.static)
 
     @property
     def sequence(self) -> Prompt:
+        if self.segments:
+            return self.prompt.extended(Prompt.of(self.answer).tokens)
         return prompt_of(self.ids + self.answer, self.static)
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a handle holds: prefix ids, the first of them at ``start``.
+
+    ``predecessors`` are the tokens in front; ``generation`` is as the plan that they
+    were computed under has it, 0 if all of them are exact.
+    """
+
+    ids: list[int]
+    start: int
+    predecessors: Tokens
+    generation: int
 
 
 class Ledger:
@@ -54,34 +79,42 @@ class Ledger:
     """
 
     def __init__(self, limit: Limit = lambda ledger: True, *, block: int = 1) -> None:
-        self.held: dict[Handle, list[int]] = {}
+        self.held: dict[Handle, Held] = {}
         self._limit = limit
         self._block = block
         self._seen: set[Handle] = set()
         self._ids: dict[tuple[int, int], int] = {}
+        self._tokens: list[int] = []
 
     @property
     def tokens(self) -> int:
-        return sum(map(len, self.held.values()))
+        return sum(len(held.ids) for held in self.held.values())
 
     @property
     def prefixes(self) -> set[int]:
         """Ids of the distinct prefixes held, whole blocks only."""
         step = self._block
-        return {i for ids in self.held.values() for i in ids[step - 1 :: step]}
+        return {i for held in self.held.values() for i in held.ids[step - 1 :: step]}
 
     def exchange(self, strategy: Strategy, request: Request) -> tuple[Plan, Commit]:
         """Plan and commit ``request``, checking everything that the contract says."""
         plan = strategy.plan(request.prompt)
         self._check(plan, request.prompt.tokens)
+        return plan, self._commit(strategy, request, plan)
+
+    def compute(self, strategy: Strategy, request: Request) -> Commit:
+        """Commit ``request`` as if it had been computed without any reuse."""
+        return self._commit(strategy, request, Plan(len(request.ids)))
+
+    def _commit(self, strategy: Strategy, request: Request, plan: Plan) -> Commit:
         commit = strategy.commit(request.sequence, plan)
         before = self.prefixes
-        self._apply(commit, request.sequence.tokens)
+        self._apply(commit, plan, request.sequence.tokens)
         assert commit.evicted == len(before - self.prefixes) * self._block
         assert strategy.stored_tokens == self.tokens
         assert strategy.stored_bytes == self.tokens * strategy.token_bytes
         strategy.check_integrity()
-        return plan, commit
+        return commit
 
     def longest(self, ids: list[int]) -> int:
         """Length of the longest prefix of whole blocks that are all held."""
@@ -93,22 +126,47 @@ class Ledger:
         return length
 
     def _check(self, plan: Plan, tokens: Tokens) -> None:
+        """Whether ``plan`` restores what is held, in order, and tells how exactly."""
         assert plan.length == len(tokens)
         assert 0 <= plan.reused <= plan.best_match < plan.length
+        assert 0 <= plan.recompute <= plan.moved
         expected = self._identities(tokens.tolist())
         position = 0
         for span in plan.spans:
-            held = self.held[span.handle]
             assert span.length > 0
             assert position <= span.target
-            assert 0 <= span.source <= len(held) - span.length
             position = span.target + span.length
-            restored = held[span.source : span.source + span.length]
-            assert restored == expected[span.target : position]
+            self._check_span(span, expected)
         assert position < len(tokens)
+        assert plan.exact_length == self._first_approximate(plan, expected)
 
-    def _apply(self, commit: Commit, tokens: Tokens) -> None:
+    def _check_span(self, span: Span, expected: list[int]) -> None:
+        held = self.held[span.handle]
+        assert 0 <= span.source <= len(held.ids) - span.length
+        assert span.generation == held.generation
+        wanted = expected[span.target : span.target + span.length]
+        restored = held.ids[span.source : span.source + span.length]
+        if not span.moved:
+            assert restored == wanted
+            return
+        assert [self._tokens[i] for i in restored] == [self._tokens[i] for i in wanted]
+        assert span.origin == held.start + span.source
+        before = held.predecessors
+        digests = chained_digests(before, max(len(before), 1))
+        assert span.predecessor == next(digests, b"")
+
+    def _first_approximate(self, plan: Plan, expected: list[int]) -> int:
+        for span in plan.spans:
+            held = self.held[span.handle]
+            restored = held.ids[span.source : span.source + span.length]
+            wanted = expected[span.target : span.target + span.length]
+            if held.generation > 0 or restored != wanted:
+                return span.target
+        return plan.length
+
+    def _apply(self, commit: Commit, plan: Plan, tokens: Tokens) -> None:
         identities = self._identities(tokens.tolist())
+        exact = plan.exact_length if plan.generation else len(tokens)
         for handle in commit.drop:
             del self.held[handle]
             assert self._limit(self)
@@ -116,12 +174,20 @@ class Ledger:
             assert put.handle not in self._seen
             assert 0 <= put.start < put.stop <= len(identities)
             self._seen.add(put.handle)
-            self.held[put.handle] = identities[put.start : put.stop]
+            self.held[put.handle] = Held(
+                identities[put.start : put.stop],
+                put.start,
+                tokens[: put.start],
+                0 if put.stop <= exact else plan.generation,
+            )
             assert self._limit(self)
 
     def _identities(self, ids: list[int]) -> list[int]:
         identities, parent = [], -1
         for token in ids:
-            parent = self._ids.setdefault((parent, token), len(self._ids))
+            known = len(self._ids)
+            parent = self._ids.setdefault((parent, token), known)
+            if parent == known:
+                self._tokens.append(token)
             identities.append(parent)
         return identities

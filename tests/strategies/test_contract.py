@@ -34,6 +34,11 @@ class Row:
         return Ledger(self.limit, block=self.block)
 
 
+def moving(name: str, *limits: str) -> Row:
+    spec = f"{name}:{','.join(['block=4', 'capacity=90', *limits])}"
+    return Row(spec, lambda store: store.tokens * TOKEN_BYTES <= 90, 4)
+
+
 ROWS = {
     "none": Row("none", lambda store: not store.held),
     "prefix": Row("prefix", lambda store: len(store.held) <= 1),
@@ -50,6 +55,10 @@ ROWS = {
         "mlx-lm:max_size=3,max_bytes=120",
         lambda store: len(store.held) <= 3 and store.tokens * TOKEN_BYTES <= 120,
     ),
+    "suffix": moving("suffix", "run=4,head=1,tail=1,rewritten=0"),
+    "suffix-naive": moving("suffix-naive"),
+    "segmented": moving("segmented", "run=2,head=1,tail=1,rewritten=0"),
+    "segmented-naive": moving("segmented-naive"),
 }
 
 every_strategy = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)

@@ -14,7 +14,16 @@ def test_names_stand_in_order_of_sophistication() -> None:
         "block-hash",
         "paged",
         "mlx-lm",
+        "suffix",
+        "suffix-naive",
+        "segmented",
+        "segmented-naive",
     ]
+
+
+def test_only_what_moves_keys_is_approximate() -> None:
+    moving = ["suffix", "suffix-naive", "segmented", "segmented-naive"]
+    assert [n for n, strategy in STRATEGIES.items() if not strategy.exact] == moving
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,8 @@ def best_blocks_of_eight(history: History, ids: list[int]) -> int:
         ("block-hash:block=4,slots=100,minimum=1", 4, best_blocks),
         ("block-hash:block=4,slots=100,minimum=8", 4, best_blocks_of_eight),
         ("paged:block=4", 4, best_blocks),
+        ("suffix:block=4", 4, best_blocks),
+        ("segmented:block=4", 4, best_blocks),
     ],
 )
 def test_reuses_what_all_past_sequences_allow(
@@ -98,6 +100,7 @@ def test_static_prefix_reuses_the_latest_sequence_of_every_static_part() -> None
         ("block-hash:block=4,slots=2,minimum=8", 4, 8),
         ("paged:block=4,capacity=40", 4, 1),
         ("paged:block=3,capacity=10", 3, 1),
+        ("suffix:block=4,capacity=40", 4, 1),
     ],
 )
 def test_reuses_all_that_is_still_stored(spec: str, block: int, minimum: int) -> None:

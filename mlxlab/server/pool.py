@@ -79,31 +79,25 @@ class ModelPool:
         """The engine for a model, a strategy and a credential.
 
         Raises:
-            ModelError: the model cannot be loaded, or is larger than the budget.
+            ModelError: see :meth:`load`.
         """
         loaded = self._load(folder)
         if key not in loaded.engines:
-            strategy = parse_strategy(key.strategy, token_bytes=folder.token_bytes)
-            loaded.engines[key] = Engine(
-                loaded.model,
-                strategy,
-                chunk=self.chunk,
-                window=folder.window,
-                chunk_s=_CHUNK_S,
-            )
+            loaded.engines[key] = self._new_engine(loaded, folder, key.strategy)
         loaded.engines.move_to_end(key)
         self._make_room(0, keep=folder.name)
         while self.nbytes > self.budget and len(loaded.engines) > 1:
             loaded.engines.popitem(last=False)
         return loaded.engines[key]
 
-    def load(self, folder: ModelFolder) -> None:
+    def load(self, folder: ModelFolder, strategy: str) -> None:
         """Have a model in memory before the first request for it.
 
         Raises:
-            ModelError: it cannot be loaded, or is larger than the budget.
+            ModelError: it cannot be loaded, is larger than the budget, or cannot be
+                run under this strategy.
         """
-        self._load(folder)
+        self._new_engine(self._load(folder), folder, strategy)
 
     def keep_only(self, wanted: Collection[tuple[str, str]]) -> None:
         """Drop engines whose model and strategy no alias names any more."""
@@ -114,6 +108,17 @@ class ModelPool:
             if not any(name == model for model, _ in wanted):
                 del self._loaded[name]
         mx.clear_cache()
+
+    def _new_engine(
+        self, loaded: _Loaded, folder: ModelFolder, strategy: str
+    ) -> Engine:
+        return Engine(
+            loaded.model,
+            parse_strategy(strategy, token_bytes=folder.token_bytes),
+            chunk=self.chunk,
+            window=folder.window,
+            chunk_s=_CHUNK_S,
+        )
 
     def _load(self, folder: ModelFolder) -> _Loaded:
         if folder.name in self._loaded:

@@ -77,11 +77,12 @@ class Service:
         """Have the default model in memory before the first request.
 
         Raises:
-            ModelError: it is not there, or cannot be loaded.
+            ModelError: it is not there, cannot be loaded, or cannot be run under its
+                strategy.
             ServerError: as :meth:`check`.
         """
         self.check()
-        self.worker.call(self.pool.load, self.preparation.folder)
+        self._load(self.preparation)
 
     def configure(self, aliases: Aliases) -> None:
         """Answer later requests under other aliases; caches no longer named go.
@@ -89,13 +90,14 @@ class Service:
         Another default model is loaded behind the requests that came before.
 
         Raises:
-            ModelError: the default model cannot be loaded; then nothing changes.
+            ModelError: as :meth:`load`; then nothing changes.
             ServerError: as :meth:`check`.
         """
         self.check()
         preparation = Preparation(aliases, self.preparation.script)
-        if aliases.default.model != self.aliases.default.model:
-            self.worker.call(self.pool.load, preparation.folder)
+        old, new = self.aliases.default, aliases.default
+        if (old.model, old.strategy) != (new.model, new.strategy):
+            self._load(preparation)
         self.preparation = preparation
         wanted = {(alias.model, alias.strategy) for alias in aliases.values()}
         self.worker.submit(self._keep_only, wanted)
@@ -198,6 +200,10 @@ class Service:
         finally:
             # Counted where the stores change, read from any thread.
             self._stored = self.pool.stored
+
+    def _load(self, preparation: Preparation) -> None:
+        strategy = preparation.aliases.default.strategy
+        self.worker.call(self.pool.load, preparation.folder, strategy)
 
     def _keep_only(self, wanted: Collection[tuple[str, str]]) -> None:
         self.pool.keep_only(wanted)

@@ -154,7 +154,7 @@ def test_only_safetensors_are_read(
         {"model_type": "../evil"},
         {"model_type": 5},
         {"num_hidden_layers": "x"},
-        {"num_hidden_layers": 3},
+        {"num_hidden_layers": 9},
         {"hidden_size": 0},
         {"vocab_size": None},
         {"quantization": {}},

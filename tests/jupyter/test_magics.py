@@ -63,7 +63,7 @@ def test_a_server_is_started_shown_and_stopped(shell: Any) -> None:
     status = serve(shell, "--status")
     assert isinstance(status, Status)
     assert ": 1 requests, 0.0% of" in repr(status)
-    assert "max_tokens" in status._repr_html_()
+    assert "ttft_s" in status._repr_html_()
     assert serve(shell, "--stop") is None
     assert serve(shell, "--stop") is None
     assert not server.is_running

@@ -36,7 +36,9 @@ def rows() -> pd.DataFrame:
     return compare(small_trace(), simulate=True, progress=False)
 
 
-def test_every_exact_strategy_and_the_ceiling_see_every_request(rows: pd.DataFrame) -> None:
+def test_every_exact_strategy_and_the_ceiling_see_every_request(
+    rows: pd.DataFrame,
+) -> None:
     assert list(rows.columns) == ROW
     counts = rows.groupby(["strategy", "rules"], sort=False).size()
     assert list(counts.index) == [
@@ -88,7 +90,7 @@ def test_json_has_manifest_and_rows(rows: pd.DataFrame, tmp_path: Path) -> None:
     assert {row["ttft_s"] for row in written["rows"]} == {None}
     manifest = written["manifest"]
     assert manifest["traces"][0]["digest"] == small_trace().digest
-    assert manifest["model"]["token_bytes"] == 1024
+    assert manifest["model"]["token_bytes"] == find_model().token_bytes
     assert manifest["simulated"] is True
     paged = next(c for c in manifest["contenders"] if c["strategy"] == "paged")
     assert paged["parameters"]["block"] > 0

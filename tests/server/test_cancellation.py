@@ -16,6 +16,7 @@ from mlxlab.engine import TakenIn
 from mlxlab.server import service
 from mlxlab.server.generation import Item, Job, generate
 from mlxlab.server.server import Server
+from tests.models import save_model
 from tests.server.endpoint import (
     PATIENCE_S,
     Client,
@@ -67,8 +68,10 @@ class Watched:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with served(chunk=16) as server:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    # Its answers never end by themselves.
+    model = save_model(tmp_path_factory.mktemp("model"))
+    with served(str(model), chunk=16) as server:
         yield server
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Any, cast
 
 import mlx.core as mx
@@ -24,7 +23,8 @@ from mlxlab.server.preparation import Preparation, Prepared
 from mlxlab.server.schema import InferenceRequest, TokenCountRequest
 from mlxlab.strategies import make_strategy
 from mlxlab.web.sse import MessageAccumulator, frame
-from tests.server.endpoint import ask, copy_tiny
+from tests.models import save_model
+from tests.server.endpoint import ask
 from tests.wire import TOOLS
 
 #: What opens an answer in the bundled template, and in one that opens reasoning too.
@@ -44,16 +44,16 @@ def worker() -> Iterator[Worker]:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Models by what is peculiar about them."""
+    """Models by what is peculiar about them; the answers of none ever end."""
     folder = tmp_path_factory.mktemp("models")
-    opening = copy_tiny(folder / "opening")
-    template = Path(opening, "chat_template.jinja")
+    opening = save_model(folder / "opening")
+    template = opening / "chat_template.jinja"
     head, tail = template.read_text().rsplit(PLAIN, 1)
     template.write_text(head + OPENING + tail)
     return {
-        "plain": "tiny",
-        "opening": opening,
-        "narrow": copy_tiny(folder / "narrow", max_position_embeddings=60),
+        "plain": str(save_model(folder / "plain")),
+        "opening": str(opening),
+        "narrow": str(save_model(folder / "narrow", max_position_embeddings=60)),
     }
 
 
@@ -226,7 +226,7 @@ def test_the_next_turn_extends_one_that_thought(
     shared = common_prefix(before.tokens, second.prompt.tokens)
     grammar = at.preparation._grammar(models[model])
     closed = [i for i, id in enumerate(first.ids) if id in grammar.think_end_ids]
-    # Whatever the random model said behind it, reasoning is restored id for id.
+    # Whatever the model said behind it, reasoning is restored id for id.
     assert shared >= len(first.prompt) + (closed[0] + 1 if closed else 0)
     assert second.reused >= shared - 1
 

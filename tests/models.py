@@ -58,7 +58,8 @@ def save_model(
     module = MODULES[kind]
     model = module.Model(module.ModelArgs.from_dict(whole))
     mx.random.seed(0)
-    weights = {n: drawn(n, array) for n, array in tree_flatten(model.parameters())}
+    parameters: Any = tree_flatten(model.parameters())
+    weights = {n: drawn(n, array) for n, array in parameters}
     weights = {n: array.astype(dtype) for n, array in weights.items()}
     mx.save_safetensors(str(folder / "model.safetensors"), weights)
     return folder

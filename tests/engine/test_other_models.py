@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -13,7 +14,7 @@ from mlxlab.server.server import serve
 from tests.models import save_model
 from tests.replay.traffic import small_trace
 
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "hidden_size": 48,
     "num_hidden_layers": 3,
     "intermediate_size": 64,

@@ -14,7 +14,13 @@ from mlxlab.models import find_model
 MODULES = {"llama": llama, "qwen3": qwen3}
 
 #: What it stands in the way of: an end, a thought, a call.
-SILENT = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
+SILENT: tuple[str, ...] = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<think>",
+    "</think>",
+)
 SILENT += ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 
 ROOMY = {

@@ -15,8 +15,9 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeAlias
+from zlib import crc32
 
-__all__ = ["read_corpus"]
+__all__ = ["read_corpus", "read_prose"]
 
 Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -30,11 +31,27 @@ _LEFT_OUT = frozenset(
 
 def read_corpus() -> Iterator[str]:
     """Texts of the standard library, in an order that only its version decides."""
+    for file in _files():
+        yield from _texts(file.read_text(encoding="utf-8"))
+
+
+def read_prose(*, held_out: bool) -> Iterator[str]:
+    """Passages of at most 30 lines, from one file in 20 or from all the others."""
+    for file in _files():
+        if (crc32(file.name.encode()) % 20 == 0) is not held_out:
+            continue
+        source, *others = _texts(file.read_text(encoding="utf-8"))
+        lines = source.splitlines()
+        yield from ("\n".join(lines[i : i + 30]) for i in range(0, len(lines), 60))
+        yield from (text[:1000] for text in others if len(text) > 80)
+
+
+def _files() -> Iterator[Path]:
     library = Path(sysconfig.get_path("stdlib"))
     for file in sorted(library.rglob("*.py")):
         path = file.relative_to(library)
         if _LEFT_OUT.isdisjoint(path.parts) and not path.name.startswith("_sysconfig"):
-            yield from _texts(file.read_text(encoding="utf-8"))
+            yield file
 
 
 def _texts(source: str) -> Iterator[str]:

@@ -1,0 +1,373 @@
+"""What happens to prompts in life, done to a recorded trace.
+
+From some request on, every one carries the same edit: a header or a date has changed,
+a tool server has connected, history was cut. Works on request bodies alone; knows no
+model, no tokens and no strategy.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeAlias
+
+from mlxlab.errors import TraceError
+from mlxlab.traces.schema import Json
+from mlxlab.traces.trace import Exchange, Trace
+
+__all__ = ["EDITS", "SHIFTS", "Edit", "EditedTrace", "apply_edit"]
+
+Body: TypeAlias = dict[str, Json]
+Change: TypeAlias = Callable[[Body], None]
+"""Edits a body in place. LookupError: there is nothing in it to edit."""
+
+#: Tokens, about, that the ``shift`` edits put in front of the system text.
+SHIFTS = tuple(2**n for n in range(4, 14))
+
+_CHARACTERS_A_TOKEN = 3.3
+_ATTRIBUTION = "x-anthropic-billing-header:"
+_DATE = re.compile(r"\b20\d\d-[01]\d-[0-3]\d\b")
+_PASSAGE = (
+    "This folder holds notes that came later, and each of them is short. Read them "
+    "when they help, leave them when they do not, and never repeat them in an answer. "
+)
+_SUMMARY = (
+    "The conversation so far, in short: the task was read, the files that it names "
+    "were looked at one after the other, some of them were changed, and the tests were "
+    "run. Nothing is left open. Go on from here with the step that comes next."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """A class of edits.
+
+    Attributes:
+        name: as reports show it.
+        summary: one line.
+        decide: the change, decided on the first body that it is made to, so that it
+            hits the same place in the longer ones that follow. Raises LookupError
+            when that body has no such place.
+    """
+
+    name: str
+    summary: str
+    decide: Callable[[Body], Change]
+
+
+@dataclass(frozen=True, slots=True)
+class EditedTrace:
+    """A trace up to the last request that an edit has changed.
+
+    Attributes:
+        edit: the edit's name.
+        changed: ids of the exchanges whose bodies differ from what was recorded.
+    """
+
+    trace: Trace
+    edit: str
+    changed: frozenset[int]
+
+
+def apply_edit(trace: Trace, name: str, *, start: int | None = None) -> EditedTrace:
+    """Edit the main loop of the session that has most requests.
+
+    Recorded answers stay as they are.
+
+    Args:
+        trace: is left as it is.
+        name: a key of :data:`EDITS`.
+        start: how many of the loop's requests are left alone; half if None.
+
+    Raises:
+        TraceError: no such edit, or nothing in the trace that it could be made to.
+    """
+    if name not in EDITS:
+        raise TraceError(f"no edit {name!r}; choose from {', '.join(EDITS)}")
+    loop = _main_loop(trace)
+    start = len(loop) // 2 if start is None else start
+    if not 0 < start < len(loop):
+        raise TraceError(
+            f"trace {trace.name}: {name} needs a session with a request before the "
+            f"edit and one after it; its longest has {len(loop)}"
+        )
+    try:
+        bodies = _edited(EDITS[name], loop[start:])
+    except LookupError as error:
+        raise TraceError(f"trace {trace.name}: {name}: {error.args[0]}") from None
+    last = max(bodies)
+    exchanges = tuple(
+        replace(exchange, body=bodies.get(exchange.id, exchange.body))
+        for exchange in trace.exchanges
+        if exchange.id <= last
+    )
+    header = trace.header.model_copy(update={"edit": name})
+    edited = replace(
+        trace, name=f"{trace.name}~{name}", exchanges=exchanges, header=header
+    )
+    return EditedTrace(edited, name, frozenset(bodies))
+
+
+def _main_loop(trace: Trace) -> list[Exchange]:
+    own = [e for e in trace.inference if not e.agent and e.body is not None]
+    if not own:
+        return []
+    most, _ = Counter(e.session for e in own).most_common(1)[0]
+    return [e for e in own if e.session == most]
+
+
+def _edited(edit: Edit, exchanges: list[Exchange]) -> dict[int, Body]:
+    """New bodies by exchange; what no longer has the place is left out."""
+    first = deepcopy(exchanges[0].body)
+    assert first is not None  # _main_loop takes no others
+    change = edit.decide(first)
+    bodies = {}
+    for exchange in exchanges:
+        body: Body = deepcopy(exchange.body or {})
+        try:
+            change(body)
+        except LookupError:
+            continue
+        bodies[exchange.id] = body
+    return bodies
+
+
+# The system text
+
+
+def _header(first: Body) -> Change:
+    def change(body: Body) -> None:
+        blocks = _system(body)
+        if blocks and blocks[0]["text"].startswith(_ATTRIBUTION):
+            head, equals, tail = blocks[0]["text"].partition("cc_version=")
+            version = re.sub(r"^[^;]*", "9.9.999.f0e", tail)
+            blocks[0]["text"] = head + equals + version
+        else:
+            line = f"{_ATTRIBUTION} cc_version=9.9.999.f0e; cc_entrypoint=cli;"
+            blocks.insert(0, {"type": "text", "text": line})
+
+    return change
+
+
+def _date(first: Body) -> Change:
+    """Another date where one stands; else a line of the longest block becomes one."""
+
+    def change(body: Body) -> None:
+        blocks = _system(body)
+        for block in blocks:
+            if _DATE.search(block["text"]):
+                block["text"] = _DATE.sub("2031-07-19", block["text"], count=1)
+                return
+        longest = max(blocks, key=lambda block: len(block["text"]), default=None)
+        if longest is None:
+            raise LookupError("no system text in the request to be edited")
+        lines = longest["text"].split("\n")
+        # The one nearest to the middle that is not empty.
+        middle = max(
+            range(len(lines)), key=lambda i: (bool(lines[i]), -abs(2 * i - len(lines)))
+        )
+        lines[middle] = "Today's date is 2031-07-19."
+        longest["text"] = "\n".join(lines)
+
+    change(deepcopy(first))
+    return change
+
+
+def _shift(tokens: int, first: Body) -> Change:
+    def change(body: Body) -> None:
+        blocks = _system(body)
+        length = round(tokens * _CHARACTERS_A_TOKEN)
+        passage = (_PASSAGE * (length // len(_PASSAGE) + 1))[:length]
+        front = bool(blocks) and blocks[0]["text"].startswith(_ATTRIBUTION)
+        blocks.insert(int(front), {"type": "text", "text": passage})
+
+    return change
+
+
+def _system(body: Body) -> list[Json]:
+    """The system blocks, as a list that can be changed."""
+    system = body.get("system") or []
+    blocks: list[Json]
+    blocks = [{"type": "text", "text": system}] if isinstance(system, str) else system
+    body["system"] = blocks
+    return blocks
+
+
+# The tools
+
+
+def _tool_added(first: Body) -> Change:
+    middle = len(_tools(first, 1)) // 2
+
+    def change(body: Body) -> None:
+        _tools(body, middle).insert(middle, _new_tool())
+
+    return change
+
+
+def _tool_removed(first: Body) -> Change:
+    place = len(_tools(first, 2)) // 4
+
+    def change(body: Body) -> None:
+        del _tools(body, 2)[place]
+
+    return change
+
+
+def _tools_reordered(first: Body) -> Change:
+    count = len(_tools(first, 2))
+    early, late = count // 6, count - 1 - count // 6
+
+    def change(body: Body) -> None:
+        tools = _tools(body, count)
+        tools[early], tools[late] = tools[late], tools[early]
+
+    return change
+
+
+def _tools(body: Body, least: int) -> list[Json]:
+    tools: list[Json] = body.get("tools") or []
+    if len(tools) < max(least, 1):
+        raise LookupError(f"{len(tools)} tools in the request to be edited")
+    return tools
+
+
+def _new_tool() -> Json:
+    """As a tool server brings it along when it connects: about 400 tokens."""
+    words = ("path", "pattern", "limit", "encoding", "recursive", "format")
+    about = {
+        "type": "string",
+        "description": "What is looked for, and how it is shown. " + _PASSAGE,
+    }
+    return {
+        "name": "mcp__notes__find",
+        "description": "Finds notes by what they say. " + _PASSAGE * 2,
+        "input_schema": {
+            "type": "object",
+            "properties": dict.fromkeys(words, about),
+            "required": ["pattern"],
+            "additionalProperties": False,
+        },
+    }
+
+
+# The messages
+
+
+def _message_edited(first: Body) -> Change:
+    messages = first["messages"]
+    nearest = sorted(range(1, len(messages)), key=lambda i: abs(2 * i - len(messages)))
+    place = next((i for i in nearest if any(_texts(messages[i]))), None)
+    if place is None:
+        raise LookupError("no text but the first message's in the request to be edited")
+
+    def change(body: Body) -> None:
+        holder, key = max(
+            _texts(body["messages"][place]), key=lambda at: len(at[0][at[1]])
+        )
+        text = holder[key]
+        half = text.find(" ", len(text) // 2)
+        at = half if half >= 0 else len(text)
+        holder[key] = f"{text[:at]} and please mind the notes{text[at:]}"
+
+    return change
+
+
+def _texts(message: Json) -> Iterator[tuple[Json, str | int]]:
+    """Where texts of a message are: in what, and under which key."""
+    if isinstance(message["content"], str):
+        yield message, "content"
+        return
+    for block in message["content"]:
+        if block["type"] == "text":
+            yield block, "text"
+        elif block["type"] == "tool_result":
+            if isinstance(block.get("content"), str):
+                yield block, "content"
+            else:
+                inner = block.get("content") or []
+                yield from ((part, "text") for part in inner if part["type"] == "text")
+
+
+def _history_cut(first: Body) -> Change:
+    start, stop = _oldest_rounds(first)
+
+    def change(body: Body) -> None:
+        _require_rounds(body, stop)
+        del body["messages"][start:stop]
+
+    return change
+
+
+def _compaction(first: Body) -> Change:
+    _, stop = _oldest_rounds(first)
+
+    def change(body: Body) -> None:
+        _require_rounds(body, stop)
+        body["messages"][:stop] = [{"role": "user", "content": _SUMMARY}]
+
+    return change
+
+
+def _oldest_rounds(body: Body) -> tuple[int, int]:
+    """From the first answer to another one, so that calls keep their results."""
+    answers = [i for i, m in enumerate(body["messages"]) if m["role"] == "assistant"]
+    if len(answers) < 2:
+        raise LookupError(f"{len(answers)} answers in the request to be edited")
+    return answers[0], answers[len(answers) // 2]
+
+
+def _require_rounds(body: Body, stop: int) -> None:
+    if len(body["messages"]) <= stop or body["messages"][stop]["role"] != "assistant":
+        raise LookupError("the rounds are no longer there")
+
+
+def _block_moved(first: Body) -> Change:
+    content = first["messages"][0]["content"]
+    texts = [] if isinstance(content, str) else content
+    texts = [i for i, block in enumerate(texts) if block["type"] == "text"]
+    users = [i for i, m in enumerate(first["messages"]) if m["role"] == "user"]
+    if len(texts) < 2 or len(users) < 2:
+        raise LookupError(
+            "not two blocks of text in the first message and a later user message in "
+            "the request to be edited"
+        )
+
+    def change(body: Body) -> None:
+        later = body["messages"][users[-1]]
+        block = body["messages"][0]["content"].pop(texts[0])
+        if isinstance(later["content"], str):
+            later["content"] = [{"type": "text", "text": later["content"]}]
+        later["content"].append(block)
+
+    return change
+
+
+#: By name, in the order of reports.
+EDITS: dict[str, Edit] = {
+    edit.name: edit
+    for edit in itertools.chain(
+        (
+            Edit("header", "the attribution header changes", _header),
+            Edit("date", "the date in the system text changes", _date),
+            Edit("tool-added", "one more tool, in the middle of the list", _tool_added),
+            Edit("tool-removed", "an early tool is gone", _tool_removed),
+            Edit("tools-reordered", "an early and a late tool swap", _tools_reordered),
+            Edit("message-edited", "words in a middle message", _message_edited),
+            Edit("history-cut", "the older half of the rounds is cut", _history_cut),
+            Edit("compaction", "the older half becomes a summary", _compaction),
+            Edit(
+                "block-moved", "a block of the first message comes last", _block_moved
+            ),
+        ),
+        (
+            Edit(f"shift-{n}", f"{n} tokens before the system text", partial(_shift, n))
+            for n in SHIFTS
+        ),
+    )
+}

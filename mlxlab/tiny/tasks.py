@@ -101,10 +101,10 @@ class _Dialogue:
 
     def tasks(self) -> list[Task]:
         static = self._left * self._random.uniform(0.3, 0.6)
-        most = min(int(static / 4 / _TOOL), 5)
+        most = min(round(static / 2.5 / _TOOL), 5)
         names = [next(self._words) for _ in range(self._random.randint(0, most))]
         self._routes = [(next(self._words), name) for name in names]
-        texts = static - _TOOL * len(names)
+        texts = max(static - _TOOL * len(names), 0.0)
         share = self._random.uniform(0.3, 0.9) if names else 1.0
         self._system = self._passage(Kind.SYSTEM, texts * share, self._routes)
         self._tools = [
@@ -119,7 +119,7 @@ class _Dialogue:
 
     def _turn(self) -> Iterator[Task]:
         known = [kind for kind, settings in self._known.items() if settings]
-        if known and (not self._routes or self._random.random() < 0.7):
+        if known and (not self._routes or self._random.random() < 0.55):
             kind = self._random.choice(known)
             key, value = self._known[kind].pop()
             # Asked again at times, but not before all others were.
@@ -133,7 +133,7 @@ class _Dialogue:
         call_id = f"toolu_{len(self._messages)}"
         call = {"type": "tool_use", "id": call_id, "name": name, "input": {"key": key}}
         yield self._answered(Kind.CALL, f"{route}={name}", call)
-        length = min(self._random.uniform(0, 800), max(self._left - _TURN, 0))
+        length = min(self._random.uniform(0, 800), max(self._left - 2 * _TURN, 0))
         found = self._passage(Kind.RESULT, length, [(key, value)])
         block = {"type": "tool_result", "tool_use_id": call_id, "content": found}
         self._say([block], len(found))

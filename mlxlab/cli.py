@@ -18,7 +18,10 @@ from mlxlab.canonical import RULES
 from mlxlab.errors import MlxlabError
 from mlxlab.models import BUNDLED
 from mlxlab.replay.compare import compare as compare_traces
-from mlxlab.replay.contenders import DEFAULT_CONTENDERS
+from mlxlab.replay.contenders import DEFAULT_CONTENDERS, FIDELITY_CONTENDERS
+from mlxlab.replay.fidelity import RULER, parse_ruler
+from mlxlab.replay.fidelity import fidelity as judge_answers
+from mlxlab.replay.findings import Fidelity, format_findings
 from mlxlab.replay.report import (
     format_summary,
     list_notes,
@@ -41,6 +44,9 @@ app = typer.Typer(
     rich_markup_mode=None,  # it would swallow the brackets in our help texts
 )
 console = Console()
+
+#: Columns that the table of ``fidelity`` needs.
+_FINDINGS_WIDTH = 100
 
 
 def main() -> None:
@@ -107,6 +113,61 @@ def compare(
         from mlxlab.plots import save_plots
 
         save_plots(rows, count_segments(loaded, model=model, rules=rules), plots)
+
+
+@app.command()
+def fidelity(
+    traces: Annotated[
+        list[str] | None,
+        typer.Argument(help="Trace files, or names of recorded traces."),
+    ] = None,
+    model: Annotated[str, typer.Option(help="Folder or hub repository.")] = BUNDLED,
+    strategies: Annotated[
+        str, typer.Option(help="name[:key=value,...][@rules],... to judge.")
+    ] = FIDELITY_CONTENDERS,
+    rules: Annotated[
+        str, typer.Option(help="all, none, names, or exceptions: -name,...")
+    ] = "all",
+    edits: Annotated[
+        str, typer.Option(help="Changes to the later requests: all, none, or names.")
+    ] = "all",
+    ruler: Annotated[
+        str, typer.Option(help="Bits to round weights to for scale, or none.")
+    ] = ",".join(map(str, RULER)),
+    tokens: Annotated[
+        int, typer.Option(min=1, help="Most tokens of each answer to compare.")
+    ] = 64,
+    chunk: Annotated[
+        int, typer.Option(min=1, help="Tokens computed at a time.")
+    ] = 2048,
+    by_edit: Annotated[
+        bool, typer.Option("--by-edit", help="Tell the edits apart.")
+    ] = False,
+    json: Annotated[
+        Path | None, typer.Option(help="Write manifest and rows here.")
+    ] = None,
+    plots: Annotated[
+        Path | None, typer.Option(help="Write PNG plots into this folder.")
+    ] = None,
+) -> None:
+    """Judge the answers that strategies give on edited traces."""
+    found = judge_answers(
+        [load_trace(trace) for trace in traces or [DEFAULT_TRACE]],
+        model=model,
+        strategies=strategies,
+        rules=rules,
+        edits=edits,
+        ruler=parse_ruler(ruler),
+        tokens=tokens,
+        chunk=chunk,
+    )
+    _print_findings(found, by_edit=by_edit)
+    if json:
+        found.write_json(json)
+    if plots:
+        from mlxlab.plots import save_fidelity_plots
+
+        save_fidelity_plots(found, plots)
 
 
 @app.command("strategies")
@@ -269,16 +330,31 @@ def _print_names(summaries: dict[str, str]) -> None:
 
 
 def _print_summary(rows: DataFrame) -> None:
-    readable = format_summary(summarize(rows))
     console.print(title_of(rows), highlight=False)
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in readable.columns:
-        is_name = column == "strategy"
-        table.add_column(
-            column, justify="left" if is_name else "right", overflow="fold"
-        )
-    for row in readable.itertuples(index=False):
-        table.add_row(*row)
-    console.print(table)
+    console.print(_table(format_summary(summarize(rows)), gap=1))
     for note in list_notes(rows):
         console.print(note, highlight=False)
+
+
+def _print_findings(found: Fidelity, *, by_edit: bool) -> None:
+    # Where there is no terminal there is no width to keep to.
+    wide = console if console.is_terminal else Console(width=_FINDINGS_WIDTH)
+    wide.print(found.title, highlight=False)
+    if by_edit:
+        for edit, summary in found.summary(("edit", "contender")).groupby("edit"):
+            wide.print(f"\nedit {edit}", highlight=False)
+            wide.print(_table(format_findings(summary.droplevel("edit")), gap=0))
+    else:
+        wide.print(_table(format_findings(found.summary()), gap=0))
+    for note in list_notes(found.requests):
+        wide.print(note, highlight=False)
+
+
+def _table(readable: DataFrame, gap: int) -> Table:
+    """A frame of text, its first column names and the others numbers."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, gap, 0, 0))
+    for i, column in enumerate(readable.columns):
+        table.add_column(column, justify="right" if i else "left", overflow="fold")
+    for row in readable.itertuples(index=False):
+        table.add_row(*row)
+    return table

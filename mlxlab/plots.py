@@ -1,4 +1,4 @@
-"""Figures from the rows of a comparison. Draws; computes nothing new.
+"""Figures from the rows of a comparison, or of findings. Draws; computes nothing new.
 
 Along an axis of requests ``2 #7`` is request 7, of the second session; ``2b #7`` is its
 second sub-agent's.
@@ -24,15 +24,27 @@ from matplotlib.ticker import PercentFormatter
 from mlxlab.errors import MlxlabError
 from mlxlab.files import replaced
 from mlxlab.prompt import Role
+from mlxlab.replay.findings import Fidelity
 from mlxlab.replay.report import contender_names
 
-__all__ = ["plot_hit_rate", "plot_memory", "plot_segments", "plot_ttft", "save_plots"]
+__all__ = [
+    "plot_hit_rate",
+    "plot_memory",
+    "plot_pareto",
+    "plot_segments",
+    "plot_shift",
+    "plot_ttft",
+    "save_fidelity_plots",
+    "save_plots",
+]
 
 _MARKERS = "osD^vPX*<>"
 _DASHES = ("-", "--", "-.", ":")
 _SIZE = (9.0, 4.2)
 _MOST_CELLS = 24  # columns of a heat map that leave room for numbers
 _DARK = 0.6  # shares above this are bright in cividis
+_LEAST_KLD = 1e-16  # nats; what is less, 0 too, is drawn there
+_SWEEP = "shift-"  # edits that shift by a chosen number of tokens
 
 
 def plot_hit_rate(rows: pd.DataFrame) -> Figure:
@@ -99,6 +111,56 @@ def plot_segments(segments: pd.DataFrame) -> Figure:
     return figure
 
 
+def plot_pareto(found: Fidelity) -> Figure:
+    """What is won against what it costs, a point per contender.
+
+    Across: the share of tokens lost to exact reuse that is restored after all; up: the
+    median divergence of the answers. Lines are the noise floor and the ruler.
+    """
+    summary = found.summary()
+    figure, axes = _axes(height=1.2 * _SIZE[1])
+    for name, style in _contender_styles(found).items():
+        point = style | {"linestyle": "", "markersize": 8}
+        kld = max(summary.kld_median[name], _LEAST_KLD)
+        axes.plot(summary.recovered[name], kld, label=name, **point)
+    _mark_yardsticks(axes, found, "kld_median")
+    axes.set_yscale("log")
+    axes.set_xlim(-0.03, 1.03)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_xlabel("recovered share of the tokens that exact reuse loses")
+    axes.set_ylabel("median KL divergence [nats, log scale]")
+    figure.legend(loc="outside lower center", frameon=False, fontsize=8, ncols=2)
+    return figure
+
+
+def plot_shift(found: Fidelity) -> Figure:
+    """Divergence and agreement over the distance that keys were moved by.
+
+    Drawn from the edits ``shift-16``, ``shift-32`` and so on, and from the requests
+    behind them in which something was moved.
+    """
+    figure = Figure(figsize=(_SIZE[0], 1.8 * _SIZE[1]), layout="constrained")
+    kld, top = figure.subplots(2, sharex=True)
+    swept = _swept(found)
+    for name, style in _contender_styles(found).items():
+        own = swept[swept.contender == name].sort_values("distance")
+        if len(own):
+            kld.plot(own.distance, own.kld_median, label=name, **style)
+            top.plot(own.distance, own.same_top, **style)
+    for axes, column in ((kld, "kld_median"), (top, "same_top")):
+        _dress(axes)
+        _mark_yardsticks(axes, found, column)
+    kld.set_yscale("log")
+    kld.set_ylabel("median KL divergence [nats, log scale]")
+    top.yaxis.set_major_formatter(PercentFormatter(1.0))
+    top.set_ylabel("same top token")
+    top.set_xscale("log", base=2)
+    top.xaxis.set_major_formatter("{x:,.0f}")
+    top.set_xlabel("distance moved [tokens, log scale]")
+    figure.legend(loc="outside lower center", frameon=False, fontsize=8, ncols=2)
+    return figure
+
+
 def save_plots(rows: pd.DataFrame, segments: pd.DataFrame, folder: Path) -> list[Path]:
     """Write every plot that has data as PNG into ``folder``; returns the files.
 
@@ -113,6 +175,58 @@ def save_plots(rows: pd.DataFrame, segments: pd.DataFrame, folder: Path) -> list
     if rows.ttft_s.notna().any():
         figures["ttft"] = plot_ttft(rows)
     return [_save(figure, folder / f"{name}.png") for name, figure in figures.items()]
+
+
+def save_fidelity_plots(found: Fidelity, folder: Path) -> list[Path]:
+    """Write every plot of ``found`` that has data as PNG; returns the files.
+
+    Raises:
+        MlxlabError: a file cannot be written.
+    """
+    figures = {}
+    if found.requests.lost_tokens.any():
+        figures["pareto"] = plot_pareto(found)
+    if len(_swept(found)):
+        figures["shift"] = plot_shift(found)
+    return [_save(figure, folder / f"{name}.png") for name, figure in figures.items()]
+
+
+def _swept(found: Fidelity) -> pd.DataFrame:
+    """Contender, median distance, median divergence and agreement, by shift edit."""
+    requests = found.requests
+    moved = requests[requests.edit.str.startswith(_SWEEP) & (requests["shift"] > 0)]
+    positions = found.positions.join(moved, on="row", how="inner")
+    groups = positions.groupby(["edit", "contender"], as_index=False, sort=False)
+    swept = groups.agg(
+        distance=("shift", "median"),
+        kld_median=("kld", "median"),
+        same_top=("same_top", "mean"),
+    )
+    return swept.assign(kld_median=swept.kld_median.clip(lower=_LEAST_KLD))
+
+
+def _contender_styles(found: Fidelity) -> dict[str, dict[str, Any]]:
+    """The same in every figure of ``found``."""
+    reusing = found.requests.kind.isin(["exact", "approximate"])
+    names = found.requests.contender[reusing].unique()
+    return dict(zip(names, _styles(len(names)), strict=True))
+
+
+def _mark_yardsticks(axes: Axes, found: Fidelity, column: str) -> None:
+    """A line for the noise floor and for each bit width."""
+    rows = found.requests[found.requests.kind.isin(["floor", "ruler"])]
+    levels = found.summary()[column].reindex(rows.contender.unique())
+    for i, (name, level) in enumerate(levels.clip(lower=_LEAST_KLD).items()):
+        axes.axhline(level, color="0.45", linewidth=1, linestyle=":", zorder=1)
+        axes.annotate(
+            str(name),
+            (0.01 + 0.13 * i, level),  # lines may be close: each label has its place
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 2),
+            textcoords="offset points",
+            color="0.35",
+            size=7,
+        )
 
 
 def _save(figure: Figure, path: Path) -> Path:
@@ -150,11 +264,15 @@ def _mark_requests(axes: Axes, order: pd.DataFrame) -> None:
 def _axes(height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(_SIZE[0], height), layout="constrained")
     axes = figure.add_subplot()
+    _dress(axes)
+    return figure, axes
+
+
+def _dress(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="both", color="0.92", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=8)
-    return figure, axes
 
 
 def _colors(n: int) -> list[str]:

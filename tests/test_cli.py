@@ -47,6 +47,41 @@ def test_compare_prints_a_table_and_writes_what_was_asked(
     assert (tmp_path / "plots" / "hit_rate.png").exists()
 
 
+def test_fidelity_prints_a_table_and_writes_what_was_asked(
+    trace: Path, tmp_path: Path
+) -> None:
+    out, plots = tmp_path / "out.json", tmp_path / "plots"
+    few = ["--strategies", "paged,suffix-naive", "--ruler", "4", "--tokens", "2"]
+    options = [*few, "--edits", "date", "--by-edit"]
+    done = run("fidelity", trace, *options, "--json", out, "--plots", plots)
+    assert done.returncode == 0, done.stderr
+    shown = ["noise floor", "4-bit weights", "paged", "suffix-naive", "edit "]
+    assert all(name in done.stdout for name in shown)
+    assert max(map(len, done.stdout.splitlines())) <= 100
+    assert "…" not in done.stdout
+    assert json.loads(out.read_text())["requests"]
+    assert (plots / "pareto.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--strategies", "nope"], "no strategy 'nope'"),
+        (["--edits", "nope"], "no edit 'nope'; choose from header, date"),
+        (["--ruler", "7"], "ruler '7': give none"),
+        (["--ruler", "x"], "ruler 'x': give none"),
+        (["--tokens", "0"], "tokens"),
+    ],
+)
+def test_fidelity_refuses_bad_options(
+    options: list[str], says: str, trace: Path
+) -> None:
+    done = run("fidelity", trace, *options)
+    assert done.returncode == 2
+    assert says in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
 def test_verbose_logs_hits_and_misses(trace: Path) -> None:
     done = run("-v", "compare", trace, "--simulate", "--strategies", "prefix")
     assert "Cache HIT: reusing" in done.stderr

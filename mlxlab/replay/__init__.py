@@ -1,6 +1,8 @@
-"""Replay: the same traffic through many strategies, simulated or live."""
+"""Replay: the same traffic through many strategies, simulated or live, and judged."""
 
 from mlxlab.replay.compare import compare
+from mlxlab.replay.fidelity import fidelity
+from mlxlab.replay.findings import Fidelity
 from mlxlab.replay.report import summarize, write_json
 from mlxlab.replay.segments import count_segments
 from mlxlab.replay.simulate import SimulatedTarget
@@ -8,12 +10,14 @@ from mlxlab.replay.steps import Step, render_steps
 from mlxlab.replay.targets import Outcome, Target
 
 __all__ = [
+    "Fidelity",
     "Outcome",
     "SimulatedTarget",
     "Step",
     "Target",
     "compare",
     "count_segments",
+    "fidelity",
     "render_steps",
     "summarize",
     "write_json",

@@ -8,13 +8,33 @@ from dataclasses import dataclass
 from mlxlab.canonical import RULES, parse_rules
 from mlxlab.errors import StrategyError
 from mlxlab.replay.ceilings import InfiniteMemory
-from mlxlab.strategies import STRATEGIES, Strategy, parse_strategy
+from mlxlab.strategies import STRATEGIES, Selection, Strategy, parse_strategy
 
-__all__ = ["DEFAULT_CONTENDERS", "Contender", "parse_contenders"]
+__all__ = [
+    "DEFAULT_CONTENDERS",
+    "FIDELITY_CONTENDERS",
+    "Contender",
+    "parse_contenders",
+]
 
 #: Every exact strategy, behind what local servers do today: one slot, no rules.
 DEFAULT_CONTENDERS = ",".join(
     ["prefix@none", *(name for name, strategy in STRATEGIES.items() if strategy.exact)]
+)
+
+#: Exact reuse, approximate reuse as it is meant to be, and its controls: done naively,
+#: without rotation, and with some or all tokens computed again.
+FIDELITY_CONTENDERS = ",".join(
+    [
+        "paged",
+        "suffix",
+        "segmented",
+        "suffix-naive",
+        "segmented-naive",
+        "suffix:rotate=no",
+        *(f"suffix:recompute=15,selection={selection}" for selection in Selection),
+        "suffix:recompute=100",
+    ]
 )
 
 
@@ -39,6 +59,12 @@ class Contender:
         if len(missing) < len(self.rules):
             return ",".join(f"-{name}" for name in missing)
         return ",".join(self.rules)
+
+    @property
+    def name(self) -> str:
+        """The strategy, with its rules where not all are in force."""
+        label = self.rules_label
+        return self.strategy if label == "all" else f"{self.strategy}@{label}"
 
     @property
     def is_ceiling(self) -> bool:

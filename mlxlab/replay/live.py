@@ -68,10 +68,24 @@ class LiveModel:
         self, strategy: Strategy, progress: Progress | None = None
     ) -> EngineTarget:
         """A target with a store of its own."""
-        engine = Engine(
-            self.model, strategy, chunk=self.chunk, window=self.folder.window
+        return EngineTarget(self.worker, self.engine(strategy), progress)
+
+    def engine(
+        self, strategy: Strategy, *, model: Any = None, chunk: int | None = None
+    ) -> Engine:
+        """An engine with a store of its own.
+
+        Args:
+            strategy: fresh.
+            model: a variant of this one to compute with instead.
+            chunk: tokens computed at a time, if other than usual.
+        """
+        return Engine(
+            self.model if model is None else model,
+            strategy,
+            chunk=chunk or self.chunk,
+            window=self.folder.window,
         )
-        return EngineTarget(self.worker, engine, progress)
 
     def describe(self) -> dict[str, Any]:
         """Device, BLAS and chunk size, for a manifest."""

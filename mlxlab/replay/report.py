@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
 
@@ -14,15 +14,21 @@ from mlxlab.files import replaced
 from mlxlab.replay.ceilings import InfiniteMemory
 
 __all__ = [
+    "Forms",
     "contender_names",
+    "format_columns",
     "format_summary",
     "list_notes",
     "summarize",
     "title_of",
+    "write_content",
     "write_json",
 ]
 
-_FORMS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
+Forms: TypeAlias = Mapping[str, tuple[str, Callable[[Any], str]]]
+"""By column: the heading, and how to write a value."""
+
+_FORMS: Forms = {
     "reused": ("reused", "{:.1%}".format),
     "of_ceiling": ("of\nceiling", "{:.1%}".format),
     "new_session": ("new\nsession", "{:.1%}".format),
@@ -54,12 +60,16 @@ def summarize(rows: pd.DataFrame) -> pd.DataFrame:
 
 def format_summary(summary: pd.DataFrame) -> pd.DataFrame:
     """The part of a summary that fits a terminal, as text under short headings."""
-    columns = {
-        heading: summary[column].map(form, na_action="ignore").fillna("")
-        for column, (heading, form) in _FORMS.items()
-        if column in summary
+    return pd.DataFrame({"strategy": summary.index, **format_columns(summary, _FORMS)})
+
+
+def format_columns(frame: pd.DataFrame, forms: Forms) -> dict[str, list[str]]:
+    """Text under headings for the columns that there are; empty where a value lacks."""
+    return {
+        heading: ["" if pd.isna(value) else form(value) for value in frame[column]]
+        for column, (heading, form) in forms.items()
+        if column in frame
     }
-    return pd.DataFrame({"strategy": summary.index, **columns})
 
 
 def contender_names(rows: pd.DataFrame) -> pd.Series[str]:
@@ -78,9 +88,10 @@ def title_of(rows: pd.DataFrame) -> str:
 
 
 def list_notes(rows: pd.DataFrame) -> list[str]:
-    """The BLAS in use, lines that were skipped, what was not rendered as meant."""
+    """Warnings, the BLAS in use, lines skipped, what was not rendered as meant."""
     manifest = rows.attrs["manifest"]
     return [
+        *manifest.get("warnings", ()),
         *([f"BLAS: {manifest['blas']}"] if "blas" in manifest else []),
         *(
             f"trace {trace['name']}: {trace['skipped_lines']} partial last line skipped"
@@ -98,7 +109,15 @@ def write_json(rows: pd.DataFrame, path: str | Path) -> None:
         MlxlabError: the file cannot be written.
     """
     records = json.loads(rows.to_json(orient="records", double_precision=6))
-    content = {"manifest": rows.attrs["manifest"], "rows": records}
+    write_content({"manifest": rows.attrs["manifest"], "rows": records}, path)
+
+
+def write_content(content: Mapping[str, Any], path: str | Path) -> None:
+    """Write a JSON object, whole or not at all.
+
+    Raises:
+        MlxlabError: the file cannot be written.
+    """
     try:
         with replaced(Path(path)) as file:
             file.write(json.dumps(content, indent=1).encode() + b"\n")

@@ -1,0 +1,131 @@
+"""What a fidelity run works through: edited traces, rendered, and what edits cost.
+
+Counts tokens; runs no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from mlxlab.errors import TraceError
+from mlxlab.render import Renderer
+from mlxlab.replay.ceilings import InfiniteMemory
+from mlxlab.replay.simulate import SimulatedTarget
+from mlxlab.replay.steps import Step, render_steps
+from mlxlab.replay.targets import Progress
+from mlxlab.traces import Trace
+from mlxlab.traces.edits import EDITS, EditedTrace, apply_edit
+
+__all__ = ["Case", "Edited", "apply_edits", "render_cases"]
+
+
+@dataclass(frozen=True, slots=True)
+class Edited:
+    """A trace and what became of it.
+
+    Attributes:
+        trace: as it was recorded.
+        variants: the trace with an edit each.
+        refused: why other edits could not be made to it.
+    """
+
+    trace: Trace
+    variants: tuple[EditedTrace, ...]
+    refused: tuple[str, ...] = ()
+
+    @property
+    def requests(self) -> int:
+        """To be rendered, all in all."""
+        variants = (variant.trace for variant in self.variants)
+        return sum(len(trace.inference) for trace in (self.trace, *variants))
+
+
+def apply_edits(trace: Trace, edits: str | Sequence[str]) -> Edited:
+    """Make every edit to a trace that can be made to it.
+
+    Args:
+        trace: as it was recorded.
+        edits: see :func:`mlxlab.replay.fidelity.fidelity`.
+
+    Raises:
+        TraceError: no such edit.
+    """
+    if edits == "none":
+        every = frozenset(exchange.id for exchange in trace.inference)
+        return Edited(trace, (EditedTrace(trace, "none", every),))
+    if isinstance(edits, str):
+        edits = list(EDITS) if edits == "all" else edits.split(",")
+    made: list[EditedTrace] = []
+    refused: list[str] = []
+    for name in dict.fromkeys(map(str.strip, edits)):
+        try:
+            made.append(apply_edit(trace, name))
+        except TraceError as error:
+            if name not in EDITS:
+                raise
+            refused.append(str(error))
+    return Edited(trace, tuple(made), tuple(refused))
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A trace with an edit, rendered under a set of rules.
+
+    Attributes:
+        judged: ids of the requests to judge.
+        exact: by id, what infinite memory would reuse.
+        lost: by id, what it would have reused beyond that without the edit.
+        task: whether recorded answers are the right ones.
+    """
+
+    trace: str
+    edit: str
+    rules: tuple[str, ...]
+    steps: Sequence[Step]
+    judged: frozenset[int]
+    exact: Mapping[int, int]
+    lost: Mapping[int, int]
+    task: bool
+
+
+def render_cases(
+    edited: Edited, renderer: Renderer, progress: Progress
+) -> Iterator[Case]:
+    """A case for each edit.
+
+    Args:
+        edited: the trace with its edits.
+        renderer: for the model and the rules that the prompts are for.
+        progress: called with the number of requests just rendered.
+
+    Raises:
+        RequestError: see :func:`mlxlab.replay.steps.render_steps`.
+        ModelError: likewise.
+    """
+    trace = edited.trace
+    before = _exact_reuse(render_steps(trace, renderer, progress))
+    for variant in edited.variants:
+        steps = render_steps(variant.trace, renderer, progress)
+        exact = _exact_reuse(steps)
+        yield Case(
+            trace=trace.name,
+            edit=variant.edit,
+            rules=renderer.rules,
+            steps=steps,
+            judged=variant.changed,
+            exact=exact,
+            lost={s.request: _lost(s, before, exact) for s in steps},
+            task=trace.header.notes.get("tasks") is True,
+        )
+
+
+def _exact_reuse(steps: Iterable[Step]) -> dict[int, int]:
+    target = SimulatedTarget(InfiniteMemory())
+    return {step.request: target.replay(step).reused_tokens for step in steps}
+
+
+def _lost(step: Step, before: Mapping[int, int], exact: Mapping[int, int]) -> int:
+    """What is no longer in the prompt, or never was, is not lost."""
+    most = min(before.get(step.request, 0), len(step.prompt) - 1)
+    return max(most - exact[step.request], 0)

@@ -12,7 +12,14 @@ from mlxlab.errors import MlxlabError
 from mlxlab.models import ModelFolder, find_model
 from mlxlab.prompt import Prompt, Segment
 from mlxlab.render import Renderer
-from mlxlab.replay import compare, count_segments, summarize, write_json
+from mlxlab.replay import (
+    Fidelity,
+    compare,
+    count_segments,
+    fidelity,
+    summarize,
+    write_json,
+)
 from mlxlab.strategies import STRATEGIES, Strategy, make_strategy
 from mlxlab.traces import Trace, bundled_traces, load_trace
 
@@ -22,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "RULES",
     "STRATEGIES",
+    "Fidelity",
     "MlxlabError",
     "ModelFolder",
     "Prompt",
@@ -32,6 +40,7 @@ __all__ = [
     "bundled_traces",
     "compare",
     "count_segments",
+    "fidelity",
     "find_model",
     "load_trace",
     "make_strategy",

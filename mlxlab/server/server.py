@@ -191,9 +191,8 @@ class Server:
         Raises:
             MlxlabError: an unknown model, strategy or rule; then nothing changes.
         """
-        given = {"model": model, "strategy": strategy, "rules": rules}
-        changed = {key: value for key, value in given.items() if value is not None}
-        self._service.configure(self.aliases.with_default(**changed))
+        changed = self.aliases.with_default(model=model, strategy=strategy, rules=rules)
+        self._service.configure(changed)
         self._publish()
 
     def status(self) -> Status:
@@ -326,9 +325,10 @@ def serve(
     Raises:
         MlxlabError: a bad argument, or an address in use; then nothing runs.
     """
-    given = {"model": model, "strategy": strategy, "rules": rules}
-    changed = {key: value for key, value in given.items() if value is not None}
-    server = Server(Aliases.load(aliases).with_default(**changed), options or Options())
+    served = Aliases.load(aliases).with_default(
+        model=model, strategy=strategy, rules=rules
+    )
+    server = Server(served, options or Options())
     server.start()
     try:
         server.record(record)

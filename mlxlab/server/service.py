@@ -24,6 +24,7 @@ from mlxlab.server.pool import EngineKey, ModelPool
 from mlxlab.server.preparation import Preparation, Prepared
 from mlxlab.server.scheduler import QueueFullError, Scheduler
 from mlxlab.server.schema import InferenceRequest, TokenCount, TokenCountRequest
+from mlxlab.strategies import parse_strategy
 from mlxlab.traces.schema import Generated
 from mlxlab.traces.script import Script
 
@@ -87,7 +88,8 @@ class Service:
     def configure(self, aliases: Aliases) -> None:
         """Answer later requests under other aliases; caches no longer named go.
 
-        Another default model is loaded behind the requests that came before.
+        Another default model is loaded behind the requests that came before, and so is
+        tried whether an approximate strategy can serve it.
 
         Raises:
             ModelError: as :meth:`load`; then nothing changes.
@@ -96,7 +98,7 @@ class Service:
         self.check()
         preparation = Preparation(aliases, self.preparation.script)
         old, new = self.aliases.default, aliases.default
-        if (old.model, old.strategy) != (new.model, new.strategy):
+        if old.model != new.model or not parse_strategy(new.strategy).exact:
             self._load(preparation)
         self.preparation = preparation
         wanted = {(alias.model, alias.strategy) for alias in aliases.values()}

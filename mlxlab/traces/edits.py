@@ -7,10 +7,9 @@ model, no tokens and no strategy.
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -100,11 +99,10 @@ def apply_edit(trace: Trace, name: str, *, start: int | None = None) -> EditedTr
         bodies = _edited(EDITS[name], loop[start:])
     except LookupError as error:
         raise TraceError(f"trace {trace.name}: {name}: {error.args[0]}") from None
-    last = max(bodies)
+    last = max(i for i, e in enumerate(trace.exchanges) if e.id in bodies)
     exchanges = tuple(
         replace(exchange, body=bodies.get(exchange.id, exchange.body))
-        for exchange in trace.exchanges
-        if exchange.id <= last
+        for exchange in trace.exchanges[: last + 1]
     )
     header = trace.header.model_copy(update={"edit": name})
     edited = replace(
@@ -122,7 +120,7 @@ def _main_loop(trace: Trace) -> list[Exchange]:
 
 
 def _edited(edit: Edit, exchanges: list[Exchange]) -> dict[int, Body]:
-    """New bodies by exchange; what no longer has the place is left out."""
+    """New bodies by exchange; one that does not have the place is left out."""
     first = deepcopy(exchanges[0].body)
     assert first is not None  # _main_loop takes no others
     change = edit.decide(first)
@@ -202,29 +200,33 @@ def _system(body: Body) -> list[Json]:
 
 
 def _tool_added(first: Body) -> Change:
-    middle = len(_tools(first, 1)) // 2
+    tools = _tools(first, 1)
+    behind = tools[len(tools) // 2]["name"]
 
     def change(body: Body) -> None:
-        _tools(body, middle).insert(middle, _new_tool())
+        _tools(body, 1).insert(_place(body, behind), _new_tool())
 
     return change
 
 
 def _tool_removed(first: Body) -> Change:
-    place = len(_tools(first, 2)) // 4
+    tools = _tools(first, 2)
+    name = tools[len(tools) // 4]["name"]
 
     def change(body: Body) -> None:
-        del _tools(body, 2)[place]
+        del _tools(body, 2)[_place(body, name)]
 
     return change
 
 
 def _tools_reordered(first: Body) -> Change:
-    count = len(_tools(first, 2))
-    early, late = count // 6, count - 1 - count // 6
+    tools = _tools(first, 2)
+    sixth = len(tools) // 6
+    names = tools[sixth]["name"], tools[-1 - sixth]["name"]
 
     def change(body: Body) -> None:
-        tools = _tools(body, count)
+        early, late = (_place(body, name) for name in names)
+        tools = _tools(body, 2)
         tools[early], tools[late] = tools[late], tools[early]
 
     return change
@@ -232,13 +234,21 @@ def _tools_reordered(first: Body) -> Change:
 
 def _tools(body: Body, least: int) -> list[Json]:
     tools: list[Json] = body.get("tools") or []
-    if len(tools) < max(least, 1):
+    if len(tools) < least:
         raise LookupError(f"{len(tools)} tools in the request to be edited")
     return tools
 
 
+def _place(body: Body, name: str) -> int:
+    """By name: a tool that is loaded on the way moves those behind it."""
+    names = [tool["name"] for tool in _tools(body, 1)]
+    if name not in names:
+        raise LookupError(f"tool {name} is no longer there")
+    return names.index(name)
+
+
 def _new_tool() -> Json:
-    """As a tool server brings it along when it connects: about 400 tokens."""
+    """As a tool server brings it along when it connects: about 550 tokens."""
     words = ("path", "pattern", "limit", "encoding", "recursive", "format")
     about = {
         "type": "string",
@@ -261,15 +271,17 @@ def _new_tool() -> Json:
 
 def _message_edited(first: Body) -> Change:
     messages = first["messages"]
-    nearest = sorted(range(1, len(messages)), key=lambda i: abs(2 * i - len(messages)))
-    place = next((i for i in nearest if any(_texts(messages[i]))), None)
-    if place is None:
-        raise LookupError("no text but the first message's in the request to be edited")
+    inner = range(1, len(messages) - 1)
+    places = [i for i in inner if messages[i]["role"] == "user" and _texts(messages[i])]
+    if not places:
+        raise LookupError("no text between the user's first and last message")
+    place = min(places, key=lambda i: abs(2 * i - len(messages)))
+    lengths = [len(holder[key]) for holder, key in _texts(messages[place])]
+    longest = lengths.index(max(lengths))
+    history = _history(first, place)
 
     def change(body: Body) -> None:
-        holder, key = max(
-            _texts(body["messages"][place]), key=lambda at: len(at[0][at[1]])
-        )
+        holder, key = _texts(history(body)[place])[longest]
         text = holder[key]
         half = text.find(" ", len(text) // 2)
         at = half if half >= 0 else len(text)
@@ -278,38 +290,35 @@ def _message_edited(first: Body) -> Change:
     return change
 
 
-def _texts(message: Json) -> Iterator[tuple[Json, str | int]]:
+def _texts(message: Json) -> list[tuple[Json, str]]:
     """Where texts of a message are: in what, and under which key."""
     if isinstance(message["content"], str):
-        yield message, "content"
-        return
+        return [(message, "content")]
+    found: list[tuple[Json, str]] = []
     for block in message["content"]:
         if block["type"] == "text":
-            yield block, "text"
-        elif block["type"] == "tool_result":
-            if isinstance(block.get("content"), str):
-                yield block, "content"
-            else:
-                inner = block.get("content") or []
-                yield from ((part, "text") for part in inner if part["type"] == "text")
+            found.append((block, "text"))
+        elif block["type"] == "tool_result" and "content" in block:
+            found += _texts(block)
+    return found
 
 
 def _history_cut(first: Body) -> Change:
     start, stop = _oldest_rounds(first)
+    history = _history(first, stop)
 
     def change(body: Body) -> None:
-        _require_rounds(body, stop)
-        del body["messages"][start:stop]
+        del history(body)[start:stop]
 
     return change
 
 
 def _compaction(first: Body) -> Change:
     _, stop = _oldest_rounds(first)
+    history = _history(first, stop)
 
     def change(body: Body) -> None:
-        _require_rounds(body, stop)
-        body["messages"][:stop] = [{"role": "user", "content": _SUMMARY}]
+        history(body)[:stop] = [{"role": "user", "content": _SUMMARY}]
 
     return change
 
@@ -322,50 +331,70 @@ def _oldest_rounds(body: Body) -> tuple[int, int]:
     return answers[0], answers[len(answers) // 2]
 
 
-def _require_rounds(body: Body, stop: int) -> None:
-    if len(body["messages"]) <= stop or body["messages"][stop]["role"] != "assistant":
-        raise LookupError("the rounds are no longer there")
-
-
 def _block_moved(first: Body) -> Change:
-    content = first["messages"][0]["content"]
-    texts = [] if isinstance(content, str) else content
-    texts = [i for i, block in enumerate(texts) if block["type"] == "text"]
-    users = [i for i, m in enumerate(first["messages"]) if m["role"] == "user"]
+    messages = first["messages"]
+    texts = [i for i, b in enumerate(_blocks(messages[0])) if b["type"] == "text"]
+    users = [i for i, m in enumerate(messages) if m["role"] == "user"]
     if len(texts) < 2 or len(users) < 2:
         raise LookupError(
-            "not two blocks of text in the first message and a later user message in "
-            "the request to be edited"
+            "not two blocks of text in the first message and a later one of the user's"
         )
+    goal, end = users[-1], len(_blocks(messages[users[-1]]))
+    history = _history(first, goal)
 
     def change(body: Body) -> None:
-        later = body["messages"][users[-1]]
-        block = body["messages"][0]["content"].pop(texts[0])
-        if isinstance(later["content"], str):
-            later["content"] = [{"type": "text", "text": later["content"]}]
-        later["content"].append(block)
+        messages = history(body)
+        block = messages[0]["content"].pop(texts[0])
+        later = _blocks(messages[goal])
+        # A client may yet put something behind what the message held at first.
+        messages[goal]["content"] = [*later[:end], block, *later[end:]]
 
     return change
+
+
+def _history(first: Body, length: int) -> Callable[[Body], list[Json]]:
+    """Gives the messages of a body as long as they begin as the first one's did.
+
+    A client that compacts begins anew in the same session. What was decided on the
+    old history has no place in the new one.
+    """
+    known = [_said(message) for message in first["messages"][:length]]
+
+    def messages(body: Body) -> list[Json]:
+        found: list[Json] = body["messages"]
+        begins = [_said(message) for message in found[:length]] == known
+        if not begins or len(found) <= length:
+            raise LookupError("the history was begun anew")
+        return found
+
+    return messages
+
+
+def _said(message: Json) -> Json:
+    """What a message says, in whatever form, wherever the client's cache mark is."""
+    bare = [{**block, "cache_control": None} for block in _blocks(message)]
+    return message["role"], bare
+
+
+def _blocks(message: Json) -> list[Json]:
+    content: str | list[Json] = message["content"]
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 #: By name, in the order of reports.
 EDITS: dict[str, Edit] = {
     edit.name: edit
-    for edit in itertools.chain(
-        (
-            Edit("header", "the attribution header changes", _header),
-            Edit("date", "the date in the system text changes", _date),
-            Edit("tool-added", "one more tool, in the middle of the list", _tool_added),
-            Edit("tool-removed", "an early tool is gone", _tool_removed),
-            Edit("tools-reordered", "an early and a late tool swap", _tools_reordered),
-            Edit("message-edited", "words in a middle message", _message_edited),
-            Edit("history-cut", "the older half of the rounds is cut", _history_cut),
-            Edit("compaction", "the older half becomes a summary", _compaction),
-            Edit(
-                "block-moved", "a block of the first message comes last", _block_moved
-            ),
-        ),
-        (
+    for edit in (
+        Edit("header", "the attribution header changes", _header),
+        Edit("date", "the date in the system text changes", _date),
+        Edit("tool-added", "one more tool, in the middle of the list", _tool_added),
+        Edit("tool-removed", "an early tool is gone", _tool_removed),
+        Edit("tools-reordered", "an early and a late tool swap", _tools_reordered),
+        Edit("message-edited", "words in a middle message", _message_edited),
+        Edit("history-cut", "the older half of the rounds is cut", _history_cut),
+        Edit("compaction", "the older half becomes a summary", _compaction),
+        Edit("block-moved", "a block of the first message comes last", _block_moved),
+        *(
             Edit(f"shift-{n}", f"{n} tokens before the system text", partial(_shift, n))
             for n in SHIFTS
         ),

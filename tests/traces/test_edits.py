@@ -17,13 +17,14 @@ from mlxlab.replay.steps import render_steps
 from mlxlab.traces import Trace, bundled_traces, load_trace, read_trace, write_trace
 from mlxlab.traces.edits import EDITS, SHIFTS, EditedTrace, apply_edit
 
-LONG = ("loop", "thinking", "sessions")
-CASES = [(trace, edit) for trace in LONG for edit in EDITS]
+SHORTEST, *_, LONGEST = (f"shift-{tokens}" for tokens in SHIFTS)
+CLASSES = [edit for edit in EDITS if not edit.startswith("shift-")]
+CASES = list(itertools.product(bundled_traces(), (*CLASSES, SHORTEST, LONGEST)))
 
 
 @pytest.fixture(scope="module")
 def traces() -> dict[str, Trace]:
-    return {name: load_trace(name) for name in LONG}
+    return {name: load_trace(name) for name in bundled_traces()}
 
 
 def pairs(trace: Trace, edited: EditedTrace) -> list[tuple[Any, Any]]:
@@ -56,19 +57,17 @@ def test_edits_are_valid_repeatable_and_leave_the_rest_alone(
             assert exchange.body != before[exchange.id].body
             assert exchange.response == before[exchange.id].response
             parse_request(exchange.body, "edited")
-            check_history(exchange.body)
+            check_history(exchange.body, before[exchange.id].body)
         else:
             assert exchange == before[exchange.id]
     donors = [e for e in edited.trace.inference if e.id not in edited.changed]
     assert donors
 
 
-def check_history(body: Any) -> None:
-    """Every call is followed by its result, and turns alternate."""
-    roles = [m["role"] for m in body["messages"] if m["role"] != "system"]
-    assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"] * (
-        len(roles) % 2
-    )
+def check_history(body: Any, recorded: Any) -> None:
+    """Calls are followed by their results; turns alternate if they did before."""
+    assert body["messages"][0]["role"] == "user"
+    assert repeated_roles(body) <= repeated_roles(recorded)
     calls: set[str] = set()
     for message in body["messages"]:
         blocks = message["content"] if isinstance(message["content"], list) else []
@@ -78,7 +77,12 @@ def check_history(body: Any) -> None:
             calls = {b["id"] for b in blocks if b["type"] == "tool_use"}
 
 
-@pytest.mark.parametrize("edit", EDITS)
+def repeated_roles(body: Any) -> int:
+    roles = [m["role"] for m in body["messages"] if m["role"] != "system"]
+    return sum(a == b for a, b in itertools.pairwise(roles))
+
+
+@pytest.mark.parametrize("edit", [*CLASSES, SHORTEST])
 def test_later_edited_requests_extend_earlier_ones(
     traces: dict[str, Trace], edit: str
 ) -> None:
@@ -174,9 +178,66 @@ def test_other_sessions_and_agents_are_left_alone() -> None:
     assert len({e.session for e in changed}) == 1
 
 
-@pytest.mark.parametrize("trace", bundled_traces())
-def test_every_bundled_trace_can_be_edited(trace: str) -> None:
-    assert apply_edit(load_trace(trace), "tool-added").changed
+@pytest.mark.parametrize(
+    "edit", ["message-edited", "history-cut", "compaction", "block-moved"]
+)
+def test_a_history_begun_anew_is_left_alone(
+    traces: dict[str, Trace], edit: str
+) -> None:
+    trace = traces["compact"]
+    session, _ = trace.sessions
+    loop = [e for e in trace.inference if e.session == session]
+    lengths = [len(e.body["messages"]) for e in loop if e.body]
+    anew = next(i for i, (a, b) in enumerate(itertools.pairwise(lengths), 1) if b < a)
+    edited = apply_edit(trace, edit, start=anew - 2)
+    assert edited.changed == {e.id for e in loop[anew - 2 : anew]}
+    assert edited.trace.exchanges[-1].id == loop[anew - 1].id
+
+
+@pytest.mark.parametrize("edit", CLASSES)
+def test_the_form_of_a_message_does_not_matter(
+    traces: dict[str, Trace], edit: str
+) -> None:
+    """The client's mark moves on, and what was a string may come back in blocks."""
+    trace = deepcopy(traces["thinking"])
+    last = trace.inference[-1]
+    assert last.body is not None
+    for message in last.body["messages"]:
+        if isinstance(message["content"], str):
+            message["content"] = [{"type": "text", "text": message["content"]}]
+        message["content"][-1]["cache_control"] = {"type": "ephemeral"}
+    assert last.id in apply_edit(trace, edit).changed
+
+
+@pytest.mark.parametrize(("name", "start"), [("resume", 4), ("compact", 5)])
+def test_a_moved_block_stays_where_it_came_to(
+    traces: dict[str, Trace], name: str, start: int
+) -> None:
+    """Though it becomes a string in one, and gets one more block in the other."""
+    bodies = pairs(traces[name], apply_edit(traces[name], "block-moved", start=start))
+    place = len(bodies[0][0]["messages"]) - 1
+    recorded = [old["messages"][place]["content"] for old, _ in bodies]
+    assert any(content != recorded[0] for content in recorded)
+    moved = bodies[0][0]["messages"][0]["content"][0]
+    places = {new["messages"][place]["content"].index(moved) for _, new in bodies}
+    assert len(places) == 1
+
+
+def test_a_tool_is_known_by_its_name(traces: dict[str, Trace]) -> None:
+    """In this trace a tool is loaded on the way, in the middle of the list."""
+    trace = traces["deferred"]
+
+    def names(body: Any) -> list[str]:
+        return [tool["name"] for tool in body["tools"]]
+
+    for edit in ("tool-added", "tool-removed", "tools-reordered"):
+        lists = [
+            (names(old), names(new))
+            for old, new in pairs(trace, apply_edit(trace, edit, start=1))
+        ]
+        assert len({len(old) for old, _ in lists}) == 2
+        gone = {frozenset(old) - frozenset(new) for old, new in lists}
+        assert len(gone) == 1
 
 
 def test_an_edited_trace_can_be_written_and_read(
@@ -201,7 +262,7 @@ def test_an_edited_trace_can_be_written_and_read(
         (
             "message-edited",
             {"messages": [{"role": "user", "content": "a"}]},
-            "but the first message",
+            "between the user's first and last",
         ),
         (
             "block-moved",

@@ -129,8 +129,9 @@ def fidelity(
         str, typer.Option(help="all, none, names, or exceptions: -name,...")
     ] = "all",
     edits: Annotated[
-        str, typer.Option(help="Changes to the later requests: all, none, or names.")
-    ] = "all",
+        str,
+        typer.Option(help="Edits to make: classes, shifts, none, or names."),
+    ] = "classes",
     ruler: Annotated[
         str, typer.Option(help="Bits to round weights to for scale, or none.")
     ] = ",".join(map(str, RULER)),

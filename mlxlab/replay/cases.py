@@ -15,7 +15,7 @@ from mlxlab.replay.simulate import SimulatedTarget
 from mlxlab.replay.steps import Step, render_steps
 from mlxlab.replay.targets import Progress
 from mlxlab.traces import Trace
-from mlxlab.traces.edits import EDITS, EditedTrace, apply_edit
+from mlxlab.traces.edits import EDIT_GROUPS, EDITS, EditedTrace, apply_edit
 
 __all__ = ["Case", "Edited", "apply_edits", "render_cases"]
 
@@ -54,11 +54,11 @@ def apply_edits(trace: Trace, edits: str | Sequence[str]) -> Edited:
     if edits == "none":
         every = frozenset(exchange.id for exchange in trace.inference)
         return Edited(trace, (EditedTrace(trace, "none", every),))
-    if isinstance(edits, str):
-        edits = list(EDITS) if edits == "all" else edits.split(",")
+    given = edits.split(",") if isinstance(edits, str) else edits
+    names = [n for word in map(str.strip, given) for n in EDIT_GROUPS.get(word, [word])]
     made: list[EditedTrace] = []
     refused: list[str] = []
-    for name in dict.fromkeys(map(str.strip, edits)):
+    for name in dict.fromkeys(names):
         try:
             made.append(apply_edit(trace, name))
         except TraceError as error:

@@ -24,7 +24,7 @@ from mlxlab.replay.contenders import (
     Contender,
     parse_contenders,
 )
-from mlxlab.replay.findings import Fidelity
+from mlxlab.replay.findings import REQUEST_TYPES, Fidelity
 from mlxlab.replay.manifest import describe_run
 from mlxlab.replay.steps import Step
 from mlxlab.replay.targets import Progress
@@ -51,7 +51,7 @@ def fidelity(
     model: str | ModelFolder = BUNDLED,
     strategies: str = FIDELITY_CONTENDERS,
     rules: str = "all",
-    edits: str | Sequence[str] = "all",
+    edits: str | Sequence[str] = "classes",
     ruler: Sequence[int] = RULER,
     tokens: int = 64,
     greedy: int = 32,
@@ -76,9 +76,10 @@ def fidelity(
         strategies: see :func:`mlxlab.replay.contenders.parse_contenders`. They take
             turns, so all their caches are in memory together.
         rules: for strategies that name none of their own.
-        edits: ``all``, ``none`` (every request is judged as it was recorded), or names
-            out of :data:`mlxlab.traces.edits.EDITS`, joined with commas or in a list.
-            One that cannot be made to a trace is left out there, and the notes say so.
+        edits: ``none`` (every request is judged as it was recorded), or names out of
+            :data:`mlxlab.traces.edits.EDITS` and its groups ``classes`` and ``shifts``,
+            joined with commas or in a list. One that cannot be made to a trace is left
+            out there, and the notes say so.
         ruler: bits to round weights to. Those that the model's own weights have not
             more than are left out, and the notes say so.
         tokens: most tokens of a recorded answer whose predictions are compared.
@@ -239,9 +240,7 @@ class _Rows:
 
     def frames(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Requests and positions."""
-        booleans = ["tool_name_agrees", "tool_arguments_agree", "task_right"]
-        types = {"shift": "Int64", **dict.fromkeys(booleans, "boolean")}
-        requests = pd.DataFrame(self._requests).astype(types)
+        requests = pd.DataFrame(self._requests).astype(REQUEST_TYPES)
         return requests, pd.concat(self._positions, ignore_index=True)
 
 

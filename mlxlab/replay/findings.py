@@ -11,19 +11,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 
+from mlxlab.errors import MlxlabError
 from mlxlab.replay.report import (
     Forms,
     format_columns,
     list_notes,
+    read_content,
     title_of,
     write_content,
 )
 
-__all__ = ["Fidelity", "format_findings"]
+__all__ = ["REQUEST_TYPES", "Fidelity", "format_findings"]
 
 
 def _nats(value: float) -> str:
@@ -53,6 +55,14 @@ _FORMS: Forms = {
     "tool_arguments": ("tool\nargs", "{:.0%}".format),
     "task_right": ("task", "{:.0%}".format),
     "ttft_median_s": ("TTFT\ns", "{:.2f}".format),
+}
+
+#: Types of request columns that may be missing.
+REQUEST_TYPES = {
+    "shift": "Int64",
+    "tool_name_agrees": "boolean",
+    "tool_arguments_agree": "boolean",
+    "task_right": "boolean",
 }
 
 #: Characters of a name that leave room for all columns.
@@ -129,8 +139,28 @@ class Fidelity:
         columns = ["requests", "lost", *_FORMS]
         return table[columns].dropna(axis="columns", how="all")
 
+    @classmethod
+    def read_json(cls, path: str | Path) -> Self:
+        """Read what :meth:`write_json` wrote.
+
+        Raises:
+            MlxlabError: the file cannot be read, or holds something else.
+        """
+        content = read_content(path)
+        try:
+            requests = pd.DataFrame(content["requests"]).astype(REQUEST_TYPES)
+            requests.attrs["manifest"] = content["manifest"]
+            return cls(requests, pd.DataFrame(**content["positions"]))
+        except (KeyError, TypeError, ValueError):
+            raise MlxlabError(
+                f"{path}: holds no findings; give a file that mlxlab fidelity wrote"
+            ) from None
+
     def write_json(self, path: str | Path) -> None:
         """Write manifest, summary, requests and positions, whole or not at all.
+
+        Args:
+            path: packed if it ends in ``.gz``. Measured numbers get 5 digits.
 
         Raises:
             MlxlabError: the file cannot be written.
@@ -201,6 +231,12 @@ def _add_up_positions(positions: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def _plain(frame: pd.DataFrame, orient: Any) -> Any:
-    # Divergences are small numbers: the default rounds them away.
+    # Significant digits: divergences are small numbers, which decimals round away.
     index = False if orient == "split" else None
-    return json.loads(frame.to_json(orient=orient, index=index, double_precision=15))
+    floats = frame.select_dtypes("float").columns
+    rounded = frame.assign(**{c: frame[c].map(_rounded) for c in floats})
+    return json.loads(rounded.to_json(orient=orient, index=index, double_precision=15))
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.5g}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,6 +21,7 @@ __all__ = [
     "format_columns",
     "format_summary",
     "list_notes",
+    "read_content",
     "summarize",
     "title_of",
     "write_content",
@@ -113,16 +116,33 @@ def write_json(rows: pd.DataFrame, path: str | Path) -> None:
 
 
 def write_content(content: Mapping[str, Any], path: str | Path) -> None:
-    """Write a JSON object, whole or not at all.
+    """Write a JSON object, whole or not at all; packed if the name ends in ``.gz``.
 
     Raises:
         MlxlabError: the file cannot be written.
     """
+    data = json.dumps(content, indent=1).encode() + b"\n"
+    if Path(path).suffix == ".gz":
+        data = gzip.compress(data, mtime=0)  # equal content, equal files
     try:
         with replaced(Path(path)) as file:
-            file.write(json.dumps(content, indent=1).encode() + b"\n")
+            file.write(data)
     except OSError as error:
         raise MlxlabError(f"{path}: {error.strerror}; give a file to write") from None
+
+
+def read_content(path: str | Path) -> Any:
+    """Read what :func:`write_content` wrote.
+
+    Raises:
+        MlxlabError: the file cannot be read, or holds no JSON.
+    """
+    try:
+        data = Path(path).read_bytes()
+        return json.loads(gzip.decompress(data) if Path(path).suffix == ".gz" else data)
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "no JSON in it"
+        raise MlxlabError(f"{path}: {reason}; give a file that was written") from None
 
 
 def _hit_rate(rows: pd.DataFrame) -> float:

@@ -19,7 +19,7 @@ from mlxlab.errors import TraceError
 from mlxlab.traces.schema import Json
 from mlxlab.traces.trace import Exchange, Trace
 
-__all__ = ["EDITS", "SHIFTS", "Edit", "EditedTrace", "apply_edit"]
+__all__ = ["EDITS", "EDIT_GROUPS", "SHIFTS", "Edit", "EditedTrace", "apply_edit"]
 
 Body: TypeAlias = dict[str, Json]
 Change: TypeAlias = Callable[[Body], None]
@@ -399,4 +399,10 @@ EDITS: dict[str, Edit] = {
             for n in SHIFTS
         ),
     )
+}
+
+#: Names for several: what happens in life, and one change in many sizes.
+EDIT_GROUPS: dict[str, tuple[str, ...]] = {
+    "classes": tuple(name for name in EDITS if not name.startswith("shift-")),
+    "shifts": tuple(f"shift-{n}" for n in SHIFTS),
 }

@@ -6,7 +6,7 @@ from mlxlab.replay import compare
 from mlxlab.strategies import STRATEGIES
 from tests.replay.traffic import small_trace
 
-SMALL = "block=16,capacity=768KiB"
+SMALL = "block=16,capacity=1152KiB"
 
 #: Small enough that every limit is reached on a short trace.
 SPECS = {

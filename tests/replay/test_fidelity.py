@@ -1,5 +1,6 @@
 """Fidelity: what is judged, against what, and what the numbers have to be."""
 
+import gzip
 import json
 import math
 import subprocess
@@ -20,7 +21,7 @@ from mlxlab.errors import (
     TraceError,
 )
 from mlxlab.models import ModelFolder, find_model
-from mlxlab.plots import save_fidelity_plots
+from mlxlab.plots import plot_pareto, save_fidelity_plots
 from mlxlab.replay.contenders import FIDELITY_CONTENDERS, parse_contenders
 from mlxlab.replay.fidelity import fidelity, parse_ruler
 from mlxlab.replay.findings import Fidelity, format_findings
@@ -182,12 +183,47 @@ def test_json_holds_manifest_summary_and_all_rows(
     assert list(written) == ["manifest", "summary", "requests", "positions"]
     assert len(written["requests"]) == len(found.requests)
     read = pd.DataFrame(written["positions"]["data"], columns=found.positions.columns)
-    assert read.kld.tolist() == pytest.approx(found.positions.kld.tolist(), abs=1e-14)
+    kld = found.positions.kld.tolist()
+    assert read.kld.tolist() == pytest.approx(kld, rel=1e-4, abs=1e-14)
     manifest = written["manifest"]
     assert manifest["edits"] == ["shift-16", "shift-64"]
     assert manifest["ruler"] == [8, 5, 4, 3]
     assert (manifest["tokens"], manifest["floor_chunk"]) == (64, 64)
     assert manifest["simulated"] is False
+
+
+@pytest.mark.parametrize("name", ["found.json", "found.json.gz"])
+def test_what_is_written_can_be_read_again(
+    found: Fidelity, tmp_path: Path, name: str
+) -> None:
+    found.write_json(tmp_path / name)
+    read = Fidelity.read_json(tmp_path / name)
+    pd.testing.assert_frame_equal(read.requests, found.requests, rtol=1e-4, atol=1e-14)
+    pd.testing.assert_frame_equal(
+        read.positions, found.positions, check_dtype=False, rtol=1e-4, atol=1e-14
+    )
+    assert read.title == found.title
+    assert len(plot_pareto(read).axes) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("none.json", None, "No such file"),
+        ("found.json", b"{", "no JSON in it"),
+        ("found.json", b"[]", "holds no findings"),
+        ("found.json", b'{"requests": [], "positions": 1}', "holds no findings"),
+        ("found.json.gz", b"plain", "no JSON in it"),
+        ("found.json.gz", gzip.compress(b"{}" * 99)[:15], "no JSON in it"),
+    ],
+)
+def test_files_of_something_else_are_refused(
+    tmp_path: Path, name: str, data: bytes | None, says: str
+) -> None:
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(MlxlabError, match=says):
+        Fidelity.read_json(tmp_path / name)
 
 
 def test_table_fits_a_hundred_columns(summary: pd.DataFrame) -> None:

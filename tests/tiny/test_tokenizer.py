@@ -8,8 +8,8 @@ from mlx_lm.tokenizer_utils import load as load_for_mlx
 
 from mlxlab.models import find_model
 from mlxlab.tiny import PATH
-from mlxlab.tiny.build import build_tokenizer
 from mlxlab.tiny.corpus import read_corpus
+from mlxlab.tiny.tokenizer import build_tokenizer
 
 tokenizer: Any = find_model().tokenizer
 

@@ -263,6 +263,7 @@ def _row(case: Case, step: Step, verdict: Verdict) -> dict[str, Any]:
         "first_kl": verdict.divergence.kld[0],
         "greedy_prefix": verdict.greedy_prefix,
         "greedy_tokens": verdict.greedy_tokens,
+        "answer": verdict.answer,
         "tool_name_agrees": verdict.calls.names,
         "tool_arguments_agree": verdict.calls.arguments,
         "task_right": verdict.right,

@@ -83,10 +83,11 @@ class Fidelity:
             many of those were reused), ``shift`` (the furthest that keys were moved;
             missing where none were); ``first_kl`` (nats, of the answer's first token),
             ``greedy_prefix`` and ``greedy_tokens`` (tokens of the reference's greedy
-            answer, and how many of them lead this one), ``tool_name_agrees`` and
-            ``tool_arguments_agree`` (missing where the reference calls no tool),
-            ``task_right`` (missing unless the trace holds tasks), ``ttft_s`` (missing
-            for the ruler, which rounds weights but computes as before).
+            answer, and how many of them lead this one), ``answer`` (greedy, as text),
+            ``tool_name_agrees`` and ``tool_arguments_agree`` (missing where the reference
+            calls no tool), ``task_right`` (missing unless the trace holds tasks),
+            ``ttft_s`` (missing for the ruler, which rounds weights but computes as
+            before).
         positions: a row per scored token of a recorded answer. ``row`` (in the index
             of ``requests``), ``position`` (in the answer), ``kld``, ``same_top``,
             ``delta_p`` and ``surprisal``, see

@@ -56,6 +56,7 @@ class Verdict:
         divergence: of the predictions of the recorded answer.
         greedy_prefix: leading tokens that greedy decoding shares with the reference.
         greedy_tokens: tokens that the reference decodes.
+        answer: text of the greedy tokens, tags and control tokens included.
         calls: whether the same tools are called.
         right: whether greedy decoding gives the recorded answer; None if that is not
             known to be right.
@@ -68,6 +69,7 @@ class Verdict:
     divergence: Divergence
     greedy_prefix: int
     greedy_tokens: int
+    answer: str
     calls: Agreement
     right: bool | None
     ttft_s: float
@@ -188,6 +190,7 @@ class Judge:
             divergence=diverge(reference.logits, done.logits, step.answer),
             greedy_prefix=common_prefix(own, theirs),
             greedy_tokens=len(own),
+            answer=str(self._live.folder.tokenizer.decode(done.greedy)),
             calls=agree(self._calls(step, reference), self._calls(step, done)),
             right=done.greedy == tuple(step.answer.tolist()) if task else None,
             ttft_s=done.ttft_s,

@@ -286,6 +286,10 @@ def test_recorded_answers_to_tasks_are_the_right_ones() -> None:
     # Else none that is longer than one token could be right.
     assert (found.requests.greedy_tokens > 1).all()
     assert "task_right" in found.summary()
+    # The bundled model does such tasks.
+    assert found.requests.task_right.all()
+    assert found.requests.answer.str.startswith("<think>").all()
+    assert found.requests.answer.str.endswith("<|im_end|>").all()
 
 
 def with_config(**config: Any) -> ModelFolder:

@@ -84,10 +84,10 @@ class Fidelity:
             missing where none were); ``first_kl`` (nats, of the answer's first token),
             ``greedy_prefix`` and ``greedy_tokens`` (tokens of the reference's greedy
             answer, and how many of them lead this one), ``answer`` (greedy, as text),
-            ``tool_name_agrees`` and ``tool_arguments_agree`` (missing where the reference
-            calls no tool), ``task_right`` (missing unless the trace holds tasks),
-            ``ttft_s`` (missing for the ruler, which rounds weights but computes as
-            before).
+            ``tool_name_agrees`` and ``tool_arguments_agree`` (missing where the
+            reference calls no tool), ``task_right`` (missing unless the trace holds
+            tasks), ``ttft_s`` (missing for the ruler, which rounds weights but computes
+            as before).
         positions: a row per scored token of a recorded answer. ``row`` (in the index
             of ``requests``), ``position`` (in the answer), ``kld``, ``same_top``,
             ``delta_p`` and ``surprisal``, see

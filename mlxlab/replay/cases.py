@@ -104,7 +104,8 @@ def render_cases(
         ModelError: likewise.
     """
     trace = edited.trace
-    before = _exact_reuse(render_steps(trace, renderer, progress))
+    recorded = {s.request: s for s in render_steps(trace, renderer, progress)}
+    before = _exact_reuse(recorded.values())
     for variant in edited.variants:
         steps = render_steps(variant.trace, renderer, progress)
         exact = _exact_reuse(steps)
@@ -115,7 +116,9 @@ def render_cases(
             steps=steps,
             judged=variant.changed,
             exact=exact,
-            lost={s.request: _lost(s, before, exact) for s in steps},
+            lost={
+                s.request: _lost(s, recorded[s.request], before, exact) for s in steps
+            },
             task=trace.header.notes.get("tasks") is True,
         )
 
@@ -125,7 +128,10 @@ def _exact_reuse(steps: Iterable[Step]) -> dict[int, int]:
     return {step.request: target.replay(step).reused_tokens for step in steps}
 
 
-def _lost(step: Step, before: Mapping[int, int], exact: Mapping[int, int]) -> int:
-    """What is no longer in the prompt, or never was, is not lost."""
-    most = min(before.get(step.request, 0), len(step.prompt) - 1)
-    return max(most - exact[step.request], 0)
+def _lost(
+    edited: Step, recorded: Step, before: Mapping[int, int], exact: Mapping[int, int]
+) -> int:
+    """What was computed anyway is not lost, nor is what an edit took out."""
+    request = edited.request
+    gone = max(len(recorded.prompt) - len(edited.prompt), 0)
+    return max(before[request] - gone - exact[request], 0)

@@ -24,6 +24,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+from mlxlab.files import cache_folder
+
 __all__ = ["Blas", "preload"]
 
 log = logging.getLogger(__name__)
@@ -139,21 +141,13 @@ def _load(path: Path, source: str) -> Blas:
 
 def _cached_copy(library: Path, name: str) -> Path:
     """The renamed copy in the user's cache folder, written there if it is missing."""
-    copy = _cache_folder() / name
+    copy = cache_folder() / name
     if not copy.exists():
         copy.parent.mkdir(parents=True, exist_ok=True)
         # Under its own name only when complete: another process may be at it too.
         with tempfile.TemporaryDirectory(dir=copy.parent) as unfinished:
             _rename_symbols(library, Path(unfinished) / name).replace(copy)
     return copy
-
-
-def _cache_folder() -> Path:
-    home = os.environ.get("HOME", "")
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path(home, ".cache"))
-    if not folder.is_absolute():
-        raise OSError("neither HOME nor XDG_CACHE_HOME is an absolute path")
-    return folder / "mlxlab"
 
 
 def _rename_symbols(library: Path, copy: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and the user's folder for some."""
 
 from __future__ import annotations
 
@@ -9,7 +9,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-__all__ = ["replaced"]
+__all__ = ["cache_folder", "replaced"]
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept for this user; it need not exist yet.
+
+    Raises:
+        OSError: neither HOME nor XDG_CACHE_HOME is an absolute path.
+    """
+    home = os.environ.get("HOME", "")
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path(home, ".cache"))
+    if not folder.is_absolute():
+        raise OSError("neither HOME nor XDG_CACHE_HOME is an absolute path")
+    return folder / "mlxlab"
 
 
 @contextmanager

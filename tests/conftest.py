@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,23 @@ from mlxlab.server.launch import find_client
 # The same examples on every run, however busy the machine is.
 settings.register_profile("mlxlab", derandomize=True, deadline=None)
 settings.load_profile("mlxlab")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests write nothing into the user's cache folder, nor do their commands."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a test's measurements are; there are none yet."""
+    prepared = tmp_path / "measurements.json"
+    monkeypatch.setattr("mlxlab.replay.measurements._PREPARED", prepared)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "mlxlab/fidelity"
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,11 @@ edit; each edited one is also computed from scratch, by which all answers are ju
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -26,6 +28,7 @@ from mlxlab.replay.contenders import (
 )
 from mlxlab.replay.findings import REQUEST_TYPES, Fidelity
 from mlxlab.replay.manifest import describe_run
+from mlxlab.replay.measurements import remember
 from mlxlab.replay.steps import Step
 from mlxlab.replay.targets import Progress
 from mlxlab.traces import Trace
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
     from mlxlab.replay.judge import Judge, Verdict
 
 __all__ = ["RULER", "fidelity", "parse_ruler"]
+
+log = logging.getLogger(__name__)
 
 #: Bits to which weights are rounded, for scale.
 RULER = (8, 5, 4, 3)
@@ -67,6 +72,9 @@ def fidelity(
     floor; by the model with rounded weights, the ruler; and by every contender. An
     answer that was recorded is forced on all of them, token by token, and then goes
     into the caches.
+
+    What is found for approximate strategies is remembered for whoever has them serve
+    this model later, see :mod:`mlxlab.replay.measurements`.
 
     Args:
         traces: one or more. In one whose header says ``tasks`` recorded answers are
@@ -123,6 +131,7 @@ def fidelity(
         requests, positions = _judge_all(judge, contenders, edited, renderers, bar)
         environment = live.describe()
     environment |= {
+        "day": datetime.now(UTC).date().isoformat(),
         "floor_chunk": floor_chunk,
         "ruler": list(judge.ruler),
         "tokens": tokens,
@@ -138,7 +147,12 @@ def fidelity(
     requests.attrs["manifest"] = describe_run(
         traces, folder, contenders, notes, environment
     )
-    return Fidelity(requests, positions)
+    found = Fidelity(requests, positions)
+    try:
+        remember(found)
+    except (MlxlabError, OSError) as error:
+        log.warning("what was measured is not remembered: %s", error)
+    return found
 
 
 def parse_ruler(spec: str) -> tuple[int, ...]:

@@ -25,10 +25,16 @@ from mlxlab.replay.report import (
     write_content,
 )
 
-__all__ = ["REQUEST_TYPES", "Fidelity", "format_findings"]
+__all__ = [
+    "REQUEST_TYPES",
+    "Fidelity",
+    "format_findings",
+    "format_nats",
+    "format_share",
+]
 
 
-def _nats(value: float) -> str:
+def format_nats(value: float) -> str:
     """Two digits, in six characters: ``0.0031``, ``2.1e-5``, ``9e-13``."""
     if value == 0 or value >= 1e-3:
         return f"{value:.2g}"
@@ -37,19 +43,20 @@ def _nats(value: float) -> str:
     return f"{mantissa}e{int(exponent)}"
 
 
-def _percent(value: float) -> str:
+def format_share(value: float) -> str:
+    """One decimal, but for all: ``99.8%``, ``100%``."""
     return f"{value:.1%}".replace("100.0%", "100%")
 
 
 _FORMS: Forms = {
-    "reused": ("re-\nused", _percent),
-    "recovered": ("of\nlost", _percent),
-    "kld_median": ("KLD\nmedian", _nats),
-    "kld_mean": ("KLD\nmean", _nats),
-    "kld_999": ("KLD\n99.9%", _nats),
-    "same_top": ("same\ntop", _percent),
-    "rms_delta_p": ("RMS\nΔp", _percent),
-    "first_kl": ("KL\nfirst", _nats),
+    "reused": ("re-\nused", format_share),
+    "recovered": ("of\nlost", format_share),
+    "kld_median": ("KLD\nmedian", format_nats),
+    "kld_mean": ("KLD\nmean", format_nats),
+    "kld_999": ("KLD\n99.9%", format_nats),
+    "same_top": ("same\ntop", format_share),
+    "rms_delta_p": ("RMS\nΔp", format_share),
+    "first_kl": ("KL\nfirst", format_nats),
     "greedy_prefix": ("same\nstart", "{:.0%}".format),
     "tool_names": ("tool\nname", "{:.0%}".format),
     "tool_arguments": ("tool\nargs", "{:.0%}".format),

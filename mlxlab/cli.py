@@ -275,7 +275,7 @@ def serve(
     with start(
         model, strategy, rules=rules, aliases=aliases, record=record, options=options
     ) as server:
-        shown = environment_lines(server.endpoint)
+        shown = [*server.notices, *environment_lines(server.endpoint)]
         wait_for_signal(lambda: _print_server(repr(server), server.url, shown))
 
 
@@ -313,8 +313,8 @@ def write_agent_files(
 def _print_server(name: str, url: str, lines: list[str]) -> None:
     console.print(f"{name} at {url}", highlight=False)
     for line in lines:
-        # Wrapped lines could not be copied.
-        console.print(line, highlight=False, soft_wrap=True)
+        # Wrapped lines could not be copied, nor would all brackets be printed.
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print("Or run  mlxlab claude  in the project. Stop with Ctrl-C.")
 
 

@@ -161,18 +161,19 @@ class ModelFolder:
         return _ITEM_BYTES.get(str(dtype), 2)
 
 
-def find_model(name: str = BUNDLED) -> ModelFolder:
+def find_model(name: str = BUNDLED, *, download: bool = True) -> ModelFolder:
     """The bundled model, a folder, or a hub repository (``owner/name``).
 
-    A repository is looked up in the local hub cache first and downloaded if the
-    hub can be reached.
+    Args:
+        name: a repository is looked up in the local hub cache first.
+        download: whether it is downloaded then, if the hub can be reached.
 
     Raises:
         ModelError: nothing there, or not a model folder.
     """
     path = tiny.PATH if name == BUNDLED else Path(name).expanduser()
     if not path.is_dir():
-        path = _fetch(name)
+        path = _fetch(name, download)
     try:
         config = json.loads((path / "config.json").read_text())
         if not isinstance(config, dict):
@@ -185,7 +186,7 @@ def find_model(name: str = BUNDLED) -> ModelFolder:
     return ModelFolder(name, path, config)
 
 
-def _fetch(name: str) -> Path:
+def _fetch(name: str, download: bool) -> Path:
     accepted = f"give {BUNDLED!r}, a folder, or a hub repository such as owner/name"
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ModelError(f"unknown model {name!r}: no such folder; {accepted}")
@@ -193,7 +194,7 @@ def _fetch(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        return Path(snapshot_download(name))
+        return Path(snapshot_download(name, local_files_only=not download))
     except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
         raise ModelError(
             f"unknown model {name!r}: not in the hub cache, and the hub did not "

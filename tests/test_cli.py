@@ -10,10 +10,12 @@ import httpx
 import pytest
 
 from mlxlab.canonical import RULES
+from mlxlab.models import find_model
 from mlxlab.strategies import STRATEGIES
 from mlxlab.traces import load_trace, write_trace
 from tests import wire
 from tests.replay.traffic import small_trace
+from tests.server.endpoint import copy_tiny
 
 COMMAND = [sys.executable, "-c", "from mlxlab.cli import main; main()"]
 
@@ -48,7 +50,7 @@ def test_compare_prints_a_table_and_writes_what_was_asked(
 
 
 def test_fidelity_prints_a_table_and_writes_what_was_asked(
-    trace: Path, tmp_path: Path
+    trace: Path, tmp_path: Path, measured: Path
 ) -> None:
     out, plots = tmp_path / "out.json", tmp_path / "plots"
     few = ["--strategies", "paged,suffix-naive", "--ruler", "4", "--tokens", "2"]
@@ -61,6 +63,7 @@ def test_fidelity_prints_a_table_and_writes_what_was_asked(
     assert "…" not in done.stdout
     assert json.loads(out.read_text())["requests"]
     assert (plots / "pareto.png").exists()
+    assert [path.stem for path in measured.iterdir()] == [find_model().digest]
 
 
 @pytest.mark.parametrize(
@@ -182,6 +185,27 @@ def test_records_until_it_is_interrupted(tmp_path: Path) -> None:
     assert answer.status_code == 200
     assert recorder.returncode == 0
     assert len(load_trace(out).inference) == 1
+
+
+def test_serve_prints_what_was_measured(tmp_path: Path) -> None:
+    brackets = copy_tiny(tmp_path / "a [red] model")
+    aliases = tmp_path / "aliases.json"
+    aliases.write_text(
+        json.dumps({"aliases": {"other": {"model": brackets, "strategy": "segmented"}}})
+    )
+    options = ["--port", "0", "--strategy", "suffix:run=77", "--aliases", str(aliases)]
+    command = [*COMMAND, "serve", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        shown = [server.stdout.readline().rstrip() for _ in range(7)]
+        server.send_signal(signal.SIGINT)
+        server.communicate()
+    assert shown[0].startswith("Server(tiny, suffix:run=77) at http://127.0.0.1:")
+    assert shown[1].startswith("suffix:run=77 on tiny is approximate")
+    assert shown[2].startswith("Nothing was measured for it")
+    assert shown[3] == "mlxlab fidelity TRACE --model tiny --strategies suffix:run=77"
+    assert shown[6].endswith(f"--model '{brackets}' --strategies segmented")
+    assert server.returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,12 @@ def _bytes(gibibytes: str) -> int:
     return size
 
 
+def _print_notices(server: Server) -> None:
+    """Also where the handle is not what a cell shows."""
+    for line in server.notices:
+        print(line)
+
+
 @magics_class
 class ServeMagics(Magics):
     """Holds the notebook's one server."""
@@ -86,8 +92,9 @@ class ServeMagics(Magics):
             %serve --stop
 
         Model, strategy, rules and recording may change while it runs, the rest when
-        it starts. Without options the running server is shown. The handle that is
-        returned has .url, .token, .environment, .requests and .stop().
+        it starts. Of approximate strategies it prints what was measured for them.
+        Without options the running server is shown. The handle that is returned has
+        .url, .token, .environment, .requests, .notices and .stop().
         """
         try:
             return self._serve(self._parse(line))
@@ -147,6 +154,7 @@ class ServeMagics(Magics):
         settled = {key: getattr(given, key) for key in _SETTLED}
         chosen = {"port": server.endpoint.port, "token": server.token}
         self._settled = settled | chosen
+        _print_notices(server)
 
     def _change(self, server: Server, given: Namespace) -> None:
         for key in _SETTLED:
@@ -159,6 +167,7 @@ class ServeMagics(Magics):
         live = {key: getattr(given, key) for key in _LIVE}
         if any(value is not None for value in live.values()):
             server.configure(**live)
+            _print_notices(server)
         if given.no_record:
             server.record(None)
         if given.record and given.record != server.trace:

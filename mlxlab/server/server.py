@@ -6,7 +6,7 @@ import atexit
 import html
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +21,7 @@ from mlxlab.server.app import create_app
 from mlxlab.server.endpoint import Endpoint, publish, withdraw
 from mlxlab.server.launch import client_environment, environment_lines
 from mlxlab.server.metrics import Served
+from mlxlab.server.notices import list_notices
 from mlxlab.server.pool import ModelPool, default_budget
 from mlxlab.server.security import Authentication, check_token
 from mlxlab.server.service import Service
@@ -173,6 +174,14 @@ class Server:
         return client_environment(self.endpoint, {})
 
     @property
+    def notices(self) -> list[str]:
+        """What was measured for the approximate strategies in use, or that nothing was.
+
+        In lines; none if all strategies are exact.
+        """
+        return list_notices(self.aliases)
+
+    @property
     def requests(self) -> pd.DataFrame:
         """The latest requests, one a row, oldest first: see :class:`Served`."""
         columns = list(Served.__dataclass_fields__)
@@ -185,8 +194,11 @@ class Server:
         model: str | None = None,
         strategy: str | None = None,
         rules: str | None = None,
-    ) -> None:
+    ) -> Self:
         """Change what later requests are answered with; clients notice nothing.
+
+        Returns:
+            This server, so that a notebook shows it with its :attr:`notices`.
 
         Raises:
             MlxlabError: an unknown model, strategy or rule; then nothing changes.
@@ -194,6 +206,7 @@ class Server:
         changed = self.aliases.with_default(model=model, strategy=strategy, rules=rules)
         self._service.configure(changed)
         self._publish()
+        return self
 
     def status(self) -> Status:
         """What was served so far."""
@@ -271,11 +284,15 @@ class Server:
         }
         if self.trace:
             facts["recording"] = self.trace
-        lines = "\n".join(environment_lines(self.endpoint))
+        notices = self.notices
         return (
-            f"{_definitions(facts)}<details><summary>Claude Code: <code>mlxlab claude"
-            "</code> in a terminal, or this environment</summary>"
-            f"<pre>{html.escape(lines)}</pre></details>"
+            _definitions(facts)
+            + (_folded("Approximate: what was measured", notices) if notices else "")
+            + _folded(
+                "Claude Code: <code>mlxlab claude</code> in a terminal, or this "
+                "environment",
+                environment_lines(self.endpoint),
+            )
         )
 
     def _publish(self) -> None:
@@ -301,6 +318,12 @@ def _definitions(facts: Mapping[str, object]) -> str:
     )
     grid = "display:grid; grid-template-columns:max-content auto; gap:2px 1em; margin:0"
     return f"<dl style='{grid}'>{rows}</dl>"
+
+
+def _folded(summary: str, lines: Iterable[str]) -> str:
+    """Lines that a click on the summary, which is HTML, shows."""
+    text = html.escape("\n".join(lines))
+    return f"<details><summary>{summary}</summary><pre>{text}</pre></details>"
 
 
 def serve(

@@ -122,6 +122,27 @@ def test_strategy_and_rules_change_under_a_client(shell: Any) -> None:
     assert server.requests.strategy.tolist() == ["prefix"]
 
 
+@pytest.mark.usefixtures("measured")
+def test_what_was_measured_for_an_approximate_strategy_is_printed(
+    shell: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Printed, as a cell need not end with the handle."""
+    command = "mlxlab fidelity TRACE --model tiny --strategies suffix"
+    server = serve(shell, "--strategy paged")
+    assert capsys.readouterr().out == ""
+    serve(shell, "--strategy suffix")
+    assert capsys.readouterr().out.splitlines() == server.notices
+    assert server.notices[-1] == command
+    assert command in server._repr_html_()
+    serve(shell)
+    assert capsys.readouterr().out == ""
+    serve(shell, "--strategy prefix")
+    serve(shell, "--stop")
+    assert capsys.readouterr().out == ""
+    serve(shell, "--strategy suffix")
+    assert command in capsys.readouterr().out
+
+
 def test_what_clients_send_is_recorded(shell: Any, tmp_path: Path) -> None:
     file = tmp_path / "live.jsonl"
     server = serve(shell)

@@ -1,0 +1,55 @@
+"""What a server says of the approximate strategies that answer: what was measured.
+
+Downloads nothing and loads no weights, so that it can be asked at any time.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+from mlxlab.canonical import parse_rules
+from mlxlab.errors import ModelError
+from mlxlab.models import find_model
+from mlxlab.replay.contenders import Contender
+from mlxlab.replay.measurements import Measurement, Subject, recall
+from mlxlab.server.aliases import Aliases
+from mlxlab.strategies import parse_strategy
+
+__all__ = ["list_notices"]
+
+
+def list_notices(aliases: Aliases) -> list[str]:
+    """Lines on each approximate strategy; none if all aliases have exact ones."""
+    answering = {(a.model, a.strategy, a.rules): None for a in aliases.values()}
+    return [
+        line
+        for model, strategy, rules in answering
+        if not parse_strategy(strategy).exact
+        for line in _notice(model, strategy, rules)
+    ]
+
+
+def _notice(model: str, strategy: str, rules: str) -> Iterator[str]:
+    yield (
+        f"{strategy} on {model} is approximate: "
+        "answers may differ from those of a full prefill."
+    )
+    measurement = _measured(model, Contender(strategy, parse_rules(rules)))
+    if measurement:
+        yield from measurement.lines()
+        return
+    command = ["mlxlab", "fidelity", "TRACE", "--model", model]
+    command += ["--strategies", strategy]
+    if rules != "all":
+        command += ["--rules", rules]
+    yield "Nothing was measured for it on this model; to do so:"
+    yield shlex.join(command)
+
+
+def _measured(model: str, contender: Contender) -> Measurement | None:
+    try:
+        digest = find_model(model, download=False).digest
+        return recall(Subject.of(digest, contender))
+    except (ModelError, OSError):
+        return None  # what is not here has not been measured here

@@ -1,0 +1,73 @@
+"""What reuse does to the bundled model's answers: ``python -m bench.fidelity [NAME ...]``.
+
+Runs ``mlxlab fidelity`` on the recorded traces and on tasks, and keeps what it finds in
+``data/fidelity``, which notebook 04 reads. Takes an hour or two on two CPU cores; each
+run has its file, so one alone can be made again.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+import mlxlab.replay
+from mlxlab import fidelity, load_trace
+from mlxlab.replay.contenders import FIDELITY_CONTENDERS
+from mlxlab.replay.measurements import remember
+
+FOLDER = Path(__file__).parents[1] / "data/fidelity"
+#: What comes with mlxlab, for the server to show.
+MEASUREMENTS = Path(mlxlab.replay.__file__).with_name("measurements.json")
+
+#: Moves anything however far: to find where that stops working.
+FREE = "suffix:shift=0,governing=0,rewritten=0"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One call of ``fidelity``.
+
+    Attributes:
+        keep: whether the server is to show what was found.
+    """
+
+    trace: str
+    edits: str = "classes"
+    strategies: str = FIDELITY_CONTENDERS
+    keep: bool = False
+
+
+SWEEP = f"{FREE},{FREE},rotate=no,{FREE},head=0"
+
+RUNS = {
+    "tasks": Run("tasks", keep=True),
+    "tasks_shifts": Run("tasks", "shifts", SWEEP, keep=True),
+    "recorded": Run("thinking"),
+    "recorded_shifts": Run("sessions", "shifts", SWEEP),
+}
+
+
+def main() -> None:
+    """Make all of them, or those that are named."""
+    parser = ArgumentParser(prog="python -m bench.fidelity")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(RUNS))
+    names = parser.parse_args().names or list(RUNS)
+    if unknown := set(names) - set(RUNS):
+        parser.error(f"no run {', '.join(unknown)}; give some of {', '.join(RUNS)}")
+    console = Console(width=100)
+    for name in names:
+        run = RUNS[name]
+        found = fidelity(
+            load_trace(run.trace), edits=run.edits, strategies=run.strategies
+        )
+        found.write_json(FOLDER / f"{name}.json.gz")
+        if run.keep:
+            remember(found, MEASUREMENTS)
+        console.print(found.title, found.summary().to_string(), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,8 +1,8 @@
-"""What reuse does to the bundled model's answers: ``python -m bench.fidelity [NAME ...]``.
+"""What reuse does to answers: ``python -m bench.fidelity [NAME ...]``.
 
-Runs ``mlxlab fidelity`` on the recorded traces and on tasks, and keeps what it finds in
-``data/fidelity``, which notebook 04 reads. Takes an hour or two on two CPU cores; each
-run has its file, so one alone can be made again.
+Runs ``mlxlab fidelity`` with the bundled model on tasks and on recorded traces, and
+keeps what it finds in ``data/fidelity``, which notebook 04 reads. Takes an hour or two
+on two CPU cores; each run has its file, so one alone can be made again.
 """
 
 from __future__ import annotations

@@ -292,13 +292,6 @@ def _untrained(
 
     Random weights predict any text worse than guessing does, by Jensen's inequality.
     """
-    note = folder.config.get("mlxlab")
-    if isinstance(note, dict) and note.get("weights") == "random":
-        yield (
-            f"WARNING: model {folder.name} has random weights: what reuse does to its "
-            "answers says nothing about a trained model"
-        )
-        return
     reference = requests.index[requests.kind == "reference"]
     surprisal = positions.surprisal[positions.row.isin(reference)].mean()
     guessing = math.log(len(folder.tokenizer))
@@ -306,7 +299,8 @@ def _untrained(
         yield (
             f"WARNING: model {folder.name} predicts the recorded answers no better "
             f"than chance ({surprisal:.1f} nats a token, guessing {guessing:.1f}): "
-            "what reuse does to its answers says little about a model that can"
+            "its weights may be random, and what reuse does to its answers says little "
+            "about a model that can"
         )
 
 

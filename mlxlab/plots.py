@@ -114,21 +114,28 @@ def plot_segments(segments: pd.DataFrame) -> Figure:
 def plot_pareto(found: Fidelity) -> Figure:
     """What is won against what it costs, a point per contender.
 
-    Across: the share of tokens lost to exact reuse that is restored after all; up: the
-    median divergence of the answers. Lines are the noise floor and the ruler.
+    Across: the share of tokens lost to exact reuse that is restored after all; up: how
+    far the predictions of the answers diverge, in the median and at the worst, which
+    makes an answer wrong. Lines are the noise floor and the ruler.
     """
     summary = found.summary()
-    figure, axes = _axes(height=1.2 * _SIZE[1])
-    for name, style in _contender_styles(found).items():
-        point = style | {"linestyle": "", "markersize": 8}
-        kld = max(summary.kld_median[name], _LEAST_KLD)
-        axes.plot(summary.recovered[name], kld, label=name, **point)
-    _mark_yardsticks(axes, found, "kld_median")
-    axes.set_yscale("log")
-    axes.set_xlim(-0.03, 1.03)
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_xlabel("recovered share of the tokens that exact reuse loses")
-    axes.set_ylabel("median KL divergence [nats, log scale]")
+    figure = Figure(figsize=(_SIZE[0], 1.3 * _SIZE[1]), layout="constrained")
+    panels = figure.subplots(1, 2, sharex=True)
+    columns = {"kld_median": "median", "kld_999": "99.9 % quantile"}
+    for axes, (column, title) in zip(panels, columns.items(), strict=True):
+        for name, style in _contender_styles(found).items():
+            point = style | {"linestyle": "", "markersize": 8}
+            label = name if axes is panels[0] else None
+            kld = max(summary[column][name], _LEAST_KLD)
+            axes.plot(summary.recovered[name], kld, label=label, **point)
+        _dress(axes)
+        _mark_yardsticks(axes, found, column, step=0.19)
+        axes.set_yscale("log")
+        axes.set_title(title, size=9)
+        axes.set_xlabel("recovered of what exact reuse loses")
+    panels[0].set_xlim(-0.04, 1.04)
+    panels[0].xaxis.set_major_formatter(PercentFormatter(1.0))
+    panels[0].set_ylabel("KL divergence [nats, log scale]")
     figure.legend(loc="outside lower center", frameon=False, fontsize=8, ncols=2)
     return figure
 
@@ -212,15 +219,17 @@ def _contender_styles(found: Fidelity) -> dict[str, dict[str, Any]]:
     return dict(zip(names, _styles(len(names)), strict=True))
 
 
-def _mark_yardsticks(axes: Axes, found: Fidelity, column: str) -> None:
-    """A line for the noise floor and for each bit width."""
+def _mark_yardsticks(
+    axes: Axes, found: Fidelity, column: str, step: float = 0.13
+) -> None:
+    """A line for the noise floor and for each bit width, labels ``step`` apart."""
     rows = found.requests[found.requests.kind.isin(["floor", "ruler"])]
     levels = found.summary()[column].reindex(rows.contender.unique())
     for i, (name, level) in enumerate(levels.clip(lower=_LEAST_KLD).items()):
         axes.axhline(level, color="0.45", linewidth=1, linestyle=":", zorder=1)
         axes.annotate(
             str(name),
-            (0.01 + 0.13 * i, level),  # lines may be close: each label has its place
+            (0.01 + step * i, level),  # lines may be close: each label has its place
             xycoords=("axes fraction", "data"),
             xytext=(0, 2),
             textcoords="offset points",

@@ -203,7 +203,7 @@ def test_what_is_written_can_be_read_again(
         read.positions, found.positions, check_dtype=False, rtol=1e-4, atol=1e-14
     )
     assert read.title == found.title
-    assert len(plot_pareto(read).axes) == 1
+    assert len(plot_pareto(read).axes) == 2
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,11 @@ FOLDER = Path(__file__).parents[1] / "data/fidelity"
 #: What comes with mlxlab, for the server to show.
 MEASUREMENTS = Path(mlxlab.replay.__file__).with_name("measurements.json")
 
-#: Moves anything however far: to find where that stops working.
-FREE = "suffix:shift=0,governing=0,rewritten=0"
+#: Moves anything however far, to find where that stops working.
+FREE = "shift=0,governing=0,rewritten=0"
+SWEEP = f"suffix:{FREE},suffix:{FREE},rotate=no,suffix:{FREE},head=0"
+#: For edits that the limits leave alone, to see whether they should.
+UNLIMITED = f"suffix:{FREE},segmented:{FREE}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +43,13 @@ class Run:
     keep: bool = False
 
 
-SWEEP = f"{FREE},{FREE},rotate=no,{FREE},head=0"
-
 RUNS = {
     "tasks": Run("tasks", keep=True),
     "tasks_shifts": Run("tasks", "shifts", SWEEP, keep=True),
+    "tasks_unlimited": Run("tasks", "tool-added,tools-reordered", UNLIMITED),
     "recorded": Run("thinking"),
     "recorded_shifts": Run("sessions", "shifts", SWEEP),
+    "recorded_unlimited": Run("thinking", "tools-reordered,compaction", UNLIMITED),
 }
 
 

@@ -140,9 +140,11 @@ class Service:
             QueueFullError: too many requests wait.
         """
         self.check()
+        preparation = self.preparation
+        # Nobody is told to come back with a model that is not here.
+        preparation.aliases.resolve(request.model)
         self._check_queue()  # before the work of rendering
         arrived, clock = time.time(), time.monotonic()
-        preparation = self.preparation
         prepared = await self._prepared(request, preparation)
         job = await self._alone(
             partial(

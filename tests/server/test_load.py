@@ -17,10 +17,19 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+from mlxlab.server.scheduler import QueueFullError, Scheduler
 from mlxlab.server.server import Server
 from mlxlab.traces.bundled import load_trace
 from mlxlab.web.sse import MessageAccumulator
-from tests.server.endpoint import PATIENCE_S, TOKEN, ask, error_of, served, until
+from tests.server.endpoint import (
+    PATIENCE_S,
+    TOKEN,
+    Client,
+    ask,
+    error_of,
+    served,
+    until,
+)
 
 CLIENTS = 32
 ROUNDS = 2
@@ -155,6 +164,20 @@ def test_nothing_is_lost(server: Server) -> None:
     share = CLIENTS * ROUNDS // 4
     assert outcomes == {"end_turn": 2 * share, "cancelled": share, "refused": share}
     check_log(server, outcomes)
+
+
+def test_a_model_that_is_not_here_is_no_reason_to_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(scheduler: Scheduler) -> None:
+        raise QueueFullError
+
+    monkeypatch.setattr(Scheduler, "check", full)
+    with served() as server, Client(server.url) as client:
+        assert client.refusal(ask())[0] == 529
+        status, message = client.refusal(ask(model="gpt-x"))
+        assert status == 404
+        assert "known: default" in message
 
 
 async def watch_over(server: Server) -> None:

@@ -1,0 +1,167 @@
+"""Commands that replay traces and judge what comes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pandas import DataFrame
+from rich.console import Console
+
+from mlxlab.canonical import RULES
+from mlxlab.cli.app import app, console, print_names, table
+from mlxlab.models import BUNDLED
+from mlxlab.replay.compare import compare as compare_traces
+from mlxlab.replay.contenders import DEFAULT_CONTENDERS, FIDELITY_CONTENDERS
+from mlxlab.replay.fidelity import RULER, parse_ruler
+from mlxlab.replay.fidelity import fidelity as judge_answers
+from mlxlab.replay.findings import Fidelity, format_findings
+from mlxlab.replay.report import (
+    format_summary,
+    list_notes,
+    summarize,
+    title_of,
+    write_json,
+)
+from mlxlab.replay.segments import count_segments
+from mlxlab.strategies import STRATEGIES
+from mlxlab.traces import load_trace
+from mlxlab.traces.bundled import DEFAULT_TRACE
+
+#: Columns that the table of ``fidelity`` needs.
+_FINDINGS_WIDTH = 100
+
+
+@app.command()
+def compare(
+    traces: Annotated[
+        list[str] | None,
+        typer.Argument(help="Trace files, or names of recorded traces."),
+    ] = None,
+    model: Annotated[str, typer.Option(help="Folder or hub repository.")] = BUNDLED,
+    strategies: Annotated[
+        str, typer.Option(help="name[:key=value,...][@rules],... to compare.")
+    ] = DEFAULT_CONTENDERS,
+    rules: Annotated[
+        str, typer.Option(help="all, none, names, or exceptions: -name,...")
+    ] = "all",
+    simulate: Annotated[
+        bool, typer.Option(help="Count tokens only; no model is loaded.")
+    ] = False,
+    chunk: Annotated[
+        int, typer.Option(min=1, help="Tokens computed at a time.")
+    ] = 2048,
+    json: Annotated[
+        Path | None, typer.Option(help="Write manifest and rows here.")
+    ] = None,
+    plots: Annotated[
+        Path | None, typer.Option(help="Write PNG plots into this folder.")
+    ] = None,
+) -> None:
+    """Replay traces through strategies and print what each of them reused."""
+    loaded = [load_trace(trace) for trace in traces or [DEFAULT_TRACE]]
+    rows = compare_traces(
+        loaded,
+        model=model,
+        strategies=strategies,
+        rules=rules,
+        simulate=simulate,
+        chunk=chunk,
+    )
+    _print_summary(rows)
+    if json:
+        write_json(rows, json)
+    if plots:
+        from mlxlab.plots import save_plots
+
+        save_plots(rows, count_segments(loaded, model=model, rules=rules), plots)
+
+
+@app.command()
+def fidelity(
+    traces: Annotated[
+        list[str] | None,
+        typer.Argument(help="Trace files, or names of recorded traces."),
+    ] = None,
+    model: Annotated[str, typer.Option(help="Folder or hub repository.")] = BUNDLED,
+    strategies: Annotated[
+        str, typer.Option(help="name[:key=value,...][@rules],... to judge.")
+    ] = FIDELITY_CONTENDERS,
+    rules: Annotated[
+        str, typer.Option(help="all, none, names, or exceptions: -name,...")
+    ] = "all",
+    edits: Annotated[
+        str,
+        typer.Option(help="Edits to make: classes, shifts, none, or names."),
+    ] = "classes",
+    ruler: Annotated[
+        str, typer.Option(help="Bits to round weights to for scale, or none.")
+    ] = ",".join(map(str, RULER)),
+    tokens: Annotated[
+        int, typer.Option(min=1, help="Most tokens of each answer to compare.")
+    ] = 64,
+    chunk: Annotated[
+        int, typer.Option(min=1, help="Tokens computed at a time.")
+    ] = 2048,
+    by_edit: Annotated[
+        bool, typer.Option("--by-edit", help="Tell the edits apart.")
+    ] = False,
+    json: Annotated[
+        Path | None, typer.Option(help="Write manifest and rows here.")
+    ] = None,
+    plots: Annotated[
+        Path | None, typer.Option(help="Write PNG plots into this folder.")
+    ] = None,
+) -> None:
+    """Judge the answers that strategies give on edited traces."""
+    found = judge_answers(
+        [load_trace(trace) for trace in traces or [DEFAULT_TRACE]],
+        model=model,
+        strategies=strategies,
+        rules=rules,
+        edits=edits,
+        ruler=parse_ruler(ruler),
+        tokens=tokens,
+        chunk=chunk,
+    )
+    _print_findings(found, by_edit=by_edit)
+    if json:
+        found.write_json(json)
+    if plots:
+        from mlxlab.plots import save_fidelity_plots
+
+        save_fidelity_plots(found, plots)
+
+
+@app.command("strategies")
+def list_strategies() -> None:
+    """List the strategies, a line each."""
+    print_names({s.name: s.summary for s in STRATEGIES.values()})
+
+
+@app.command("rules")
+def list_rules() -> None:
+    """List the canonicalisation rules, a line each."""
+    print_names({rule.name: rule.summary for rule in RULES.values()})
+
+
+def _print_summary(rows: DataFrame) -> None:
+    console.print(title_of(rows), highlight=False)
+    console.print(table(format_summary(summarize(rows)), gap=1))
+    for note in list_notes(rows):
+        console.print(note, highlight=False)
+
+
+def _print_findings(found: Fidelity, *, by_edit: bool) -> None:
+    # Where there is no terminal there is no width to keep to.
+    wide = console if console.is_terminal else Console(width=_FINDINGS_WIDTH)
+    wide.print(found.title, highlight=False)
+    if by_edit:
+        for edit, summary in found.summary(("edit", "contender")).groupby("edit"):
+            wide.print(f"\nedit {edit}", highlight=False)
+            wide.print(table(format_findings(summary.droplevel("edit")), gap=0))
+    else:
+        wide.print(table(format_findings(found.summary()), gap=0))
+    for note in list_notes(found.requests):
+        wide.print(note, highlight=False)

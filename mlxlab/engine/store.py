@@ -14,7 +14,7 @@ from mlx_lm.models.cache import KVCache
 
 from mlxlab.engine.rotary import kept
 from mlxlab.errors import IntegrityError
-from mlxlab.strategies import Commit, Handle, Span
+from mlxlab.strategies import Commit, Cut, Handle, Span
 
 __all__ = ["KVStore", "Move"]
 
@@ -56,7 +56,7 @@ class KVStore:
         )
 
     def apply(self, commit: Commit, cache: Sequence[KVCache]) -> None:
-        """Drop and store as ``commit`` says; positions refer to ``cache``.
+        """Drop, cut and store as ``commit`` says; puts refer to ``cache``.
 
         Raises:
             IntegrityError: a handle is unknown or in use, or a range is not there.
@@ -64,12 +64,14 @@ class KVStore:
         for handle in commit.drop:
             if self._entries.pop(handle, None) is None:
                 raise IntegrityError(f"store: handle {handle} dropped but not held")
+        for cut in commit.cut:
+            self._entries[cut.handle] = self._shortened(cut)
         for put in commit.put:
             if put.handle in self._entries:
                 raise IntegrityError(f"store: handle {put.handle} is already held")
             if not 0 <= put.start < put.stop <= cache[0].offset:
                 raise IntegrityError(f"store: {put} is outside the computed sequence")
-            layers = tuple(_copy(layer, put.start, put.stop) for layer in cache)
+            layers = tuple(_part(*kept(c), put.start, put.stop) for c in cache)
             mx.eval([(layer.keys, layer.values) for layer in layers])
             self._entries[put.handle] = layers
 
@@ -134,6 +136,14 @@ class KVStore:
             layer_cache.state = (_joined(keys), _joined(values), offset)
         mx.eval([(c.keys, c.values) for c in cache])
 
+    def _shortened(self, cut: Cut) -> tuple[Layer, ...]:
+        layers = self._entries.get(cut.handle, ())
+        if not layers or not 0 <= cut.start < cut.stop <= layers[0].keys.shape[2]:
+            raise IntegrityError(f"store: {cut} is of what is not held")
+        shorter = tuple(_part(x.keys, x.values, cut.start, cut.stop) for x in layers)
+        mx.eval([(layer.keys, layer.values) for layer in shorter])
+        return shorter
+
     def _held(self, span: Span) -> tuple[Layer, ...]:
         if span.handle not in self._entries:
             raise IntegrityError(f"store: handle {span.handle} planned but not held")
@@ -160,9 +170,8 @@ def _zeros(like: mx.array, positions: int) -> mx.array:
     return mx.zeros((batch, heads, positions, dims), like.dtype)
 
 
-def _copy(cache: KVCache, start: int, stop: int) -> Layer:
-    # A slice would keep the whole working cache alive.
-    keys, values = kept(cache)
+def _part(keys: mx.array, values: mx.array, start: int, stop: int) -> Layer:
+    # A slice would keep all of what it was cut from alive.
     return Layer(
         mx.contiguous(keys[..., start:stop, :]),
         mx.contiguous(values[..., start:stop, :]),

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from mlxlab.errors import StrategyError
 from mlxlab.strategies.base import (
     Commit,
+    Cut,
     Handle,
     Parameter,
     Plan,
@@ -29,6 +30,7 @@ from mlxlab.strategies.suffix import Suffix, SuffixNaive
 __all__ = [
     "STRATEGIES",
     "Commit",
+    "Cut",
     "Handle",
     "Parameter",
     "Plan",

@@ -20,6 +20,7 @@ from mlxlab.prompt import Prompt
 
 __all__ = [
     "Commit",
+    "Cut",
     "Handle",
     "Parameter",
     "Plan",
@@ -182,16 +183,32 @@ class Put:
 
 
 @dataclass(frozen=True, slots=True)
+class Cut:
+    """Of what ``handle`` holds, only positions ``[start, stop)`` stay.
+
+    They are counted from the first that it holds.
+    """
+
+    handle: Handle
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
 class Commit:
-    """Changes to the store. Drops come first, so capacity holds in between.
+    """Changes to the store, in the order of the attributes.
+
+    So capacity holds in between.
 
     Attributes:
         drop: handles whose keys and values go.
+        cut: handles of which a part goes.
         put: what to store.
         evicted: tokens that could be restored before and cannot be any more.
     """
 
     drop: tuple[Handle, ...] = ()
+    cut: tuple[Cut, ...] = ()
     put: tuple[Put, ...] = ()
     evicted: int = 0
 

@@ -124,7 +124,7 @@ class MlxLmLru(Strategy):
             self._sequences[handle] = prompt.tokens
             put = (Put(handle, 0, len(prompt)),)
         evicted = lost_tokens(dropped, self._sequences.values())
-        return Commit(tuple(gone), put, evicted)
+        return Commit(drop=tuple(gone), put=put, evicted=evicted)
 
     def kept(self, length: int) -> int:
         return length if length * self.token_bytes <= self.max_bytes else 0

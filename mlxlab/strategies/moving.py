@@ -7,19 +7,17 @@ found again in a prompt.
 from __future__ import annotations
 
 from abc import abstractmethod
-from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from itertools import takewhile
+from hashlib import blake2b
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlxlab.errors import IntegrityError, StrategyError
-from mlxlab.prompt import Prompt, Role
+from mlxlab.prompt import Prompt, Role, Tokens
 from mlxlab.strategies.base import (
     Commit,
-    Handle,
     Parameter,
     Plan,
     Selection,
@@ -27,7 +25,7 @@ from mlxlab.strategies.base import (
     require,
 )
 from mlxlab.strategies.paged import Paged
-from mlxlab.strategies.prefixes import chained_digests
+from mlxlab.strategies.prefixes import DIGEST_BYTES
 from mlxlab.strategies.runs import Donor, Run
 
 __all__ = ["Moving", "Naive"]
@@ -50,8 +48,8 @@ class Moving(Paged):
 
     Donors are the latest sequences that differ by a run or more, as far as their
     blocks are still there and of a generation that may be moved. Spans refer to the
-    donor's own blocks, so keys are rotated once; their ``predecessor`` is the chained
-    digest in front of the block.
+    donor's own blocks, so keys are rotated once; their ``predecessor`` is the digest of
+    the donor's tokens in front of them.
 
     A run has to pass all limits, in this order: ``tail``, ``shift``, ``run``,
     ``rewritten``, ``governing``, ``head``. It is measured before its head is taken
@@ -162,13 +160,8 @@ class Moving(Paged):
         """
 
     def _match(self, prompt: Prompt) -> Plan:
-        fresh = len(prompt) - self.tail
-        prefix = tuple(
-            span
-            for span in self._walk(prompt.tokens[:-1])
-            if span.exact or span.target + span.length <= fresh
-        )
-        start = len(prefix) * self.block
+        prefix = tuple(self._prefix(prompt))
+        start = sum(span.length for span in prefix)
         found = [
             [run.before(len(prompt) - 1) for run in runs]
             for runs in self._find(prompt, start)
@@ -185,6 +178,15 @@ class Moving(Paged):
             return plan
         share, selection = self._share(plan.moved), Selection(self.selection)
         return replace(plan, recompute=share, selection=selection)
+
+    def _prefix(self, prompt: Prompt) -> Iterator[Span]:
+        """What is resident from the start on; nothing approximate in the tail."""
+        fresh = (len(prompt) - self.tail) // self.block * self.block
+        for span in self._walk(prompt.tokens[:-1]):
+            if span.exact:
+                yield span
+            elif span.target < fresh:
+                yield span.head(fresh - span.target)
 
     def _limited(self, prompt: Prompt, start: int, found: list[Run]) -> list[Run]:
         """What is moved of the runs found, heads off."""
@@ -221,55 +223,61 @@ class Moving(Paged):
         """Tokens to compute again of so many, rounded up."""
         return -(-moved * self.recompute // 100)
 
-    def _spans(self, run: Run) -> Iterable[Span]:
-        for i, start, stop in run.blocks():
-            block = self._pool[run.donor.chain[i]]
-            origin = i * self.block + start
-            yield Span(
-                block.handle,
-                start,
-                origin + run.shift,
-                stop - start,
-                block.generation,
-                origin,
-                block.parent or b"",
-            )
+    def _spans(self, run: Run) -> Iterator[Span]:
+        stop, tokens = run.origin + run.length, run.donor.tokens
+        for span in self._walk(tokens[: run.donor.stored]):
+            origin = max(span.target, run.origin)
+            length = min(span.target + span.length, stop) - origin
+            if length > 0:
+                yield replace(
+                    span,
+                    source=span.source + origin - span.target,
+                    target=origin + run.shift,
+                    length=length,
+                    origin=origin,
+                    predecessor=_digest(tokens[:origin]),
+                )
 
     def commit(self, prompt: Prompt, plan: Plan) -> Commit:
         """As :class:`Paged`; the sequence is a donor from now on."""
-        chain = self._chain(prompt)
-        moved = {span.handle for span in plan.spans if span.moved}
+        moved = [span for span in plan.spans if span.moved]
         if moved:
             self._donors.sort(key=lambda donor: self._gave(donor, moved))
-        commit = self._store(chain, plan)
-        self._remember(prompt, chain)
+        commit = super().commit(prompt, plan)
+        self._remember(prompt)
         return commit
 
-    def _gave(self, donor: Donor, moved: set[Handle]) -> bool:
-        return any(self._pool[digest].handle in moved for digest in donor.chain)
-
-    def _remember(self, prompt: Prompt, chain: tuple[bytes, ...]) -> None:
-        """Add a donor, cut those whose blocks went, drop those like another."""
-        movable = tuple(
-            takewhile(lambda d: self._pool[d].generation <= self.generation, chain)
+    def _gave(self, donor: Donor, moved: Iterable[Span]) -> bool:
+        return any(
+            span.handle == own.handle and 0 <= span.source - own.source < own.length
+            for own in self._walk(donor.tokens[: donor.stored])
+            for span in moved
         )
-        head = prompt.head((len(movable) + 1) * self.block)
-        new = Donor(head, movable, self.block)
-        donors = [*(donor.head(self._resident(donor)) for donor in self._donors), new]
+
+    def _remember(self, prompt: Prompt) -> None:
+        """Add a donor, cut those whose blocks went, drop those like another."""
+        movable = self._movable(prompt.tokens)
+        new = Donor(prompt.head(movable + self.block), movable, self.block)
+        donors = [
+            donor.head(self._movable(donor.tokens[: donor.stored]))
+            for donor in self._donors
+        ]
+        donors.append(new)
         donors.sort(key=lambda donor: new.within(donor, self.run))  # so they were used
         self._donors = self._distinct(donors)[-self.donors :]
 
-    def _resident(self, donor: Donor) -> int:
-        """Blocks of ``donor`` that are left; they go from the end."""
-        return bisect_left(donor.chain, True, key=lambda d: d not in self._pool)
+    def _movable(self, tokens: Tokens) -> int:
+        """Leading tokens that are there and of a generation that may be moved."""
+        resident = self._walk(tokens)
+        return sum(s.length for s in resident if s.generation <= self.generation)
 
     def _distinct(self, donors: list[Donor]) -> list[Donor]:
         """Those of which longer or later ones lack a run at least."""
-        ranked = [(len(donor.chain), i, donor) for i, donor in enumerate(donors)]
+        ranked = [(donor.stored, i, donor) for i, donor in enumerate(donors)]
         return [
             donor
             for length, i, donor in ranked
-            if donor.chain
+            if donor.stored
             and not any(
                 (longer, later) > (length, i) and donor.within(other, self.run)
                 for longer, later, other in ranked
@@ -286,17 +294,11 @@ class Moving(Paged):
                 f"distinct, where {self.donors} may be"
             )
         for donor in self._donors:
-            stored = donor.tokens[: donor.stored]
-            if tuple(chained_digests(stored, self.block)) != donor.chain:
+            movable = self._movable(donor.tokens[: donor.stored])
+            if movable != donor.stored:
                 raise IntegrityError(
-                    f"{self.name}: a donor of {donor.stored} tokens has digests "
-                    "of others"
-                )
-            blocks = [self._pool.get(digest) for digest in donor.chain]
-            if any(b is None or b.generation > self.generation for b in blocks):
-                raise IntegrityError(
-                    f"{self.name}: a donor has blocks that are gone, or of a "
-                    f"generation above {self.generation}"
+                    f"{self.name}: of {donor.stored} tokens of a donor {movable} are "
+                    f"there and of a generation up to {self.generation}"
                 )
 
     def _require_none_or_more(self, **parameters: int) -> None:
@@ -361,3 +363,7 @@ def _governing(prompt: Prompt) -> NDArray[np.bool_]:
         if segment.role in GOVERNING:
             governs[segment.start : segment.stop] = True
     return governs
+
+
+def _digest(tokens: Tokens) -> bytes:
+    return blake2b(tokens.tobytes(), digest_size=DIGEST_BYTES).digest()

@@ -1,13 +1,12 @@
-"""One pool of hashed blocks that all sequences share.
+"""One pool of blocks that all sequences share.
 
-Knows digests of whole blocks and who hangs on whom; keeps no token ids and has no
-notion of a sequence or session.
+Knows token ids and who hangs on whom; has no notion of a sequence or session.
 """
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 
@@ -15,6 +14,7 @@ from mlxlab.errors import IntegrityError, StrategyError
 from mlxlab.prompt import Prompt, Tokens
 from mlxlab.strategies.base import (
     Commit,
+    Cut,
     Handle,
     Parameter,
     Plan,
@@ -23,34 +23,36 @@ from mlxlab.strategies.base import (
     Strategy,
     require,
 )
-from mlxlab.strategies.prefixes import chained_digests
+from mlxlab.strategies.radix import Node, RadixTree
 
-__all__ = ["Paged"]
+__all__ = ["Paged", "Stored"]
 
 
-@dataclass(slots=True)
-class _Block:
-    """A resident block.
+@dataclass(slots=True, eq=False)
+class Stored:
+    """What a handle holds: positions ``[start, stop)`` of one path through the tree.
 
-    ``generation`` is that of its keys and values, see :class:`Span`; ``references``
-    counts the resident blocks behind it.
+    Attributes:
+        generation: of its keys and values, see :class:`Span`.
     """
 
     handle: Handle
-    parent: bytes | None
     generation: int
-    references: int = 0
+    start: int
+    stop: int
 
 
 class Paged(Strategy):
-    """Blocks under their chained hash, least recently used leaf evicted first.
+    """Blocks in a tree by what they begin with, least recently used leaf evicted first.
 
-    The scheme of vLLM's automatic prefix caching (paged storage: arXiv 2309.06180;
-    hashing: https://docs.vllm.ai/en/latest/design/prefix_caching/): sequences share
-    the blocks of what they have in common, and a block goes only when no resident
-    block hangs on it.
-    Every use touches a chain from its tail to its root, so a parent is always more
-    recent than its children, and the least recent block of all is always a leaf.
+    Paged storage is vLLM's (arXiv 2309.06180), the tree SGLang's (arXiv 2312.07104):
+    sequences share the blocks of what they have in common, and a block goes only when
+    no resident block hangs on it. Neighbouring blocks that came together and were last
+    used together are one node, and blocks that came together have one handle.
+
+    Every use touches a path from its end to its root, so a parent is always more
+    recent than its children, and the least recent node of all is always a leaf, which
+    goes block by block from its end.
 
     A commit evicts the tokens of the blocks that go: each stands for a prefix of its
     own that nothing else can restore.
@@ -62,12 +64,12 @@ class Paged(Strategy):
 
     Args:
         block: tokens in a block; a tail shorter than this is not stored.
-        capacity: bytes the pool may hold. A chain longer than that keeps its head.
+        capacity: bytes the pool may hold. A sequence longer than that keeps its head.
         token_bytes: see :class:`Strategy`.
     """
 
     name = "paged"
-    summary = "one pool of hashed blocks shared by all sequences"
+    summary = "one pool of blocks shared by all sequences"
 
     def __init__(
         self, *, block: int = 64, capacity: int = 4 << 30, token_bytes: int = 1
@@ -76,113 +78,180 @@ class Paged(Strategy):
         require(self.name, block=block, capacity=capacity)
         self.block = block
         self.capacity = capacity
-        self._limit = capacity // (block * token_bytes)
+        self._limit = capacity // (block * token_bytes) * block
         if self._limit == 0:
             raise StrategyError(
                 f"{self.name}: capacity={capacity} holds no block; give at least "
                 f"{block * token_bytes} bytes for blocks of {block} tokens"
             )
         self._handles = count(1)
-        self._pool: OrderedDict[bytes, _Block] = OrderedDict()  # least recent first
+        self._tree = RadixTree(Stored(0, 0, 0, 0), block=block)
+        self._recency: OrderedDict[Node[Stored], None] = OrderedDict()  # oldest first
+        self._tokens = 0
 
     @property
     def parameters(self) -> Mapping[str, Parameter]:
         return {"block": self.block, "capacity": self.capacity}
 
     def _match(self, prompt: Prompt) -> Plan:
-        spans = self._walk(prompt.tokens[:-1])
-        return Plan(len(prompt), spans, len(spans) * self.block)
+        spans = tuple(self._walk(prompt.tokens[:-1]))
+        return Plan(len(prompt), spans, sum(span.length for span in spans))
 
-    def _walk(self, tokens: Tokens) -> tuple[Span, ...]:
-        """The resident blocks from the start on, in their old places."""
-        spans: list[Span] = []
-        for digest in chained_digests(tokens, self.block):
-            block = self._pool.get(digest)
-            if block is None:
-                break
-            target = len(spans) * self.block
-            spans.append(Span(block.handle, 0, target, self.block, block.generation))
-        return tuple(spans)
+    def _walk(self, tokens: Tokens) -> Iterator[Span]:
+        """What is resident from the start on, in its old place."""
+        for node, length in self._tree.walk(tokens):
+            stored = node.value
+            source = node.start - stored.start
+            yield Span(stored.handle, source, node.start, length, stored.generation)
 
     def commit(self, prompt: Prompt, plan: Plan) -> Commit:
         """Add the blocks that are not resident yet; drop what no longer fits."""
-        return self._store(self._chain(prompt), plan)
+        tokens = prompt.tokens[: self.kept(len(prompt))]
+        change = _Change(self._handles)
+        exact = len(tokens)
+        if plan.generation:  # else an answer goes on as exactly as its prompt
+            exact = min(exact, plan.exact_length // self.block * self.block)
+        path = self._resident(tokens, exact)
+        for node in path:
+            if node.value.generation > self._generation(node.start, exact, plan):
+                change.replace(node, self._generation(node.start, exact, plan))
+        last = path[-1] if path else self._tree.root
+        path += self._added(tokens, exact, plan, last, change)
+        for node in reversed(path):
+            self._recency[node] = None
+            self._recency.move_to_end(node)
+        # The path is now the most recent and fits, so none of it can go.
+        evicted = max(self._tokens - self._limit, 0)
+        self._evict(evicted, change)
+        return change.commit(evicted)
 
     def kept(self, length: int) -> int:
-        return min(length // self.block, self._limit) * self.block
+        return min(length // self.block * self.block, self._limit)
 
-    def _chain(self, prompt: Prompt) -> tuple[bytes, ...]:
-        """Digests of the blocks that a commit of ``prompt`` keeps."""
-        head = prompt.tokens[: self._limit * self.block]
-        return tuple(chained_digests(head, self.block))
+    def _resident(self, tokens: Tokens, exact: int) -> list[Node[Stored]]:
+        """The path of what is there of ``tokens``, cut at their end and at ``exact``.
 
-    def _store(self, chain: tuple[bytes, ...], plan: Plan) -> Commit:
-        replaced, put = self._add(chain, plan)
-        for digest in reversed(chain):
-            self._pool.move_to_end(digest)
-        # The chain is now the most recent and fits, so none of it can go.
-        gone = [self._evict() for _ in range(len(self._pool) - self._limit)]
-        return Commit((*replaced, *gone), tuple(put), len(gone) * self.block)
+        The nodes behind a cut keep their place in line.
+        """
+        path: list[Node[Stored]] = []
+        for node, length in list(self._tree.walk(tokens)):
+            if length < len(node.tokens):
+                node = self._tree.split(node, length)
+            if node.value.generation and node.start < exact < node.stop:
+                path.append(self._tree.split(node, exact - node.start))
+            path.append(node)
+        return path
 
-    def _add(
-        self, chain: tuple[bytes, ...], plan: Plan
-    ) -> tuple[list[Handle], list[Put]]:
-        """Make ``chain`` resident, head first; what it replaces and what is new."""
-        approximate = plan.generation
-        # An answer goes on as exactly as its prompt.
-        exact = plan.exact_length // self.block if approximate else len(chain)
-        replaced, put = [], []
-        parent = None
-        for i, digest in enumerate(chain):
-            generation = 0 if i < exact else approximate
-            block = self._pool.get(digest)
-            if block is None or block.generation > generation:
-                handle = next(self._handles)
-                put.append(Put(handle, i * self.block, (i + 1) * self.block))
-                if block is None:
-                    self._pool[digest] = _Block(handle, parent, generation)
-                    if parent is not None:
-                        self._pool[parent].references += 1
-                else:
-                    replaced.append(block.handle)
-                    block.handle, block.generation = handle, generation
-            parent = digest
-        return replaced, put
+    def _added(
+        self,
+        tokens: Tokens,
+        exact: int,
+        plan: Plan,
+        last: Node[Stored],
+        change: _Change,
+    ) -> Iterator[Node[Stored]]:
+        """New nodes for the rest of ``tokens``: what is exact and what is not."""
+        for stop in (exact, len(tokens)):
+            if last.stop < stop:
+                generation = self._generation(last.stop, exact, plan)
+                stored = change.store(generation, last.stop, stop)
+                last = self._tree.append(last, tokens[last.stop : stop], stored)
+                self._tokens += len(last.tokens)
+                yield last
 
-    def _evict(self) -> Handle:
-        """Forget the least recent block."""
-        _, block = self._pool.popitem(last=False)
-        if block.parent is not None:
-            self._pool[block.parent].references -= 1
-        return block.handle
+    def _generation(self, position: int, exact: int, plan: Plan) -> int:
+        """Of what was computed at ``position``."""
+        return 0 if position < exact else plan.generation
+
+    def _evict(self, tokens: int, change: _Change) -> None:
+        """Forget so many tokens, whole blocks, the least recent first."""
+        self._tokens -= tokens
+        while tokens:
+            leaf = next(iter(self._recency))
+            left = max(len(leaf.tokens) - tokens, 0)
+            tokens -= len(leaf.tokens) - left
+            change.cut(leaf.value, leaf.value.start, leaf.start + left)
+            self._tree.trim(leaf, left)
+            if not left:
+                del self._recency[leaf]
 
     @property
     def stored_tokens(self) -> int:
-        return len(self._pool) * self.block
+        return self._tokens
 
     def check_integrity(self) -> None:
-        """Recount references; parents are later in line and as exact; capacity."""
+        """Recount tokens and handles; parents are later in line and as exact."""
         if self.stored_bytes > self.capacity:
             raise IntegrityError(
                 f"{self.name}: {self.stored_bytes} bytes in {self.capacity}"
             )
-        age = {digest: i for i, digest in enumerate(self._pool)}
-        references = Counter(block.parent for block in self._pool.values())
-        for digest, block in self._pool.items():
-            if references[digest] != block.references:
+        held: Counter[Stored] = Counter()
+        for node in self._tree:
+            held[node.value] += len(node.tokens)
+        if held.total() != self._tokens or set(self._recency) != set(self._tree):
+            raise IntegrityError(
+                f"{self.name}: {held.total()} tokens in {len(set(self._tree))} nodes "
+                f"where {self._tokens} in {len(self._recency)} are booked"
+            )
+        handles = {stored.handle for stored in held}
+        if len(handles) != len(held) or any(
+            stored.stop - stored.start != tokens for stored, tokens in held.items()
+        ):
+            raise IntegrityError(f"{self.name}: handles and nodes disagree")
+        self._check_order()
+
+    def _check_order(self) -> None:
+        age = {node: i for i, node in enumerate(self._recency)}
+        for node in self._recency:
+            handle, parent = node.value.handle, node.parent
+            if parent is None or parent is self._tree.root:
+                continue
+            if age[parent] < age[node]:
                 raise IntegrityError(
-                    f"{self.name}: block {block.handle} counts {block.references} "
-                    f"references and has {references[digest]}"
+                    f"{self.name}: handle {handle} has a node that outlives its parent"
                 )
-            if block.parent is not None and age.get(block.parent, -1) < age[digest]:
+            if parent.value.generation > node.value.generation:
                 raise IntegrityError(
-                    f"{self.name}: block {block.handle} outlives or outranks its parent"
+                    f"{self.name}: handle {handle} is closer to exact than its parent"
                 )
-            if block.parent and self._pool[block.parent].generation > block.generation:
-                raise IntegrityError(
-                    f"{self.name}: block {block.handle} is closer to exact than its "
-                    "parent"
-                )
-        handles = {block.handle for block in self._pool.values()}
-        if len(handles) != len(self._pool):
-            raise IntegrityError(f"{self.name}: a handle names two blocks")
+
+
+class _Change:
+    """What one commit does to the store.
+
+    Args:
+        handles: fresh ones.
+    """
+
+    def __init__(self, handles: Iterator[Handle]) -> None:
+        self._handles = handles
+        self._before: dict[Stored, int] = {}  # where what is cut started
+        self._put: list[Put] = []
+
+    def store(self, generation: int, start: int, stop: int) -> Stored:
+        """Positions under a new handle."""
+        stored = Stored(next(self._handles), generation, start, stop)
+        self._put.append(Put(stored.handle, start, stop))
+        return stored
+
+    def replace(self, node: Node[Stored], generation: int) -> None:
+        """Store what a node holds anew; it is the head of what its handle holds."""
+        self.cut(node.value, node.stop, node.value.stop)
+        node.value = self.store(generation, node.start, node.stop)
+
+    def cut(self, stored: Stored, start: int, stop: int) -> None:
+        """Leave positions ``[start, stop)`` only."""
+        self._before.setdefault(stored, stored.start)
+        stored.start, stored.stop = start, stop
+
+    def commit(self, evicted: int) -> Commit:
+        return Commit(
+            drop=tuple(s.handle for s in self._before if s.start == s.stop),
+            cut=tuple(
+                Cut(stored.handle, stored.start - start, stored.stop - start)
+                for stored, start in self._before.items()
+                if stored.start < stored.stop
+            ),
+            put=tuple(self._put),
+            evicted=evicted,
+        )

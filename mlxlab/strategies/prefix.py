@@ -46,7 +46,8 @@ class Prefix(Strategy):
         drop = () if self._handle is None else (self._handle,)
         evicted = lost_tokens([self._tokens], [prompt.tokens])
         self._handle, self._tokens = next(self._handles), prompt.tokens
-        return Commit(drop, (Put(self._handle, 0, len(prompt)),), evicted)
+        put = (Put(self._handle, 0, len(prompt)),)
+        return Commit(drop=drop, put=put, evicted=evicted)
 
     @property
     def stored_tokens(self) -> int:

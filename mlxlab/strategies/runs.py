@@ -1,17 +1,15 @@
 """Stretches of tokens that a prompt has in common with an earlier sequence.
 
-Knows token ids and digests of blocks: no handles, no limits, no policy.
+Knows token ids and the size of blocks: no handles, no limits, no policy.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mlxlab.prompt import Prompt, Tokens
+from mlxlab.prompt import Prompt, Tokens, common_prefix
 
 __all__ = ["Donor", "Run"]
 
@@ -23,36 +21,29 @@ class Donor:
     Attributes:
         prompt: its tokens and segments, up to a block more than is stored: where the
             last unit ends tells whether it is the same.
-        chain: chained digests of its stored blocks.
+        stored: tokens that can be moved, whole blocks.
         block: tokens in each.
     """
 
     prompt: Prompt
-    chain: tuple[bytes, ...]
+    stored: int
     block: int
 
     @property
     def tokens(self) -> Tokens:
         return self.prompt.tokens
 
-    @property
-    def stored(self) -> int:
-        """Tokens that can be moved."""
-        return len(self.chain) * self.block
-
     def within(self, other: Donor, least: int) -> bool:
         """Whether fewer than ``least`` of its tokens are not the start of ``other``."""
-        pairs = list(zip(self.chain, other.chain, strict=False))
-        # Chained digests never agree again after a gap.
-        shared = bisect_left(pairs, True, key=lambda pair: pair[0] != pair[1])
-        return self.stored - shared * self.block < least
+        mine, theirs = self.tokens[: self.stored], other.tokens[: other.stored]
+        shared = common_prefix(mine, theirs) // self.block * self.block
+        return self.stored - shared < least
 
-    def head(self, blocks: int) -> Donor:
-        """Its first ``blocks``."""
-        if blocks == len(self.chain):
+    def head(self, stored: int) -> Donor:
+        """Its first ``stored`` tokens, whole blocks."""
+        if stored == self.stored:
             return self
-        prompt = self.prompt.head((blocks + 1) * self.block)
-        return Donor(prompt, self.chain[:blocks], self.block)
+        return Donor(self.prompt.head(stored + self.block), stored, self.block)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +88,3 @@ class Run:
         """What of it is stored and stands before ``position`` in the prompt."""
         unstored = self.origin + self.length - self.donor.stored
         return self.cut(back=max(self.stop - position, unstored, 0))
-
-    def blocks(self) -> Iterator[tuple[int, int, int]]:
-        """The donor's blocks that it lies in, in order.
-
-        Yields:
-            Index of a block, and where in it the run's part starts and stops.
-        """
-        size, stop = self.donor.block, self.origin + self.length
-        for i in range(self.origin // size, -(-stop // size)):
-            start = i * size
-            yield i, max(self.origin - start, 0), min(stop - start, size)

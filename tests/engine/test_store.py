@@ -6,7 +6,7 @@ from mlx_lm.models.cache import KVCache
 
 from mlxlab.engine import KVStore
 from mlxlab.errors import IntegrityError
-from mlxlab.strategies import Commit, Put, Span
+from mlxlab.strategies import Commit, Cut, Put, Span
 
 LAYERS, HEADS, DIM = 2, 3, 4
 TOKEN_BYTES = LAYERS * 2 * HEADS * DIM * 4
@@ -75,9 +75,28 @@ def test_stored_parts_do_not_keep_the_working_cache_alive() -> None:
     assert mx.get_active_memory() <= before - 4000 * TOKEN_BYTES
 
 
+def test_a_cut_leaves_a_part_and_frees_the_rest() -> None:
+    store, source = KVStore(), filled(4096)
+    store.apply(Commit(put=(Put(1, 8, 4096),)), source)
+    before = mx.get_active_memory()
+    store.apply(Commit(cut=(Cut(1, 4, 20),)), source)
+    assert store.nbytes == 16 * TOKEN_BYTES
+    assert mx.get_active_memory() <= before - 4000 * TOKEN_BYTES
+    store.apply(Commit(put=(Put(2, 0, 12),)), source)
+    found = restored(store, Span(2, 0, 0, 12), Span(1, 0, 12, 16))
+    assert equal_heads(found, source, 28)
+
+
 @pytest.mark.parametrize(
     "commit",
-    [Commit(drop=(7,)), Commit(put=(Put(1, 0, 4),)), Commit(put=(Put(3, 2, 21),))],
+    [
+        Commit(drop=(7,)),
+        Commit(cut=(Cut(7, 0, 1),)),
+        Commit(cut=(Cut(1, 0, 9),)),
+        Commit(cut=(Cut(1, 3, 3),)),
+        Commit(put=(Put(1, 0, 4),)),
+        Commit(put=(Put(3, 2, 21),)),
+    ],
 )
 def test_refuses_what_does_not_fit_its_books(commit: Commit) -> None:
     store, source = KVStore(), filled(20)

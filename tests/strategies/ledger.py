@@ -10,11 +10,11 @@ to be the same token.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 
 from mlxlab.prompt import Prompt, Role, Segment, Tokens
 from mlxlab.strategies import Commit, Handle, Plan, Span, Strategy
-from mlxlab.strategies.prefixes import chained_digests
 
 __all__ = ["Held", "Ledger", "Request", "prompt_of"]
 
@@ -60,14 +60,18 @@ class Request:
 class Held:
     """What a handle holds: prefix ids, the first of them at ``start``.
 
-    ``predecessors`` are the tokens in front; ``generation`` is as the plan that they
-    were computed under has it, 0 if all of them are exact.
+    ``tokens`` are those of the whole sequence that they were computed in;
+    ``generation`` is as its plan has it, 0 if all of them are exact.
     """
 
     ids: list[int]
     start: int
-    predecessors: Tokens
+    tokens: Tokens
     generation: int
+
+    def part(self, start: int, stop: int) -> Held:
+        """What is left after a cut."""
+        return replace(self, ids=self.ids[start:stop], start=self.start + start)
 
 
 class Ledger:
@@ -151,9 +155,8 @@ class Ledger:
             return
         assert [self._tokens[i] for i in restored] == [self._tokens[i] for i in wanted]
         assert span.origin == held.start + span.source
-        before = held.predecessors
-        digests = chained_digests(before, max(len(before), 1))
-        assert span.predecessor == next(digests, b"")
+        before = held.tokens[: span.origin]
+        assert span.predecessor == blake2b(before.tobytes(), digest_size=16).digest()
 
     def _first_approximate(self, plan: Plan, expected: list[int]) -> int:
         for span in plan.spans:
@@ -170,6 +173,12 @@ class Ledger:
         for handle in commit.drop:
             del self.held[handle]
             assert self._limit(self)
+        for cut in commit.cut:
+            held = self.held[cut.handle]
+            assert 0 <= cut.start < cut.stop <= len(held.ids)
+            assert cut.stop - cut.start < len(held.ids)
+            self.held[cut.handle] = held.part(cut.start, cut.stop)
+            assert self._limit(self)
         for put in commit.put:
             assert put.handle not in self._seen
             assert 0 <= put.start < put.stop <= len(identities)
@@ -177,7 +186,7 @@ class Ledger:
             self.held[put.handle] = Held(
                 identities[put.start : put.stop],
                 put.start,
-                tokens[: put.start],
+                tokens,
                 0 if put.stop <= exact else plan.generation,
             )
             assert self._limit(self)

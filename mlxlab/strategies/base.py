@@ -15,10 +15,11 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import ClassVar, TypeAlias
 
-from mlxlab.errors import StrategyError
+from mlxlab.errors import IntegrityError, StrategyError
 from mlxlab.prompt import Prompt
 
 __all__ = [
+    "CAPACITY",
     "Commit",
     "Cut",
     "Handle",
@@ -31,6 +32,9 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+
+#: Bytes of keys and values that a strategy may hold if nobody says otherwise.
+CAPACITY = 4 << 30
 
 Handle: TypeAlias = int
 """Names stored keys and values; unique over a strategy's life."""
@@ -220,8 +224,9 @@ class Strategy(ABC):
     ``stored_tokens`` and ``check_integrity``.
 
     Args:
+        capacity: most bytes of keys and values to hold.
         token_bytes: keys and values of one token, all layers, in bytes. Turns
-            tokens into ``stored_bytes`` and a capacity in bytes into tokens.
+            tokens into ``stored_bytes`` and the capacity into tokens.
 
     Raises:
         StrategyError: a parameter is out of range.
@@ -231,8 +236,9 @@ class Strategy(ABC):
     summary: ClassVar[str]
     exact: ClassVar[bool] = True
 
-    def __init__(self, *, token_bytes: int = 1) -> None:
-        require(self.name, token_bytes=token_bytes)
+    def __init__(self, *, capacity: int = CAPACITY, token_bytes: int = 1) -> None:
+        require(self.name, capacity=capacity, token_bytes=token_bytes)
+        self.capacity = capacity
         self.token_bytes = token_bytes
 
     def plan(self, prompt: Prompt) -> Plan:
@@ -266,6 +272,11 @@ class Strategy(ABC):
         return length
 
     @property
+    def capacity_tokens(self) -> int:
+        """Whole tokens that the capacity holds."""
+        return self.capacity // self.token_bytes
+
+    @property
     @abstractmethod
     def stored_tokens(self) -> int:
         """Token positions held by the store, shared ones counted once."""
@@ -287,6 +298,12 @@ class Strategy(ABC):
         Raises:
             IntegrityError: they disagree, or capacity is exceeded.
         """
+
+    def _check_capacity(self) -> None:
+        if self.stored_bytes > self.capacity:
+            raise IntegrityError(
+                f"{self.name}: {self.stored_bytes} bytes in {self.capacity}"
+            )
 
     def __repr__(self) -> str:
         parameters = ", ".join(f"{k}={v}" for k, v in self.parameters.items())

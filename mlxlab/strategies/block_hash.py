@@ -6,12 +6,14 @@ Knows digests of whole blocks; keeps no token ids.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import count
 
 from mlxlab.errors import IntegrityError
 from mlxlab.prompt import Prompt
 from mlxlab.strategies.base import (
+    CAPACITY,
     Commit,
     Handle,
     Plan,
@@ -56,6 +58,8 @@ class BlockHash(Strategy):
         slots: sequences held.
         minimum: reuse of fewer tokens is not worth a restore: a MISS, whose
             ``best_match`` tells how many there were.
+        capacity: see :class:`Strategy`. Sequences go, the least recent first, until the
+            latest fits; one longer than that keeps its head.
         token_bytes: see :class:`Strategy`.
     """
 
@@ -68,9 +72,10 @@ class BlockHash(Strategy):
         block: int = 256,
         slots: int = 4,
         minimum: int = 512,
+        capacity: int = CAPACITY,
         token_bytes: int = 1,
     ) -> None:
-        super().__init__(token_bytes=token_bytes)
+        super().__init__(capacity=capacity, token_bytes=token_bytes)
         require(self.name, block=block, slots=slots, minimum=minimum)
         self.block = block
         self.slots = slots
@@ -80,7 +85,12 @@ class BlockHash(Strategy):
 
     @property
     def parameters(self) -> dict[str, int]:
-        return {"block": self.block, "slots": self.slots, "minimum": self.minimum}
+        return {
+            "block": self.block,
+            "slots": self.slots,
+            "minimum": self.minimum,
+            "capacity": self.capacity,
+        }
 
     def _match(self, prompt: Prompt) -> Plan:
         digests = tuple(chained_digests(prompt.tokens[:-1], self.block))
@@ -97,43 +107,49 @@ class BlockHash(Strategy):
     def commit(self, prompt: Prompt, plan: Plan) -> Commit:
         """Store the whole blocks of ``prompt`` unless a slot already covers them."""
         self._refresh({span.handle for span in plan.spans})
-        digests = tuple(chained_digests(prompt.tokens, self.block))
+        head = prompt.tokens[: self.capacity_tokens]
+        digests = tuple(chained_digests(head, self.block))
         stop = len(digests) * self.block
         shared = {slot: slot.shared(digests) for slot in self._slots}
         covering = {s.handle for s, blocks in shared.items() if blocks == len(digests)}
         if stop < self.minimum or covering:
             self._refresh(covering)
             return Commit()
-        full = len(self._slots) == self.slots
-        extended = [s for s, blocks in shared.items() if blocks == len(s.digests)]
-        gone = extended or (self._slots[:1] if full else [])
+        gone = [s for s, blocks in shared.items() if blocks == len(s.digests)]
         new = _Slot(next(self._handles), digests)
         self._slots = [slot for slot in self._slots if slot not in gone] + [new]
+        while len(self._slots) > self.slots or self.stored_bytes > self.capacity:
+            gone.append(self._slots.pop(0))
         return Commit(
             drop=tuple(slot.handle for slot in gone),
             put=(Put(new.handle, 0, stop),),
-            evicted=sum(self._lost(slot) for slot in gone),
+            evicted=self._lost(gone),
         )
 
     def kept(self, length: int) -> int:
-        whole = length // self.block * self.block
+        whole = min(length, self.capacity_tokens) // self.block * self.block
         return whole if whole >= self.minimum else 0
 
     def _refresh(self, used: set[Handle]) -> None:
         """Make the slots ``used`` the most recent ones."""
         self._slots.sort(key=lambda slot: slot.handle in used)
 
-    def _lost(self, gone: _Slot) -> int:
-        """Tokens of ``gone`` that no slot holds."""
-        covered = max(slot.shared(gone.digests) for slot in self._slots)
-        return (len(gone.digests) - covered) * self.block
+    def _lost(self, gone: Iterable[_Slot]) -> int:
+        """Tokens of ``gone`` that no slot holds; shared ones count once."""
+        covering, lost = list(self._slots), 0
+        for slot in gone:
+            covered = max(other.shared(slot.digests) for other in covering)
+            lost += len(slot.digests) - covered
+            covering.append(slot)
+        return lost * self.block
 
     @property
     def stored_tokens(self) -> int:
         return sum(len(slot.digests) for slot in self._slots) * self.block
 
     def check_integrity(self) -> None:
-        """No slot covers another, handles differ, no more than ``slots``."""
+        """No slot covers another, handles differ, slots and capacity."""
+        self._check_capacity()
         if len(self._slots) > self.slots:
             raise IntegrityError(
                 f"{self.name}: {len(self._slots)} sequences in {self.slots} slots"

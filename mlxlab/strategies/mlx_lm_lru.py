@@ -64,7 +64,8 @@ class MlxLmLru(Strategy):
 
     Args:
         max_size: sequences held.
-        max_bytes: bytes held; a longer sequence is not kept at all.
+        capacity: see :class:`Strategy`, the cache's ``max_bytes``. By default it has no
+            limit; a longer sequence is not kept at all.
         token_bytes: see :class:`Strategy`.
 
     Raises:
@@ -78,11 +79,11 @@ class MlxLmLru(Strategy):
         self,
         *,
         max_size: int = 10,
-        max_bytes: int = UNLIMITED,
+        capacity: int = UNLIMITED,
         token_bytes: int = 1,
     ) -> None:
-        super().__init__(token_bytes=token_bytes)
-        require(self.name, max_size=max_size, max_bytes=max_bytes)
+        super().__init__(capacity=capacity, token_bytes=token_bytes)
+        require(self.name, max_size=max_size)
         preload()  # before mlx is imported, here as in mlxlab.engine
         try:
             from mlx_lm.models.cache import LRUPromptCache
@@ -92,8 +93,7 @@ class MlxLmLru(Strategy):
                 "install mlx-lm >= 0.32 or choose another strategy"
             ) from error
         self.max_size = max_size
-        self.max_bytes = max_bytes
-        self._cache = LRUPromptCache(max_size, max_bytes)
+        self._cache = LRUPromptCache(max_size, capacity)
         self._handles = count(1)
         self._sequences: dict[Handle, Tokens] = {}
         # The cache tells nobody what it drops. Nothing else holds its entries, so
@@ -102,7 +102,7 @@ class MlxLmLru(Strategy):
 
     @property
     def parameters(self) -> dict[str, int]:
-        return {"max_size": self.max_size, "max_bytes": self.max_bytes}
+        return {"max_size": self.max_size, "capacity": self.capacity}
 
     def _match(self, prompt: Prompt) -> Plan:
         cache, rest = self._cache.fetch_nearest_cache(MODEL, prompt.tokens.tolist())
@@ -127,7 +127,7 @@ class MlxLmLru(Strategy):
         return Commit(drop=tuple(gone), put=put, evicted=evicted)
 
     def kept(self, length: int) -> int:
-        return length if length * self.token_bytes <= self.max_bytes else 0
+        return length if length * self.token_bytes <= self.capacity else 0
 
     def _insert(self, handle: Handle, tokens: Tokens) -> None:
         """Hand the cache an entry to which it alone holds a reference."""
@@ -141,16 +141,16 @@ class MlxLmLru(Strategy):
 
     def check_integrity(self) -> None:
         """These books and the cache's own agree, and both limits hold."""
+        self._check_capacity()
         held, alive = sorted(self._sequences), sorted(self._alive)
         if held != alive or len(held) != len(self._cache):
             raise IntegrityError(
                 f"{self.name}: books hold {held}, alive are {alive}, "
                 f"the cache counts {len(self._cache)}"
             )
-        if len(held) > self.max_size or self.stored_bytes > self.max_bytes:
+        if len(held) > self.max_size:
             raise IntegrityError(
-                f"{self.name}: {len(held)} sequences of {self.stored_bytes} bytes in "
-                f"max_size={self.max_size}, max_bytes={self.max_bytes}"
+                f"{self.name}: {len(held)} sequences in max_size={self.max_size}"
             )
         if self._cache.nbytes != self.stored_bytes:
             raise IntegrityError(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mlxlab.errors import IntegrityError, StrategyError
 from mlxlab.prompt import Prompt, Role, Tokens
 from mlxlab.strategies.base import (
+    CAPACITY,
     Commit,
     Parameter,
     Plan,
@@ -85,7 +86,7 @@ class Moving(Paged):
         self,
         *,
         block: int = 64,
-        capacity: int = 4 << 30,
+        capacity: int = CAPACITY,
         donors: int = 8,
         generation: int = 0,
         rotate: str = "yes",
@@ -331,7 +332,7 @@ class Naive(Moving):
     """
 
     def __init__(
-        self, *, block: int = 64, capacity: int = 4 << 30, token_bytes: int = 1
+        self, *, block: int = 64, capacity: int = CAPACITY, token_bytes: int = 1
     ) -> None:
         super().__init__(
             block=block,

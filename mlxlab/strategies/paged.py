@@ -13,6 +13,7 @@ from itertools import count
 from mlxlab.errors import IntegrityError, StrategyError
 from mlxlab.prompt import Prompt, Tokens
 from mlxlab.strategies.base import (
+    CAPACITY,
     Commit,
     Cut,
     Handle,
@@ -64,7 +65,7 @@ class Paged(Strategy):
 
     Args:
         block: tokens in a block; a tail shorter than this is not stored.
-        capacity: bytes the pool may hold. A sequence longer than that keeps its head.
+        capacity: see :class:`Strategy`. A sequence longer than that keeps its head.
         token_bytes: see :class:`Strategy`.
     """
 
@@ -72,13 +73,12 @@ class Paged(Strategy):
     summary = "one pool of blocks shared by all sequences"
 
     def __init__(
-        self, *, block: int = 64, capacity: int = 4 << 30, token_bytes: int = 1
+        self, *, block: int = 64, capacity: int = CAPACITY, token_bytes: int = 1
     ) -> None:
-        super().__init__(token_bytes=token_bytes)
-        require(self.name, block=block, capacity=capacity)
+        super().__init__(capacity=capacity, token_bytes=token_bytes)
+        require(self.name, block=block)
         self.block = block
-        self.capacity = capacity
-        self._limit = capacity // (block * token_bytes) * block
+        self._limit = self.capacity_tokens // block * block
         if self._limit == 0:
             raise StrategyError(
                 f"{self.name}: capacity={capacity} holds no block; give at least "
@@ -181,10 +181,7 @@ class Paged(Strategy):
 
     def check_integrity(self) -> None:
         """Recount tokens and handles; parents are later in line and as exact."""
-        if self.stored_bytes > self.capacity:
-            raise IntegrityError(
-                f"{self.name}: {self.stored_bytes} bytes in {self.capacity}"
-            )
+        self._check_capacity()
         held: Counter[Stored] = Counter()
         for node in self._tree:
             held[node.value] += len(node.tokens)

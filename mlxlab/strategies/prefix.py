@@ -5,13 +5,23 @@ Knows the last sequence only, and nothing of its segments.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import count
 
 import numpy as np
 
 from mlxlab.errors import IntegrityError
 from mlxlab.prompt import Prompt, Tokens, common_prefix
-from mlxlab.strategies.base import Commit, Handle, Plan, Put, Span, Strategy
+from mlxlab.strategies.base import (
+    CAPACITY,
+    Commit,
+    Handle,
+    Parameter,
+    Plan,
+    Put,
+    Span,
+    Strategy,
+)
 from mlxlab.strategies.prefixes import lost_tokens
 
 __all__ = ["Prefix"]
@@ -22,16 +32,24 @@ class Prefix(Strategy):
 
     A commit evicts the old sequence's positions past its common prefix with the
     new one.
+
+    Args:
+        capacity: see :class:`Strategy`. A sequence longer than that keeps its head.
+        token_bytes: see :class:`Strategy`.
     """
 
     name = "prefix"
     summary = "the last sequence, trimmed to the common prefix"
 
-    def __init__(self, *, token_bytes: int = 1) -> None:
-        super().__init__(token_bytes=token_bytes)
+    def __init__(self, *, capacity: int = CAPACITY, token_bytes: int = 1) -> None:
+        super().__init__(capacity=capacity, token_bytes=token_bytes)
         self._handles = count(1)
         self._handle: Handle | None = None
         self._tokens: Tokens = np.empty(0, np.int32)
+
+    @property
+    def parameters(self) -> Mapping[str, Parameter]:
+        return {"capacity": self.capacity}
 
     def _match(self, prompt: Prompt) -> Plan:
         reuse = min(common_prefix(prompt.tokens, self._tokens), len(prompt) - 1)
@@ -41,20 +59,25 @@ class Prefix(Strategy):
 
     def commit(self, prompt: Prompt, plan: Plan) -> Commit:
         """Replace the slot by ``prompt``."""
-        if len(prompt) == 0:
+        tokens = prompt.tokens[: self.capacity_tokens]
+        if len(tokens) == 0:
             return Commit()
         drop = () if self._handle is None else (self._handle,)
-        evicted = lost_tokens([self._tokens], [prompt.tokens])
-        self._handle, self._tokens = next(self._handles), prompt.tokens
-        put = (Put(self._handle, 0, len(prompt)),)
+        evicted = lost_tokens([self._tokens], [tokens])
+        self._handle, self._tokens = next(self._handles), tokens
+        put = (Put(self._handle, 0, len(tokens)),)
         return Commit(drop=drop, put=put, evicted=evicted)
+
+    def kept(self, length: int) -> int:
+        return min(length, self.capacity_tokens)
 
     @property
     def stored_tokens(self) -> int:
         return len(self._tokens)
 
     def check_integrity(self) -> None:
-        """The slot has a handle exactly when it holds tokens."""
+        """The slot has a handle exactly when it holds tokens; capacity."""
+        self._check_capacity()
         if (self._handle is None) != (len(self._tokens) == 0):
             raise IntegrityError(
                 f"{self.name}: handle {self._handle} with {len(self._tokens)} tokens"

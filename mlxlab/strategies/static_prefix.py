@@ -14,6 +14,7 @@ import numpy as np
 from mlxlab.errors import IntegrityError
 from mlxlab.prompt import Prompt, Tokens, common_prefix
 from mlxlab.strategies.base import (
+    CAPACITY,
     Commit,
     Handle,
     Plan,
@@ -63,14 +64,18 @@ class StaticPrefix(Strategy):
 
     Args:
         slots: entries held.
+        capacity: see :class:`Strategy`. Entries go, the least recent first, until the
+            latest sequence fits; one longer than that keeps its head.
         token_bytes: see :class:`Strategy`.
     """
 
     name = "static-prefix"
     summary = "system text and tools kept apart, the latest history behind them"
 
-    def __init__(self, *, slots: int = 4, token_bytes: int = 1) -> None:
-        super().__init__(token_bytes=token_bytes)
+    def __init__(
+        self, *, slots: int = 4, capacity: int = CAPACITY, token_bytes: int = 1
+    ) -> None:
+        super().__init__(capacity=capacity, token_bytes=token_bytes)
         require(self.name, slots=slots)
         self.slots = slots
         self._handles = count(1)
@@ -78,7 +83,7 @@ class StaticPrefix(Strategy):
 
     @property
     def parameters(self) -> dict[str, int]:
-        return {"slots": self.slots}
+        return {"slots": self.slots, "capacity": self.capacity}
 
     def _match(self, prompt: Prompt) -> Plan:
         best, reuse = None, 0
@@ -92,23 +97,27 @@ class StaticPrefix(Strategy):
 
     def commit(self, prompt: Prompt, plan: Plan) -> Commit:
         """Put ``prompt`` behind its static part, or into an entry of its own."""
-        if len(prompt) == 0:
+        tokens = prompt.tokens[: self.capacity_tokens]
+        if len(tokens) == 0:
             return Commit()
         self._refresh(plan)
-        static = min(prompt.static_length, len(prompt))
-        old = self._holding(prompt.tokens[:static])
-        new = self._entry(prompt.tokens, static, old)
-        if old is None and len(self._entries) == self.slots:
-            old = self._entries[0]
-        if old is not None:
-            self._entries.remove(old)
+        static = min(prompt.static_length, len(tokens))
+        old = self._holding(tokens[:static])
+        new = self._entry(tokens, static, old)
+        gone = [old] if old else []
+        self._entries = [entry for entry in self._entries if entry is not old]
         self._entries.append(new)
-        before = old.parts if old else ()
+        while len(self._entries) > self.slots or self.stored_bytes > self.capacity:
+            gone.append(self._entries.pop(0))
+        before = [part for entry in gone for part in entry.parts]
         return Commit(
             drop=tuple(part.handle for part in before if part not in new.parts),
             put=tuple(part for part in new.parts if part not in before),
-            evicted=lost_tokens([old.tokens], self._sequences()) if old else 0,
+            evicted=lost_tokens([entry.tokens for entry in gone], self._sequences()),
         )
+
+    def kept(self, length: int) -> int:
+        return min(length, self.capacity_tokens)
 
     def _refresh(self, plan: Plan) -> None:
         """Make the entry that ``plan`` restores from the most recent one."""
@@ -142,7 +151,8 @@ class StaticPrefix(Strategy):
         return sum(len(entry.tokens) for entry in self._entries)
 
     def check_integrity(self) -> None:
-        """Parts tile their sequences, static parts differ, no more than ``slots``."""
+        """Parts tile their sequences, static parts differ, slots and capacity."""
+        self._check_capacity()
         statics = {e.tokens[: e.static].tobytes() for e in self._entries}
         if len(statics) != len(self._entries) or len(statics) > self.slots:
             raise IntegrityError(

@@ -41,18 +41,24 @@ def moving(name: str, *limits: str) -> Row:
 
 ROWS = {
     "none": Row("none", lambda store: not store.held),
-    "prefix": Row("prefix", lambda store: len(store.held) <= 1),
+    "prefix": Row(
+        "prefix:capacity=60",
+        lambda store: len(store.held) <= 1 and store.tokens * TOKEN_BYTES <= 60,
+    ),
     "static-prefix": Row(
-        "static-prefix:slots=2", lambda store: len(store.held) <= 2 * 2
+        "static-prefix:slots=2,capacity=90",
+        lambda store: len(store.held) <= 4 and store.tokens * TOKEN_BYTES <= 90,
     ),
     "block-hash": Row(
-        "block-hash:block=4,slots=2,minimum=8", lambda store: len(store.held) <= 2, 4
+        "block-hash:block=4,slots=2,minimum=8,capacity=90",
+        lambda store: len(store.held) <= 2 and store.tokens * TOKEN_BYTES <= 90,
+        4,
     ),
     "paged": Row(
         "paged:block=4,capacity=90", lambda store: store.tokens * TOKEN_BYTES <= 90, 4
     ),
     "mlx-lm": Row(
-        "mlx-lm:max_size=3,max_bytes=120",
+        "mlx-lm:max_size=3,capacity=120",
         lambda store: len(store.held) <= 3 and store.tokens * TOKEN_BYTES <= 120,
     ),
     "suffix": moving("suffix", "run=4,head=1,tail=1,rewritten=0"),

@@ -56,8 +56,8 @@ def test_an_exact_hit_leaves_one_token_to_compute() -> None:
     assert plan == Plan(3, (Span(1, 0, 0, 2),), 2)
 
 
-def test_a_sequence_beyond_max_bytes_is_never_stored() -> None:
-    strategy, ledger = MlxLmLru(max_bytes=10, token_bytes=3), Ledger()
+def test_a_sequence_beyond_the_capacity_is_never_stored() -> None:
+    strategy, ledger = MlxLmLru(capacity=10, token_bytes=3), Ledger()
     ledger.exchange(strategy, Request([1, 1]))
     _, commit = ledger.exchange(strategy, Request([2, 2, 2, 2]))
     assert commit == Commit(drop=(1,), evicted=2)

@@ -4,6 +4,7 @@ import pytest
 
 from mlxlab.errors import StrategyError
 from mlxlab.strategies import STRATEGIES, make_strategy, parse_strategy
+from mlxlab.strategies.base import CAPACITY
 
 
 def test_names_stand_in_order_of_sophistication() -> None:
@@ -30,12 +31,16 @@ def test_only_what_moves_keys_is_approximate() -> None:
     ("spec", "parameters"),
     [
         ("none", {}),
-        ("static-prefix", {"slots": 4}),
-        ("block-hash:slots=2", {"block": 256, "slots": 2, "minimum": 512}),
+        ("prefix:capacity=9", {"capacity": 9}),
+        ("static-prefix", {"slots": 4, "capacity": CAPACITY}),
+        (
+            "block-hash:slots=2",
+            {"block": 256, "slots": 2, "minimum": 512, "capacity": CAPACITY},
+        ),
         ("paged", {"block": 64, "capacity": 4 * 2**30}),
         ("paged:block=32,capacity=1GiB", {"block": 32, "capacity": 2**30}),
         (" paged: block = 32, capacity = 5 MiB", {"block": 32, "capacity": 5 * 2**20}),
-        ("mlx-lm:max_bytes=3KiB", {"max_size": 10, "max_bytes": 3 * 2**10}),
+        ("mlx-lm:capacity=3KiB", {"max_size": 10, "capacity": 3 * 2**10}),
     ],
 )
 def test_a_spec_names_a_strategy_and_its_parameters(
@@ -53,7 +58,7 @@ def test_a_spec_names_a_strategy_and_its_parameters(
         ("lru", "no strategy 'lru'; choose from none, prefix, static-prefix, block"),
         ("", "no strategy ''; choose from none"),
         ("paged:size=3", "paged: no parameter 'size'; accepted: block, capacity"),
-        ("prefix:slots=3", "prefix: no parameter 'slots'; accepted: no parameters"),
+        ("prefix:slots=3", "prefix: no parameter 'slots'; accepted: capacity"),
         ("paged:token_bytes=3", "paged: no parameter 'token_bytes'; accepted: block,"),
         ("paged:block=0", "paged: block=0 is not accepted; give a whole number >= 1"),
         ("paged:block=-1", "cannot read 'block=-1'; give key=number"),

@@ -95,8 +95,11 @@ def test_static_prefix_reuses_the_latest_sequence_of_every_static_part() -> None
     [
         ("prefix", 1, 1),
         ("static-prefix:slots=2", 1, 1),
+        ("prefix:capacity=20", 1, 1),
+        ("static-prefix:slots=9,capacity=50", 1, 1),
+        ("block-hash:block=4,slots=9,minimum=8,capacity=60", 4, 8),
         ("mlx-lm:max_size=2", 1, 1),
-        ("mlx-lm:max_bytes=60", 1, 1),
+        ("mlx-lm:capacity=60", 1, 1),
         ("block-hash:block=4,slots=2,minimum=8", 4, 8),
         ("paged:block=4,capacity=40", 4, 1),
         ("paged:block=3,capacity=10", 3, 1),

@@ -1,15 +1,17 @@
-"""Files that are written whole or not at all, and the user's folder for some."""
+"""Files that are written whole or not at all, packed ones, and the user's folder."""
 
 from __future__ import annotations
 
+import gzip
 import os
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
-__all__ = ["cache_folder", "replaced"]
+__all__ = ["cache_folder", "replaced", "unpacked"]
 
 
 def cache_folder() -> Path:
@@ -45,3 +47,23 @@ def replaced(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def unpacked(path: Path) -> Iterator[IO[bytes]]:
+    """A file to read, whether it is packed with gzip or not.
+
+    Raises:
+        OSError: it cannot be read, in the block too; ``strerror`` says why.
+    """
+    try:
+        with path.open("rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            if packed:
+                with gzip.GzipFile(fileobj=file) as content:
+                    yield cast(IO[bytes], content)
+            else:
+                yield file
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        raise OSError(None, "damaged, no whole gzip file", str(path)) from None

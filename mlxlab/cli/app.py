@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from pandas import DataFrame
@@ -12,7 +12,10 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-__all__ = ["app", "console", "print_names", "table"]
+from mlxlab.errors import ConfigError
+from mlxlab.sizes import parse_size
+
+__all__ = ["app", "console", "parse_counts", "parse_sizes", "print_names", "table"]
 
 app = typer.Typer(
     help="Replay coding-agent traffic through KV-cache strategies on MLX.",
@@ -48,7 +51,32 @@ def table(readable: DataFrame, gap: int) -> Table:
     """A frame of text, its first column names and the others numbers."""
     shown = Table(box=SIMPLE_HEAD, padding=(0, gap, 0, 0))
     for i, column in enumerate(readable.columns):
-        shown.add_column(column, justify="right" if i else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if i else "left"
+        shown.add_column(column, justify=justify, overflow="fold", no_wrap=not i)
     for row in readable.itertuples(index=False):
         shown.add_row(*row)
     return shown
+
+
+def parse_sizes(text: str, option: str) -> list[int]:
+    """Bytes in a list such as ``1GiB,512MiB``.
+
+    Raises:
+        ConfigError: one that cannot be read.
+    """
+    try:
+        return [parse_size(size) for size in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--{option}: {error}") from None
+
+
+def parse_counts(text: str, option: str) -> list[int]:
+    """Whole numbers of 1 or more in a list such as ``1,8``.
+
+    Raises:
+        ConfigError: one that cannot be read.
+    """
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and int(word) for word in words):
+        raise ConfigError(f"--{option}: {text!r}: give whole numbers >= 1, as in 1,8")
+    return [int(word) for word in words]

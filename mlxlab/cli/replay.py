@@ -10,10 +10,21 @@ from pandas import DataFrame
 from rich.console import Console
 
 from mlxlab.canonical import RULES
-from mlxlab.cli.app import app, console, print_names, table
+from mlxlab.cli.app import (
+    app,
+    console,
+    parse_counts,
+    parse_sizes,
+    print_names,
+    table,
+)
 from mlxlab.models import BUNDLED
 from mlxlab.replay.compare import compare as compare_traces
-from mlxlab.replay.contenders import DEFAULT_CONTENDERS, FIDELITY_CONTENDERS
+from mlxlab.replay.contenders import (
+    DEFAULT_CONTENDERS,
+    EXACT_CONTENDERS,
+    FIDELITY_CONTENDERS,
+)
 from mlxlab.replay.fidelity import RULER, parse_ruler
 from mlxlab.replay.fidelity import fidelity as judge_answers
 from mlxlab.replay.findings import Fidelity, format_findings
@@ -25,9 +36,12 @@ from mlxlab.replay.report import (
     write_json,
 )
 from mlxlab.replay.segments import count_segments
+from mlxlab.replay.sweep import format_sweep, sweep_title
+from mlxlab.replay.sweep import sweep as run_sweep
 from mlxlab.strategies import STRATEGIES
 from mlxlab.traces import load_trace
 from mlxlab.traces.bundled import DEFAULT_TRACE
+from mlxlab.traces.opening import open_traces
 
 #: Columns that the table of ``fidelity`` needs.
 _FINDINGS_WIDTH = 100
@@ -132,6 +146,52 @@ def fidelity(
         from mlxlab.plots import save_fidelity_plots
 
         save_fidelity_plots(found, plots)
+
+
+@app.command()
+def sweep(
+    traces: Annotated[
+        list[str],
+        typer.Argument(help="Recorded or hashed traces, or folders of them."),
+    ],
+    strategies: Annotated[
+        str, typer.Option(help="name[:key=value,...][@rules],... to simulate.")
+    ] = EXACT_CONTENDERS,
+    capacities: Annotated[
+        str, typer.Option(help="Bytes that strategies may hold: 1GiB,4GiB,...")
+    ] = "4GiB",
+    users: Annotated[
+        str, typer.Option(help="Traces replayed at the same time: 1,8,...")
+    ] = "1",
+    model: Annotated[str, typer.Option(help="Folder or hub repository.")] = BUNDLED,
+    token_bytes: Annotated[
+        str | None,
+        typer.Option(help="Keys and values of one token, if other than the model's."),
+    ] = None,
+    rules: Annotated[
+        str, typer.Option(help="all, none, names, or exceptions: -name,...")
+    ] = "all",
+    out: Annotated[
+        Path | None, typer.Option(help="Keep results here, and go on from them.")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a Dask cluster, or here.")
+    ] = None,
+) -> None:
+    """Simulate strategies by capacities and users, beside what is possible."""
+    frame = run_sweep(
+        open_traces(traces),
+        strategies=strategies,
+        capacities=parse_sizes(capacities, "capacities"),
+        users=parse_counts(users, "users"),
+        model=model,
+        token_bytes=parse_sizes(token_bytes, "token-bytes")[0] if token_bytes else None,
+        rules=rules,
+        folder=out,
+        scheduler=scheduler,
+    )
+    console.print(sweep_title(frame), highlight=False)
+    console.print(table(format_sweep(frame), gap=1))
 
 
 @app.command("strategies")

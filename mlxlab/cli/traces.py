@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mlxlab.cli.app import app, console
+from mlxlab.models import BUNDLED
 from mlxlab.traces import load_trace, write_trace
 
 
@@ -51,6 +52,27 @@ def import_trace(
     trace = import_capture(capture)
     write_trace(trace, out)
     console.print(trace)
+
+
+@app.command("export")
+def export_hashes(
+    trace: Annotated[
+        str, typer.Argument(help="Trace file, or name of a recorded one.")
+    ],
+    out: Annotated[Path, typer.Option(help="Hashed trace to write: .jsonl, .jsonl.gz")],
+    model: Annotated[str, typer.Option(help="Folder or hub repository.")] = BUNDLED,
+    rules: Annotated[
+        str, typer.Option(help="all, none, names, or exceptions: -name,...")
+    ] = "all",
+    salt: Annotated[
+        str | None, typer.Option(help="To compare files; a secret thrown away if none.")
+    ] = None,
+) -> None:
+    """Write a trace as salted hashes, which tell what recurs and not what was said."""
+    from mlxlab.replay.export import export_trace
+
+    written = export_trace(load_trace(trace), out, model=model, rules=rules, salt=salt)
+    console.print(f"{out}: units of {written.unit} tokens", highlight=False)
 
 
 def _print_url(url: str) -> None:

@@ -8,19 +8,29 @@ from dataclasses import dataclass
 from mlxlab.canonical import RULES, parse_rules
 from mlxlab.errors import StrategyError
 from mlxlab.replay.ceilings import InfiniteMemory
-from mlxlab.strategies import STRATEGIES, Selection, Strategy, parse_strategy
+from mlxlab.strategies import (
+    STRATEGIES,
+    Selection,
+    Strategy,
+    make_strategy,
+    parse_spec,
+)
 
 __all__ = [
     "DEFAULT_CONTENDERS",
+    "EXACT_CONTENDERS",
     "FIDELITY_CONTENDERS",
     "Contender",
     "parse_contenders",
 ]
 
-#: Every exact strategy, behind what local servers do today: one slot, no rules.
-DEFAULT_CONTENDERS = ",".join(
-    ["prefix@none", *(name for name, strategy in STRATEGIES.items() if strategy.exact)]
+#: Every exact strategy.
+EXACT_CONTENDERS = ",".join(
+    name for name, strategy in STRATEGIES.items() if strategy.exact
 )
+
+#: The same, behind what local servers do today: one slot, no rules.
+DEFAULT_CONTENDERS = f"prefix@none,{EXACT_CONTENDERS}"
 
 #: Exact reuse, approximate reuse as it is meant to be, and its controls: done naively,
 #: without rotation, and with some or all tokens computed again.
@@ -71,15 +81,25 @@ class Contender:
         """Whether this is the bound and no strategy that could be served."""
         return self.strategy == InfiniteMemory.name
 
-    def make(self, token_bytes: int) -> Strategy:
+    def make(
+        self, token_bytes: int, *, unit: int = 1, capacity: int | None = None
+    ) -> Strategy:
         """A fresh strategy.
+
+        Args:
+            token_bytes: see :func:`mlxlab.strategies.make_strategy`.
+            unit: likewise.
+            capacity: bytes, where the strategy's own parameters name none.
 
         Raises:
             StrategyError: see :func:`mlxlab.strategies.parse_strategy`.
         """
         if self.is_ceiling:
-            return InfiniteMemory(token_bytes=token_bytes)
-        return parse_strategy(self.strategy, token_bytes=token_bytes)
+            return InfiniteMemory(token_bytes=token_bytes * unit)
+        name, parameters = parse_spec(self.strategy)
+        if capacity is not None:
+            parameters.setdefault("capacity", capacity)
+        return make_strategy(name, token_bytes=token_bytes, unit=unit, **parameters)
 
 
 def parse_contenders(spec: str, rules: str = "all") -> tuple[Contender, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 from mlxlab.models import ModelFolder
 from mlxlab.replay.contenders import Contender
 from mlxlab.traces import Trace
+from mlxlab.traces.hashed import HashedTrace
 
 __all__ = ["describe_run"]
 
@@ -17,11 +18,13 @@ _PACKAGES = ("mlxlab", "mlx", "mlx-lm", "numpy", "transformers")
 
 
 def describe_run(
-    traces: Iterable[Trace],
+    traces: Iterable[Trace | HashedTrace],
     folder: ModelFolder,
     contenders: Iterable[Contender],
     notes: Mapping[str, int],
     environment: Mapping[str, Any],
+    *,
+    token_bytes: int | None = None,
 ) -> dict[str, Any]:
     """Everything that decides the numbers, as JSON values.
 
@@ -31,24 +34,17 @@ def describe_run(
         contenders: what was compared.
         notes: what could not be rendered as meant, and how often.
         environment: device, BLAS and chunk of a live replay; empty when simulated.
+        token_bytes: keys and values of one token, if other than the model's.
 
     Raises:
         StrategyError: a contender that cannot be made.
     """
     return {
-        "traces": [
-            {
-                "name": trace.name,
-                "digest": trace.digest,
-                "requests": len(trace.inference),
-                "skipped_lines": trace.skipped,
-            }
-            for trace in traces
-        ],
+        "traces": [_trace(trace) for trace in traces],
         "model": {
             "name": folder.name,
             "digest": folder.digest,
-            "token_bytes": folder.token_bytes,
+            "token_bytes": token_bytes or folder.token_bytes,
             "window": folder.window,
         },
         "contenders": [_contender(c, folder.token_bytes) for c in contenders],
@@ -61,6 +57,14 @@ def describe_run(
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in _PACKAGES},
     }
+
+
+def _trace(trace: Trace | HashedTrace) -> dict[str, Any]:
+    described: dict[str, Any] = {"name": trace.name, "digest": trace.digest}
+    if isinstance(trace, HashedTrace):
+        return {**described, "unit": trace.unit}
+    requests, skipped = len(trace.inference), trace.skipped
+    return {**described, "requests": requests, "skipped_lines": skipped}
 
 
 def _contender(contender: Contender, token_bytes: int) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def title_of(rows: pd.DataFrame) -> str:
     """One line on what was replayed and how."""
     manifest = rows.attrs["manifest"]
     traces = ", ".join(trace["name"] for trace in manifest["traces"])
-    requests = sum(trace["requests"] for trace in manifest["traces"])
+    requests = len(rows[["session", "request"]].drop_duplicates())
     how = "simulated" if manifest["simulated"] else manifest["device"]
     return f"{traces}: {requests} requests, model {manifest['model']['name']}, {how}"
 
@@ -99,7 +99,7 @@ def list_notes(rows: pd.DataFrame) -> list[str]:
         *(
             f"trace {trace['name']}: {trace['skipped_lines']} partial last line skipped"
             for trace in manifest["traces"]
-            if trace["skipped_lines"]
+            if trace.get("skipped_lines")
         ),
         *(f"{note} ({times} times)" for note, times in manifest["notes"].items()),
     ]

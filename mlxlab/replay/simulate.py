@@ -20,5 +20,8 @@ class SimulatedTarget:
         plan = self.strategy.plan(step.prompt)
         commit = self.strategy.commit(step.computed, plan)
         if self.progress:
-            self.progress(len(step.prompt))
-        return Outcome(plan.reused, self.strategy.stored_bytes, commit.evicted)
+            self.progress(step.tokens)
+        # The last token is always computed, but what ids say ends with whole units.
+        reused = min(plan.reused * step.unit, step.tokens - 1)
+        evicted = commit.evicted * step.unit
+        return Outcome(reused, self.strategy.stored_bytes, evicted)

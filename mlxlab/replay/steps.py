@@ -25,12 +25,19 @@ class Step:
         request: the exchange's id in its trace.
         answer: ids that were answered, the end of turn included; empty if the trace
             does not tell.
+        unit: tokens that an id of the prompt stands for.
     """
 
     session: str
     request: int
     prompt: Prompt
     answer: Tokens
+    unit: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.prompt)
 
     @property
     def computed(self) -> Prompt:

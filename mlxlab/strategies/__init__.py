@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from mlxlab.errors import StrategyError
+from mlxlab.sizes import UNITS
 from mlxlab.strategies.base import (
     Commit,
     Cut,
@@ -39,6 +40,7 @@ __all__ = [
     "Span",
     "Strategy",
     "make_strategy",
+    "parse_spec",
     "parse_strategy",
 ]
 
@@ -58,26 +60,41 @@ STRATEGIES: dict[str, type[Strategy]] = {
     )
 }
 
-UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
-
 
 def make_strategy(
-    name: str, *, token_bytes: int = 1, **parameters: Parameter
+    name: str, *, token_bytes: int = 1, unit: int = 1, **parameters: Parameter
 ) -> Strategy:
     """A fresh strategy, empty.
 
     Args:
         name: a key of :data:`STRATEGIES`.
         token_bytes: keys and values of one token, all layers, in bytes.
+        unit: tokens that each id of a prompt stands for, more than 1 in hashed traces.
+            Parameters are in tokens nevertheless; the strategy has them in units.
         parameters: the strategy's own; what is left out has its default.
 
     Raises:
-        StrategyError: no such strategy, no such parameter, or a value out of range.
+        StrategyError: no such strategy, no such parameter, a value out of range, or one
+            that is not in whole units.
     """
-    return _make(name, token_bytes, parameters)
+    if name not in STRATEGIES:
+        raise StrategyError(
+            f"no strategy {name!r}; choose from {', '.join(STRATEGIES)}"
+        )
+    strategy = STRATEGIES[name]
+    signature = inspect.signature(strategy).parameters
+    defaults = {key: p.default for key, p in signature.items() if key != "token_bytes"}
+    for key in parameters:
+        if key not in defaults:
+            choices = ", ".join(defaults) or "no parameters"
+            raise StrategyError(f"{name}: no parameter {key!r}; accepted: {choices}")
+    if unit > 1:
+        parameters |= _in_units(strategy, unit, defaults, parameters)
+    chosen: Callable[..., Strategy] = strategy
+    return chosen(**{"token_bytes": token_bytes * unit, **parameters})
 
 
-def parse_strategy(spec: str, *, token_bytes: int = 1) -> Strategy:
+def parse_strategy(spec: str, *, token_bytes: int = 1, unit: int = 1) -> Strategy:
     """The strategy that ``name[:key=value,...]`` describes.
 
     Values are words, or whole numbers that may end in ``KiB``, ``MiB`` or ``GiB``, as
@@ -85,6 +102,16 @@ def parse_strategy(spec: str, *, token_bytes: int = 1) -> Strategy:
 
     Raises:
         StrategyError: as :func:`make_strategy`, or ``spec`` is malformed.
+    """
+    name, parameters = parse_spec(spec)
+    return make_strategy(name, token_bytes=token_bytes, unit=unit, **parameters)
+
+
+def parse_spec(spec: str) -> tuple[str, dict[str, Parameter]]:
+    """Name and parameters in ``name[:key=value,...]``, see :func:`parse_strategy`.
+
+    Raises:
+        StrategyError: malformed.
     """
     name, colon, rest = spec.strip().partition(":")
     parameters: dict[str, Parameter] = {}
@@ -99,20 +126,28 @@ def parse_strategy(spec: str, *, token_bytes: int = 1) -> Strategy:
         if key in parameters:
             raise StrategyError(f"{spec!r}: {key} is given twice; give it once")
         parameters[key] = int(match[1]) * UNITS[match[2]] if match[1] else value
-    return _make(name.strip(), token_bytes, parameters)
+    return name.strip(), parameters
 
 
-def _make(name: str, token_bytes: int, parameters: dict[str, Parameter]) -> Strategy:
-    if name not in STRATEGIES:
+def _in_units(
+    strategy: type[Strategy],
+    unit: int,
+    defaults: Mapping[str, Parameter],
+    given: Mapping[str, Parameter],
+) -> dict[str, Parameter]:
+    """The parameters that count tokens, in units; defaults are rounded up to one."""
+    if not strategy.exact:
         raise StrategyError(
-            f"no strategy {name!r}; choose from {', '.join(STRATEGIES)}"
+            f"{strategy.name}: nothing can be moved in a hashed trace; choose an exact "
+            "strategy"
         )
-    chosen: Callable[..., Strategy] = STRATEGIES[name]
-    accepted = [
-        key for key in inspect.signature(chosen).parameters if key != "token_bytes"
-    ]
-    for key in parameters:
-        if key not in accepted:
-            choices = ", ".join(accepted) or "no parameters"
-            raise StrategyError(f"{name}: no parameter {key!r}; accepted: {choices}")
-    return chosen(**{"token_bytes": token_bytes, **parameters})
+    counted: dict[str, Parameter] = {}
+    for key in strategy.in_tokens:
+        value = given.get(key, defaults[key])
+        if key in given and (not isinstance(value, int) or value % unit):
+            raise StrategyError(
+                f"{strategy.name}: {key}={value} is not in units of {unit} tokens, "
+                "which is all that the hashed trace tells; give a multiple"
+            )
+        counted[key] = -(-int(value) // unit)
+    return counted

@@ -235,6 +235,8 @@ class Strategy(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     exact: ClassVar[bool] = True
+    #: Parameters that count tokens.
+    in_tokens: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, *, capacity: int = CAPACITY, token_bytes: int = 1) -> None:
         require(self.name, capacity=capacity, token_bytes=token_bytes)

@@ -65,6 +65,7 @@ class BlockHash(Strategy):
 
     name = "block-hash"
     summary = "a few sequences, matched by chained hashes of whole blocks"
+    in_tokens = ("block", "minimum")
 
     def __init__(
         self,

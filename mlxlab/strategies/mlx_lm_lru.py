@@ -6,6 +6,8 @@ importing this module needs neither. Knows nothing of how the cache decides.
 
 from __future__ import annotations
 
+import gc
+import time
 from itertools import count
 from weakref import WeakValueDictionary
 
@@ -24,6 +26,8 @@ from mlxlab.strategies.base import (
 from mlxlab.strategies.prefixes import lost_tokens
 
 __all__ = ["MlxLmLru"]
+
+PATIENCE = 1000  # milliseconds
 
 UNLIMITED = 1 << 63  # LRUPromptCache's own default
 MODEL = "mlxlab"  # its entries are keyed by model; one strategy serves one
@@ -97,7 +101,7 @@ class MlxLmLru(Strategy):
         self._handles = count(1)
         self._sequences: dict[Handle, Tokens] = {}
         # The cache tells nobody what it drops. Nothing else holds its entries, so
-        # a dropped one leaves this mapping at once.
+        # a dropped one leaves this mapping, at once unless a profiler looks on.
         self._alive: WeakValueDictionary[Handle, _Entry] = WeakValueDictionary()
 
     @property
@@ -117,6 +121,7 @@ class MlxLmLru(Strategy):
             return Commit()
         handle = next(self._handles)
         self._insert(handle, prompt.tokens)
+        self._await_drops()
         gone = [held for held in self._sequences if held not in self._alive]
         dropped = [self._sequences.pop(held) for held in gone]
         put: tuple[Put, ...] = ()
@@ -134,6 +139,16 @@ class MlxLmLru(Strategy):
         entry = _Entry(handle, len(tokens), self.token_bytes)
         self._alive[handle] = entry
         self._cache.insert_cache(MODEL, tokens.tolist(), [entry])
+
+    def _await_drops(self) -> None:
+        """Until as many entries are alive as the cache counts."""
+        for waited in range(PATIENCE):
+            if len(self._alive) == len(self._cache):
+                return
+            time.sleep(0.001)
+            if waited % 100 == 50:
+                gc.collect()
+        raise IntegrityError(f"{self.name}: somebody holds on to dropped entries")
 
     @property
     def stored_tokens(self) -> int:

@@ -71,6 +71,7 @@ class Paged(Strategy):
 
     name = "paged"
     summary = "one pool of blocks shared by all sequences"
+    in_tokens = ("block",)
 
     def __init__(
         self, *, block: int = 64, capacity: int = CAPACITY, token_bytes: int = 1

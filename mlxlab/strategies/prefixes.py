@@ -1,4 +1,4 @@
-"""Prefix arithmetic that several strategies share.
+"""Arithmetic on token ids that several strategies share.
 
 Knows token ids only: no handles, no slots, no policy.
 """
@@ -9,12 +9,17 @@ from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mlxlab.prompt import Tokens, common_prefix
 
-__all__ = ["chained_digests", "lost_tokens"]
+__all__ = ["chained_digests", "lost_tokens", "window_hashes"]
 
 DIGEST_BYTES = 16
+
+BASE = 0x9E3779B97F4A7C15
+INVERSE = pow(BASE, -1, 1 << 64)
+MIX = 0xBF58476D1CE4E5B9
 
 
 def chained_digests(tokens: Tokens, block: int) -> Iterator[bytes]:
@@ -43,3 +48,23 @@ def lost_tokens(dropped: Iterable[Tokens], kept: Iterable[Tokens]) -> int:
         lost += len(tokens) - covered
         covering.append(tokens)
     return lost
+
+
+def window_hashes(tokens: Tokens, width: int) -> NDArray[np.uint64]:
+    """A hash of every ``width`` tokens: a polynomial of their mixed ids, modulo 2^64.
+
+    The base is odd and so has an inverse, which makes windows differences of sums.
+    """
+    if len(tokens) < width:
+        return np.empty(0, np.uint64)
+    mixed = tokens.astype(np.uint64) * np.uint64(MIX)
+    mixed ^= mixed >> np.uint64(31)
+    mixed *= np.uint64(BASE)
+    sums = np.zeros(len(tokens) + 1, np.uint64)
+    np.cumsum(mixed * _powers(BASE, len(tokens)), out=sums[1:])
+    windows = sums[width:] - sums[:-width]
+    return windows * _powers(INVERSE, len(windows))
+
+
+def _powers(base: int, count: int) -> NDArray[np.uint64]:
+    return np.cumprod(np.full(count, base, np.uint64), dtype=np.uint64)

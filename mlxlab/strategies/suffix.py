@@ -9,17 +9,13 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mlxlab.prompt import Prompt, Tokens, common_prefix
 from mlxlab.strategies.moving import Moving, Naive
+from mlxlab.strategies.prefixes import window_hashes
 from mlxlab.strategies.runs import Donor, Run
 
 __all__ = ["Suffix", "SuffixNaive"]
-
-BASE = 0x9E3779B97F4A7C15
-INVERSE = pow(BASE, -1, 1 << 64)
-MIX = 0xBF58476D1CE4E5B9
 
 
 class Suffix(Moving):
@@ -74,9 +70,9 @@ def _anchors(ours: Tokens, theirs: Tokens, width: int) -> list[tuple[int, int]]:
 
     Equal hashes are taken for equal windows here; extending them to runs compares ids.
     """
-    windows = _window_hashes(ours, width)
+    windows = window_hashes(ours, width)
     blocks, index, times = np.unique(
-        _window_hashes(theirs, width)[::width], return_index=True, return_counts=True
+        window_hashes(theirs, width)[::width], return_index=True, return_counts=True
     )
     blocks, origins = blocks[times == 1], index[times == 1] * width
     if len(blocks) == 0:
@@ -89,26 +85,6 @@ def _anchors(ours: Tokens, theirs: Tokens, width: int) -> list[tuple[int, int]]:
     positions = equal[index[times == 1]]
     pairs = zip(positions.tolist(), origins[found[times == 1]].tolist(), strict=True)
     return sorted(pairs)
-
-
-def _window_hashes(tokens: Tokens, width: int) -> NDArray[np.uint64]:
-    """A hash of every ``width`` tokens: a polynomial of their mixed ids, modulo 2^64.
-
-    The base is odd and so has an inverse, which makes windows differences of sums.
-    """
-    if len(tokens) < width:
-        return np.empty(0, np.uint64)
-    mixed = tokens.astype(np.uint64) * np.uint64(MIX)
-    mixed ^= mixed >> np.uint64(31)
-    mixed *= np.uint64(BASE)
-    sums = np.zeros(len(tokens) + 1, np.uint64)
-    np.cumsum(mixed * _powers(BASE, len(tokens)), out=sums[1:])
-    windows = sums[width:] - sums[:-width]
-    return windows * _powers(INVERSE, len(windows))
-
-
-def _powers(base: int, count: int) -> NDArray[np.uint64]:
-    return np.cumprod(np.full(count, base, np.uint64), dtype=np.uint64)
 
 
 def _in_order(runs: Iterable[Run]) -> list[Run]:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from mlxlab.prompt import Prompt, common_prefix
 from mlxlab.strategies import Plan, parse_strategy
-from mlxlab.strategies.suffix import _anchors, _window_hashes
+from mlxlab.strategies.prefixes import window_hashes
+from mlxlab.strategies.suffix import _anchors
 from tests.strategies.edited import message, request, system, text, tool
 from tests.strategies.ledger import Ledger, Request
 from tests.strategies.traffic import DETERMINISTIC
@@ -153,8 +154,8 @@ def test_all_that_is_stored_behind_an_edit_is_found(
 
 @given(st.lists(st.integers(0, 2), max_size=40), st.integers(1, 8))
 @DETERMINISTIC
-def test_window_hashes_are_equal_when_windows_are(ids: list[int], width: int) -> None:
-    hashes = _window_hashes(np.array(ids, np.int32), width).tolist()
+def testwindow_hashes_are_equal_when_windows_are(ids: list[int], width: int) -> None:
+    hashes = window_hashes(np.array(ids, np.int32), width).tolist()
     windows = [tuple(ids[i : i + width]) for i in range(len(ids) - width + 1)]
     assert len(hashes) == len(windows)
     assert len(set(zip(hashes, windows, strict=True))) == len(set(windows))

@@ -1,0 +1,119 @@
+"""Steps of hashed traces: a number for each unit of tokens in place of token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlxlab.prompt import Prompt, Role, Segment, Tokens
+from mlxlab.replay.steps import Step
+from mlxlab.replay.workload import Numbers, Timed
+from mlxlab.traces.hashed import HashedRequest, HashedTrace
+
+__all__ = ["HashedSource", "HashedStep"]
+
+#: A prompt's last ids, where they are less than a unit.
+_REST = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HashedStep(Step):
+    """One hashed request; its prompt holds a number for each unit of tokens.
+
+    Attributes:
+        length: tokens of the prompt.
+        sequence: numbers of the whole units of prompt and answer.
+        content: int64, shape ``[pieces, 3]``: where a piece of the prompt starts, its
+            tokens, and a number for what it says, wherever it stands; no pieces if the
+            trace does not tell.
+    """
+
+    length: int
+    sequence: Prompt
+    content: NDArray[np.int64]
+
+    @property
+    def tokens(self) -> int:
+        return self.length
+
+    @property
+    def computed(self) -> Prompt:
+        return self.sequence
+
+
+@dataclass(frozen=True)
+class HashedSource:
+    """A hashed trace as a source."""
+
+    trace: HashedTrace
+
+    @property
+    def name(self) -> str:
+        return self.trace.name
+
+    @property
+    def digest(self) -> str:
+        return self.trace.digest
+
+    @property
+    def unit(self) -> int:
+        return self.trace.unit
+
+    def steps(self, numbers: Numbers) -> Timed:
+        chained, content = numbers.table(), Numbers().table()
+        for i, request in enumerate(self.trace):
+            numbered = replace(request, chained=chained(request.chained))
+            yield request.t, self._step(i, numbered, content)
+
+    def _step(
+        self, i: int, request: HashedRequest, content: Callable[[Tokens], Tokens]
+    ) -> HashedStep:
+        unit, ids = self.unit, request.chained
+        whole, rest = divmod(request.tokens, unit)
+        # The last token of an answer is never stored.
+        stored = (request.tokens + max(request.answer - 1, 0)) // unit
+        tail = np.array([_REST] if rest else [], np.int32)
+        asked = np.concatenate([ids[:whole], tail])
+        session = ":".join(filter(None, (self.name, request.session)))
+        agent = f"/{request.agent[:9]}" if request.agent else ""
+        return HashedStep(
+            session=session + agent,
+            request=i,
+            prompt=Prompt(asked, _segments(request, len(asked), unit), False),
+            answer=ids[whole:stored],
+            unit=unit,
+            length=request.tokens,
+            sequence=Prompt(ids[:stored], _segments(request, stored, unit), False),
+            content=_pieces(request, unit, content),
+        )
+
+
+def _segments(request: HashedRequest, length: int, unit: int) -> tuple[Segment, ...]:
+    """The parts of a prompt, to the unit; what nothing is told of is unknown."""
+    segments: list[Segment] = []
+    end = 0
+    for role, tokens in request.roles:
+        start, end = end, end + tokens
+        first, last = start // unit, min(end // unit, length)
+        if first < last:
+            segments.append(Segment(str(role), role, first, last))
+    known = segments[-1].stop if segments else 0
+    if known < length:
+        segments.append(Segment("messages", Role.UNKNOWN, known, length))
+    return tuple(segments)
+
+
+def _pieces(
+    request: HashedRequest, unit: int, renumber: Callable[[Tokens], Tokens]
+) -> NDArray[np.int64]:
+    pieces: list[NDArray[np.int64]] = [np.empty((0, 3), np.int64)]
+    start = 0
+    for (_, tokens), content in zip(request.roles, request.content, strict=False):
+        offsets = np.arange(len(content)) * unit
+        lengths = np.minimum(tokens - offsets, unit)
+        pieces.append(np.stack([start + offsets, lengths, renumber(content)], axis=1))
+        start += tokens
+    return np.concatenate(pieces)

@@ -1,0 +1,275 @@
+"""Strategies by capacities by users, over any amount of traffic, beside ceilings.
+
+Totals only: what happens to single requests is :func:`mlxlab.compare`'s to tell.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from mlxlab.models import BUNDLED, ModelFolder, find_model
+from mlxlab.render import Renderer
+from mlxlab.replay.ceilings import INFINITE, Foresight, any_position
+from mlxlab.replay.cluster import Row, Task, run_tasks
+from mlxlab.replay.contenders import EXACT_CONTENDERS, Contender, parse_contenders
+from mlxlab.replay.hashed import HashedSource
+from mlxlab.replay.manifest import describe_run
+from mlxlab.replay.report import Forms, contender_names, format_columns
+from mlxlab.replay.simulate import SimulatedTarget
+from mlxlab.replay.steps import Step, label_sessions, render_steps
+from mlxlab.replay.workload import RenderedTrace, Source, Workload
+from mlxlab.sizes import format_size
+from mlxlab.strategies import Strategy
+from mlxlab.strategies.base import CAPACITY
+from mlxlab.traces import Trace
+from mlxlab.traces.hashed import HashedTrace
+
+__all__ = ["CEILINGS", "format_sweep", "sweep", "sweep_title"]
+
+#: Columns of the ceilings, in tokens: of the same rules and users, and of the same
+#: capacity where that is finite.
+CEILINGS = ("infinite", "finite", "any_position")
+
+_FORMS: Forms = {
+    "strategy": ("strategy", str),
+    "users": ("users", str),
+    "capacity": ("capacity", str),
+    "reused": ("reused", "{:.1%}".format),
+    "infinite": ("of\ninfinite", "{:.1%}".format),
+    "finite": ("of\nfinite", "{:.1%}".format),
+    "any_position": ("of any\nplace", "{:.1%}".format),
+    "stored_gib": ("stored\nGiB", "{:.2f}".format),
+    "evicted": ("evicted\ntokens", "{:,}".format),
+}
+
+Rules: TypeAlias = tuple[str, ...]
+Sources: TypeAlias = tuple[Source, ...]
+AnyTrace: TypeAlias = Trace | HashedTrace
+
+
+def sweep(
+    traces: AnyTrace | Sequence[AnyTrace],
+    *,
+    strategies: str = EXACT_CONTENDERS,
+    capacities: Sequence[int] = (CAPACITY,),
+    users: Sequence[int] = (1,),
+    model: str | ModelFolder = BUNDLED,
+    token_bytes: int | None = None,
+    rules: str = "all",
+    folder: str | Path | None = None,
+    scheduler: str | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Simulate every strategy at every capacity with every number of users.
+
+    Traces that are not hashed are rendered for ``model``. Nothing is computed, so no
+    weights are needed. A script that calls this has to do so under ``if __name__ ==
+    "__main__"``, because processes are started.
+
+    Args:
+        traces: recorded ones or hashed ones, not both.
+        strategies: see :func:`mlxlab.replay.contenders.parse_contenders`; exact ones
+            only for hashed traces, under whatever rules they were hashed.
+        capacities: bytes, for strategies whose parameters name none.
+        users: how many traces are replayed at the same time into one cache.
+        model: name, folder or hub repository.
+        token_bytes: keys and values of one token, if other than the model's.
+        rules: for strategies that name none of their own.
+        folder: keeps what was found as Parquet, a file for each task; a sweep that was
+            stopped goes on from there.
+        scheduler: see :func:`mlxlab.replay.cluster.run_tasks`.
+        progress: whether to show bars.
+
+    Returns:
+        A row per strategy, capacity and number of users: ``strategy``, ``rules``,
+        ``users``, ``capacity`` (bytes), ``requests``, ``prompt_tokens``,
+        ``reused_tokens``, ``evicted`` (tokens), ``stored_bytes`` (peak), and the
+        ceilings ``infinite``, ``finite`` and ``any_position`` in tokens, the last one
+        missing where hashes do not tell. ``attrs["manifest"]`` as in
+        :func:`mlxlab.compare`.
+
+    Raises:
+        MlxlabError: anything unknown or unreadable, or no cluster.
+        KeyboardInterrupt: stopped by hand; what was finished is in ``folder``.
+    """
+    traces = [traces] if isinstance(traces, AnyTrace) else list(traces)
+    model = find_model(model) if isinstance(model, str) else model
+    token_bytes = token_bytes or model.token_bytes
+    contenders = parse_contenders(strategies, rules)
+    renderers = {c.rules: Renderer(model, c.rules) for c in contenders}
+    data = {
+        rules: _sources(traces, renderer, progress)
+        for rules, renderer in renderers.items()
+    }
+    tasks = list(_tasks(contenders, data, capacities, users, token_bytes))
+    rows = run_tasks(
+        _run,
+        tasks,
+        data,
+        folder=Path(folder) if folder is not None else None,
+        scheduler=scheduler,
+        progress=progress,
+    )
+    frame = _joined(pd.DataFrame(rows))
+    notes = sum((r.notes for r in renderers.values()), Counter())
+    frame.attrs["manifest"] = describe_run(
+        traces, model, contenders, notes, {}, token_bytes=token_bytes
+    )
+    return frame
+
+
+def _sources(traces: Sequence[AnyTrace], renderer: Renderer, progress: bool) -> Sources:
+    recorded = [trace for trace in traces if isinstance(trace, Trace)]
+    requests = sum(len(trace.inference) for trace in recorded)
+    with tqdm(
+        total=requests, desc="rendering", disable=not progress or not requests
+    ) as bar:
+        rendered = [render_steps(trace, renderer, bar.update) for trace in recorded]
+    named = iter(label_sessions(recorded, rendered))
+    return tuple(
+        _rendered(trace, next(named), renderer)
+        if isinstance(trace, Trace)
+        else HashedSource(trace)
+        for trace in traces
+    )
+
+
+def _rendered(trace: Trace, steps: Sequence[Step], renderer: Renderer) -> RenderedTrace:
+    begun = trace.inference[0].t
+    times = [exchange.t - begun for exchange in trace.inference]
+    digest = f"{trace.digest}-{renderer.model.digest}-{','.join(renderer.rules)}"
+    return RenderedTrace(trace.name, digest, tuple(zip(times, steps, strict=True)))
+
+
+def _tasks(
+    contenders: Sequence[Contender],
+    data: Mapping[Rules, Sources],
+    capacities: Sequence[int],
+    users: Sequence[int],
+    token_bytes: int,
+) -> Iterator[Task]:
+    """All that is to be found out."""
+    for rules, sources in data.items():
+        unit = Workload(sources).unit
+        made = {
+            contender: [
+                contender.make(token_bytes, unit=unit, capacity=size)
+                for size in capacities
+            ]
+            for contender in contenders
+            if contender.rules == rules
+        }
+        sizes = {c: sorted({s.capacity for s in own}) for c, own in made.items()}
+        asked: list[dict[str, Any]] = [
+            {"strategy": None, "capacities": sorted(set(chain(*sizes.values())))},
+            *(
+                {
+                    "strategy": contender.strategy,
+                    "parameters": [dict(strategy.parameters) for strategy in own],
+                    "capacities": sizes[contender],
+                }
+                for contender, own in made.items()
+            ),
+        ]
+        known = {
+            "version": version("mlxlab"),
+            "sources": [source.digest for source in sources],
+            "rules": list(rules),
+            "token_bytes": token_bytes,
+        }
+        for number in users:
+            for own in asked:
+                yield Task({**known, **own, "users": number}, rules)
+
+
+def _run(task: Task, sources: Sources) -> list[Row]:
+    """Find out what a task asks, in whatever process."""
+    what = task.what
+    workload = Workload(sources, what["users"])
+    if what["strategy"] is None:
+        found = _ceilings(workload, what["token_bytes"], what["capacities"])
+    else:
+        contender = Contender(what["strategy"], tuple(what["rules"]))
+        found = _simulated(
+            [
+                contender.make(what["token_bytes"], unit=workload.unit, capacity=size)
+                for size in what["capacities"]
+            ],
+            workload,
+        )
+    rules = Contender("", tuple(what["rules"])).rules_label
+    common = {"strategy": what["strategy"], "rules": rules, "users": what["users"]}
+    return [{**common, **row} for row in found]
+
+
+def _simulated(strategies: Sequence[Strategy], workload: Workload) -> Iterator[Row]:
+    """Totals of strategies, all in one pass, which may take long to make."""
+    targets = [SimulatedTarget(strategy) for strategy in strategies]
+    totals = [Counter[str]() for _ in strategies]
+    for step in workload:
+        for target, total in zip(targets, totals, strict=True):
+            outcome = target.replay(step)
+            total["requests"] += 1
+            total["prompt_tokens"] += step.tokens
+            total["reused_tokens"] += outcome.reused_tokens
+            total["evicted"] += outcome.evicted
+            total["stored_bytes"] = max(total["stored_bytes"], outcome.stored_bytes)
+    for strategy, total in zip(strategies, totals, strict=True):
+        yield {"capacity": strategy.capacity, **total}
+
+
+def _ceilings(
+    workload: Workload, token_bytes: int, capacities: Sequence[int]
+) -> Iterator[Row]:
+    foresight = Foresight(workload)
+    infinite = sum(foresight.reused(INFINITE))
+    anywhere = any_position(workload)
+    for size in capacities:
+        finite = sum(foresight.reused(size // token_bytes))
+        row = {"infinite": infinite, "finite": finite, "any_position": anywhere}
+        yield {"capacity": size, **row}
+
+
+def _joined(rows: pd.DataFrame) -> pd.DataFrame:
+    """Strategies with the ceilings beside them."""
+    keys = ["rules", "users", "capacity"]
+    ceilings = rows[rows.strategy.isna()][[*keys, *CEILINGS]]
+    strategies = rows[rows.strategy.notna()].drop(columns=list(CEILINGS))
+    frame = strategies.merge(ceilings, on=keys, how="left")
+    names = ["strategy", "rules"]
+    return frame.astype({c: "Int64" for c in frame.columns if c not in names})
+
+
+def sweep_title(frame: pd.DataFrame) -> str:
+    """One line on what was simulated."""
+    manifest = frame.attrs["manifest"]
+    names = [trace["name"] for trace in manifest["traces"]]
+    traces = ", ".join(names) if len(names) < 4 else f"{len(names)} traces"
+    requests, tokens = frame.requests.iloc[0], frame.prompt_tokens.iloc[0]
+    size = format_size(manifest["model"]["token_bytes"])
+    return f"{traces}: {requests:,} requests, {tokens:,} tokens of {size}, simulated"
+
+
+def format_sweep(frame: pd.DataFrame) -> pd.DataFrame:
+    """A sweep as text under short headings, shares of ceilings in place of tokens."""
+    shares = {
+        "reused": frame.reused_tokens / frame.prompt_tokens,
+        **{name: frame.reused_tokens / frame[name] for name in CEILINGS},
+    }
+    shown = frame.assign(
+        strategy=contender_names(frame),
+        capacity=frame.capacity.map(format_size),
+        stored_gib=frame.stored_bytes / 2**30,
+        **shares,
+    )
+    if frame.users.nunique() == 1:
+        shown = shown.drop(columns="users")
+    return pd.DataFrame(format_columns(shown, _FORMS))

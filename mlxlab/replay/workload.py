@@ -1,0 +1,141 @@
+"""What reaches one cache: traces, one after the other or several at once.
+
+Steps of hashed traces are made while they are asked for, so a month of traffic takes no
+more memory than the sessions that run at the same time.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+from typing import Protocol, TypeAlias
+
+import numpy as np
+
+from mlxlab.errors import TraceError
+from mlxlab.prompt import Tokens
+from mlxlab.replay.steps import Step
+
+__all__ = ["Numbers", "RenderedTrace", "Source", "Timed", "Workload"]
+
+Timed: TypeAlias = Iterator[tuple[float, Step]]
+"""Steps and the seconds since their trace began, in order."""
+
+
+class Numbers:
+    """Numbers that no other trace has, in the order in which they are first met."""
+
+    def __init__(self) -> None:
+        self._count = count()
+
+    def table(self) -> Callable[[Tokens], Tokens]:
+        """Renumbers one trace's."""
+        table: Tokens = np.empty(0, np.int32)
+
+        def renumber(ids: Tokens) -> Tokens:
+            nonlocal table
+            most = int(ids.max(initial=-1)) + 1
+            if most > len(table):
+                more = max(most, 2 * len(table)) - len(table)
+                table = np.concatenate([table, np.full(more, -1, np.int32)])
+            for new in dict.fromkeys(ids[table[ids] < 0].tolist()):
+                table[new] = next(self._count)
+            return table[ids]
+
+        return renumber
+
+
+class Source(Protocol):
+    """A trace that steps can be made of, over and over."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+
+    @property
+    def digest(self) -> str:
+        """The same for the same steps."""
+
+    @property
+    def unit(self) -> int:
+        """Tokens that an id of its prompts stands for."""
+
+    def steps(self, numbers: Numbers) -> Timed:
+        """Its steps; ids that mean something in this trace only are renumbered."""
+
+
+@dataclass(frozen=True)
+class RenderedTrace:
+    """A recorded trace, rendered.
+
+    Attributes:
+        digest: of trace, tokenizer and rules.
+        timed: steps and seconds since the first of them.
+    """
+
+    name: str
+    digest: str
+    timed: tuple[tuple[float, Step], ...] = field(repr=False)
+    unit: int = 1
+
+    def steps(self, numbers: Numbers) -> Timed:
+        return iter(self.timed)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Sources, one after the other or several at once, into one cache.
+
+    Each of ``users`` takes the next source as soon as the one before it has ended.
+
+    Raises:
+        TraceError: no source, or sources of different units.
+    """
+
+    sources: Sequence[Source]
+    users: int = 1
+
+    def __post_init__(self) -> None:
+        units = sorted({source.unit for source in self.sources})
+        if len(units) != 1:
+            found = ", ".join(map(str, units)) or "none"
+            raise TraceError(
+                f"traces: units of tokens: {found}; give traces of one and the same"
+            )
+
+    @property
+    def unit(self) -> int:
+        """Tokens that an id of the prompts stands for."""
+        return self.sources[0].unit
+
+    def __iter__(self) -> Iterator[Step]:
+        numbers = Numbers()
+        waiting = iter([partial(source.steps, numbers) for source in self.sources])
+        order = count()
+        running: list[tuple[float, int, float, Step, Timed]] = []
+
+        def begin(now: float) -> None:
+            """Let a user take the next source that has steps."""
+            for make in waiting:
+                steps = make()
+                first = next(steps, None)
+                if first is not None:
+                    start = now - first[0]
+                    entry = (now, next(order), start, first[1], steps)
+                    heapq.heappush(running, entry)
+                    return
+
+        for _ in range(self.users):
+            begin(0.0)
+        while running:
+            now, turn, start, step, steps = heapq.heappop(running)
+            yield step
+            following = next(steps, None)
+            if following is None:
+                begin(now)
+            else:
+                entry = (start + following[0], turn, start, following[1], steps)
+                heapq.heappush(running, entry)

@@ -18,13 +18,14 @@ from mlxlab.cli.app import (
     print_names,
     table,
 )
-from mlxlab.models import BUNDLED
+from mlxlab.models import BUNDLED, find_model
 from mlxlab.replay.compare import compare as compare_traces
 from mlxlab.replay.contenders import (
     DEFAULT_CONTENDERS,
     EXACT_CONTENDERS,
     FIDELITY_CONTENDERS,
 )
+from mlxlab.replay.costs import format_check, format_costs, recall_costs
 from mlxlab.replay.fidelity import RULER, parse_ruler
 from mlxlab.replay.fidelity import fidelity as judge_answers
 from mlxlab.replay.findings import Fidelity, format_findings
@@ -75,21 +76,58 @@ def compare(
 ) -> None:
     """Replay traces through strategies and print what each of them reused."""
     loaded = [load_trace(trace) for trace in traces or [DEFAULT_TRACE]]
+    folder = find_model(model)
+    costs = recall_costs(folder.digest, chunk) if simulate else None
     rows = compare_traces(
         loaded,
-        model=model,
+        model=folder,
         strategies=strategies,
         rules=rules,
         simulate=simulate,
+        costs=costs,
         chunk=chunk,
     )
     _print_summary(rows)
+    if simulate and costs is None:
+        hint = f"No seconds: mlxlab calibrate --model {model} measures what they take."
+        console.print(hint, highlight=False, soft_wrap=True)
     if json:
         write_json(rows, json)
     if plots:
         from mlxlab.plots import save_plots
 
         save_plots(rows, count_segments(loaded, model=model, rules=rules), plots)
+
+
+@app.command()
+def calibrate(
+    model: Annotated[str, typer.Option(help="Folder or hub repository.")] = BUNDLED,
+    tokens: Annotated[
+        int, typer.Option(min=1, help="Of the longest prompt to measure.")
+    ] = 20_000,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="After which no more is measured.")
+    ] = 60.0,
+    chunk: Annotated[
+        int, typer.Option(min=1, help="Tokens computed at a time.")
+    ] = 2048,
+    check: Annotated[
+        list[str] | None,
+        typer.Option(help="Trace to replay live too, to see how far off it is."),
+    ] = None,
+) -> None:
+    """Measure what prefill and restore take here, so that simulations tell seconds."""
+    from mlxlab.replay.calibrate import calibrate as measure
+    from mlxlab.replay.calibrate import check_costs
+
+    folder = find_model(model)
+    costs = measure(folder, chunk=chunk, tokens=tokens, seconds=seconds)
+    console.print(table(format_costs(costs), gap=1))
+    points = f"{len(costs.points)} points, {costs.error:.1%} off in the median"
+    console.print(f"{points}; {costs.device}, BLAS: {costs.blas}", highlight=False)
+    if check:
+        loaded = [load_trace(trace) for trace in check]
+        console.print(table(format_check(check_costs(costs, loaded, model=folder)), 1))
 
 
 @app.command()

@@ -15,6 +15,7 @@ from mlxlab.models import BUNDLED, ModelFolder, find_model
 from mlxlab.render import Renderer
 from mlxlab.replay.ceilings import InfiniteMemory
 from mlxlab.replay.contenders import DEFAULT_CONTENDERS, Contender, parse_contenders
+from mlxlab.replay.costs import CostModel
 from mlxlab.replay.manifest import describe_run
 from mlxlab.replay.simulate import SimulatedTarget
 from mlxlab.replay.steps import Step, label_sessions, render_steps
@@ -34,6 +35,7 @@ def compare(
     strategies: str = DEFAULT_CONTENDERS,
     rules: str = "all",
     simulate: bool = False,
+    costs: CostModel | None = None,
     chunk: int = 2048,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -47,6 +49,8 @@ def compare(
         strategies: see :func:`mlxlab.replay.contenders.parse_contenders`.
         rules: for strategies that name none of their own.
         simulate: count tokens only; needs no mlx and no weights.
+        costs: what a simulation estimates seconds by, see
+            :func:`mlxlab.replay.calibrate.calibrate`.
         chunk: tokens that a live replay computes at a time.
         progress: whether to show a bar.
 
@@ -70,7 +74,7 @@ def compare(
     rows: list[dict[str, Any]] = []
     requests = len(renderers) * sum(len(trace.inference) for trace in traces)
     with (
-        _stage(folder, chunk, simulate) as stage,
+        _stage(folder, chunk, simulate, costs) as stage,
         tqdm(total=requests, desc="rendering", disable=not progress) as bar,
     ):
         for contender in contenders:
@@ -91,7 +95,7 @@ def compare(
     frame = pd.DataFrame(rows)
     notes = sum((r.notes for r in renderers.values()), Counter())
     frame.attrs["manifest"] = describe_run(
-        traces, folder, contenders, notes, stage.environment
+        traces, folder, contenders, notes, stage.environment, costs=stage.costs
     )
     return frame
 
@@ -103,28 +107,33 @@ def _tokens(workload: Iterable[Iterable[Step]]) -> int:
 class _Stage:
     """Makes targets: simulated ones, and with a model live ones."""
 
-    def __init__(self, folder: ModelFolder, live: LiveModel | None) -> None:
+    def __init__(
+        self, folder: ModelFolder, live: LiveModel | None, costs: CostModel | None
+    ) -> None:
         self.token_bytes = folder.token_bytes
         self.live = live
+        self.costs = costs
         self.environment = live.describe() if live else {}
 
     def target(self, contender: Contender, progress: Progress) -> Target:
         strategy = contender.make(self.token_bytes)
         if self.live is None or contender.is_ceiling:
-            return SimulatedTarget(strategy, progress)
+            return SimulatedTarget(strategy, progress, self.costs)
         return self.live.target(strategy, progress)
 
 
 @contextmanager
-def _stage(folder: ModelFolder, chunk: int, simulate: bool) -> Iterator[_Stage]:
+def _stage(
+    folder: ModelFolder, chunk: int, simulate: bool, costs: CostModel | None
+) -> Iterator[_Stage]:
     if simulate:
-        yield _Stage(folder, None)
+        yield _Stage(folder, None, costs)
         return
     # Simulation has to work where mlx is not installed.
     from mlxlab.replay.live import live_model
 
     with live_model(folder, chunk=chunk) as live:
-        yield _Stage(folder, live)
+        yield _Stage(folder, live, None)
 
 
 def _row(contender: Contender, step: Step, outcome: Outcome) -> dict[str, Any]:

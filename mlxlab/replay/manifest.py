@@ -9,6 +9,7 @@ from typing import Any
 
 from mlxlab.models import ModelFolder
 from mlxlab.replay.contenders import Contender
+from mlxlab.replay.costs import CostModel
 from mlxlab.traces import Trace
 from mlxlab.traces.hashed import HashedTrace
 
@@ -25,6 +26,7 @@ def describe_run(
     environment: Mapping[str, Any],
     *,
     token_bytes: int | None = None,
+    costs: CostModel | None = None,
 ) -> dict[str, Any]:
     """Everything that decides the numbers, as JSON values.
 
@@ -35,6 +37,7 @@ def describe_run(
         notes: what could not be rendered as meant, and how often.
         environment: device, BLAS and chunk of a live replay; empty when simulated.
         token_bytes: keys and values of one token, if other than the model's.
+        costs: what seconds were estimated by.
 
     Raises:
         StrategyError: a contender that cannot be made.
@@ -50,6 +53,7 @@ def describe_run(
         "contenders": [_contender(c, folder.token_bytes) for c in contenders],
         "notes": dict(notes),
         "simulated": not environment,
+        **({"estimated": costs.describe()} if costs else {}),
         **environment,
         # Recorded answers are forced, so nothing is drawn at random.
         "seed": None,

@@ -40,6 +40,10 @@ _FORMS: Forms = {
     "stored_mib": ("stored\nMiB", "{:.0f}".format),
     "evicted": ("evicted\ntokens", "{:,}".format),
 }
+_ESTIMATED: Forms = {
+    "ttft_median_s": ("TTFT est.\nmedian s", "{:.2f}".format),
+    "ttft_max_s": ("est.\nmax s", "{:.2f}".format),
+}
 
 
 def summarize(rows: pd.DataFrame) -> pd.DataFrame:
@@ -58,12 +62,16 @@ def summarize(rows: pd.DataFrame) -> pd.DataFrame:
     groups = rows.groupby(contender_names(rows), sort=False)
     summaries = {name: _summarize(own, most) for name, own in groups}
     summary = pd.DataFrame(summaries.values(), index=pd.Index(summaries, name=None))
-    return summary.dropna(axis="columns", how="all")
+    summary = summary.dropna(axis="columns", how="all")
+    summary.attrs["estimated"] = "estimated" in rows.attrs.get("manifest", {})
+    return summary
 
 
 def format_summary(summary: pd.DataFrame) -> pd.DataFrame:
     """The part of a summary that fits a terminal, as text under short headings."""
-    return pd.DataFrame({"strategy": summary.index, **format_columns(summary, _FORMS)})
+    forms = {**_FORMS, **_ESTIMATED} if summary.attrs.get("estimated") else _FORMS
+    columns = format_columns(summary, forms)
+    return pd.DataFrame({"strategy": summary.index, **columns})
 
 
 def format_columns(frame: pd.DataFrame, forms: Forms) -> dict[str, list[str]]:
@@ -96,6 +104,7 @@ def list_notes(rows: pd.DataFrame) -> list[str]:
     return [
         *manifest.get("warnings", ()),
         *([f"BLAS: {manifest['blas']}"] if "blas" in manifest else []),
+        *([_estimate(manifest["estimated"])] if "estimated" in manifest else []),
         *(
             f"trace {trace['name']}: {trace['skipped_lines']} partial last line skipped"
             for trace in manifest["traces"]
@@ -103,6 +112,13 @@ def list_notes(rows: pd.DataFrame) -> list[str]:
         ),
         *(f"{note} ({times} times)" for note, times in manifest["notes"].items()),
     ]
+
+
+def _estimate(estimated: Mapping[str, Any]) -> str:
+    return (
+        f"seconds are estimated by {estimated['points']} points of "
+        f"{estimated['calibrated']}, {estimated['median_error']:.0%} off in the median"
+    )
 
 
 def write_json(rows: pd.DataFrame, path: str | Path) -> None:

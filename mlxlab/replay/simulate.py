@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mlxlab.replay.costs import CostModel
 from mlxlab.replay.steps import Step
 from mlxlab.replay.targets import Outcome, Progress
 from mlxlab.strategies import Strategy
@@ -10,11 +11,23 @@ __all__ = ["SimulatedTarget"]
 
 
 class SimulatedTarget:
-    """Runs a strategy as the engine would, storing nothing."""
+    """Runs a strategy as the engine would, storing nothing.
 
-    def __init__(self, strategy: Strategy, progress: Progress | None = None) -> None:
+    Args:
+        strategy: fresh.
+        progress: see :data:`mlxlab.replay.targets.Progress`.
+        costs: what seconds are estimated by; without, none pass.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        progress: Progress | None = None,
+        costs: CostModel | None = None,
+    ) -> None:
         self.strategy = strategy
         self.progress = progress
+        self.costs = costs
 
     def replay(self, step: Step) -> Outcome:
         plan = self.strategy.plan(step.prompt)
@@ -24,4 +37,9 @@ class SimulatedTarget:
         # The last token is always computed, but what ids say ends with whole units.
         reused = min(plan.reused * step.unit, step.tokens - 1)
         evicted = commit.evicted * step.unit
-        return Outcome(reused, self.strategy.stored_bytes, evicted)
+        stored = self.strategy.stored_bytes
+        if self.costs is None:
+            return Outcome(reused, stored, evicted)
+        restore_s, prefill_s = self.costs.estimate(plan, step.unit, step.tokens)
+        ttft_s = restore_s + prefill_s
+        return Outcome(reused, stored, evicted, restore_s, prefill_s, ttft_s)

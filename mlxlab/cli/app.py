@@ -52,7 +52,7 @@ def table(readable: DataFrame, gap: int) -> Table:
     shown = Table(box=SIMPLE_HEAD, padding=(0, gap, 0, 0))
     for i, column in enumerate(readable.columns):
         justify: Literal["left", "right"] = "right" if i else "left"
-        shown.add_column(column, justify=justify, overflow="fold", no_wrap=not i)
+        shown.add_column(column, justify=justify, overflow="fold", no_wrap=i > 0)
     for row in readable.itertuples(index=False):
         shown.add_row(*row)
     return shown

@@ -246,7 +246,7 @@ def list_rules() -> None:
 
 def _print_summary(rows: DataFrame) -> None:
     console.print(title_of(rows), highlight=False)
-    console.print(table(format_summary(summarize(rows)), gap=1))
+    console.print(table(format_summary(summarize(rows)), gap=0))
     for note in list_notes(rows):
         console.print(note, highlight=False)
 

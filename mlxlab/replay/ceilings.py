@@ -7,7 +7,7 @@ known, and anything that stood anywhere before. Ceilings are simulated, never se
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,19 @@ from mlxlab.strategies.paged import Paged
 from mlxlab.strategies.prefixes import window_hashes
 from mlxlab.strategies.radix import RadixTree
 
-__all__ = ["INFINITE", "AnyPosition", "Foresight", "InfiniteMemory", "any_position"]
+__all__ = [
+    "CEILINGS",
+    "INFINITE",
+    "AnyPosition",
+    "Foresight",
+    "InfiniteMemory",
+    "Reachable",
+    "any_position",
+    "reachable",
+]
+
+#: Columns of ceilings wherever they stand beside strategies, in tokens.
+CEILINGS = ("infinite", "finite", "any_position")
 
 #: Tokens that no trace has.
 INFINITE = 1 << 62
@@ -198,6 +210,39 @@ class AnyPosition:
         """Windows that do not lie within what was known as a prefix."""
         tokens = sequence.tokens[max(start - self.window + 1, 0) :]
         self._seen = np.union1d(self._seen, window_hashes(tokens, self.window))
+
+
+@dataclass(frozen=True, slots=True)
+class Reachable:
+    """Tokens of one prompt that could be reused, by class.
+
+    Attributes:
+        finite: by capacity in tokens.
+    """
+
+    infinite: int
+    finite: Mapping[int, int]
+    any_position: int | None
+
+    def columns(self, capacity: int) -> dict[str, int | None]:
+        """A value for each of :data:`CEILINGS`."""
+        at_most = (self.infinite, self.finite[capacity], self.any_position)
+        return dict(zip(CEILINGS, at_most, strict=True))
+
+
+def reachable(steps: Sequence[Step], capacities: Iterable[int]) -> list[Reachable]:
+    """All ceilings for each step of one trace; capacities are in tokens."""
+    foresight = Foresight(steps)
+    finite = {size: list(foresight.reused(size)) for size in capacities}
+    anywhere = AnyPosition()
+    return [
+        Reachable(
+            infinite, {size: own[i] for size, own in finite.items()}, anywhere.reused(s)
+        )
+        for i, (s, infinite) in enumerate(
+            zip(steps, foresight.reused(INFINITE), strict=True)
+        )
+    ]
 
 
 def any_position(steps: Iterable[Step]) -> int | None:

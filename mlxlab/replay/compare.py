@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from mlxlab.canonical import parse_rules
 from mlxlab.models import BUNDLED, ModelFolder, find_model
 from mlxlab.render import Renderer
-from mlxlab.replay.ceilings import InfiniteMemory
+from mlxlab.replay.ceilings import InfiniteMemory, reachable
 from mlxlab.replay.contenders import DEFAULT_CONTENDERS, Contender, parse_contenders
 from mlxlab.replay.costs import CostModel
 from mlxlab.replay.manifest import describe_run
@@ -41,7 +41,8 @@ def compare(
 ) -> pd.DataFrame:
     """Replay traces through strategies, each trace from an empty cache.
 
-    The ceiling, what infinite memory could reuse, comes last and is always simulated.
+    The ceiling of infinite memory comes last, as if it were a strategy; ceilings are
+    always simulated.
 
     Args:
         traces: one or more.
@@ -58,7 +59,10 @@ def compare(
         A row per strategy and request: ``strategy``, ``rules``, ``session``,
         ``request``, ``prompt_tokens``, ``reused_tokens``, ``computed_tokens``,
         ``prefill_s``, ``ttft_s``, ``restore_s`` (missing where nothing was computed),
-        ``stored_bytes``, ``evicted`` (tokens). ``attrs["manifest"]`` holds what
+        ``stored_bytes``, ``evicted`` (tokens), and what of the same request could have
+        been reused under ``rules`` with infinite memory, with the strategy's own
+        capacity and all the future known, and at any position: ``infinite``,
+        ``finite``, ``any_position`` (tokens). ``attrs["manifest"]`` holds what
         :func:`mlxlab.replay.manifest.describe_run` tells of the run.
 
     Raises:
@@ -68,8 +72,7 @@ def compare(
     folder = find_model(model) if isinstance(model, str) else model
     ceiling = Contender(InfiniteMemory.name, parse_rules(rules))
     contenders = tuple(dict.fromkeys([*parse_contenders(strategies, rules), ceiling]))
-    for contender in contenders:
-        contender.make(folder.token_bytes)
+    capacities = {c: c.make(folder.token_bytes).capacity_tokens for c in contenders}
     renderers = {c.rules: Renderer(folder, c.rules) for c in contenders}
     rows: list[dict[str, Any]] = []
     requests = len(renderers) * sum(len(trace.inference) for trace in traces)
@@ -86,12 +89,18 @@ def compare(
             )
             for rules_in_force, renderer in renderers.items()
         }
+        sizes = set(capacities.values())
+        ceilings = [reachable(steps, sizes) for steps in workload[ceiling.rules]]
         bar.reset(sum(_tokens(workload[c.rules]) for c in contenders))
         for contender in contenders:
             bar.set_description(contender.strategy)
-            for steps in workload[contender.rules]:
+            for steps, most in zip(workload[contender.rules], ceilings, strict=True):
                 target = stage.target(contender, bar.update)
-                rows += [_row(contender, s, target.replay(s)) for s in steps]
+                rows += [
+                    _row(contender, step, target.replay(step))
+                    | most[i].columns(capacities[contender])
+                    for i, step in enumerate(steps)
+                ]
     frame = pd.DataFrame(rows)
     notes = sum((r.notes for r in renderers.values()), Counter())
     frame.attrs["manifest"] = describe_run(

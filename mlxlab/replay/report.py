@@ -13,7 +13,7 @@ import pandas as pd
 
 from mlxlab.errors import MlxlabError
 from mlxlab.files import replaced
-from mlxlab.replay.ceilings import InfiniteMemory
+from mlxlab.replay.ceilings import CEILINGS, InfiniteMemory
 
 __all__ = [
     "Forms",
@@ -33,7 +33,9 @@ Forms: TypeAlias = Mapping[str, tuple[str, Callable[[Any], str]]]
 
 _FORMS: Forms = {
     "reused": ("reused", "{:.1%}".format),
-    "of_ceiling": ("of\nceiling", "{:.1%}".format),
+    "of_infinite": ("of in-\nfinite", "{:.1%}".format),
+    "of_finite": ("of\nfinite", "{:.1%}".format),
+    "of_any_position": ("of any\nplace", "{:.1%}".format),
     "new_session": ("new\nsession", "{:.1%}".format),
     "ttft_median_s": ("TTFT\nmedian s", "{:.2f}".format),
     "ttft_max_s": ("TTFT\nmax s", "{:.2f}".format),
@@ -41,26 +43,28 @@ _FORMS: Forms = {
     "evicted": ("evicted\ntokens", "{:,}".format),
 }
 _ESTIMATED: Forms = {
-    "ttft_median_s": ("TTFT est.\nmedian s", "{:.2f}".format),
-    "ttft_max_s": ("est.\nmax s", "{:.2f}".format),
+    "ttft_median_s": ("TTFT\nest. s", "{:.2f}".format),
+    "ttft_max_s": ("max\nest. s", "{:.2f}".format),
 }
 
 
 def summarize(rows: pd.DataFrame) -> pd.DataFrame:
     """A row per strategy; what was not measured has no column.
 
-    Columns: ``reused`` (token-weighted hit rate), ``of_ceiling`` (its share of the rate
-    that infinite memory has under the default rules), ``new_session`` (hit rate of the
-    first requests of all sessions but each trace's first; sub-agents count as
-    sessions), ``ttft_median_s``, ``ttft_max_s``, ``prefill_s`` (sum), ``restore_s``
-    (sum), ``stored_mib`` (peak), ``evicted`` (tokens).
+    Columns: ``reused`` (token-weighted hit rate), its shares of what could be reused
+    under the default rules with infinite memory (``of_infinite``), with the same
+    capacity and all the future known (``of_finite``), and at any position
+    (``of_any_position``), ``new_session`` (hit rate of the first requests of all
+    sessions but each trace's first; sub-agents count as sessions), ``ttft_median_s``,
+    ``ttft_max_s``, ``prefill_s`` (sum), ``restore_s`` (sum), ``stored_mib`` (peak),
+    ``evicted`` (tokens).
 
     Args:
         rows: from :func:`mlxlab.compare`.
     """
-    most = _hit_rate(rows[rows.strategy == InfiniteMemory.name])
+    tokens = int(rows[rows.strategy == InfiniteMemory.name].prompt_tokens.sum())
     groups = rows.groupby(contender_names(rows), sort=False)
-    summaries = {name: _summarize(own, most) for name, own in groups}
+    summaries = {name: _summarize(own, tokens) for name, own in groups}
     summary = pd.DataFrame(summaries.values(), index=pd.Index(summaries, name=None))
     summary = summary.dropna(axis="columns", how="all")
     summary.attrs["estimated"] = "estimated" in rows.attrs.get("manifest", {})
@@ -70,6 +74,8 @@ def summarize(rows: pd.DataFrame) -> pd.DataFrame:
 def format_summary(summary: pd.DataFrame) -> pd.DataFrame:
     """The part of a summary that fits a terminal, as text under short headings."""
     forms = {**_FORMS, **_ESTIMATED} if summary.attrs.get("estimated") else _FORMS
+    if (summary.of_finite == summary.of_infinite).all():
+        summary = summary.drop(columns="of_finite")  # nothing had to go
     columns = format_columns(summary, forms)
     return pd.DataFrame({"strategy": summary.index, **columns})
 
@@ -166,13 +172,21 @@ def _hit_rate(rows: pd.DataFrame) -> float:
     return float(rows.reused_tokens.sum() / rows.prompt_tokens.sum())
 
 
-def _summarize(rows: pd.DataFrame, most: float) -> dict[str, Any]:
+def _summarize(rows: pd.DataFrame, tokens: int) -> dict[str, Any]:
+    """A row of the summary.
+
+    Args:
+        rows: of one contender.
+        tokens: of all prompts under the rules that the ceilings are for.
+    """
+    reused = _hit_rate(rows)
+    most = {name: rows[name].sum() / tokens for name in CEILINGS}
     starts = rows.groupby("session", sort=False).head(1)
     trace = starts.session.str.rpartition(":")[0]
     starts = starts[trace.duplicated()]
     return {
-        "reused": _hit_rate(rows),
-        "of_ceiling": _hit_rate(rows) / most if most else None,
+        "reused": reused,
+        **{f"of_{name}": reused / m if m else None for name, m in most.items()},
         "new_session": _hit_rate(starts) if len(starts) else None,
         "ttft_median_s": rows.ttft_s.median(),
         "ttft_max_s": rows.ttft_s.max(),

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from mlxlab.models import BUNDLED, ModelFolder, find_model
 from mlxlab.render import Renderer
-from mlxlab.replay.ceilings import INFINITE, Foresight, any_position
+from mlxlab.replay.ceilings import CEILINGS, INFINITE, Foresight, any_position
 from mlxlab.replay.cluster import Row, Task, run_tasks
 from mlxlab.replay.contenders import EXACT_CONTENDERS, Contender, parse_contenders
 from mlxlab.replay.hashed import HashedSource
@@ -32,11 +32,7 @@ from mlxlab.strategies.base import CAPACITY
 from mlxlab.traces import Trace
 from mlxlab.traces.hashed import HashedTrace
 
-__all__ = ["CEILINGS", "format_sweep", "sweep", "sweep_title"]
-
-#: Columns of the ceilings, in tokens: of the same rules and users, and of the same
-#: capacity where that is finite.
-CEILINGS = ("infinite", "finite", "any_position")
+__all__ = ["format_sweep", "sweep", "sweep_title"]
 
 _FORMS: Forms = {
     "strategy": ("strategy", str),

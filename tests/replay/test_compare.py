@@ -28,6 +28,9 @@ ROW = [
     "restore_s",
     "stored_bytes",
     "evicted",
+    "infinite",
+    "finite",
+    "any_position",
 ]
 
 
@@ -56,6 +59,26 @@ def test_no_strategy_beats_the_ceiling(rows: pd.DataFrame) -> None:
         assert (own.set_index("request").reused_tokens <= ceiling).all()
 
 
+def test_ceilings_stand_beside_every_request(rows: pd.DataFrame) -> None:
+    ceiling = rows[rows.strategy == "ceiling"]
+    assert (ceiling.infinite == ceiling.reused_tokens).all()
+    assert (rows.finite <= rows.infinite).all()
+    assert (rows.infinite <= rows.any_position).all()
+    assert (rows.any_position > rows.infinite).any()
+    own = rows[rows.rules == "all"]
+    assert (own.reused_tokens <= own.finite).all()
+    little = compare(
+        small_trace(),
+        strategies="paged:block=16,capacity=300KiB",
+        simulate=True,
+        progress=False,
+    )
+    own = little[little.strategy != "ceiling"]
+    assert (own.finite < own.infinite).any()
+    shares = summarize(little).iloc[0]
+    assert shares.of_any_position < shares.of_infinite < shares.of_finite < 1
+
+
 def test_reused_and_computed_make_the_prompt(rows: pd.DataFrame) -> None:
     assert (rows.reused_tokens + rows.computed_tokens == rows.prompt_tokens).all()
     assert (rows.computed_tokens >= 1).all()
@@ -73,7 +96,7 @@ def test_summary_weighs_by_tokens(rows: pd.DataFrame) -> None:
     own = rows.query("strategy == 'paged'")
     summary = summarize(rows)
     reused, of_ceiling, new_session = (
-        summary[column].to_dict() for column in ("reused", "of_ceiling", "new_session")
+        summary[column].to_dict() for column in ("reused", "of_infinite", "new_session")
     )
     assert reused["paged"] == own.reused_tokens.sum() / own.prompt_tokens.sum()
     assert of_ceiling["ceiling"] == 1

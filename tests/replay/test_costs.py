@@ -155,7 +155,7 @@ def test_a_simulation_tells_seconds() -> None:
     expected = [costs.prefill_s(0, tokens) for tokens in none.prompt_tokens]
     assert none.prefill_s.tolist() == pytest.approx(expected)
     assert timed.attrs["manifest"]["estimated"]["calibrated"] == "2026-01-02"
-    assert "TTFT est.\nmedian s" in format_summary(summarize(timed))
+    assert "TTFT\nest. s" in format_summary(summarize(timed))
     assert any("96 points of 2026-01-02" in note for note in list_notes(timed))
 
 

@@ -44,6 +44,9 @@ from mlxlab.traces import load_trace
 from mlxlab.traces.bundled import DEFAULT_TRACE
 from mlxlab.traces.opening import open_traces
 
+#: Tokens computed at a time where nobody says otherwise.
+CHUNK = 2048
+
 #: Columns that the table of ``fidelity`` needs.
 _FINDINGS_WIDTH = 100
 
@@ -230,6 +233,53 @@ def sweep(
     )
     console.print(sweep_title(frame), highlight=False)
     console.print(table(format_sweep(frame), gap=1))
+
+
+@app.command()
+def tune(
+    traces: Annotated[
+        list[str],
+        typer.Argument(help="Recorded or hashed traces, or folders of them."),
+    ],
+    memory: Annotated[str, typer.Option(help="For keys and values: 16GiB.")],
+    model: Annotated[str, typer.Option(help="Folder or hub repository.")] = BUNDLED,
+    token_bytes: Annotated[
+        str | None,
+        typer.Option(help="Keys and values of one token, if other than the model's."),
+    ] = None,
+    rules: Annotated[
+        str, typer.Option(help="all, none, names, or exceptions: -name,...")
+    ] = "all",
+    users: Annotated[
+        int, typer.Option(min=1, help="Traces replayed at the same time.")
+    ] = 1,
+    kld: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Accept approximate strategies measured to be below: 99.9 %."
+        ),
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, help="How many to try.")] = 60,
+    seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
+) -> None:
+    """Recommend strategy and parameters for traffic under a memory budget."""
+    from mlxlab.replay.tune import tune as search
+
+    folder = find_model(model)
+    found = search(
+        open_traces(traces),
+        memory=parse_sizes(memory, "memory")[0],
+        model=folder,
+        token_bytes=parse_sizes(token_bytes, "token-bytes")[0] if token_bytes else None,
+        rules=rules,
+        users=users,
+        costs=recall_costs(folder.digest, CHUNK),
+        kld=kld,
+        trials=trials,
+        seed=seed,
+    )
+    for line in found.lines():
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command("strategies")

@@ -21,7 +21,7 @@ from mlxlab.replay.findings import Fidelity, format_nats, format_share
 from mlxlab.replay.report import write_content
 from mlxlab.strategies import Parameter
 
-__all__ = ["Closeness", "Measurement", "Subject", "recall", "remember"]
+__all__ = ["Closeness", "Measurement", "Subject", "known", "recall", "remember"]
 
 log = logging.getLogger(__name__)
 
@@ -172,6 +172,17 @@ def recall(subject: Subject) -> Measurement | None:
             if measurement.subject == subject:
                 return measurement
     return None
+
+
+def known(model: str) -> list[Measurement]:
+    """All that was measured for the model of that digest, the latest of each subject.
+
+    Raises:
+        OSError: see :func:`mlxlab.files.cache_folder`.
+    """
+    found = [m for path in (_PREPARED, _path(model)) for m in _read(path)]
+    own = [m for m in found if m.subject.model == model]
+    return [m for m in own if recall(m.subject) == m]
 
 
 def _path(digest: str) -> Path:

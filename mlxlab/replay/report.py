@@ -74,7 +74,7 @@ def summarize(rows: pd.DataFrame) -> pd.DataFrame:
 def format_summary(summary: pd.DataFrame) -> pd.DataFrame:
     """The part of a summary that fits a terminal, as text under short headings."""
     forms = {**_FORMS, **_ESTIMATED} if summary.attrs.get("estimated") else _FORMS
-    if (summary.of_finite == summary.of_infinite).all():
+    if "of_finite" in summary and (summary.of_finite == summary.of_infinite).all():
         summary = summary.drop(columns="of_finite")  # nothing had to go
     columns = format_columns(summary, forms)
     return pd.DataFrame({"strategy": summary.index, **columns})

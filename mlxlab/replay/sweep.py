@@ -13,24 +13,20 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from mlxlab.models import BUNDLED, ModelFolder, find_model
 from mlxlab.render import Renderer
 from mlxlab.replay.ceilings import CEILINGS, INFINITE, Foresight, any_position
 from mlxlab.replay.cluster import Row, Task, run_tasks
 from mlxlab.replay.contenders import EXACT_CONTENDERS, Contender, parse_contenders
-from mlxlab.replay.hashed import HashedSource
 from mlxlab.replay.manifest import describe_run
 from mlxlab.replay.report import Forms, contender_names, format_columns
 from mlxlab.replay.simulate import SimulatedTarget
-from mlxlab.replay.steps import Step, label_sessions, render_steps
-from mlxlab.replay.workload import RenderedTrace, Source, Workload
+from mlxlab.replay.sources import AnyTrace, Sources, open_sources
+from mlxlab.replay.workload import Workload
 from mlxlab.sizes import format_size
 from mlxlab.strategies import Strategy
 from mlxlab.strategies.base import CAPACITY
-from mlxlab.traces import Trace
-from mlxlab.traces.hashed import HashedTrace
 
 __all__ = ["format_sweep", "sweep", "sweep_title"]
 
@@ -47,8 +43,6 @@ _FORMS: Forms = {
 }
 
 Rules: TypeAlias = tuple[str, ...]
-Sources: TypeAlias = tuple[Source, ...]
-AnyTrace: TypeAlias = Trace | HashedTrace
 
 
 def sweep(
@@ -102,7 +96,7 @@ def sweep(
     contenders = parse_contenders(strategies, rules)
     renderers = {c.rules: Renderer(model, c.rules) for c in contenders}
     data = {
-        rules: _sources(traces, renderer, progress)
+        rules: open_sources(traces, renderer, progress)
         for rules, renderer in renderers.items()
     }
     tasks = list(_tasks(contenders, data, capacities, users, token_bytes))
@@ -120,29 +114,6 @@ def sweep(
         traces, model, contenders, notes, {}, token_bytes=token_bytes
     )
     return frame
-
-
-def _sources(traces: Sequence[AnyTrace], renderer: Renderer, progress: bool) -> Sources:
-    recorded = [trace for trace in traces if isinstance(trace, Trace)]
-    requests = sum(len(trace.inference) for trace in recorded)
-    with tqdm(
-        total=requests, desc="rendering", disable=not progress or not requests
-    ) as bar:
-        rendered = [render_steps(trace, renderer, bar.update) for trace in recorded]
-    named = iter(label_sessions(recorded, rendered))
-    return tuple(
-        _rendered(trace, next(named), renderer)
-        if isinstance(trace, Trace)
-        else HashedSource(trace)
-        for trace in traces
-    )
-
-
-def _rendered(trace: Trace, steps: Sequence[Step], renderer: Renderer) -> RenderedTrace:
-    begun = trace.inference[0].t
-    times = [exchange.t - begun for exchange in trace.inference]
-    digest = f"{trace.digest}-{renderer.model.digest}-{','.join(renderer.rules)}"
-    return RenderedTrace(trace.name, digest, tuple(zip(times, steps, strict=True)))
 
 
 def _tasks(

@@ -237,6 +237,8 @@ class Strategy(ABC):
     exact: ClassVar[bool] = True
     #: Parameters that count tokens.
     in_tokens: ClassVar[tuple[str, ...]] = ()
+    #: Values that are worth trying out on somebody's traffic, by parameter.
+    choices: ClassVar[Mapping[str, tuple[int, ...]]] = {}
 
     def __init__(self, *, capacity: int = CAPACITY, token_bytes: int = 1) -> None:
         require(self.name, capacity=capacity, token_bytes=token_bytes)

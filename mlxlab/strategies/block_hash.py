@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import count
+from typing import ClassVar
 
 from mlxlab.errors import IntegrityError
 from mlxlab.prompt import Prompt
@@ -66,6 +67,11 @@ class BlockHash(Strategy):
     name = "block-hash"
     summary = "a few sequences, matched by chained hashes of whole blocks"
     in_tokens = ("block", "minimum")
+    choices: ClassVar = {
+        "block": (16, 32, 64, 128, 256),
+        "slots": (1, 2, 4, 8, 16),
+        "minimum": (1, 256, 512, 1024),
+    }
 
     def __init__(
         self,

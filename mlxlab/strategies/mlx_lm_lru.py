@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import time
 from itertools import count
+from typing import ClassVar
 from weakref import WeakValueDictionary
 
 from mlxlab.blas import preload
@@ -78,6 +79,7 @@ class MlxLmLru(Strategy):
 
     name = "mlx-lm"
     summary = "mlx-lm's own LRUPromptCache, for reference"
+    choices: ClassVar = {"max_size": (1, 2, 5, 10, 20, 50)}
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
+from typing import ClassVar
 
 from mlxlab.errors import IntegrityError, StrategyError
 from mlxlab.prompt import Prompt, Tokens
@@ -72,6 +73,7 @@ class Paged(Strategy):
     name = "paged"
     summary = "one pool of blocks shared by all sequences"
     in_tokens = ("block",)
+    choices: ClassVar = {"block": (16, 32, 64, 128, 256)}
 
     def __init__(
         self, *, block: int = 64, capacity: int = CAPACITY, token_bytes: int = 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from itertools import count
+from typing import ClassVar
 
 import numpy as np
 
@@ -71,6 +72,7 @@ class StaticPrefix(Strategy):
 
     name = "static-prefix"
     summary = "system text and tools kept apart, the latest history behind them"
+    choices: ClassVar = {"slots": (1, 2, 4, 8, 16)}
 
     def __init__(
         self, *, slots: int = 4, capacity: int = CAPACITY, token_bytes: int = 1

@@ -1,0 +1,55 @@
+"""Sources of steps: recorded traces, rendered for a model, and hashed ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from tqdm.auto import tqdm
+
+from mlxlab.render import Renderer
+from mlxlab.replay.hashed import HashedSource
+from mlxlab.replay.steps import Step, label_sessions, render_steps
+from mlxlab.replay.workload import RenderedTrace, Source
+from mlxlab.traces import Trace
+from mlxlab.traces.hashed import HashedTrace
+
+__all__ = ["AnyTrace", "Sources", "open_sources"]
+
+Sources: TypeAlias = tuple[Source, ...]
+AnyTrace: TypeAlias = Trace | HashedTrace
+
+
+def open_sources(
+    traces: Sequence[AnyTrace], renderer: Renderer, progress: bool
+) -> Sources:
+    """A source for each trace, in order.
+
+    Args:
+        traces: recorded or hashed.
+        renderer: for those that are recorded.
+        progress: whether to show a bar.
+
+    Raises:
+        MlxlabError: see :func:`mlxlab.replay.steps.render_steps`.
+    """
+    recorded = [trace for trace in traces if isinstance(trace, Trace)]
+    requests = sum(len(trace.inference) for trace in recorded)
+    with tqdm(
+        total=requests, desc="rendering", disable=not progress or not requests
+    ) as bar:
+        rendered = [render_steps(trace, renderer, bar.update) for trace in recorded]
+    named = iter(label_sessions(recorded, rendered))
+    return tuple(
+        _rendered(trace, next(named), renderer)
+        if isinstance(trace, Trace)
+        else HashedSource(trace)
+        for trace in traces
+    )
+
+
+def _rendered(trace: Trace, steps: Sequence[Step], renderer: Renderer) -> RenderedTrace:
+    begun = trace.inference[0].t
+    times = [exchange.t - begun for exchange in trace.inference]
+    digest = f"{trace.digest}-{renderer.model.digest}-{','.join(renderer.rules)}"
+    return RenderedTrace(trace.name, digest, tuple(zip(times, steps, strict=True)))

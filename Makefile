@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help compare test test-all lab notebooks check bench bench-servers fidelity transcript record clean
+.PHONY: help compare test test-all lab notebooks check bench bench-servers bench-scale fidelity transcript record clean
 
 BIN := .venv/bin
 READY := .venv/ready
@@ -38,6 +38,9 @@ bench: $(READY)  ## speed against the committed bounds
 
 bench-servers: $(READY)  ## first tokens beside other servers; VLLM_MLX=its python
 	$(BIN)/python -m bench.servers $(if $(VLLM_MLX),--vllm-mlx $(VLLM_MLX))
+
+bench-scale: $(READY)  ## hashed sessions through all exact strategies; TRACES=folder
+	$(BIN)/python -m bench.scale $(TRACES)
 
 fidelity: $(READY)  ## what reuse does to answers, an hour or two: data/fidelity
 	$(BIN)/python -m bench.fidelity

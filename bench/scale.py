@@ -1,0 +1,109 @@
+"""How long a lot of traffic takes: ``python -m bench.scale FOLDER``.
+
+FOLDER holds hashed traces. All exact strategies and the ceilings are simulated,
+sessions interleaved, on as many processes as there are cores; then the strategies alone
+over once and over four times the traffic, to see whether memory grows with it. (Belady's
+rule has to know all of the traffic, so its memory does.) Exits with 1 if a target is
+missed.
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from argparse import ArgumentParser
+from pathlib import Path
+from time import perf_counter
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from mlxlab.replay.contenders import EXACT_CONTENDERS, parse_contenders
+from mlxlab.replay.hashed import HashedSource
+from mlxlab.replay.simulate import SimulatedTarget
+from mlxlab.replay.sweep import sweep
+from mlxlab.replay.workload import Workload
+from mlxlab.traces.hashed import HashedTrace
+from mlxlab.traces.opening import open_traces
+
+USERS = 8
+CAPACITY = 16 << 30
+TOKEN_BYTES = 96 << 10  # of Qwen3-Coder-30B
+COPIES = 4
+MOST_S = 20.0
+MOST_GROWTH = 1.2
+
+
+def main() -> None:
+    """Measure, print a table, and exit with 1 if a target is missed."""
+    parser = ArgumentParser(prog="python -m bench.scale")
+    parser.add_argument("folder", type=Path, help="of hashed traces")
+    parser.add_argument("--copies", type=int, help="print the peak memory of so many")
+    arguments = parser.parse_args()
+    if arguments.copies:
+        print(peak_mib(arguments.folder, arguments.copies))
+        return
+    seconds, tokens = simulate(arguments.folder)
+    small, large = (measure_mib(arguments.folder, n) for n in (1, COPIES))
+    table = Table(box=SIMPLE_HEAD)
+    for heading in ("what", "found", "target", "ok"):
+        table.add_column(heading)
+    fine = [seconds <= MOST_S, large / small <= MOST_GROWTH]
+    table.add_row(
+        f"all exact strategies and ceilings, {tokens / 1e6:,.0f} M tokens",
+        f"{seconds:.1f} s",
+        f"<= {MOST_S:.0f} s",
+        "yes" if fine[0] else "NO",
+    )
+    table.add_row(
+        f"memory over {COPIES} times the traffic",
+        f"{small:.0f} -> {large:.0f} MiB",
+        f"<= {MOST_GROWTH:.0%}",
+        "yes" if fine[1] else "NO",
+    )
+    Console(width=100).print(table)
+    sys.exit(not all(fine))
+
+
+def simulate(folder: Path) -> tuple[float, int]:
+    """Seconds of a whole sweep, starting its processes included, and tokens seen."""
+    begun = perf_counter()
+    frame = sweep(
+        open_traces([folder]),
+        capacities=[CAPACITY],
+        users=[USERS],
+        token_bytes=TOKEN_BYTES,
+    )
+    return perf_counter() - begun, int(frame.prompt_tokens.iloc[0])
+
+
+def measure_mib(folder: Path, copies: int) -> float:
+    """Peak memory of a process that simulates all exact strategies."""
+    command = [sys.executable, "-m", "bench.scale", str(folder), "--copies"]
+    done = subprocess.run(
+        [*command, str(copies)], check=True, capture_output=True, text=True
+    )
+    return float(done.stdout)
+
+
+def peak_mib(folder: Path, copies: int) -> float:
+    """The same, in this process."""
+    traces = [t for t in open_traces([folder]) if isinstance(t, HashedTrace)]
+    workload = Workload([HashedSource(t) for t in traces * copies], USERS)
+    targets = [
+        SimulatedTarget(
+            contender.make(TOKEN_BYTES, unit=workload.unit, capacity=CAPACITY)
+        )
+        for contender in parse_contenders(EXACT_CONTENDERS)
+    ]
+    for step in workload:
+        for target in targets:
+            target.replay(step)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+if __name__ == "__main__":
+    main()

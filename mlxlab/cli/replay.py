@@ -17,6 +17,8 @@ from mlxlab.replay.contenders import DEFAULT_CONTENDERS, FIDELITY_CONTENDERS
 from mlxlab.replay.fidelity import RULER, parse_ruler
 from mlxlab.replay.fidelity import fidelity as judge_answers
 from mlxlab.replay.findings import Fidelity, format_findings
+from mlxlab.replay.misses import Misses, format_breaks, format_causes
+from mlxlab.replay.misses import explain as explain_misses
 from mlxlab.replay.report import (
     format_summary,
     list_notes,
@@ -134,6 +136,49 @@ def fidelity(
         save_fidelity_plots(found, plots)
 
 
+@app.command()
+def misses(
+    traces: Annotated[
+        list[str] | None,
+        typer.Argument(help="Trace files, or names of recorded traces."),
+    ] = None,
+    strategy: Annotated[
+        str, typer.Option(help="name[:key=value,...][@rules] to replay through.")
+    ] = "paged",
+    rules: Annotated[
+        str, typer.Option(help="all, none, names, or exceptions: -name,...")
+    ] = "all",
+    model: Annotated[str, typer.Option(help="Folder or hub repository.")] = BUNDLED,
+    text: Annotated[
+        str, typer.Option(help="Of changed blocks: redacted, full or none.")
+    ] = "redacted",
+    by_request: Annotated[
+        bool, typer.Option("--by-request", help="Tell what broke each request.")
+    ] = False,
+    json: Annotated[
+        Path | None, typer.Option(help="Write manifest, causes and breaks here.")
+    ] = None,
+    plots: Annotated[
+        Path | None, typer.Option(help="Write PNG plots into this folder.")
+    ] = None,
+) -> None:
+    """Say why prompt tokens had to be computed, and what would have saved them."""
+    found = explain_misses(
+        [load_trace(trace) for trace in traces or [DEFAULT_TRACE]],
+        strategy=strategy,
+        model=model,
+        rules=rules,
+        text=text,
+    )
+    _print_misses(found, by_request=by_request)
+    if json:
+        found.write_json(json)
+    if plots:
+        from mlxlab.plots import save_misses_plots
+
+        save_misses_plots(found, plots)
+
+
 @app.command("strategies")
 def list_strategies() -> None:
     """List the strategies, a line each."""
@@ -165,3 +210,16 @@ def _print_findings(found: Fidelity, *, by_edit: bool) -> None:
         wide.print(table(format_findings(found.summary()), gap=0))
     for note in list_notes(found.requests):
         wide.print(note, highlight=False)
+
+
+def _print_misses(found: Misses, *, by_request: bool) -> None:
+    console.print(found.title, highlight=False)
+    causes = table(format_causes(found.summary()), gap=1)
+    causes.columns[-1].justify = "left"  # words, unlike the numbers before
+    console.print(causes)
+    for note in list_notes(found.causes):
+        console.print(note, highlight=False)
+    if by_request:
+        # Wire text may hold what rich takes for markup.
+        for line in format_breaks(found.breaks):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)

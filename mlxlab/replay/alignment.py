@@ -37,6 +37,9 @@ _MOSTLY = 0.5
 #: Tokens that a template may put around a block, depending on what is beside it.
 _EDGE = 8
 
+#: Tokens on either side of the place where an answer came back in others.
+_SHOWN = 16
+
 _GLUE = frozenset({Role.TEMPLATE, Role.GENERATION})
 _REASONING = ("thinking", "redacted_thinking")
 _TAG = re.compile(r"<(?:think|thinking|reasoning)>|\[THINK\]")
@@ -230,8 +233,13 @@ class _Walk:
         old = self.decode(self._old_ids(self.answer[0]))
         thinks = _kind(new).split(".")[-1] in _REASONING or _TAG.search(old[:40])
         cause = Cause.THINKING if thinks else Cause.ANSWER
-        text = self.decode(self._ids(new))
-        self.changes.append(Change(cause, new.label, new.role, self.shared, old, text))
+        # The answer is more than this block: what is shown is the place.
+        shown = slice(max(new.start, self.shared - _SHOWN), self.shared + _SHOWN)
+        before = self.decode(self.reference.computed.tokens[shown])
+        after = self.decode(self.prompt.tokens[shown])
+        self.changes.append(
+            Change(cause, new.label, new.role, self.shared, before, after)
+        )
 
     def _differ(
         self, olds: Sequence[Segment], news: Sequence[Segment], end: bool
@@ -240,15 +248,16 @@ class _Walk:
         moved = [s for s in olds if s in self.moved_olds]
         pairs, gone = _paired([s for s in olds if s not in self.moved_olds], news)
         history = Cause.MOVED if moved else self._cause_of_history(olds, news)
-        for old in moved:
-            place = news[0].start if news else self._next_start()
-            self._change(self._cause(old, None, history), old, None, place)
+        self._lose(moved, history, news[0].start if news else self._next_start())
         for old, new in pairs:
             self._take(old, new, history, grows=end)
-        place = news[-1].stop if news else self._next_start()
+        gone = [s for s in gone if s.role is not Role.ANSWER]
+        self._lose(gone, history, news[-1].stop if news else self._next_start())
+
+    def _lose(self, gone: Sequence[Segment], history: Cause, place: int) -> None:
+        """Take in that blocks are no longer at ``place``."""
         for old in gone:
-            if old.role is not Role.ANSWER:
-                self._change(self._cause(old, None, history), old, None, place)
+            self._change(self._cause(old, None, history), old, None, place)
 
     def _next_start(self) -> int:
         """Where what stood behind vanished blocks stands now."""
@@ -352,10 +361,11 @@ class _Walk:
     ) -> None:
         block = new or old
         assert block is not None  # there is no change without a block
+        what = "moved" if old in self.moved_olds else "gone"
         self.changes.append(
             Change(
                 cause,
-                block.label if new else f"{block.label} (gone)",
+                block.label if new else f"{block.label} ({what})",
                 block.role,
                 block.start if position is None else position,
                 self._old_text(old),

@@ -77,7 +77,7 @@ _OTHERWISE = {
     Cause.CUT: "suffix-naive (approximate)",
     Cause.WORDS: "suffix (approximate)",
     Cause.THINKING: "give thinking back as it was answered",
-    Cause.ANSWER: "a template that prints answers as generated",
+    Cause.ANSWER: "printing calls as they were generated",
     Cause.SESSION: NOTHING + "first of its kind",
     Cause.AGENT: NOTHING + "first of its kind",
     Cause.SIDE: NOTHING + "first of its kind",

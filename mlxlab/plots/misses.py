@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -23,6 +25,7 @@ _PALE = 0.25
 _LOST = "#b00020"
 _NEEDED = "0.5"
 _ROW = 0.26  # inches
+_WORTH = 0.005  # share of a prompt that is worth a mark
 #: What the template adds is not worth a colour.
 _PLAIN = {Role.TEMPLATE: "0.6", Role.UNKNOWN: "0.4"}
 _COLOURED = [
@@ -33,9 +36,9 @@ _COLOURED = [
 def plot_strip(misses: Misses) -> Figure:
     """Each prompt as a strip of its blocks, request below request.
 
-    Pale is what was reused, full colour what was computed. A mark shows where tokens
-    begin that something would have saved; behind the strip stands how many were
-    computed, and what for.
+    Pale is what was reused, full colour what was computed. A mark shows where reuse
+    ends although something would have saved most of what follows; behind the strip
+    stands how much was computed, and what for.
     """
     breaks = misses.breaks
     figure, axes = make_axes(height=1.7 + _ROW * len(breaks))
@@ -134,15 +137,14 @@ def _mark_breaks(
     axes: Axes, misses: Misses, places: dict[tuple[str, int], int]
 ) -> None:
     right = 1.01 * misses.breaks.prompt_tokens.max()
-    text = {"va": "center", "size": 7.5, "family": "monospace"}
+    text: dict[str, Any] = {"va": "center", "size": 7.5, "family": "monospace"}
     axes.text(right, -1, "computed, mostly for", color=_NEEDED, **text)
-    saved = misses.parts[
-        (misses.parts.cause != "") & ~misses.parts.remedy.str.startswith(NOTHING)
-    ]
-    first = saved.groupby(["session", "request"]).start.min()
+    computed = misses.parts[misses.parts.cause != ""]
+    first = computed.groupby(["session", "request"]).start.min()
     for row in misses.breaks.to_dict("records"):
         key = (row["session"], row["request"])
-        lost = 2 * row["lost_tokens"] > row["missed_tokens"]
+        worth = max(row["missed_tokens"] / 2, _WORTH * row["prompt_tokens"])
+        lost = row["lost_tokens"] > worth
         if lost:
             axes.plot(
                 first[key], places[key] - 0.5, "v", color="black", clip_on=False, ms=5
@@ -157,7 +159,7 @@ def _mark_breaks(
         )
 
 
-def _reason(causes: pd.DataFrame, row: dict[str, Any]) -> str:
+def _reason(causes: pd.DataFrame, row: dict[Hashable, Any]) -> str:
     """The main cause of a request, and if that is a commit, whose."""
     own = causes[
         (causes.session == row["session"])
@@ -165,7 +167,7 @@ def _reason(causes: pd.DataFrame, row: dict[str, Any]) -> str:
         & (causes.cause == row["cause"])
     ]
     evictor = re.match(r"request (\d+)", own.sort_values("tokens").evicted_by.iloc[-1])
-    return row["cause"] + (f" by #{evictor[1]}" if evictor else "")
+    return f"{row['cause']} by #{evictor[1]}" if evictor else str(row["cause"])
 
 
 def _arrange(axes: Axes, breaks: pd.DataFrame) -> None:
@@ -186,13 +188,11 @@ def _arrange(axes: Axes, breaks: pd.DataFrame) -> None:
 
 
 def _explain_colours(figure: Figure, roles: list[str], palette: dict[str, str]) -> None:
-    handles = [Patch(color=palette[role], label=role) for role in roles]
+    handles: list[Artist] = [Patch(color=palette[r], label=r) for r in roles]
     handles += [
         Patch(color="0.3", label="full colour: computed"),
         Patch(color="0.3", alpha=_PALE, label="pale: reused"),
-        Line2D(
-            [], [], color="black", marker="v", ls="", label="lost from here, needlessly"
-        ),
+        Line2D([], [], color="black", marker="v", ls="", label="reuse ends early"),
     ]
     figure.legend(
         handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=8

@@ -13,7 +13,7 @@ from mlxlab.prompt import Role, Segment
 from mlxlab.replay.alignment import Change, Decode, align
 from mlxlab.replay.causes import Cause
 from mlxlab.replay.ceilings import InfiniteMemory
-from mlxlab.replay.evictions import Evictions, leading, restorable
+from mlxlab.replay.evictions import Evictions, block_of, leading, restorable
 from mlxlab.replay.references import Reference, References
 from mlxlab.replay.steps import Step
 from mlxlab.strategies import Plan, Strategy
@@ -121,10 +121,10 @@ class _Desk:
     def _known_parts(self, step: Step, plan: Plan, known: int) -> Iterator[Part]:
         """Parts of what was computed before in this very place."""
         last = min(known, len(step.prompt) - 1)
-        restored = next(plan.gaps)[0]
+        restored = min(next(plan.gaps)[0], last)
         matched = min(max(leading(self.strategy, plan), restored), last)
-        block = self.strategy.parameters.get("block", 1)
-        whole = max(last // int(block) * int(block), matched)
+        block = block_of(self.strategy)
+        whole = max(last // block * block, matched)
         yield Part(0, restored, None)
         yield Part(restored, matched, Cause.MINIMUM)
         for start, stop, by in self.evictions.find(step.prompt.tokens, matched, whole):

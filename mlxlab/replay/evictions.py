@@ -18,14 +18,14 @@ import numpy as np
 from mlxlab.prompt import Prompt, Tokens, common_prefix
 from mlxlab.strategies import Plan, Strategy
 
-__all__ = ["Evictions", "quiet", "restorable"]
+__all__ = ["Evictions", "block_of", "leading", "restorable"]
 
 #: No tokenizer has it, so nothing that is stored goes on with it.
 _NO_TOKEN = -1
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """Keep the hits and misses of plans that nobody asked for out of the log."""
     log, own = logging.getLogger("mlxlab.strategies.base"), get_ident()
 
@@ -41,16 +41,26 @@ def quiet() -> Iterator[None]:
 
 def restorable(strategy: Strategy, tokens: Tokens) -> int:
     """Leading positions of a sequence that ``strategy`` has, minimum or not."""
-    with quiet():
+    with _quiet():
         plan = strategy.plan(Prompt(np.append(tokens, np.int32(_NO_TOKEN))))
     return leading(strategy, plan)
 
 
 def leading(strategy: Strategy, plan: Plan) -> int:
-    """Positions from the start on that are in memory."""
+    """Positions from the start on that are in memory, in their old places."""
     if strategy.exact:
         return max(plan.best_match, plan.reused)
-    return next(plan.gaps)[0]
+    length = 0
+    for span in plan.spans:
+        if span.moved or span.target > length:
+            break
+        length += span.length
+    return length
+
+
+def block_of(strategy: Strategy) -> int:
+    """Tokens that it stores and restores at a time."""
+    return int(strategy.parameters.get("block", 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +101,7 @@ class Evictions:
 
     def __init__(self, strategy: Strategy) -> None:
         self._strategy = strategy
+        self._block = block_of(strategy)
         self._sequences: list[_Sequence] = []
 
     def note(self, by: int, tokens: Tokens, evicted: int) -> None:
@@ -119,6 +130,7 @@ class Evictions:
         by = np.full(max(stop - start, 0), -1, np.int64)
         for sequence in self._sequences:
             shared = min(common_prefix(sequence.tokens, tokens), stop)
+            shared = shared // self._block * self._block  # the rest of one is another
             for loss in sequence.losses:
                 lost = slice(max(loss.start - start, 0), max(loss.stop - start, 0))
                 lost = slice(lost.start, min(lost.stop, max(shared - start, 0)))

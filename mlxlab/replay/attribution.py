@@ -10,12 +10,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from mlxlab.prompt import Role, Segment
-from mlxlab.replay.alignment import Change, Decode, align
+from mlxlab.replay.alignment import align
 from mlxlab.replay.causes import Cause
 from mlxlab.replay.ceilings import InfiniteMemory
 from mlxlab.replay.evictions import Evictions, block_of, leading, restorable
 from mlxlab.replay.references import Reference, References
+from mlxlab.replay.sides import Decode
 from mlxlab.replay.steps import Step
+from mlxlab.replay.verdicts import Change
 from mlxlab.strategies import Plan, Strategy
 
 __all__ = ["Account", "Part", "attribute"]

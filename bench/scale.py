@@ -2,8 +2,8 @@
 
 FOLDER holds hashed traces. All exact strategies and the ceilings are simulated,
 sessions interleaved, on as many processes as there are cores; then the strategies alone
-over once and over four times the traffic, to see whether memory grows with it. (Belady's
-rule has to know all of the traffic, so its memory does.) Exits with 1 if a target is
+over once and over four times the traffic, to see whether memory grows with it. (That of
+Belady's rule does, which has to know all of the traffic.) Exits with 1 if a target is
 missed.
 """
 

@@ -14,8 +14,10 @@ from mlxlab.prompt import Prompt, Segment
 from mlxlab.render import Renderer
 from mlxlab.replay import (
     Fidelity,
+    Misses,
     compare,
     count_segments,
+    explain,
     fidelity,
     summarize,
     write_json,
@@ -30,6 +32,7 @@ __all__ = [
     "RULES",
     "STRATEGIES",
     "Fidelity",
+    "Misses",
     "MlxlabError",
     "ModelFolder",
     "Prompt",
@@ -40,6 +43,7 @@ __all__ = [
     "bundled_traces",
     "compare",
     "count_segments",
+    "explain",
     "fidelity",
     "find_model",
     "load_trace",

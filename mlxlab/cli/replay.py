@@ -13,8 +13,6 @@ from mlxlab.canonical import RULES
 from mlxlab.cli.app import (
     app,
     console,
-    parse_counts,
-    parse_sizes,
     print_names,
     table,
 )
@@ -22,13 +20,14 @@ from mlxlab.models import BUNDLED, find_model
 from mlxlab.replay.compare import compare as compare_traces
 from mlxlab.replay.contenders import (
     DEFAULT_CONTENDERS,
-    EXACT_CONTENDERS,
     FIDELITY_CONTENDERS,
 )
-from mlxlab.replay.costs import format_check, format_costs, recall_costs
+from mlxlab.replay.costs import CHUNK, recall_costs
 from mlxlab.replay.fidelity import RULER, parse_ruler
 from mlxlab.replay.fidelity import fidelity as judge_answers
 from mlxlab.replay.findings import Fidelity, format_findings
+from mlxlab.replay.misses import Misses, format_breaks, format_causes
+from mlxlab.replay.misses import explain as explain_misses
 from mlxlab.replay.report import (
     format_summary,
     list_notes,
@@ -37,15 +36,9 @@ from mlxlab.replay.report import (
     write_json,
 )
 from mlxlab.replay.segments import count_segments
-from mlxlab.replay.sweep import format_sweep, sweep_title
-from mlxlab.replay.sweep import sweep as run_sweep
 from mlxlab.strategies import STRATEGIES
 from mlxlab.traces import load_trace
 from mlxlab.traces.bundled import DEFAULT_TRACE
-from mlxlab.traces.opening import open_traces
-
-#: Tokens computed at a time where nobody says otherwise.
-CHUNK = 2048
 
 #: Columns that the table of ``fidelity`` needs.
 _FINDINGS_WIDTH = 100
@@ -69,7 +62,7 @@ def compare(
     ] = False,
     chunk: Annotated[
         int, typer.Option(min=1, help="Tokens computed at a time.")
-    ] = 2048,
+    ] = CHUNK,
     json: Annotated[
         Path | None, typer.Option(help="Write manifest and rows here.")
     ] = None,
@@ -103,37 +96,6 @@ def compare(
 
 
 @app.command()
-def calibrate(
-    model: Annotated[str, typer.Option(help="Folder or hub repository.")] = BUNDLED,
-    tokens: Annotated[
-        int, typer.Option(min=1, help="Of the longest prompt to measure.")
-    ] = 20_000,
-    seconds: Annotated[
-        float, typer.Option(min=0, help="After which no more is measured.")
-    ] = 60.0,
-    chunk: Annotated[
-        int, typer.Option(min=1, help="Tokens computed at a time.")
-    ] = 2048,
-    check: Annotated[
-        list[str] | None,
-        typer.Option(help="Trace to replay live too, to see how far off it is."),
-    ] = None,
-) -> None:
-    """Measure what prefill and restore take here, so that simulations tell seconds."""
-    from mlxlab.replay.calibrate import calibrate as measure
-    from mlxlab.replay.calibrate import check_costs
-
-    folder = find_model(model)
-    costs = measure(folder, chunk=chunk, tokens=tokens, seconds=seconds)
-    console.print(table(format_costs(costs), gap=1))
-    points = f"{len(costs.points)} points, {costs.error:.1%} off in the median"
-    console.print(f"{points}; {costs.device}, BLAS: {costs.blas}", highlight=False)
-    if check:
-        loaded = [load_trace(trace) for trace in check]
-        console.print(table(format_check(check_costs(costs, loaded, model=folder)), 1))
-
-
-@app.command()
 def fidelity(
     traces: Annotated[
         list[str] | None,
@@ -158,7 +120,7 @@ def fidelity(
     ] = 64,
     chunk: Annotated[
         int, typer.Option(min=1, help="Tokens computed at a time.")
-    ] = 2048,
+    ] = CHUNK,
     by_edit: Annotated[
         bool, typer.Option("--by-edit", help="Tell the edits apart.")
     ] = False,
@@ -190,96 +152,48 @@ def fidelity(
 
 
 @app.command()
-def sweep(
+def misses(
     traces: Annotated[
-        list[str],
-        typer.Argument(help="Recorded or hashed traces, or folders of them."),
-    ],
-    strategies: Annotated[
-        str, typer.Option(help="name[:key=value,...][@rules],... to simulate.")
-    ] = EXACT_CONTENDERS,
-    capacities: Annotated[
-        str, typer.Option(help="Bytes that strategies may hold: 1GiB,4GiB,...")
-    ] = "4GiB",
-    users: Annotated[
-        str, typer.Option(help="Traces replayed at the same time: 1,8,...")
-    ] = "1",
-    model: Annotated[str, typer.Option(help="Folder or hub repository.")] = BUNDLED,
-    token_bytes: Annotated[
-        str | None,
-        typer.Option(help="Keys and values of one token, if other than the model's."),
+        list[str] | None,
+        typer.Argument(help="Trace files, or names of recorded traces."),
     ] = None,
+    strategy: Annotated[
+        str, typer.Option(help="name[:key=value,...][@rules] to replay through.")
+    ] = "paged",
     rules: Annotated[
         str, typer.Option(help="all, none, names, or exceptions: -name,...")
     ] = "all",
-    out: Annotated[
-        Path | None, typer.Option(help="Keep results here, and go on from them.")
-    ] = None,
-    scheduler: Annotated[
-        str | None, typer.Option(help="Address of a Dask cluster, or here.")
-    ] = None,
-) -> None:
-    """Simulate strategies by capacities and users, beside what is possible."""
-    frame = run_sweep(
-        open_traces(traces),
-        strategies=strategies,
-        capacities=parse_sizes(capacities, "capacities"),
-        users=parse_counts(users, "users"),
-        model=model,
-        token_bytes=parse_sizes(token_bytes, "token-bytes")[0] if token_bytes else None,
-        rules=rules,
-        folder=out,
-        scheduler=scheduler,
-    )
-    console.print(sweep_title(frame), highlight=False)
-    console.print(table(format_sweep(frame), gap=1))
-
-
-@app.command()
-def tune(
-    traces: Annotated[
-        list[str],
-        typer.Argument(help="Recorded or hashed traces, or folders of them."),
-    ],
-    memory: Annotated[str, typer.Option(help="For keys and values: 16GiB.")],
     model: Annotated[str, typer.Option(help="Folder or hub repository.")] = BUNDLED,
-    token_bytes: Annotated[
-        str | None,
-        typer.Option(help="Keys and values of one token, if other than the model's."),
+    text: Annotated[
+        str, typer.Option(help="Of changed blocks: redacted, full or none.")
+    ] = "redacted",
+    by_request: Annotated[
+        bool, typer.Option("--by-request", help="Tell what broke each request.")
+    ] = False,
+    json: Annotated[
+        Path | None, typer.Option(help="Write manifest, causes and breaks here.")
     ] = None,
-    rules: Annotated[
-        str, typer.Option(help="all, none, names, or exceptions: -name,...")
-    ] = "all",
-    users: Annotated[
-        int, typer.Option(min=1, help="Traces replayed at the same time.")
-    ] = 1,
-    kld: Annotated[
-        float | None,
-        typer.Option(
-            min=0, help="Accept approximate strategies measured to be below: 99.9 %."
-        ),
+    plots: Annotated[
+        Path | None, typer.Option(help="Write PNG plots into this folder.")
     ] = None,
-    trials: Annotated[int, typer.Option(min=1, help="How many to try.")] = 60,
-    seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
 ) -> None:
-    """Recommend strategy and parameters for traffic under a memory budget."""
-    from mlxlab.replay.tune import tune as search
-
+    """Say why prompt tokens had to be computed, and what would have saved them."""
     folder = find_model(model)
-    found = search(
-        open_traces(traces),
-        memory=parse_sizes(memory, "memory")[0],
+    found = explain_misses(
+        [load_trace(trace) for trace in traces or [DEFAULT_TRACE]],
+        strategy=strategy,
         model=folder,
-        token_bytes=parse_sizes(token_bytes, "token-bytes")[0] if token_bytes else None,
         rules=rules,
-        users=users,
         costs=recall_costs(folder.digest, CHUNK),
-        kld=kld,
-        trials=trials,
-        seed=seed,
+        text=text,
     )
-    for line in found.lines():
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    _print_misses(found, by_request=by_request)
+    if json:
+        found.write_json(json)
+    if plots:
+        from mlxlab.plots import save_misses_plots
+
+        save_misses_plots(found, plots)
 
 
 @app.command("strategies")
@@ -313,3 +227,16 @@ def _print_findings(found: Fidelity, *, by_edit: bool) -> None:
         wide.print(table(format_findings(found.summary()), gap=0))
     for note in list_notes(found.requests):
         wide.print(note, highlight=False)
+
+
+def _print_misses(found: Misses, *, by_request: bool) -> None:
+    console.print(found.title, highlight=False)
+    causes = table(format_causes(found.summary()), gap=1)
+    causes.columns[-1].justify = "left"  # words, unlike the numbers before
+    console.print(causes)
+    for note in list_notes(found.causes):
+        console.print(note, highlight=False)
+    if by_request:
+        # Wire text may hold what rich takes for markup.
+        for line in format_breaks(found.breaks):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -3,6 +3,7 @@
 from mlxlab.replay.compare import compare
 from mlxlab.replay.fidelity import fidelity
 from mlxlab.replay.findings import Fidelity
+from mlxlab.replay.misses import Misses, explain
 from mlxlab.replay.report import summarize, write_json
 from mlxlab.replay.segments import count_segments
 from mlxlab.replay.simulate import SimulatedTarget
@@ -11,12 +12,14 @@ from mlxlab.replay.targets import Outcome, Target
 
 __all__ = [
     "Fidelity",
+    "Misses",
     "Outcome",
     "SimulatedTarget",
     "Step",
     "Target",
     "compare",
     "count_segments",
+    "explain",
     "fidelity",
     "render_steps",
     "summarize",

@@ -24,6 +24,7 @@ from mlxlab.replay.report import write_content
 from mlxlab.strategies import Plan
 
 __all__ = [
+    "CHUNK",
     "CostModel",
     "Machine",
     "Point",
@@ -37,6 +38,9 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 Matrix: TypeAlias = NDArray[np.float64]
+
+#: Tokens computed at a time where nobody says otherwise.
+CHUNK = 2048
 
 _ROUNDS = 20  # of reweighting; it settles in fewer
 _CPU_INFO = Path("/proc/cpuinfo")

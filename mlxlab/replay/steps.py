@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,6 +26,8 @@ class Step:
         answer: ids that were answered, the end of turn included; empty if the trace
             does not tell.
         unit: tokens that an id of the prompt stands for.
+        side: whether the client asked on the side, as for a title: it is no turn of
+            the session's conversation, which its prompt cannot tell.
     """
 
     session: str
@@ -33,6 +35,7 @@ class Step:
     prompt: Prompt
     answer: Tokens
     unit: int = 1
+    side: bool = False
 
     @property
     def tokens(self) -> int:
@@ -65,8 +68,10 @@ def render_steps(
         ModelError: a prompt beyond the model's window, or one that cannot be rendered.
     """
     steps: list[Step] = []
+    equipped = {e.session for e in trace.inference if e.body and e.body.get("tools")}
     for exchange in trace.inference:
-        steps.append(_step(trace, exchange, renderer))
+        side = _is_aside(exchange, equipped)
+        steps.append(replace(_step(trace, exchange, renderer), side=side))
         progress(1)
     if not steps:
         raise RequestError(
@@ -115,6 +120,15 @@ def _step(trace: Trace, exchange: Exchange, renderer: Renderer) -> Step:
         )
     agent = f"/{exchange.agent[:8]}" if exchange.agent else ""
     return Step(exchange.session + agent, exchange.id, prompt, answer)
+
+
+def _is_aside(exchange: Exchange, equipped: Collection[str]) -> bool:
+    """Whether no tools are offered in a session that has some, or JSON is asked for."""
+    body = exchange.body or {}
+    output = body.get("output_config")
+    form = output.get("format") if isinstance(output, dict) else None
+    asks_json = isinstance(form, dict) and form.get("type") == "json_schema"
+    return asks_json or (exchange.session in equipped and not body.get("tools"))
 
 
 def _asked(exchange: Exchange) -> dict[str, Json] | None:

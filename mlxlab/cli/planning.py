@@ -1,0 +1,141 @@
+"""Commands that say what to set: what things cost, what fits, what is best."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mlxlab.cli.app import app, console, parse_counts, parse_sizes, table
+from mlxlab.models import BUNDLED, find_model
+from mlxlab.replay.contenders import EXACT_CONTENDERS
+from mlxlab.replay.costs import CHUNK, format_check, format_costs, recall_costs
+from mlxlab.replay.sweep import format_sweep, sweep_title
+from mlxlab.replay.sweep import sweep as run_sweep
+from mlxlab.traces import load_trace
+from mlxlab.traces.opening import open_traces
+
+
+@app.command()
+def calibrate(
+    model: Annotated[str, typer.Option(help="Folder or hub repository.")] = BUNDLED,
+    tokens: Annotated[
+        int, typer.Option(min=1, help="Of the longest prompt to measure.")
+    ] = 20_000,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="After which no more is measured.")
+    ] = 60.0,
+    chunk: Annotated[
+        int, typer.Option(min=1, help="Tokens computed at a time.")
+    ] = CHUNK,
+    check: Annotated[
+        list[str] | None,
+        typer.Option(help="Trace to replay live too, to see how far off it is."),
+    ] = None,
+) -> None:
+    """Measure what prefill and restore take here, so that simulations tell seconds."""
+    from mlxlab.replay.calibrate import calibrate as measure
+    from mlxlab.replay.calibrate import check_costs
+
+    folder = find_model(model)
+    costs = measure(folder, chunk=chunk, tokens=tokens, seconds=seconds)
+    console.print(table(format_costs(costs), gap=1))
+    points = f"{len(costs.points)} points, {costs.error:.1%} off in the median"
+    console.print(f"{points}; {costs.device}, BLAS: {costs.blas}", highlight=False)
+    if check:
+        loaded = [load_trace(trace) for trace in check]
+        console.print(table(format_check(check_costs(costs, loaded, model=folder)), 1))
+
+
+@app.command()
+def sweep(
+    traces: Annotated[
+        list[str],
+        typer.Argument(help="Recorded or hashed traces, or folders of them."),
+    ],
+    strategies: Annotated[
+        str, typer.Option(help="name[:key=value,...][@rules],... to simulate.")
+    ] = EXACT_CONTENDERS,
+    capacities: Annotated[
+        str, typer.Option(help="Bytes that strategies may hold: 1GiB,4GiB,...")
+    ] = "4GiB",
+    users: Annotated[
+        str, typer.Option(help="Traces replayed at the same time: 1,8,...")
+    ] = "1",
+    model: Annotated[str, typer.Option(help="Folder or hub repository.")] = BUNDLED,
+    token_bytes: Annotated[
+        str | None,
+        typer.Option(help="Keys and values of one token, if other than the model's."),
+    ] = None,
+    rules: Annotated[
+        str, typer.Option(help="all, none, names, or exceptions: -name,...")
+    ] = "all",
+    out: Annotated[
+        Path | None, typer.Option(help="Keep results here, and go on from them.")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a Dask cluster, or here.")
+    ] = None,
+) -> None:
+    """Simulate strategies by capacities and users, beside what is possible."""
+    frame = run_sweep(
+        open_traces(traces),
+        strategies=strategies,
+        capacities=parse_sizes(capacities, "capacities"),
+        users=parse_counts(users, "users"),
+        model=model,
+        token_bytes=parse_sizes(token_bytes, "token-bytes")[0] if token_bytes else None,
+        rules=rules,
+        folder=out,
+        scheduler=scheduler,
+    )
+    console.print(sweep_title(frame), highlight=False)
+    console.print(table(format_sweep(frame), gap=1))
+
+
+@app.command()
+def tune(
+    traces: Annotated[
+        list[str],
+        typer.Argument(help="Recorded or hashed traces, or folders of them."),
+    ],
+    memory: Annotated[str, typer.Option(help="For keys and values: 16GiB.")],
+    model: Annotated[str, typer.Option(help="Folder or hub repository.")] = BUNDLED,
+    token_bytes: Annotated[
+        str | None,
+        typer.Option(help="Keys and values of one token, if other than the model's."),
+    ] = None,
+    rules: Annotated[
+        str, typer.Option(help="all, none, names, or exceptions: -name,...")
+    ] = "all",
+    users: Annotated[
+        int, typer.Option(min=1, help="Traces replayed at the same time.")
+    ] = 1,
+    kld: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Accept approximate strategies measured to be below: 99.9 %."
+        ),
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, help="How many to try.")] = 60,
+    seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
+) -> None:
+    """Recommend strategy and parameters for traffic under a memory budget."""
+    from mlxlab.replay.tune import tune as search
+
+    folder = find_model(model)
+    found = search(
+        open_traces(traces),
+        memory=parse_sizes(memory, "memory")[0],
+        model=folder,
+        token_bytes=parse_sizes(token_bytes, "token-bytes")[0] if token_bytes else None,
+        rules=rules,
+        users=users,
+        costs=recall_costs(folder.digest, CHUNK),
+        kld=kld,
+        trials=trials,
+        seed=seed,
+    )
+    for line in found.lines():
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,29 @@
+"""Figures of comparisons, findings and misses. They draw and compute nothing new.
+
+Along an axis of requests ``2 #7`` is request 7, of the second session; ``2b #7`` is its
+second sub-agent's.
+"""
+
+from mlxlab.plots.fidelity import plot_pareto, plot_shift, save_fidelity_plots
+from mlxlab.plots.misses import plot_causes, plot_strip, save_misses_plots
+from mlxlab.plots.reuse import (
+    plot_hit_rate,
+    plot_memory,
+    plot_segments,
+    plot_ttft,
+    save_plots,
+)
+
+__all__ = [
+    "plot_causes",
+    "plot_hit_rate",
+    "plot_memory",
+    "plot_pareto",
+    "plot_segments",
+    "plot_shift",
+    "plot_strip",
+    "plot_ttft",
+    "save_fidelity_plots",
+    "save_misses_plots",
+    "save_plots",
+]

@@ -1,0 +1,141 @@
+"""Who took what out of a strategy's memory.
+
+Asks a strategy what it could restore, commit after commit. Knows token ids and the
+numbers of commits; nothing of sessions and causes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from threading import get_ident
+
+import numpy as np
+
+from mlxlab.prompt import Prompt, Tokens, common_prefix
+from mlxlab.strategies import Plan, Strategy
+
+__all__ = ["Evictions", "block_of", "leading", "restorable"]
+
+#: No tokenizer has it, so nothing that is stored goes on with it.
+_NO_TOKEN = -1
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the hits and misses of plans that nobody asked for out of the log."""
+    log, own = logging.getLogger("mlxlab.strategies.base"), get_ident()
+
+    def others(record: logging.LogRecord) -> bool:
+        return record.thread != own
+
+    log.addFilter(others)
+    try:
+        yield
+    finally:
+        log.removeFilter(others)
+
+
+def restorable(strategy: Strategy, tokens: Tokens) -> int:
+    """Leading positions of a sequence that ``strategy`` has, minimum or not."""
+    with _quiet():
+        plan = strategy.plan(Prompt(np.append(tokens, np.int32(_NO_TOKEN))))
+    return leading(strategy, plan)
+
+
+def leading(strategy: Strategy, plan: Plan) -> int:
+    """Positions from the start on that are in memory, in their old places."""
+    if strategy.exact:
+        return max(plan.best_match, plan.reused)
+    length = 0
+    for span in plan.spans:
+        if span.moved or span.target > length:
+            break
+        length += span.length
+    return length
+
+
+def block_of(strategy: Strategy) -> int:
+    """Tokens that it stores and restores at a time."""
+    return int(strategy.parameters.get("block", 1))
+
+
+@dataclass(frozen=True, slots=True)
+class _Loss:
+    """Positions ``[start, stop)`` that commit number ``by`` made unrestorable."""
+
+    start: int
+    stop: int
+    by: int
+
+
+@dataclass(slots=True, eq=False)
+class _Sequence:
+    """A sequence that no other one extends, and how much of it is in memory."""
+
+    tokens: Tokens
+    held: int = 0
+    losses: list[_Loss] = field(default_factory=list)
+
+    def update(self, held: int, by: int) -> None:
+        if held < self.held:
+            self.losses.append(_Loss(held, self.held, by))
+        elif held > self.held:
+            self.losses = [
+                _Loss(max(loss.start, held), loss.stop, loss.by)
+                for loss in self.losses
+                if loss.stop > held
+            ]
+        self.held = held
+
+
+class Evictions:
+    """Follows what a strategy forgets.
+
+    Only sequences that no later one extends are followed: what they share with the
+    others is lost with them at the same time.
+    """
+
+    def __init__(self, strategy: Strategy) -> None:
+        self._strategy = strategy
+        self._block = block_of(strategy)
+        self._sequences: list[_Sequence] = []
+
+    def note(self, by: int, tokens: Tokens, evicted: int) -> None:
+        """Take in that commit number ``by`` of ``tokens`` evicted so many."""
+        shared = {s: common_prefix(s.tokens, tokens) for s in self._sequences}
+        own = next((s for s in shared if shared[s] == len(s.tokens)), None)
+        if own is not None:
+            own.tokens = tokens
+        elif not any(length == len(tokens) for length in shared.values()):
+            own = _Sequence(tokens)
+            self._sequences.append(own)
+        for sequence in self._sequences:
+            lost = evicted > 0 and sequence.held > 0
+            gained = shared.get(sequence, 0) > sequence.held
+            if lost or gained or sequence is own:
+                held = restorable(self._strategy, sequence.tokens)
+                sequence.update(held, by)
+
+    def find(
+        self, tokens: Tokens, start: int, stop: int
+    ) -> Iterator[tuple[int, int, int | None]]:
+        """Parts of ``[start, stop)`` and the commit that last evicted each.
+
+        None: it was never restorable.
+        """
+        by = np.full(max(stop - start, 0), -1, np.int64)
+        for sequence in self._sequences:
+            shared = min(common_prefix(sequence.tokens, tokens), stop)
+            shared = shared // self._block * self._block  # the rest of one is another
+            for loss in sequence.losses:
+                lost = slice(max(loss.start - start, 0), max(loss.stop - start, 0))
+                lost = slice(lost.start, min(lost.stop, max(shared - start, 0)))
+                by[lost] = np.maximum(by[lost], loss.by)
+        edges = [0, *(np.flatnonzero(np.diff(by)) + 1).tolist(), len(by)]
+        for a, b in pairwise(edges):
+            if b > a:
+                yield start + a, start + b, int(by[a]) if by[a] >= 0 else None

@@ -26,6 +26,9 @@ app = typer.Typer(
 )
 console = Console()
 
+#: Characters of a name that is not broken over lines.
+_NAME = 20
+
 
 @app.callback()
 def configure(
@@ -48,11 +51,14 @@ def print_names(summaries: dict[str, str]) -> None:
 
 
 def table(readable: DataFrame, gap: int) -> Table:
-    """A frame of text, its first column names and the others numbers."""
+    """A frame of text; numbers are never broken, nor are short names."""
     shown = Table(box=SIMPLE_HEAD, padding=(0, gap, 0, 0))
     for i, column in enumerate(readable.columns):
-        justify: Literal["left", "right"] = "right" if i else "left"
-        shown.add_column(column, justify=justify, overflow="fold", no_wrap=i > 0)
+        cells = readable[column]
+        words = i == 0 or cells.str.contains(" ").any()
+        whole = not words or (i == 0 and cells.str.len().max() <= _NAME)
+        justify: Literal["left", "right"] = "left" if words else "right"
+        shown.add_column(column, justify=justify, overflow="fold", no_wrap=whole)
     for row in readable.itertuples(index=False):
         shown.add_row(*row)
     return shown

@@ -13,6 +13,7 @@ from mlxlab.canonical import RULES
 from mlxlab.cli.app import (
     app,
     console,
+    parse_sizes,
     print_names,
     table,
 )
@@ -194,6 +195,44 @@ def misses(
         from mlxlab.plots import save_misses_plots
 
         save_misses_plots(found, plots)
+
+
+@app.command("report")
+def write_report(
+    traces: Annotated[
+        list[str] | None,
+        typer.Argument(help="Trace files, or names of recorded traces."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path(
+        "report.html"
+    ),
+    model: Annotated[str, typer.Option(help="Folder or hub repository.")] = BUNDLED,
+    strategies: Annotated[
+        str, typer.Option(help="name[:key=value,...][@rules],... to compare.")
+    ] = DEFAULT_CONTENDERS,
+    rules: Annotated[
+        str, typer.Option(help="all, none, names, or exceptions: -name,...")
+    ] = "all",
+    memory: Annotated[str, typer.Option(help="For keys and values.")] = "4GiB",
+    text: Annotated[
+        str, typer.Option(help="Of changed blocks: redacted, full or none.")
+    ] = "redacted",
+) -> None:
+    """Write a page that stands alone: what was reused, why not more, what to set."""
+    from mlxlab.page import write_page
+
+    folder = find_model(model)
+    write_page(
+        [load_trace(trace) for trace in traces or [DEFAULT_TRACE]],
+        out,
+        model=folder,
+        strategies=strategies,
+        rules=rules,
+        memory=parse_sizes(memory, "memory")[0],
+        costs=recall_costs(folder.digest, CHUNK),
+        text=text,
+    )
+    console.print(out, highlight=False)
 
 
 @app.command("strategies")

@@ -25,6 +25,7 @@ _PALE = 0.25
 _LOST = "#b00020"
 _NEEDED = "0.5"
 _ROW = 0.26  # inches
+_KEY = ["session", "request", "cause"]
 _WORTH = 0.005  # share of a prompt that is worth a mark
 #: What the template adds is not worth a colour.
 _PLAIN = {Role.TEMPLATE: "0.6", Role.UNKNOWN: "0.4"}
@@ -143,8 +144,9 @@ def _mark_breaks(
     first = computed.groupby(["session", "request"]).start.min()
     for row in misses.breaks.to_dict("records"):
         key = (row["session"], row["request"])
-        worth = max(row["missed_tokens"] / 2, _WORTH * row["prompt_tokens"])
-        lost = row["lost_tokens"] > worth
+        own = _main_causes(misses.causes, row)
+        savable = own[~own.remedy.str.startswith(NOTHING)].tokens.sum()
+        lost = savable > _WORTH * row["prompt_tokens"]
         if lost:
             axes.plot(
                 first[key], places[key] - 0.5, "v", color="black", clip_on=False, ms=5
@@ -152,22 +154,24 @@ def _mark_breaks(
         axes.text(
             right,
             places[key],
-            f"{row['missed_tokens']:>7,}  {_reason(misses.causes, row)}",
+            f"{row['missed_tokens']:>7,}  {_reason(own)}",
             color="black" if lost else _NEEDED,
             weight="bold" if lost else "normal",
             **text,
         )
 
 
-def _reason(causes: pd.DataFrame, row: dict[Hashable, Any]) -> str:
-    """The main cause of a request, and if that is a commit, whose."""
-    own = causes[
-        (causes.session == row["session"])
-        & (causes.request == row["request"])
-        & (causes.cause == row["cause"])
-    ]
-    evictor = re.match(r"request (\d+)", own.sort_values("tokens").evicted_by.iloc[-1])
-    return f"{row['cause']} by #{evictor[1]}" if evictor else str(row["cause"])
+def _main_causes(causes: pd.DataFrame, row: dict[Hashable, Any]) -> pd.DataFrame:
+    """The rows of a request's main cause, the costliest first."""
+    same = (causes[_KEY] == pd.Series(row)[_KEY]).all(axis=1)
+    return causes[same].sort_values("tokens", ascending=False)
+
+
+def _reason(own: pd.DataFrame) -> str:
+    """A cause, and if that is somebody's commit, whose."""
+    evictor = re.match(r"request (\d+)", own.evicted_by.iloc[0])
+    cause = str(own.cause.iloc[0])
+    return f"{cause} by #{evictor[1]}" if evictor else cause
 
 
 def _arrange(axes: Axes, breaks: pd.DataFrame) -> None:

@@ -117,7 +117,8 @@ def remedy_of(
         case Cause.MINIMUM:
             return "a smaller minimum"
         case Cause.BLOCK:
-            return f"block={max(1, int(strategy.parameters['block']) // 2)}"
+            half = max(1, int(strategy.parameters["block"]) // 2)
+            return f"block={half} (about half of them)"
     rule = _rule_for(cause, lost, changed, deferred)
     if rule and rule not in rules:
         return f"rule {rule}"

@@ -71,8 +71,8 @@ class Misses:
             never computed in its place), ``label`` and ``role`` (of the block that
             breaks the prompt there, or of the first new one), ``reference`` (the
             request that it was compared with; missing if there is none), ``cause`` (the
-            costliest), ``lost_tokens`` (those that something would have saved),
-            ``change`` (how the block changed).
+            costliest but for a block's or token's rest), ``lost_tokens`` (those that
+            something would have saved), ``change`` (how the block changed).
         parts: a row per run of tokens of one block and one fate. ``session``,
             ``request``, ``start``, ``stop``, ``label``, ``role``, ``cause`` (empty if
             reused), ``remedy``.
@@ -328,6 +328,7 @@ class _Ledger:
             label, role = change.label, change.role
             shown = describe_change(change.old, change.new, self.shown)
         tokens = pd.DataFrame(rows).groupby("cause").tokens.sum()
+        telling = tokens.drop([Cause.BLOCK, Cause.LAST], errors="ignore")
         lost = [r["tokens"] for r in rows if not r["remedy"].startswith(NOTHING)]
         return {
             "prompt_tokens": len(step.prompt),
@@ -337,7 +338,7 @@ class _Ledger:
             "label": label,
             "role": str(role),
             "reference": account.reference.request if account.reference else None,
-            "cause": str(tokens.idxmax()),
+            "cause": str((telling if len(telling) else tokens).idxmax()),
             "lost_tokens": sum(lost),
             "change": shown,
         }

@@ -110,11 +110,13 @@ class References:
         ]
         if not known:
             return None
-        tokens = step.prompt.tokens
-        return max(
-            _closest(known, step.prompt),
-            key=lambda r: (common_prefix(r.computed.tokens, tokens), r.number),
-        )
+        tokens, own = step.prompt.tokens, np.unique(grams(step.prompt.tokens))
+
+        def likeness(reference: Reference) -> tuple[int, float, int]:
+            shared = common_prefix(reference.computed.tokens, tokens)
+            return shared, _share(own, reference), reference.number
+
+        return max(_closest(known, step.prompt), key=likeness)
 
 
 def _key(step: Step) -> tuple[str, bool]:

@@ -51,8 +51,8 @@ def test_a_rule_is_named_until_it_is_in_force(
         ("none", Cause.NOT_KEPT, "paged"),
         ("paged", Cause.NOT_KEPT, "capacity"),
         ("block-hash", Cause.MINIMUM, "a smaller minimum"),
-        ("paged:block=64", Cause.BLOCK, "block=32"),
-        ("block-hash", Cause.BLOCK, "block=128"),
+        ("paged:block=64", Cause.BLOCK, "block=32 (about half of them)"),
+        ("block-hash", Cause.BLOCK, "block=128 (about half of them)"),
     ],
 )
 def test_what_lies_with_the_strategy_names_its_setting(

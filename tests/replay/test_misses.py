@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 from mlxlab.canonical import parse_rules
+from mlxlab.cli import app
 from mlxlab.errors import MlxlabError, RuleError, StrategyError
 from mlxlab.models import find_model
 from mlxlab.prompt import Prompt, Role, Segment
@@ -21,7 +23,7 @@ from mlxlab.replay.causes import NOTHING, Cause
 from mlxlab.replay.misses import format_breaks, format_causes
 from mlxlab.replay.steps import Step
 from mlxlab.strategies import STRATEGIES, make_strategy
-from mlxlab.traces import Trace, load_trace
+from mlxlab.traces import Trace, load_trace, write_trace
 from tests.replay.traffic import exchange, small_trace
 
 KEY = ["session", "request"]
@@ -52,8 +54,8 @@ def tokens_of(misses: Misses) -> pd.Series[int]:
 
 @pytest.mark.parametrize("strategy", ["prefix@none", "paged", "block-hash", "suffix"])
 def test_causes_add_up_to_what_a_comparison_says_was_computed(strategy: str) -> None:
-    misses = quick("compact", strategy)
-    trace = load_trace("compact")
+    trace = small_trace()
+    misses = explain(trace, strategy=strategy, progress=False)
     rows = compare(trace, strategies=strategy, simulate=True, progress=False)
     rows = rows[rows.strategy != "ceiling"].set_index(KEY)
     by_request = misses.causes.groupby(KEY, sort=False).tokens.sum()
@@ -268,3 +270,19 @@ def test_nothing_is_promised_for_new_text() -> None:
     misses = quick("loop", "paged")
     fresh = misses.causes[misses.causes.cause == Cause.FRESH]
     assert set(fresh.remedy) == {f"{NOTHING}new text"}
+
+
+def test_the_command_prints_a_table_and_writes_what_was_asked(tmp_path: Path) -> None:
+    trace, out = tmp_path / "small.jsonl", tmp_path / "out.json"
+    write_trace(small_trace(), trace)
+    options = ["--strategy", "prefix", "--rules", "none", "--by-request"]
+    files = ["--json", str(out), "--plots", str(tmp_path / "plots")]
+    done = CliRunner().invoke(app, ["misses", str(trace), *options, *files])
+    assert done.exit_code == 0, done.output
+    table = done.stdout.split("#0")[0].splitlines()
+    assert max(map(len, table)) <= 80
+    assert "attribution header" in done.stdout
+    assert "rule drop-attribution" in done.stdout
+    assert "[-cc_version=2.1.330.a1b;-]" in done.stdout
+    assert json.loads(out.read_text())["breaks"]
+    assert (tmp_path / "plots" / "strip.png").exists()

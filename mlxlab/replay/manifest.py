@@ -41,7 +41,7 @@ def describe_run(
                 "name": trace.name,
                 "digest": trace.digest,
                 "requests": len(trace.inference),
-                "skipped_lines": trace.skipped,
+                "skipped": dict(trace.skipped),
             }
             for trace in traces
         ],

@@ -235,7 +235,8 @@ def _shared(a: list[str], b: list[str]) -> int:
 
 
 def _header(header: HeaderLine) -> bytes:
-    return encode(header.model_dump()) + b"\n"
+    unsaid = set() if header.skipped else {"skipped"}
+    return encode(header.model_dump(exclude=unsaid)) + b"\n"
 
 
 def _create(path: Path) -> int:

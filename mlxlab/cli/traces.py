@@ -70,7 +70,7 @@ def import_foreign(
     """Turn what another program kept of its requests into a trace."""
     start = parse_date(since) if since else float("-inf")
     trace = import_trace(path, format, Selection(start, project, limit))
-    write_trace(trace, out)
+    write_trace(trace, out, progress=True)
     console.print(trace)
     for reason, times in trace.skipped.items():
         console.print(f"{reason} ({times:,} times)", highlight=False)

@@ -55,10 +55,15 @@ def answered(exchange: Exchange) -> list[Any]:
 
 
 # `compact` also asks for a summary, which is the one request that is not kept.
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scenario", "unkept"),
-    [("sessions", 0), ("subagents", 0), ("resume", 0), ("compact", 1), ("thinking", 0)],
+    [
+        ("sessions", 0),
+        pytest.param("subagents", 0, marks=pytest.mark.slow),
+        ("resume", 0),
+        ("compact", 1),
+        ("thinking", 0),
+    ],
 )
 def test_a_history_rebuilds_every_request(
     scenario: str, unkept: int, client: Path, tmp_path: Path
@@ -75,7 +80,6 @@ def test_a_history_rebuilds_every_request(
         assert abs(exchange.t - sent[key].t) < 1
 
 
-@pytest.mark.slow
 def test_telemetry_has_every_request(client: Path, tmp_path: Path) -> None:
     folder = tmp_path / "bodies"
     wire = worked(

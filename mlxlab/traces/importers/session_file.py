@@ -104,7 +104,7 @@ class SessionFile:
             case "user" | "assistant" as role:
                 self._take_said(SaidRecord.model_validate(value), role)
             case kind:
-                if kind not in ASIDE:
+                if not (isinstance(kind, str) and kind in ASIDE):
                     self._tally.add("record of an unknown kind skipped")
                 uuid, parent = value.get("uuid"), value.get("parentUuid")
                 if isinstance(uuid, str) and isinstance(parent, str):

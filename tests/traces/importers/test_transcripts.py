@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mlxlab.errors import TraceError
 from mlxlab.traces import read_trace, write_trace
@@ -375,3 +379,45 @@ def test_nothing_at_all_is_an_error_of_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(bad.value)
     with pytest.raises(TraceError, match=r"none: No such file.*; give a file or"):
         import_trace(tmp_path / "none")
+
+
+def paths(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every place in a JSON value."""
+    yield at
+    items = value.items() if isinstance(value, dict) else []
+    for key, item in enumerate(value) if isinstance(value, list) else items:
+        yield from paths(item, (*at, key))
+
+
+def changed(value: Any, at: tuple[Any, ...], item: Any) -> Any:
+    if not at:
+        return item
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[at[0]] = changed(value[at[0]], at[1:], item)
+    return copy
+
+
+ODD: st.SearchStrategy[Any] = st.sampled_from(
+    [None, True, -1, 1e300, "", "r1", "\ud800", [], {}, [[]], [None]]
+)
+
+
+@given(data=st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_nothing_in_a_record_stops_the_import(data: Any, tmp_path: Path) -> None:
+    log = SessionLog(tmp_path / "p" / "s.jsonl")
+    log.path.write_bytes(b"")
+    two_requests(log)
+    log.say("user", "And now?")
+    log.answer("a3", DONE)
+    lines = list(map(json.loads, log.path.read_bytes().splitlines()))
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.sampled_from([at for at in paths(lines) if at]))
+        lines = changed(lines, at, data.draw(ODD))
+    log.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    try:
+        trace = imported(tmp_path)
+    except TraceError:
+        return
+    write_trace(trace, tmp_path / "trace.out")
+    assert read_trace(tmp_path / "trace.out").digest == trace.digest

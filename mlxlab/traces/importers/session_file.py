@@ -162,7 +162,7 @@ class SessionFile:
         if record.shape_hash not in self._shapes:
             reason = "request without its system and tools skipped"
             self._tally.name(reason, asked.place)
-        elif not all(name in self._messages for name in names):
+        elif not names or not all(name in self._messages for name in names):
             self._tally.name("request without all its messages skipped", asked.place)
         else:
             if record.cut is not None or record.withheld:

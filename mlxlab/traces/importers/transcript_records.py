@@ -1,7 +1,10 @@
 """The records of Claude Code's transcripts, as far as requests and answers need them.
 
 The format is its maker's own and changes without notice, so what is not needed may be
-missing or of any form. Knows nothing of files or of what records add up to.
+missing or of any form; what is needed has to be what a request can hold, because one
+that is refused would stop the replay of all.
+
+Knows nothing of files or of what records add up to.
 """
 
 from __future__ import annotations
@@ -9,9 +12,10 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from mlxlab.messages import Message, MessagesRequest
 from mlxlab.traces.schema import Json, Path
 
 __all__ = ["ASIDE", "BlobRecord", "RequestRecord", "SaidRecord", "ShapeRecord", "time"]
@@ -65,6 +69,22 @@ ASIDE = frozenset(
 #: The model that the client names in messages of its own.
 _SYNTHETIC = "<synthetic>"
 
+
+def _shape(value: dict[str, Json]) -> dict[str, Json]:
+    MessagesRequest.model_validate({**value, "model": "", "messages": []})
+    return value
+
+
+def _params(value: dict[str, Json]) -> dict[str, Json]:
+    MessagesRequest.model_validate({**value, "messages": []})
+    return value
+
+
+def _message(value: dict[str, Json]) -> dict[str, Json]:
+    Message.model_validate(value)
+    return value
+
+
 _Text = Annotated[str, BeforeValidator(lambda value: "" if value is None else value)]
 
 
@@ -79,14 +99,14 @@ class ShapeRecord(_Record):
     """System, without the attribution block, and tools."""
 
     shape_hash: str
-    shape: dict[str, Json]
+    shape: Annotated[dict[str, Json], AfterValidator(_shape)]
 
 
 class BlobRecord(_Record):
     """A message that the conversation does not hold."""
 
     hash: str
-    message: dict[str, Json]
+    message: Annotated[dict[str, Json], AfterValidator(_message)]
 
 
 class Mark(BaseModel):
@@ -111,7 +131,7 @@ class RequestRecord(_Record):
 
     id: str
     shape_hash: str
-    params: dict[str, Json] = {}
+    params: Annotated[dict[str, Json], AfterValidator(_params)]
     base: _Text = ""
     keep: Annotated[int, Field(ge=0)] = 0
     tail: tuple[str, ...]
@@ -131,7 +151,7 @@ class SaidRecord(_Record):
 
     uuid: str
     parent_uuid: _Text = ""
-    message: dict[str, Json]
+    message: Annotated[dict[str, Json], AfterValidator(_message)]
     request_ref: _Text = ""
     is_sidechain: bool | None = None
     is_api_error_message: bool | None = None

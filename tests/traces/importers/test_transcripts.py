@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlxlab.errors import TraceError
+from mlxlab.messages import parse_answer, parse_request
 from mlxlab.traces import read_trace, write_trace
 from mlxlab.traces.importers import Selection, import_trace, sources
 from mlxlab.traces.importers.session_file import REBUILT
@@ -419,5 +420,9 @@ def test_nothing_in_a_record_stops_the_import(data: Any, tmp_path: Path) -> None
         trace = imported(tmp_path)
     except TraceError:
         return
+    for exchange in trace:
+        parse_request(exchange.body)
+        if exchange.response:
+            parse_answer(exchange.response.message)
     write_trace(trace, tmp_path / "trace.out")
     assert read_trace(tmp_path / "trace.out").digest == trace.digest

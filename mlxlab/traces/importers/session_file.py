@@ -22,7 +22,7 @@ from mlxlab.traces.importers.transcript_records import (
     RequestRecord,
     SaidRecord,
     ShapeRecord,
-    time,
+    parse_time,
 )
 from mlxlab.traces.importers.turns import Conversation, Turn, join_answer
 from mlxlab.traces.schema import Json
@@ -93,7 +93,7 @@ class SessionFile:
         return [*exact, *self._approximate({draft.answer for draft in exact})]
 
     def _take(self, value: dict[str, Json], place: str) -> None:
-        self._t = time(value.get("timestamp"), self._t)
+        self._t = parse_time(value.get("timestamp"), self._t)
         match value.get("type"):
             case "api-request-shape":
                 self._take_shape(ShapeRecord.model_validate(value), place)
@@ -180,7 +180,9 @@ class SessionFile:
         self, record: RequestRecord, names: Sequence[str], place: str
     ) -> dict[str, Json]:
         marks = tuple((mark.path, mark.value) for mark in record.cache_control)
-        marked = {path[1] for path, _ in marks if len(path) > 2}
+        marked = {
+            path[1] for path, _ in marks if path[:1] == ("messages",) and path[2:]
+        }
         messages = [
             self._messages.get(name, marked=i in marked) for i, name in enumerate(names)
         ]

@@ -34,7 +34,7 @@ from mlxlab.traces.importers.sources import (
     read_records,
 )
 from mlxlab.traces.importers.tally import Tally
-from mlxlab.traces.importers.transcript_records import time
+from mlxlab.traces.importers.transcript_records import parse_time
 from mlxlab.traces.schema import Json
 from mlxlab.traces.trace import Exchange, Response, Trace
 
@@ -103,7 +103,7 @@ def _index(path: Path, tally: Tally) -> Iterator[tuple[Path, _Indexed]]:
     for source in find_sources(path, _INDEX, tally):
         for place, line in read_records(source, tally):
             name = line.get("request_file")
-            t = time(line.get("timestamp"), float("nan"))
+            t = parse_time(line.get("timestamp"), float("nan"))
             if not isinstance(name, str) or t != t:
                 tally.name("line of the index without file or time skipped", place)
                 continue

@@ -18,7 +18,14 @@ from pydantic.alias_generators import to_camel
 from mlxlab.messages import Message, MessagesRequest
 from mlxlab.traces.schema import Json, Path
 
-__all__ = ["ASIDE", "BlobRecord", "RequestRecord", "SaidRecord", "ShapeRecord", "time"]
+__all__ = [
+    "ASIDE",
+    "BlobRecord",
+    "RequestRecord",
+    "SaidRecord",
+    "ShapeRecord",
+    "parse_time",
+]
 
 #: Kinds that have no part in a request, or whose part an api-request tells again.
 ASIDE = frozenset(
@@ -170,7 +177,7 @@ class SaidRecord(_Record):
         )
 
 
-def time(timestamp: Json, otherwise: float) -> float:
+def parse_time(timestamp: Json, otherwise: float) -> float:
     """Unix seconds of a record's timestamp."""
     try:
         return datetime.fromisoformat(timestamp).timestamp()

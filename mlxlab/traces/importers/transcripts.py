@@ -4,7 +4,8 @@ The client (measured with 2.1.330, which does so without being asked to) writes,
 the conversation, records that rebuild each request of the main loop and of sub-agents.
 What is rebuilt differs from what was on the wire in this:
 
-- the attribution block that begins ``system`` is not there;
+- the attribution block that begins ``system`` is not there, so what it costs a server
+  that renders it does not show;
 - ``metadata`` and ``stream`` are not there, and ``betas`` stand in the header
   ``anthropic-beta`` as they did; of other headers, session and agent are known;
 - keys may stand in another order: params, system, tools, messages;
@@ -17,8 +18,9 @@ Only the form of a lone text, a string or one block, is inferred: see
 ``x-claude-code-query-source``, which the client does not send. When an answer began is
 not known: ``first_byte_s`` is 0.
 
-Older clients keep the conversation only. Each of its answers gets a request of what
-was said before it, without system and tools, and is counted.
+Older clients (measured with 2.0.33) keep the conversation only. Each of its answers
+gets a request of what was said before it, without system, tools and the reminders that
+the client adds to what the user says. Such requests are counted.
 
 The format is officially unstable, so nothing in it is relied on to be there: what
 cannot be used is counted, named and left out.

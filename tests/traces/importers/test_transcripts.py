@@ -107,6 +107,15 @@ def test_requests_are_rebuilt_as_they_were_sent(log: SessionLog) -> None:
     assert trace.skipped == {}
 
 
+def test_a_marker_in_a_tool_marks_no_message(log: SessionLog) -> None:
+    log.shape()
+    mark = {"path": ["tools", 0, "input_schema"], "value": MARK}
+    log.request("r1", log.blob(FIRST), cacheControl=[mark])
+    [body] = bodies(imported(log.path))
+    assert body["messages"] == [{"role": "user", "content": "Fix it."}]
+    assert body["tools"][0]["input_schema"]["cache_control"] == MARK
+
+
 def test_where_and_when_it_was_sent_is_kept(log: SessionLog) -> None:
     log.more = {"agentId": "a123"}
     two_requests(log)

@@ -16,6 +16,7 @@ from mlxlab.traces import load_trace, write_trace
 from tests import wire
 from tests.replay.traffic import small_trace
 from tests.server.endpoint import copy_tiny
+from tests.traces.importers.histories import SessionLog
 
 COMMAND = [sys.executable, "-c", "from mlxlab.cli import main; main()"]
 
@@ -163,6 +164,44 @@ def test_imports_a_capture(tmp_path: Path) -> None:
     assert run("compare", out, "--simulate").returncode == 0
 
 
+def test_imports_a_history_and_says_what_it_left_out(tmp_path: Path) -> None:
+    log = SessionLog(tmp_path / "projects/-me-app/s.jsonl")
+    log.say("user", "Why does the sum fail?")
+    log.answer("a1", {"type": "text", "text": "It subtracts."})
+    log.raw(b"broken\n")
+    out = tmp_path / "trace.jsonl"
+    options = ["--since", "2020-01-01", "--project", "app", "--limit", "5"]
+    done = run("import", tmp_path / "projects", "--out", out, *options)
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    assert "line that is no JSON object skipped (1 times)" in said
+    assert "request rebuilt from the conversation, without system and tools" in said
+    assert "s.jsonl:3" in "".join(done.stderr.split())
+    compared = run("compare", out, "--simulate", "--strategies", "prefix")
+    assert compared.returncode == 0, compared.stderr
+    assert "no JSON object skipped" in compared.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--format", "x"], "no format 'x'; choose from auto, claude-code"),
+        (["--since", "soon"], "'soon': no date"),
+        (["--limit", "0"], "limit"),
+        ([], "no request of format claude-code found"),
+    ],
+)
+def test_import_refuses_what_it_cannot_do(
+    options: list[str], says: str, tmp_path: Path
+) -> None:
+    SessionLog(tmp_path / "s.jsonl").record("mode")
+    done = run("import", tmp_path, "--out", tmp_path / "out.jsonl", *options)
+    assert done.returncode == 2
+    assert says in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out.jsonl").exists()
+
+
 def test_anonymizes_a_trace(trace: Path, tmp_path: Path) -> None:
     out = tmp_path / "anonymous.jsonl"
     assert run("anonymize", trace, "--out", out).returncode == 0
@@ -224,4 +263,4 @@ def test_a_partial_last_line_is_skipped_and_said(trace: Path) -> None:
     trace.write_bytes(trace.read_bytes()[:-20])
     done = run("compare", trace, "--simulate")
     assert done.returncode == 0
-    assert "skipped" in done.stdout
+    assert "small: partial last line skipped (1 times)" in done.stdout

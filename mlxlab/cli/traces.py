@@ -8,8 +8,17 @@ from typing import Annotated
 import typer
 
 from mlxlab.cli.app import app, console
+from mlxlab.errors import TraceError
 from mlxlab.models import BUNDLED
 from mlxlab.traces import load_trace, write_trace
+from mlxlab.traces.importers import (
+    AUTO,
+    IMPORTERS,
+    Selection,
+    import_trace,
+    parse_date,
+)
+from mlxlab.traces.opening import is_hashed
 
 
 @app.command()
@@ -42,16 +51,34 @@ def anonymize(
 
 
 @app.command("import")
-def import_trace(
-    capture: Annotated[Path, typer.Argument(help="HTTP capture, an object a line.")],
+def import_foreign(
     out: Annotated[Path, typer.Option(help="Trace to write.")],
+    path: Annotated[
+        Path | None,
+        typer.Argument(help="File or folder; ~/.claude/projects by default."),
+    ] = None,
+    format: Annotated[
+        str, typer.Option(help=f"{', '.join((AUTO, *IMPORTERS))}.")
+    ] = AUTO,
+    since: Annotated[
+        str | None, typer.Option(help="Leave out requests before this date or time.")
+    ] = None,
+    project: Annotated[
+        str, typer.Option(help="Only projects whose folder's name contains this.")
+    ] = "",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the newest so many requests.")
+    ] = None,
 ) -> None:
-    """Turn a plain HTTP capture into a trace."""
-    from mlxlab.traces.importers.capture import import_capture
-
-    trace = import_capture(capture)
-    write_trace(trace, out)
+    """Turn what another program kept of its requests into a trace."""
+    if path and is_hashed(path):
+        raise TraceError(f"{path}: hashed, and used as it is: mlxlab sweep {path}")
+    start = parse_date(since) if since else float("-inf")
+    trace = import_trace(path, format, Selection(start, project, limit))
+    write_trace(trace, out, progress=True)
     console.print(trace)
+    for reason, times in trace.skipped.items():
+        console.print(f"{reason} ({times:,} times)", highlight=False)
 
 
 @app.command("export")

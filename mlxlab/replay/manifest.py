@@ -67,8 +67,8 @@ def _trace(trace: Trace | HashedTrace) -> dict[str, Any]:
     described: dict[str, Any] = {"name": trace.name, "digest": trace.digest}
     if isinstance(trace, HashedTrace):
         return {**described, "unit": trace.unit}
-    requests, skipped = len(trace.inference), trace.skipped
-    return {**described, "requests": requests, "skipped_lines": skipped}
+    skipped = dict(trace.skipped)
+    return {**described, "requests": len(trace.inference), "skipped": skipped}
 
 
 def _contender(contender: Contender, token_bytes: int) -> dict[str, Any]:

@@ -105,16 +105,17 @@ def title_of(rows: pd.DataFrame) -> str:
 
 
 def list_notes(rows: pd.DataFrame) -> list[str]:
-    """Warnings, the BLAS in use, lines skipped, what was not rendered as meant."""
+    """Warnings, the BLAS in use, what was left out, what was not rendered as meant."""
     manifest = rows.attrs["manifest"]
     return [
         *manifest.get("warnings", ()),
         *([f"BLAS: {manifest['blas']}"] if "blas" in manifest else []),
         *([_estimate(manifest["estimated"])] if "estimated" in manifest else []),
         *(
-            f"trace {trace['name']}: {trace['skipped_lines']} partial last line skipped"
+            f"trace {trace['name']}: {reason} ({times:,} times)"
             for trace in manifest["traces"]
-            if trace.get("skipped_lines")
+            # Findings kept from before reasons were told have none.
+            for reason, times in trace.get("skipped", {}).items()
         ),
         *(f"{note} ({times} times)" for note, times in manifest["notes"].items()),
     ]

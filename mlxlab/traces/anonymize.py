@@ -117,11 +117,12 @@ class _Wire:
         header = {
             "recorder": trace.header.recorder,
             "created": trace.header.created,
+            "skipped": dict(trace.skipped),
             "anonymized": True,
         }
         exchanges = tuple(map(self._exchange, trace.exchanges))
         header_line = HeaderLine.model_validate(header)
-        return Trace(trace.name, exchanges, header_line, trace.skipped)
+        return Trace(trace.name, exchanges, header_line)
 
     def _exchange(self, exchange: Exchange) -> Exchange:
         response = exchange.response

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from mlxlab.errors import TraceError
@@ -14,7 +14,7 @@ from mlxlab.traces.importers.mooncake import open_mooncake
 from mlxlab.traces.importers.weka import open_weka
 from mlxlab.traces.trace import Trace
 
-__all__ = ["open_trace", "open_traces"]
+__all__ = ["is_hashed", "open_trace", "open_traces"]
 
 #: What a hashed trace has near its beginning, and who opens it.
 _SIGNS = {
@@ -42,12 +42,18 @@ def open_trace(name: str | Path) -> Trace | HashedTrace:
     """
     if str(name) in bundled_traces():
         return load_trace(name)
-    path = Path(name)
-    head = _head(path)
-    for sign, opened in _SIGNS.items():
-        if sign in head.replace(b" ", b""):
-            return opened(path)
-    return load_trace(name)
+    opened = _opener(Path(name))
+    return opened(Path(name)) if opened else load_trace(name)
+
+
+def is_hashed(path: Path) -> bool:
+    """Whether a file is a hashed trace, by how it begins."""
+    return _opener(path) is not None
+
+
+def _opener(path: Path) -> Callable[[Path], HashedTrace] | None:
+    head = _head(path).replace(b" ", b"")
+    return next((opened for sign, opened in _SIGNS.items() if sign in head), None)
 
 
 def _files(name: str | Path) -> Iterator[str | Path]:

@@ -38,6 +38,18 @@ _SECRET = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
+#: Every secret contains one of these, which are found much faster.
+_HINTS = (
+    "PRIVATE KEY-----",
+    "sk-",
+    "AKIA",
+    "ASIA",
+    *(f"gh{kind}_" for kind in "pousr"),
+    "github_pat_",
+    *(f"xox{kind}-" for kind in "abposr"),
+    "AIza",
+    "Bearer ",
+)
 _PLACEHOLDER = "redacted-"
 
 
@@ -60,7 +72,9 @@ def kept_path(path: str) -> str:
 def redacted(value: Json) -> tuple[Json, int]:
     """``value`` with the secrets in its strings replaced, and how many there were."""
     if isinstance(value, str):
-        return _SECRET.subn(_placeholder, value)
+        if any(hint in value for hint in _HINTS):
+            return _SECRET.subn(_placeholder, value)
+        return value, 0
     if isinstance(value, list):
         items = [redacted(item) for item in value]
         found = sum(count for _, count in items)

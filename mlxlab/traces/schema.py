@@ -65,7 +65,12 @@ class _Closed(BaseModel):
 
 
 class HeaderLine(BaseModel):
-    """What recorded the trace and when; further keys are notes on provenance."""
+    """What recorded the trace and when; further keys are notes on provenance.
+
+    Attributes:
+        skipped: what of its source is not in the trace, or not as it was, and how
+            often, by reason.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -73,6 +78,7 @@ class HeaderLine(BaseModel):
     version: Literal[1] = VERSION
     recorder: str = RECORDER
     created: str = Field(default_factory=_now)
+    skipped: dict[str, Annotated[int, Field(ge=0, strict=True)]] = {}
 
     @property
     def notes(self) -> Mapping[str, Json]:

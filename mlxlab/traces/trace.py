@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,7 +32,10 @@ from mlxlab.traces.schema import (
     parse_line,
 )
 
-__all__ = ["Exchange", "Response", "Trace", "read_trace"]
+__all__ = ["PARTIAL_LINE", "Exchange", "Response", "Trace", "read_trace"]
+
+#: A reason of :attr:`Trace.skipped`: a crash cut the last line short.
+PARTIAL_LINE = "partial last line skipped"
 
 _SESSION_HEADER = "x-claude-code-session-id"
 _AGENT_HEADER = "x-claude-code-agent-id"
@@ -96,7 +100,6 @@ class Trace:
     Attributes:
         name: the file's name without its ending.
         header: what recorded it, when, and notes on provenance.
-        skipped: what was left out: a partial last line, or lines of a capture.
 
     Raises:
         TraceError: two exchanges have one id.
@@ -105,7 +108,6 @@ class Trace:
     name: str
     exchanges: tuple[Exchange, ...]
     header: HeaderLine = field(default_factory=HeaderLine)
-    skipped: int = 0
 
     def __post_init__(self) -> None:
         if len({e.id for e in self.exchanges}) < len(self.exchanges):
@@ -116,6 +118,11 @@ class Trace:
 
     def __iter__(self) -> Iterator[Exchange]:
         return iter(self.exchanges)
+
+    @property
+    def skipped(self) -> Mapping[str, int]:
+        """What was left out or changed, and how often, by reason."""
+        return self.header.skipped
 
     @property
     def inference(self) -> tuple[Exchange, ...]:
@@ -190,7 +197,7 @@ class _Reader:
         self.requests: dict[int, RequestLine] = {}
         self.responses: dict[int, Response] = {}
         self.wire: dict[int, dict[str, Json] | None] = {}
-        self.skipped = 0
+        self.skipped: Counter[str] = Counter()
 
     def read(self, lines: Iterable[bytes]) -> Trace:
         for self.number, data in enumerate(lines, start=1):
@@ -198,7 +205,8 @@ class _Reader:
         if self.header is None:
             raise self._error("empty", "a first line of kind 'trace'")
         exchanges = sorted(map(self._exchange, self.requests), key=lambda e: e.t)
-        return Trace(self.path.stem, tuple(exchanges), self.header, self.skipped)
+        header = self.header.model_copy(update={"skipped": dict(self.skipped)})
+        return Trace(self.path.stem, tuple(exchanges), header)
 
     def _take(self, data: bytes) -> None:
         value = self._decoded(data)
@@ -206,6 +214,7 @@ class _Reader:
             return
         if self.header is None:
             self.header = self._header(value)
+            self.skipped.update(self.header.skipped)
             return
         try:
             line = parse_line(value)
@@ -220,7 +229,7 @@ class _Reader:
             raise self._error("nested too deeply", "JSON of moderate depth") from None
         except ValueError as error:
             if self.header is not None and not data.endswith(b"\n"):
-                self.skipped += 1
+                self.skipped[PARTIAL_LINE] += 1
                 return None
             what = "binary data" if b"\0" in data else f"not JSON ({error})"
             raise self._error(what, "one JSON object per line") from None

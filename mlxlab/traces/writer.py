@@ -15,6 +15,8 @@ from threading import Lock
 from types import TracebackType
 from typing import Self
 
+from tqdm.auto import tqdm
+
 from mlxlab.errors import TraceError
 from mlxlab.files import replaced
 from mlxlab.traces.bodies import split
@@ -123,8 +125,13 @@ class TraceWriter:
             self._descriptor = -1
 
 
-def write_trace(trace: Trace, path: str | Path) -> None:
+def write_trace(trace: Trace, path: str | Path, *, progress: bool = False) -> None:
     """Write a whole trace; ``path`` is replaced at once or stays as it was.
+
+    Args:
+        trace: what to write.
+        path: the file.
+        progress: whether to show a bar.
 
     Raises:
         TraceError: it cannot be written.
@@ -132,14 +139,22 @@ def write_trace(trace: Trace, path: str | Path) -> None:
     path = Path(path)
     with _one_line(path), replaced(path) as file:
         file.write(_header(trace.header))
-        file.writelines(map(_Lines().exchange, trace.exchanges))
+        exchanges = tqdm(trace.exchanges, desc="writing", disable=not progress)
+        file.writelines(map(_Lines(holds=True).exchange, exchanges))
 
 
 class _Lines:
-    """Encodes exchanges; remembers what earlier lines hold."""
+    """Encodes exchanges; remembers what earlier lines hold.
 
-    def __init__(self) -> None:
+    Args:
+        holds: whether to keep hold of bodies, so that one that is the same object in
+            many requests is hashed once. Only where they stay in memory anyway.
+    """
+
+    def __init__(self, *, holds: bool = False) -> None:
         self.secrets = 0
+        self._holds = holds
+        self._held: dict[int, tuple[Json, str]] = {}  # by id(): body, hash as stored
         self._names: dict[str, str] = {}  # hash as sent -> hash as stored
         self._stored: set[str] = set()
         self._lists: dict[tuple[str, str], tuple[int, list[str]]] = {}
@@ -195,15 +210,20 @@ class _Lines:
         return [self._name(body, fresh) for body in items], fresh
 
     def _name(self, body: Json, fresh: dict[str, bytes]) -> str:
+        if id(body) in self._held:
+            return self._held[id(body)][1]
         sent = body_hash(body)
-        if sent not in self._names:
-            body = self._clean(body)
-            self._names[sent] = body_hash(body)
-        name = self._names[sent]
-        if name not in self._stored and name not in fresh:
-            line = {"kind": "body", "hash": name, "body": self._clean(body)}
-            fresh[name] = encode(line) + b"\n"
-        return name
+        known = self._names.get(sent)
+        if known is None or not (known in self._stored or known in fresh):
+            clean = self._clean(body)
+            known = sent if clean is body else body_hash(clean)
+            self._names[sent] = known
+            if known not in self._stored:
+                line = {"kind": "body", "hash": known, "body": clean}
+                fresh.setdefault(known, encode(line) + b"\n")
+        if self._holds:
+            self._held[id(body)] = body, known
+        return known
 
     def _short(self, key: str, names: str | list[str]) -> Json:
         """The names, those shared with an earlier list of the same start as a run."""
@@ -235,7 +255,8 @@ def _shared(a: list[str], b: list[str]) -> int:
 
 
 def _header(header: HeaderLine) -> bytes:
-    return encode(header.model_dump()) + b"\n"
+    unsaid = set() if header.skipped else {"skipped"}
+    return encode(header.model_dump(exclude=unsaid)) + b"\n"
 
 
 def _create(path: Path) -> int:

@@ -10,7 +10,7 @@ import pytest
 
 from mlxlab.errors import TraceError
 from mlxlab.traces import read_trace, write_trace
-from mlxlab.traces.importers import import_capture
+from mlxlab.traces.importers.capture import import_capture
 from tests.traces.samples import HEADERS, SESSION, request
 
 

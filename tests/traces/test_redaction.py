@@ -6,9 +6,17 @@ import logging
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mlxlab.traces import TraceWriter, read_trace
-from mlxlab.traces.redaction import kept_headers, kept_path, redacted
+from mlxlab.traces.redaction import (
+    _SECRET,
+    _placeholder,
+    kept_headers,
+    kept_path,
+    redacted,
+)
 from tests.traces.samples import HEADERS, SESSION
 
 # Put together here, so that no scanner takes this file for a leak.
@@ -34,6 +42,11 @@ def test_a_secret_becomes_a_placeholder_of_its_length(secret: str) -> None:
     assert text.startswith("before redacted-")
     assert text.endswith(" after")
     assert redacted(clean) == (clean, 0)
+
+
+@given(st.from_regex(_SECRET))
+def test_no_form_of_a_secret_is_overlooked(text: str) -> None:
+    assert redacted(text) == _SECRET.subn(_placeholder, text)
 
 
 @pytest.mark.parametrize(

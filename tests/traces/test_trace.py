@@ -23,7 +23,8 @@ from mlxlab.traces import (
     read_trace,
     write_trace,
 )
-from mlxlab.traces.schema import body_hash
+from mlxlab.traces.schema import HeaderLine, body_hash
+from mlxlab.traces.trace import PARTIAL_LINE
 from tests.traces.samples import HEADERS, SESSION, request
 
 ANSWER = Response(t=2.0, status=200, first_byte_s=0.1, message={"content": []})
@@ -216,7 +217,7 @@ def test_a_killed_recorder_loses_at_most_the_last_record(path: Path) -> None:
         trace = read_trace(path)
         complete = [line for line in reported if line.endswith("\n")]
         assert len(trace) in (len(complete), len(complete) + 1)
-        assert trace.skipped <= 1
+        assert sum(trace.skipped.values()) <= 1
 
 
 def test_a_file_cut_anywhere_is_read_up_to_the_cut(path: Path) -> None:
@@ -225,8 +226,25 @@ def test_a_file_cut_anywhere_is_read_up_to_the_cut(path: Path) -> None:
     for end in range(header, len(whole) - 1, 97):
         path.write_bytes(whole[:end])
         trace = read_trace(path)
-        assert trace.skipped == (whole[end - 1 : end] != b"\n")
+        partial = whole[end - 1 : end] != b"\n"
+        assert trace.skipped == ({PARTIAL_LINE: 1} if partial else {})
         assert len(trace) < 2
+
+
+def test_what_was_skipped_travels_with_the_trace(path: Path) -> None:
+    header = HeaderLine(skipped={"corrupt line skipped": 2})
+    write_trace(Trace("t", (), header), path)
+    assert read_trace(path).skipped == {"corrupt line skipped": 2}
+    path.write_bytes(path.read_bytes() + b'{"kind":')
+    trace = read_trace(path)
+    write_trace(trace, path)
+    again = read_trace(path)
+    assert again.skipped == {"corrupt line skipped": 2, PARTIAL_LINE: 1}
+
+
+def test_nothing_skipped_is_not_mentioned(path: Path) -> None:
+    record(path, [request()])
+    assert b"skipped" not in path.read_bytes().splitlines()[0]
 
 
 HEADER = '{"kind":"trace","version":1,"recorder":"r","created":"c"}'

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from tqdm.auto import tqdm
 
 from mlxlab.errors import TraceError
-from mlxlab.traces.redaction import kept_headers, kept_path, redacted
-from mlxlab.traces.schema import HeaderLine, Json, decode
+from mlxlab.traces.importers.selection import EVERYTHING, Selection, assemble
+from mlxlab.traces.importers.sources import bytes_bar, find_sources, peek
+from mlxlab.traces.importers.tally import Tally
+from mlxlab.traces.redaction import kept_headers, kept_path
+from mlxlab.traces.schema import Json, decode
 from mlxlab.traces.trace import Exchange, Response, Trace
 
-__all__ = ["import_capture"]
+__all__ = ["import_capture", "is_capture"]
 
 
 class _Captured(BaseModel):
@@ -31,31 +36,43 @@ class _Captured(BaseModel):
     response: dict[str, Json] | None = None
 
 
-def import_capture(path: str | Path) -> Trace:
-    """Read a capture; requests are numbered in the order of their arrival.
+def import_capture(
+    path: Path, selection: Selection = EVERYTHING, *, progress: bool = True
+) -> Trace:
+    """Read a capture.
 
     Credentials and obvious secrets are left out. Of a response only the message
     is known: its time is the request's.
 
+    Args:
+        path: the capture.
+        selection: what of it is wanted.
+        progress: whether to show a bar.
+
     Raises:
         TraceError: no such file, or a line that is no captured request.
     """
-    path = Path(path)
     if path.is_dir():
         raise TraceError(f"{path}: a folder; give a capture (.jsonl)")
+    tally = Tally()
     try:
-        captured = sorted(_captured(path), key=lambda request: request.t)
+        with bytes_bar(find_sources(path, "", tally), progress) as bar:
+            exchanges = [_exchange(one, tally) for one in _captured(path, bar)]
     except OSError as error:
         raise TraceError(f"{path}: {error.strerror}; give a capture") from None
-    exchanges = tuple(_exchange(id, request) for id, request in enumerate(captured))
-    notes = {"imported": "capture"}
-    return Trace(path.stem, exchanges, HeaderLine.model_validate(notes))
+    return assemble(path.stem, exchanges, selection, tally, "capture")
 
 
-def _captured(path: Path) -> Iterator[_Captured]:
+def is_capture(path: Path) -> bool:
+    """Whether a file begins with a captured request."""
+    return any({"t", "method", "path"} <= first.keys() for first in peek(path)[:1])
+
+
+def _captured(path: Path, bar: tqdm[NoReturn]) -> Iterator[_Captured]:
     number = 0
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
+            bar.update(len(line))
             try:
                 yield _Captured.model_validate(decode(line))
             except (ValueError, RecursionError) as error:
@@ -73,15 +90,14 @@ def _reason(error: ValueError | RecursionError) -> str:
     return f"not JSON ({what}); accepted: one object per line"
 
 
-def _exchange(id: int, request: _Captured) -> Exchange:
-    body, _ = redacted(request.body)
-    answer, _ = redacted(request.response)
+def _exchange(request: _Captured, tally: Tally) -> Exchange:
+    answer = tally.cleaned(request.response)
     return Exchange(
-        id,
+        0,
         request.t,
         request.method.upper(),
         kept_path(request.path),
         kept_headers(request.headers),
-        body,
+        tally.cleaned(request.body),
         Response(request.t, 200, 0.0, answer) if answer is not None else None,
     )

@@ -1,0 +1,136 @@
+"""Imports what claude-trace logs: ``.claude-trace/log-*.jsonl``, one file or a folder.
+
+A line is ``{request: {timestamp, method, url, headers, body}, response: {timestamp,
+status_code, headers, body | body_raw}}``; a request that was never answered has null
+for a response. ``body_raw`` is text: the events of a streamed answer, which are put
+together, or a body that the tool did not read. When an answer began is not known:
+``first_byte_s`` is 0. By default the tool leaves out short conversations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mlxlab.traces.importers.pool import Pool
+from mlxlab.traces.importers.selection import EVERYTHING, Selection, assemble
+from mlxlab.traces.importers.sources import (
+    bytes_bar,
+    find_sources,
+    peek,
+    read_records,
+)
+from mlxlab.traces.importers.tally import Tally
+from mlxlab.traces.redaction import kept_headers, kept_path
+from mlxlab.traces.schema import Json, decode
+from mlxlab.traces.trace import Exchange, Response, Trace
+from mlxlab.web.sse import MessageAccumulator
+
+__all__ = ["import_claude_trace", "is_claude_trace"]
+
+
+class _Recorded(BaseModel):
+    model_config = ConfigDict(allow_inf_nan=False, frozen=True)
+
+    timestamp: float
+    body: Json = None
+
+
+class _Request(_Recorded):
+    method: str
+    url: str
+    headers: dict[str, Json] = {}
+
+
+class _Response(_Recorded):
+    status_code: int
+    body_raw: str | None = None
+
+
+class _Pair(BaseModel):
+    request: _Request
+    response: _Response | None = None
+
+
+def import_claude_trace(
+    path: Path, selection: Selection = EVERYTHING, *, progress: bool = True
+) -> Trace:
+    """Read logs.
+
+    Args:
+        path: a log, or a folder of some.
+        selection: what of it is wanted.
+        progress: whether to show a bar.
+
+    Raises:
+        TraceError: ``path`` cannot be read, or holds no request.
+    """
+    tally = Tally()
+    sources = find_sources(path, ".jsonl", tally)
+    pool = Pool(tally)
+    exchanges: list[Exchange] = []
+    with bytes_bar(sources, progress) as bar:
+        for source in sources:
+            for place, value in read_records(source, tally, bar):
+                exchanges += _exchange(value, place, pool, tally)
+    return assemble(path.stem, exchanges, selection, tally, "claude-trace")
+
+
+def is_claude_trace(path: Path) -> bool:
+    """Whether a file, or the first below a folder, begins with such a line."""
+    return any(
+        isinstance(record.get("request"), dict) and "url" in record["request"]
+        for source in find_sources(path, ".jsonl", Tally())[:1]
+        for record in peek(source.path)[:1]
+    )
+
+
+def _exchange(
+    value: dict[str, Json], place: str, pool: Pool, tally: Tally
+) -> Iterator[Exchange]:
+    try:
+        pair = _Pair.model_validate(value)
+        url = urlsplit(pair.request.url)
+    except (ValidationError, ValueError):
+        tally.name("line that is no recorded request skipped", place)
+        return
+    request, response = pair.request, pair.response
+    body = _json(request.body)
+    yield Exchange(
+        0,
+        request.timestamp,
+        request.method.upper(),
+        kept_path(url._replace(scheme="", netloc="", fragment="").geturl()),
+        kept_headers({k: str(v) for k, v in request.headers.items()}),
+        None if body is None else pool.shared(body),
+        None if response is None else _answer(response, tally),
+    )
+
+
+def _answer(response: _Response, tally: Tally) -> Response:
+    message = _json(response.body)
+    if message is None and response.body_raw:
+        message = _json(response.body_raw) or _streamed(response.body_raw)
+    if message is None:
+        tally.add("answer without a message")
+    return Response(
+        response.timestamp, response.status_code, 0.0, tally.cleaned(message)
+    )
+
+
+def _streamed(events: str) -> dict[str, Json] | None:
+    answer = MessageAccumulator()
+    answer.feed(events.encode(errors="replace") + b"\n\n")
+    return answer.message
+
+
+def _json(value: Json) -> dict[str, Json] | None:
+    """An object, decoded if it is text; None for anything else."""
+    try:
+        value = decode(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,216 @@
+"""The files that an import reads: found in folders, and read record by record.
+
+Nothing in them is trusted: links may lead in circles, lines may be huge, damaged or
+foreign. What cannot be read is counted and named. Knows no format.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, NoReturn
+
+from tqdm.auto import tqdm
+
+from mlxlab.errors import TraceError
+from mlxlab.traces.importers.tally import Tally
+from mlxlab.traces.schema import Json, decode
+from mlxlab.traces.trace import PARTIAL_LINE
+
+__all__ = [
+    "Source",
+    "bytes_bar",
+    "find_sources",
+    "peek",
+    "read_document",
+    "read_records",
+]
+
+#: Bytes of a line that is still read.
+LONGEST = 100_000_000
+_CHUNK = 1 << 20
+_PEEKED_LINES = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file to read.
+
+    Attributes:
+        size: in bytes.
+        changed: when it was last written to, Unix seconds.
+    """
+
+    path: Path
+    size: int
+    changed: float
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+def find_sources(path: Path, ending: str, tally: Tally) -> list[Source]:
+    """The file at ``path``, or those below it whose names end so, by path.
+
+    Links are followed, and whatever they lead to is taken once.
+
+    Raises:
+        TraceError: ``path`` itself cannot be read.
+    """
+    try:
+        own = path.stat()
+        if stat.S_ISREG(own.st_mode):
+            return [Source(path, own.st_size, own.st_mtime)]
+        next(path.iterdir(), None)
+    except OSError as error:
+        raise TraceError(f"{path}: {error.strerror}; give a file or folder") from None
+    found = _Search(ending, tally).below(path)
+    return sorted(found, key=lambda source: source.path)
+
+
+class _Search:
+    def __init__(self, ending: str, tally: Tally) -> None:
+        self._ending = ending
+        self._tally = tally
+        self._met: set[tuple[int, int]] = set()
+
+    def below(self, folder: Path) -> Iterator[Source]:
+        # A list of our own, because folders may be nested deeper than calls can be.
+        waiting = [folder]
+        while waiting:
+            folder = waiting.pop()
+            try:
+                if not self._is_new(folder.stat()):
+                    continue
+                paths = list(folder.iterdir())
+            except OSError as error:
+                self._refuse("folder", folder, error)
+                continue
+            for path in paths:
+                yield from self._met_at(path, waiting)
+
+    def _met_at(self, path: Path, waiting: list[Path]) -> Iterator[Source]:
+        wanted = path.name.endswith(self._ending)
+        try:
+            found = path.stat()
+        except OSError as error:
+            if wanted:
+                self._refuse("file", path, error)
+            return
+        if stat.S_ISDIR(found.st_mode):
+            waiting.append(path)
+        elif wanted and not stat.S_ISREG(found.st_mode):
+            self._tally.name("file that is no regular file skipped", str(path))
+        elif wanted and self._is_new(found):
+            yield Source(path, found.st_size, found.st_mtime)
+
+    def _is_new(self, found: os.stat_result) -> bool:
+        key = (found.st_dev, found.st_ino)
+        new = key not in self._met
+        self._met.add(key)
+        return new
+
+    def _refuse(self, what: str, path: Path, error: OSError) -> None:
+        place = f"{path} ({error.strerror})"
+        self._tally.name(f"{what} that cannot be read skipped", place)
+
+
+def read_records(
+    source: Source, tally: Tally, bar: tqdm[NoReturn] | None = None
+) -> Iterator[tuple[str, dict[str, Json]]]:
+    """The JSON objects of a file that has one in each line, as ``file:line`` and value.
+
+    Lines of more than :data:`LONGEST` bytes are never held whole.
+
+    Args:
+        source: the file.
+        tally: for what is no such line.
+        bar: of bytes.
+    """
+    try:
+        with source.path.open("rb") as file:
+            for number, line in enumerate(_lines(file, bar), start=1):
+                place = f"{source}:{number}"
+                if line is None:
+                    tally.name(f"line over {LONGEST:,} bytes skipped", place)
+                elif (value := _record(line, place, tally)) is not None:
+                    yield place, value
+    except OSError as error:
+        tally.name("file that cannot be read skipped", f"{source} ({error.strerror})")
+
+
+def read_document(source: Source, tally: Tally) -> dict[str, Json] | None:
+    """The JSON object that is a whole file, None if there is none."""
+    if source.size > LONGEST:
+        tally.name(f"file over {LONGEST:,} bytes skipped", str(source))
+        return None
+    try:
+        value = _decoded(source.path.read_bytes())
+    except OSError as error:
+        tally.name("file that cannot be read skipped", f"{source} ({error.strerror})")
+        return None
+    if not isinstance(value, dict):
+        tally.name("file that is no JSON object skipped", str(source))
+        return None
+    return value
+
+
+def peek(path: Path) -> list[dict[str, Json]]:
+    """The objects among the first lines of a file, none if it cannot be read."""
+    records: list[dict[str, Json]] = []
+    try:
+        with path.open("rb") as file:
+            for _, line in zip(range(_PEEKED_LINES), _lines(file), strict=False):
+                value = _decoded(line or b"")
+                if isinstance(value, dict):
+                    records.append(value)
+    except OSError:
+        return []
+    return records
+
+
+def bytes_bar(sources: list[Source], progress: bool) -> tqdm[NoReturn]:
+    """A bar over the bytes of some files."""
+    size = sum(source.size for source in sources)
+    return tqdm(
+        total=size, desc="importing", unit="B", unit_scale=True, disable=not progress
+    )
+
+
+def _lines(
+    file: IO[bytes], bar: tqdm[NoReturn] | None = None
+) -> Iterator[bytes | None]:
+    """Lines with their ends; None for one that is too long."""
+    while line := file.readline(LONGEST + 1):
+        size, whole = len(line), len(line) <= LONGEST
+        rest = line
+        while not whole and rest and not rest.endswith(b"\n"):
+            rest = file.readline(_CHUNK)
+            size += len(rest)
+        if bar is not None:
+            bar.update(size)
+        yield line if whole else None
+
+
+def _record(line: bytes, place: str, tally: Tally) -> dict[str, Json] | None:
+    value = _decoded(line)
+    if isinstance(value, dict):
+        return value
+    if line.isspace():
+        return None
+    if value is None and not line.endswith(b"\n"):
+        tally.name(PARTIAL_LINE, place)
+    else:
+        tally.name("line that is no JSON object skipped", place)
+    return None
+
+
+def _decoded(line: bytes) -> Json:
+    """The value, None if there is none."""
+    try:
+        return decode(line)
+    except (ValueError, RecursionError):
+        return None

@@ -31,7 +31,7 @@ HERE = "here"
 Row: TypeAlias = Mapping[str, Any]
 Run: TypeAlias = Callable[["Task", Any], list[Row]]
 
-_CONNECT_S = 10
+_CONNECT_S = 5
 
 
 @dataclass(frozen=True, slots=True)

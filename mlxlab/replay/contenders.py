@@ -8,13 +8,7 @@ from dataclasses import dataclass
 from mlxlab.canonical import RULES, parse_rules
 from mlxlab.errors import StrategyError
 from mlxlab.replay.ceilings import InfiniteMemory
-from mlxlab.strategies import (
-    STRATEGIES,
-    Selection,
-    Strategy,
-    make_strategy,
-    parse_spec,
-)
+from mlxlab.strategies import STRATEGIES, Selection, Strategy, parse_strategy
 
 __all__ = [
     "DEFAULT_CONTENDERS",
@@ -87,19 +81,18 @@ class Contender:
         """A fresh strategy.
 
         Args:
-            token_bytes: see :func:`mlxlab.strategies.make_strategy`.
+            token_bytes: see :func:`mlxlab.strategies.parse_strategy`.
             unit: likewise.
-            capacity: bytes, where the strategy's own parameters name none.
+            capacity: likewise.
 
         Raises:
             StrategyError: see :func:`mlxlab.strategies.parse_strategy`.
         """
         if self.is_ceiling:
             return InfiniteMemory(token_bytes=token_bytes * unit)
-        name, parameters = parse_spec(self.strategy)
-        if capacity is not None:
-            parameters.setdefault("capacity", capacity)
-        return make_strategy(name, token_bytes=token_bytes, unit=unit, **parameters)
+        return parse_strategy(
+            self.strategy, token_bytes=token_bytes, unit=unit, capacity=capacity
+        )
 
 
 def parse_contenders(spec: str, rules: str = "all") -> tuple[Contender, ...]:

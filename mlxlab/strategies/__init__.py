@@ -77,34 +77,30 @@ def make_strategy(
         StrategyError: no such strategy, no such parameter, a value out of range, or one
             that is not in whole units.
     """
-    if name not in STRATEGIES:
-        raise StrategyError(
-            f"no strategy {name!r}; choose from {', '.join(STRATEGIES)}"
-        )
-    strategy = STRATEGIES[name]
-    signature = inspect.signature(strategy).parameters
-    defaults = {key: p.default for key, p in signature.items() if key != "token_bytes"}
-    for key in parameters:
-        if key not in defaults:
-            choices = ", ".join(defaults) or "no parameters"
-            raise StrategyError(f"{name}: no parameter {key!r}; accepted: {choices}")
-    if unit > 1:
-        parameters |= _in_units(strategy, unit, defaults, parameters)
-    chosen: Callable[..., Strategy] = strategy
-    return chosen(**{"token_bytes": token_bytes * unit, **parameters})
+    return _make(name, token_bytes, unit, parameters)
 
 
-def parse_strategy(spec: str, *, token_bytes: int = 1, unit: int = 1) -> Strategy:
+def parse_strategy(
+    spec: str, *, token_bytes: int = 1, unit: int = 1, capacity: int | None = None
+) -> Strategy:
     """The strategy that ``name[:key=value,...]`` describes.
 
     Values are words, or whole numbers that may end in ``KiB``, ``MiB`` or ``GiB``, as
     in ``paged:block=32,capacity=1GiB`` and ``suffix:rotate=no``.
 
+    Args:
+        spec: name and parameters.
+        token_bytes: see :func:`make_strategy`.
+        unit: likewise.
+        capacity: bytes, where ``spec`` names none.
+
     Raises:
         StrategyError: as :func:`make_strategy`, or ``spec`` is malformed.
     """
     name, parameters = parse_spec(spec)
-    return make_strategy(name, token_bytes=token_bytes, unit=unit, **parameters)
+    if capacity is not None:
+        parameters.setdefault("capacity", capacity)
+    return _make(name, token_bytes, unit, parameters)
 
 
 def parse_spec(spec: str) -> tuple[str, dict[str, Parameter]]:
@@ -127,6 +123,26 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Parameter]]:
             raise StrategyError(f"{spec!r}: {key} is given twice; give it once")
         parameters[key] = int(match[1]) * UNITS[match[2]] if match[1] else value
     return name.strip(), parameters
+
+
+def _make(
+    name: str, token_bytes: int, unit: int, parameters: dict[str, Parameter]
+) -> Strategy:
+    if name not in STRATEGIES:
+        raise StrategyError(
+            f"no strategy {name!r}; choose from {', '.join(STRATEGIES)}"
+        )
+    strategy = STRATEGIES[name]
+    signature = inspect.signature(strategy).parameters
+    defaults = {key: p.default for key, p in signature.items() if key != "token_bytes"}
+    for key in parameters:
+        if key not in defaults:
+            choices = ", ".join(defaults) or "no parameters"
+            raise StrategyError(f"{name}: no parameter {key!r}; accepted: {choices}")
+    if unit > 1:
+        parameters |= _in_units(strategy, unit, defaults, parameters)
+    chosen: Callable[..., Strategy] = strategy
+    return chosen(**{"token_bytes": token_bytes * unit, **parameters})
 
 
 def _in_units(

@@ -13,7 +13,7 @@ from mlxlab.page import write_page
 from mlxlab.traces import Trace
 from tests.replay.traffic import small_trace
 
-SECRET = "sk-ant-api03-abcdefghijklmnopqrstuvwx"
+SECRET = "AKIAABCDEFGHIJKLMNOP"
 
 
 class Addresses(HTMLParser):
@@ -28,11 +28,11 @@ class Addresses(HTMLParser):
 
 
 def leaking() -> Trace:
-    """The second session's system text names a key that the first one's does not."""
+    """On the way a session's system text comes to name a key."""
     trace = small_trace()
     exchanges: list[Any] = []
     for exchange in trace.exchanges:
-        if exchange.session == "bbbbbbbb" and exchange.body is not None:
+        if exchange.id in {4, 8} and exchange.body is not None:
             system = [dict(block) for block in exchange.body["system"]]
             system[1]["text"] = f"Use the key {SECRET} for all. " + system[1]["text"]
             exchange = replace(exchange, body={**exchange.body, "system": system})

@@ -83,9 +83,10 @@ def test_little_memory_is_told() -> None:
 
 
 def test_approximate_ones_take_part_if_they_were_measured_to_be_close(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """What comes with mlxlab for the bundled model says how close they are."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # others measure too
 
     def names(kld: float | None) -> set[str]:
         settings: dict[str, Any] = {"trials": 1, "progress": False}

@@ -15,11 +15,14 @@ from mlxlab.render import Renderer
 from mlxlab.replay import (
     Fidelity,
     Misses,
+    Tuning,
     compare,
     count_segments,
     explain,
     fidelity,
     summarize,
+    sweep,
+    tune,
     write_json,
 )
 from mlxlab.strategies import STRATEGIES, Strategy, make_strategy
@@ -40,6 +43,7 @@ __all__ = [
     "Segment",
     "Strategy",
     "Trace",
+    "Tuning",
     "bundled_traces",
     "compare",
     "count_segments",
@@ -49,6 +53,8 @@ __all__ = [
     "load_trace",
     "make_strategy",
     "summarize",
+    "sweep",
+    "tune",
     "write_json",
 ]
 

@@ -2,12 +2,21 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from mlxlab.errors import MlxlabError
-from mlxlab.plots import plot_causes, plot_strip, save_misses_plots, save_plots
-from mlxlab.replay import Misses, compare, count_segments, explain
+from mlxlab.plots import (
+    plot_capacity,
+    plot_causes,
+    plot_costs,
+    plot_strip,
+    save_misses_plots,
+    save_plots,
+)
+from mlxlab.replay import Misses, compare, count_segments, explain, sweep
+from tests.replay.test_costs import fitted
 from tests.replay.traffic import small_trace
 
 
@@ -70,3 +79,27 @@ def test_saves_both_pictures_of_misses(misses: Misses, tmp_path: Path) -> None:
     written = save_misses_plots(misses, tmp_path)
     assert [path.name for path in written] == ["strip.png", "causes.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
+
+
+def test_capacity_has_a_line_for_each_strategy_and_both_ceilings() -> None:
+    swept = sweep(
+        small_trace(),
+        strategies="prefix,paged:block=16",
+        capacities=[1 << 18, 1 << 20],
+        scheduler="here",
+        progress=False,
+    )
+    (axes,) = plot_capacity(swept).axes
+    labels = [line.get_label() for line in axes.lines]
+    assert labels == ["prefix", "paged:block=16", "finite", "infinite"]
+    best = swept.finite / swept.prompt_tokens
+    drawn = np.asarray(axes.lines[2].get_ydata(), float)
+    assert drawn.tolist() == pytest.approx(best[:2].tolist())
+
+
+def test_costs_show_points_and_what_was_fitted() -> None:
+    prefill, restore = plot_costs(fitted()).axes
+    assert len(prefill.lines) == 2 * 4
+    assert len(restore.lines) == 2
+    drawn = np.asarray(prefill.lines[0].get_ydata(), float)
+    assert drawn[0] == pytest.approx(fitted().prefill_s(0, 16))

@@ -1,4 +1,4 @@
-"""Figures of comparisons, findings and misses. They draw and compute nothing new.
+"""Figures of comparisons, findings, misses and sweeps. They draw, and compute no more.
 
 Along an axis of requests ``2 #7`` is request 7, of the second session; ``2b #7`` is its
 second sub-agent's.
@@ -6,6 +6,7 @@ second sub-agent's.
 
 from mlxlab.plots.fidelity import plot_pareto, plot_shift, save_fidelity_plots
 from mlxlab.plots.misses import plot_causes, plot_strip, save_misses_plots
+from mlxlab.plots.planning import plot_capacity, plot_costs
 from mlxlab.plots.reuse import (
     plot_hit_rate,
     plot_memory,
@@ -15,7 +16,9 @@ from mlxlab.plots.reuse import (
 )
 
 __all__ = [
+    "plot_capacity",
     "plot_causes",
+    "plot_costs",
     "plot_hit_rate",
     "plot_memory",
     "plot_pareto",

@@ -20,11 +20,11 @@ from mlxlab.replay.steps import Step
 from mlxlab.replay.verdicts import Change
 from mlxlab.strategies import Plan, Strategy
 
-__all__ = ["Account", "Part", "attribute"]
+__all__ = ["Account", "Fate", "attribute"]
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Fate:
     """Tokens ``[start, stop)`` of a prompt that share block and fate.
 
     Attributes:
@@ -61,7 +61,7 @@ class Account:
     known: int
     reference: Step | None
     change: Change | None
-    parts: tuple[Part, ...]
+    parts: tuple[Fate, ...]
 
     @property
     def missed(self) -> int:
@@ -120,33 +120,33 @@ class _Desk:
         self.references.add(step)
         self.steps.append(step)
 
-    def _known_parts(self, step: Step, plan: Plan, known: int) -> Iterator[Part]:
+    def _known_parts(self, step: Step, plan: Plan, known: int) -> Iterator[Fate]:
         """Parts of what was computed before in this very place."""
         last = min(known, len(step.prompt) - 1)
         restored = min(next(plan.gaps)[0], last)
         matched = min(max(leading(self.strategy, plan), restored), last)
         block = block_of(self.strategy)
         whole = max(last // block * block, matched)
-        yield Part(0, restored, None)
-        yield Part(restored, matched, Cause.MINIMUM)
+        yield Fate(0, restored, None)
+        yield Fate(restored, matched, Cause.MINIMUM)
         for start, stop, by in self.evictions.find(step.prompt.tokens, matched, whole):
             if by is None:
-                yield Part(start, stop, Cause.NOT_KEPT)
+                yield Fate(start, stop, Cause.NOT_KEPT)
             else:
-                yield Part(start, stop, Cause.EVICTED, self.steps[by])
-        yield Part(whole, last, Cause.BLOCK)
+                yield Fate(start, stop, Cause.EVICTED, self.steps[by])
+        yield Fate(whole, last, Cause.BLOCK)
         if known > last:
-            yield Part(last, known, Cause.LAST)
+            yield Fate(last, known, Cause.LAST)
 
     def _compare(
         self, step: Step, known: int, reference: Reference | None
-    ) -> tuple[Change | None, list[Part]]:
+    ) -> tuple[Change | None, list[Fate]]:
         """The break, and parts of what was never computed in this place."""
         length = len(step.prompt)
         if known >= length:
             return None, []
         if reference is None:
-            return None, [Part(known, length, _first_cause(step))]
+            return None, [Fate(known, length, _first_cause(step))]
         found = align(
             step.prompt,
             reference,
@@ -154,7 +154,7 @@ class _Desk:
             decode=self.decode,
         )
         parts = [
-            Part(
+            Fate(
                 max(due.start, known),
                 due.stop,
                 due.change.cause if due.change else Cause.FRESH,
@@ -173,7 +173,7 @@ def _first_cause(step: Step) -> Cause:
     return Cause.AGENT if "/" in step.session else Cause.SESSION
 
 
-def _with_spans(parts: Iterable[Part], plan: Plan) -> Iterator[Part]:
+def _with_spans(parts: Iterable[Fate], plan: Plan) -> Iterator[Fate]:
     """Parts without what is restored behind the prefix; that makes parts of its own."""
     gaps = list(plan.gaps)
     for part in parts:
@@ -183,14 +183,14 @@ def _with_spans(parts: Iterable[Part], plan: Plan) -> Iterator[Part]:
             if start >= stop:
                 continue
             if start > position:
-                yield Part(position, start, None)
+                yield Fate(position, start, None)
             yield replace(part, start=start, stop=stop)
             position = stop
         if position < part.stop:
-            yield Part(position, part.stop, None)
+            yield Fate(position, part.stop, None)
 
 
-def _split(parts: Iterable[Part], segments: Sequence[Segment]) -> Iterator[Part]:
+def _split(parts: Iterable[Fate], segments: Sequence[Segment]) -> Iterator[Fate]:
     """Parts cut where blocks end, and labelled."""
     for part in parts:
         for segment in segments:

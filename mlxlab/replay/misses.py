@@ -19,7 +19,7 @@ from mlxlab.errors import MlxlabError, StrategyError
 from mlxlab.models import BUNDLED, ModelFolder, find_model
 from mlxlab.prompt import Role, Tokens
 from mlxlab.render import Renderer
-from mlxlab.replay.attribution import Account, Part, attribute
+from mlxlab.replay.attribution import Account, Fate, attribute
 from mlxlab.replay.causes import NOTHING, Cause, remedy_of
 from mlxlab.replay.changes import TextShown, describe_change
 from mlxlab.replay.contenders import Contender, parse_contenders
@@ -271,7 +271,7 @@ class _Ledger:
         return Misses(frame, breaks, pd.DataFrame(self.parts))
 
     def _cause_row(
-        self, account: Account, part: Part, strategy: Strategy
+        self, account: Account, part: Fate, strategy: Strategy
     ) -> dict[str, Any]:
         if part.cause is None:
             return {"cause": "", "remedy": ""}
@@ -344,7 +344,7 @@ class _Ledger:
         }
 
 
-def _block_at(parts: Sequence[Part], position: int) -> Part:
+def _block_at(parts: Sequence[Fate], position: int) -> Fate:
     """The one that holds ``position``, or the next if the template put that there."""
     behind = [part for part in parts if part.stop > position]
     glue = (Role.TEMPLATE, Role.GENERATION)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import optuna
 import pandas as pd
 from tqdm.auto import tqdm
 
@@ -25,6 +24,9 @@ from mlxlab.replay.tuning import Tuning
 from mlxlab.replay.workload import Workload
 from mlxlab.sizes import format_size
 from mlxlab.strategies import STRATEGIES, Parameter
+
+if TYPE_CHECKING:
+    import optuna
 
 __all__ = ["tune"]
 
@@ -117,6 +119,8 @@ class _Search:
         self, approximate: Sequence[str], trials: int, seed: int, progress: bool
     ) -> pd.DataFrame:
         """All that was tried, the best first; of equals what holds less."""
+        import optuna  # slow to import, and needed here only
+
         logging.getLogger("optuna").setLevel(logging.WARNING)
         study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
         exact = {n: s for n, s in STRATEGIES.items() if s.exact}

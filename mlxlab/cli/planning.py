@@ -132,7 +132,8 @@ def tune(
         token_bytes=parse_sizes(token_bytes, "token-bytes")[0] if token_bytes else None,
         rules=rules,
         users=users,
-        costs=recall_costs(folder.digest, CHUNK),
+        # Of a model of other sizes nothing was measured.
+        costs=None if token_bytes else recall_costs(folder.digest, CHUNK),
         kld=kld,
         trials=trials,
         seed=seed,

@@ -40,6 +40,7 @@ from mlxlab.replay.segments import count_segments
 from mlxlab.strategies import STRATEGIES
 from mlxlab.traces import load_trace
 from mlxlab.traces.bundled import DEFAULT_TRACE
+from mlxlab.traces.opening import open_traces
 
 #: Columns that the table of ``fidelity`` needs.
 _FINDINGS_WIDTH = 100
@@ -156,7 +157,7 @@ def fidelity(
 def misses(
     traces: Annotated[
         list[str] | None,
-        typer.Argument(help="Trace files, or names of recorded traces."),
+        typer.Argument(help="Recorded or hashed traces, or folders of them."),
     ] = None,
     strategy: Annotated[
         str, typer.Option(help="name[:key=value,...][@rules] to replay through.")
@@ -165,6 +166,10 @@ def misses(
         str, typer.Option(help="all, none, names, or exceptions: -name,...")
     ] = "all",
     model: Annotated[str, typer.Option(help="Folder or hub repository.")] = BUNDLED,
+    token_bytes: Annotated[
+        str | None,
+        typer.Option(help="Keys and values of one token, if other than the model's."),
+    ] = None,
     text: Annotated[
         str, typer.Option(help="Of changed blocks: redacted, full or none.")
     ] = "redacted",
@@ -181,11 +186,13 @@ def misses(
     """Say why prompt tokens had to be computed, and what would have saved them."""
     folder = find_model(model)
     found = explain_misses(
-        [load_trace(trace) for trace in traces or [DEFAULT_TRACE]],
+        open_traces(traces or [DEFAULT_TRACE]),
         strategy=strategy,
         model=folder,
+        token_bytes=parse_sizes(token_bytes, "token-bytes")[0] if token_bytes else None,
         rules=rules,
-        costs=recall_costs(folder.digest, CHUNK),
+        # Of a model of other sizes nothing was measured.
+        costs=None if token_bytes else recall_costs(folder.digest, CHUNK),
         text=text,
     )
     _print_misses(found, by_request=by_request)

@@ -66,7 +66,7 @@ class Account:
     @property
     def missed(self) -> int:
         """Tokens computed, the recomputed ones included."""
-        return self.plan.length - self.plan.reused
+        return self.step.tokens_between(self.plan.reused, self.plan.length)
 
 
 def attribute(
@@ -145,7 +145,10 @@ class _Desk:
         length = len(step.prompt)
         if known >= length:
             return None, []
-        if reference is None:
+        hashed = step.unit > 1
+        if reference and hashed and reference.step.session == step.session:
+            return None, list(_chained_fates(step, known, reference))
+        if reference is None or hashed:
             return None, [Fate(known, length, _first_cause(step))]
         found = align(
             step.prompt,
@@ -164,6 +167,20 @@ class _Desk:
             if due.stop > known
         ]
         return next(iter(found.changes), None), parts
+
+
+def _chained_fates(step: Step, known: int, reference: Reference) -> Iterator[Fate]:
+    """Of units that stand for all before them: behind a change nothing looks the same.
+
+    So what takes the place of something is blamed on the change, and only what stands
+    behind the end of the earlier prompt is new.
+    """
+    length, before = len(step.prompt), len(reference.step.prompt) - 1
+    replaced = min(max(before, known), length)
+    static = known < step.prompt.static_length
+    cut = Cause.CUT if length <= before else Cause.EDITED
+    yield Fate(known, replaced, Cause.SYSTEM if static else cut)
+    yield Fate(replaced, length, Cause.FRESH)
 
 
 def _first_cause(step: Step) -> Cause:

@@ -31,9 +31,10 @@ from mlxlab.replay.report import (
     title_of,
     write_content,
 )
-from mlxlab.replay.steps import Step, label_sessions, render_steps
+from mlxlab.replay.sources import AnyTrace, open_sources
+from mlxlab.replay.steps import Step
+from mlxlab.replay.workload import Numbers
 from mlxlab.strategies import Strategy
-from mlxlab.traces import Trace
 
 __all__ = ["Costs", "Misses", "explain", "format_breaks", "format_causes"]
 
@@ -142,10 +143,11 @@ class Misses:
 
 
 def explain(
-    traces: Trace | Sequence[Trace],
+    traces: AnyTrace | Sequence[AnyTrace],
     *,
     strategy: str = "paged",
     model: str | ModelFolder = BUNDLED,
+    token_bytes: int | None = None,
     rules: str = "all",
     costs: Costs | None = None,
     text: str = "redacted",
@@ -156,9 +158,11 @@ def explain(
     Each trace begins with an empty cache. Only counts: needs no mlx and no weights.
 
     Args:
-        traces: one or more.
+        traces: recorded or hashed; those that are hashed tell no text and only the
+            blocks that they know of.
         strategy: ``name[:key=value,...][@rules]``.
         model: name, folder or hub repository: its tokenizer and template count.
+        token_bytes: keys and values of one token, if other than the model's.
         rules: for a strategy that names none of its own.
         costs: adds seconds. What a request computes is priced as a whole and divided
             among its causes position by position.
@@ -168,22 +172,25 @@ def explain(
     Raises:
         MlxlabError: anything unknown or unreadable; nothing has been replayed then.
     """
-    traces = [traces] if isinstance(traces, Trace) else list(traces)
+    traces = [traces] if isinstance(traces, AnyTrace) else list(traces)
     folder = find_model(model) if isinstance(model, str) else model
     contender, shown = _one(strategy, rules), _shown(text)
-    contender.make(folder.token_bytes)
+    size = token_bytes or folder.token_bytes
+    contender.make(size)
     renderer = Renderer(folder, contender.rules)
     ledger = _Ledger(contender, costs, shown)
-    requests = sum(len(trace.inference) for trace in traces)
-    with tqdm(total=2 * requests, desc="rendering", disable=not progress) as bar:
-        rendered = [render_steps(trace, renderer, bar.update) for trace in traces]
-        bar.set_description(contender.strategy)
-        for steps in label_sessions(traces, rendered):
-            replayed = contender.make(folder.token_bytes)
-            for account in attribute(steps, replayed, _decoder(renderer)):
+    sources = open_sources(traces, renderer, progress)
+    with tqdm(desc=contender.strategy, disable=not progress) as bar:
+        for source in sources:
+            replayed = contender.make(size, unit=source.unit)
+            steps = (step for _, step in source.steps(Numbers()))
+            decode = _decoder(renderer) if source.unit == 1 else _no_text
+            for account in attribute(steps, replayed, decode):
                 ledger.enter(account, replayed)
                 bar.update(1)
-    manifest = describe_run(traces, folder, [contender], renderer.notes, {})
+    manifest = describe_run(
+        traces, folder, [contender], renderer.notes, {}, token_bytes=size
+    )
     return ledger.close(manifest)
 
 
@@ -232,6 +239,11 @@ def _decoder(renderer: Renderer) -> Any:
     return decode
 
 
+def _no_text(tokens: Tokens) -> str:
+    """Hashes are of texts that nobody has."""
+    return ""
+
+
 class _Ledger:
     """Turns accounts into rows."""
 
@@ -250,7 +262,9 @@ class _Ledger:
         name = {"session": step.session, "request": step.request}
         own = [self._cause_row(account, part, strategy) for part in account.parts]
         for part, row in zip(account.parts, own, strict=True):
-            shape = {"start": part.start, "stop": part.stop, "label": part.label}
+            start = step.tokens_between(0, part.start)
+            stop = step.tokens_between(0, part.stop)
+            shape = {"start": start, "stop": stop, "label": part.label}
             fate = {"cause": row["cause"], "remedy": row["remedy"]}
             self.parts.append({**name, **shape, "role": str(part.role), **fate})
         rows = [row for row in own if row["cause"]]
@@ -287,7 +301,7 @@ class _Ledger:
         evictor = part.evictor
         return {
             "cause": str(part.cause),
-            "tokens": len(part),
+            "tokens": account.step.tokens_between(part.start, part.stop),
             **self._priced(account, part.start, part.stop),
             "evicted_by": _named(evictor, account.step) if evictor else "",
             "remedy": remedy,
@@ -298,6 +312,10 @@ class _Ledger:
         if self.costs is None:
             return {}
         first = next(a for a, b in account.plan.gaps if a <= start < b)
+        first, start, stop = (
+            account.step.tokens_between(0, position)
+            for position in (first, start, stop)
+        )
         before = self.costs.prefill_s(first, start) if start > first else 0.0
         return {"seconds": self.costs.prefill_s(first, stop) - before}
 
@@ -331,10 +349,10 @@ class _Ledger:
         telling = tokens.drop([Cause.BLOCK, Cause.LAST], errors="ignore")
         lost = [r["tokens"] for r in rows if not r["remedy"].startswith(NOTHING)]
         return {
-            "prompt_tokens": len(step.prompt),
-            "reused_tokens": account.plan.reused,
+            "prompt_tokens": step.tokens,
+            "reused_tokens": step.tokens - account.missed,
             "missed_tokens": account.missed,
-            "position": position,
+            "position": step.tokens_between(0, position),
             "label": label,
             "role": str(role),
             "reference": account.reference.request if account.reference else None,

@@ -42,6 +42,10 @@ class Step:
         """Tokens of the prompt."""
         return len(self.prompt)
 
+    def tokens_between(self, start: int, stop: int) -> int:
+        """Tokens at positions ``[start, stop)`` of the prompt, which are in units."""
+        return min(stop * self.unit, self.tokens) - min(start * self.unit, self.tokens)
+
     @property
     def computed(self) -> Prompt:
         """What has been fed to a model once the answer is out: all but its last id."""

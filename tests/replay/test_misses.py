@@ -24,7 +24,9 @@ from mlxlab.replay.misses import format_breaks, format_causes
 from mlxlab.replay.steps import Step
 from mlxlab.strategies import STRATEGIES, make_strategy
 from mlxlab.traces import Trace, load_trace, write_trace
+from mlxlab.traces.importers.weka import open_weka
 from tests.replay.traffic import exchange, small_trace
+from tests.traces.hashes import write_weka
 
 KEY = ["session", "request"]
 
@@ -286,3 +288,22 @@ def test_the_command_prints_a_table_and_writes_what_was_asked(tmp_path: Path) ->
     assert "[-cc_version=2.1.330.a1b;-]" in done.stdout
     assert json.loads(out.read_text())["breaks"]
     assert (tmp_path / "plots" / "strip.png").exists()
+
+
+def test_hashed_traces_tell_causes_too(tmp_path: Path) -> None:
+    trace = open_weka(write_weka(tmp_path / "w.json"))
+    found = explain(trace, strategy="paged", progress=False)
+    breaks = found.breaks.set_index("request")
+    assert breaks.prompt_tokens.tolist() == [256, 130, 330, 200, 200]
+    assert breaks.reused_tokens.tolist() == [0, 0, 256, 128, 128]
+    causes = found.causes.groupby(["request", "cause"]).tokens.sum().to_dict()
+    assert causes == {
+        (0, "new session"): 256,
+        (1, "sub-agent"): 130,
+        (2, "fresh content"): 74,
+        (3, "fresh content"): 72,
+        # Two units are as they were, and less than there was comes behind them.
+        (4, "history cut"): 72,
+    }
+    assert found.causes.tokens.sum() == breaks.missed_tokens.sum()
+    assert (breaks.change == "").all()

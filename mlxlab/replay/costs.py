@@ -86,9 +86,9 @@ class Point(_Closed):
 class CostModel(_Closed):
     """Seconds as sums of few terms, none negative.
 
-    A prefill costs something per request, per chunk and per token, and for every token
-    something per position in front of it, which is attention. A restore costs something
-    per request and per token.
+    A prefill costs something per request, per chunk and per token, and, for attention,
+    per pair of a token and a position in front of its chunk and per pair of two tokens
+    of a chunk. A restore costs something per request and per token.
 
     Attributes:
         model: digest of the model's files.
@@ -96,8 +96,8 @@ class CostModel(_Closed):
         device: what computed.
         blas: what computed products.
         day: when, UTC.
-        prefill: seconds per request, chunk, token, token and position, and position of
-            the last token, which is computed by itself.
+        prefill: seconds per request, chunk, token, pair with a position in front, pair
+            within a chunk, and position of the last token, which is computed by itself.
         restore: seconds per request and token.
         points: what it was fitted on.
     """
@@ -152,14 +152,14 @@ class CostModel(_Closed):
 
     @property
     def errors(self) -> list[float]:
-        """Share by which the estimate of each point is off, restore and prefill."""
+        """Share by which the estimate of each size is off, restore and prefill."""
         return [
             abs(
                 (self.restore_s(p.start) + self.prefill_s(p.start, p.stop))
                 / (p.restore_s + p.prefill_s)
                 - 1
             )
-            for p in self.points
+            for p in _fastest(self.points)
         ]
 
     @property
@@ -177,8 +177,13 @@ def fit_costs(
     blas: str,
     day: date,
 ) -> CostModel:
-    """The cost model that is off by the smallest shares, in sum, at these points."""
+    """The cost model that is off by the smallest shares, in sum, at these points.
+
+    Of points of one size the fastest counts: what else runs only ever slows one down.
+    """
     chunk = machine.chunk
+    kept = tuple(points)
+    points = _fastest(points)
     prefill = _fit(
         np.array([_prefill_terms(p.start, p.stop, chunk) for p in points]),
         np.array([p.prefill_s for p in points]),
@@ -196,7 +201,7 @@ def fit_costs(
         day=day,
         prefill=tuple(prefill),
         restore=tuple(restore),
-        points=tuple(points),
+        points=kept,
     )
 
 
@@ -273,13 +278,29 @@ def _file(model: str) -> Path:
     return cache_folder() / "calibration" / f"{model}.json"
 
 
+def _fastest(points: Sequence[Point]) -> list[Point]:
+    """Of each size the point with the least prefill, and with the least restore."""
+    sizes: dict[tuple[int, int], list[Point]] = {}
+    for point in points:
+        sizes.setdefault((point.start, point.stop), []).append(point)
+    return [
+        own[0].model_copy(
+            update={
+                "prefill_s": min(point.prefill_s for point in own),
+                "restore_s": min(point.restore_s for point in own),
+            }
+        )
+        for own in sizes.values()
+    ]
+
+
 def _prefill_terms(start: int, stop: int, chunk: int) -> Matrix:
     """What a prefill of positions ``[start, stop)`` consists of."""
-    tokens = stop - start
     # The last token is computed by itself, the others in chunks.
-    chunks = -(-(tokens - 1) // chunk)
-    positions = (start + stop) / 2 * tokens
-    return np.array([1.0, chunks, tokens, positions, stop])
+    starts = np.arange(start, stop - 1, chunk, dtype=np.float64)
+    lengths = np.minimum(starts + chunk, stop - 1) - starts
+    pairs = starts @ lengths, lengths @ lengths
+    return np.array([1.0, len(starts), stop - start, *pairs, stop])
 
 
 def _restore_terms(tokens: int) -> Matrix:

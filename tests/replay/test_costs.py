@@ -26,9 +26,10 @@ CHUNK = 1000
 
 def truth(start: int, stop: int) -> tuple[float, float]:
     """Seconds of a machine that is made up: restore and prefill."""
-    chunks = -(-(stop - start - 1) // CHUNK)
-    positions = (start + stop) / 2 * (stop - start)
-    prefill = 2e-3 + 1e-3 * chunks + 3e-5 * (stop - start) + 4e-8 * positions
+    starts = np.arange(start, stop - 1, CHUNK)
+    lengths = np.minimum(starts + CHUNK, stop - 1) - starts
+    pairs = 4e-8 * (starts @ lengths) + 5e-8 * (lengths @ lengths)
+    prefill = 2e-3 + 1e-3 * len(starts) + 3e-5 * (stop - start) + float(pairs)
     return (1e-4 + 2e-7 * start if start else 0.0), prefill
 
 
@@ -40,7 +41,7 @@ def fitted(
     for start in (0, 1000, 4000, 16000):
         for length in (1, 16, 64, 256, 1024, 4096):
             for _ in range(4):
-                factor = 1 + order.uniform(-noise, noise)
+                factor = 1 + order.uniform(0, noise)  # never faster
                 restore, prefill = truth(start, start + length)
                 points.append(
                     Point(
@@ -63,7 +64,7 @@ def fitted(
     )
 
 
-@pytest.mark.parametrize(("noise", "spikes", "off"), [(0, 0, 1e-6), (0.1, 15, 0.05)])
+@pytest.mark.parametrize(("noise", "spikes", "off"), [(0, 0, 1e-6), (0.2, 15, 0.1)])
 def test_a_machine_is_found_out_by_its_points(
     noise: float, spikes: int, off: float
 ) -> None:

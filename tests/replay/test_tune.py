@@ -8,7 +8,6 @@ import pytest
 from mlxlab import compare
 from mlxlab.errors import StrategyError
 from mlxlab.jupyter.magics import ServeMagics
-from mlxlab.replay import tune as search
 from mlxlab.replay.tune import tune
 from mlxlab.replay.tuning import Tuning
 from mlxlab.server.aliases import Aliases
@@ -98,7 +97,7 @@ def test_approximate_ones_take_part_if_they_were_measured_to_be_close(
     assert names(0.0) == exact
     assert {"suffix", "segmented"} <= names(1.0) - exact
     assert "suffix-naive" not in names(1.0)
-    monkeypatch.setattr(search, "known", lambda digest: [])
+    monkeypatch.setattr("mlxlab.replay.measurements._PREPARED", tmp_path / "none")
     assert names(1.0) == exact
 
 

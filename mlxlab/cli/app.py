@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import Annotated, Literal
+from collections.abc import Iterable
+from typing import Annotated
 
 import typer
 from pandas import DataFrame
@@ -26,8 +27,9 @@ app = typer.Typer(
 )
 console = Console()
 
-#: Characters of a name that is not broken over lines.
+#: Characters of a name that is not broken over lines, and that words need at least.
 _NAME = 20
+_WORD = 12
 
 
 @app.callback()
@@ -50,18 +52,35 @@ def print_names(summaries: dict[str, str]) -> None:
     console.print(grid)
 
 
-def table(readable: DataFrame, gap: int) -> Table:
-    """A frame of text; numbers are never broken, nor are short names."""
+def table(readable: DataFrame, on: Console = console) -> Table:
+    """A frame of text; numbers are never broken, nor are short names if they fit."""
+    widths = [_width([column, *readable[column]]) for column in readable.columns]
+    words = [
+        i == 0 or readable[column].str.contains(" ").any()
+        for i, column in enumerate(readable.columns)
+    ]
+    least = sum(_WORD if w else n for w, n in zip(words, widths, strict=True))
+    room = on.width - least - len(widths) - 1  # a space beside each column
+    gap = int(room + _WORD - widths[0] >= len(widths))
+    name = widths[0] <= min(_NAME, room + _WORD - gap * len(widths))
     shown = Table(box=SIMPLE_HEAD, padding=(0, gap, 0, 0))
     for i, column in enumerate(readable.columns):
-        cells = readable[column]
-        words = i == 0 or cells.str.contains(" ").any()
-        whole = not words or (i == 0 and cells.str.len().max() <= _NAME)
-        justify: Literal["left", "right"] = "left" if words else "right"
-        shown.add_column(column, justify=justify, overflow="fold", no_wrap=whole)
+        whole = name if i == 0 else not words[i]
+        shown.add_column(
+            column,
+            justify="left" if words[i] else "right",
+            overflow="fold",
+            no_wrap=whole,
+            min_width=widths[i] if whole else None,
+        )
     for row in readable.itertuples(index=False):
         shown.add_row(*row)
     return shown
+
+
+def _width(cells: Iterable[str]) -> int:
+    """Characters of the longest line."""
+    return max(len(line) for cell in cells for line in cell.split("\n"))
 
 
 def parse_sizes(text: str, option: str) -> list[int]:

@@ -11,7 +11,7 @@ from mlxlab.cli.app import app, console, parse_counts, parse_sizes, table
 from mlxlab.models import BUNDLED, find_model
 from mlxlab.replay.contenders import EXACT_CONTENDERS
 from mlxlab.replay.costs import CHUNK, format_check, format_costs, recall_costs
-from mlxlab.replay.sweep import format_sweep, sweep_title
+from mlxlab.replay.sweep import format_sweep, format_sweep_ceilings, sweep_title
 from mlxlab.replay.sweep import sweep as run_sweep
 from mlxlab.traces import load_trace
 from mlxlab.traces.opening import open_traces
@@ -40,12 +40,12 @@ def calibrate(
 
     folder = find_model(model)
     costs = measure(folder, chunk=chunk, tokens=tokens, seconds=seconds)
-    console.print(table(format_costs(costs), gap=1))
+    console.print(table(format_costs(costs)))
     points = f"{len(costs.points)} points, {costs.error:.1%} off in the median"
     console.print(f"{points}; {costs.device}, BLAS: {costs.blas}", highlight=False)
     if check:
         loaded = [load_trace(trace) for trace in check]
-        console.print(table(format_check(check_costs(costs, loaded, model=folder)), 1))
+        console.print(table(format_check(check_costs(costs, loaded, model=folder))))
 
 
 @app.command()
@@ -79,19 +79,23 @@ def sweep(
     ] = None,
 ) -> None:
     """Simulate strategies by capacities and users, beside what is possible."""
+    folder = find_model(model)
     frame = run_sweep(
         open_traces(traces),
         strategies=strategies,
         capacities=parse_sizes(capacities, "capacities"),
         users=parse_counts(users, "users"),
-        model=model,
+        model=folder,
         token_bytes=parse_sizes(token_bytes, "token-bytes")[0] if token_bytes else None,
         rules=rules,
+        # Of a model of other sizes nothing was measured.
+        costs=None if token_bytes else recall_costs(folder.digest, CHUNK),
         folder=out,
         scheduler=scheduler,
     )
     console.print(sweep_title(frame), highlight=False)
-    console.print(table(format_sweep(frame), gap=1))
+    console.print(table(format_sweep(frame)))
+    console.print(table(format_sweep_ceilings(frame)))
 
 
 @app.command()

@@ -30,7 +30,9 @@ from mlxlab.replay.findings import Fidelity, format_findings
 from mlxlab.replay.misses import Misses, format_breaks, format_causes
 from mlxlab.replay.misses import explain as explain_misses
 from mlxlab.replay.report import (
+    format_ceilings,
     format_summary,
+    list_ceilings,
     list_notes,
     summarize,
     title_of,
@@ -256,7 +258,8 @@ def list_rules() -> None:
 
 def _print_summary(rows: DataFrame) -> None:
     console.print(title_of(rows), highlight=False)
-    console.print(table(format_summary(summarize(rows)), gap=0))
+    console.print(table(format_summary(summarize(rows))))
+    console.print(table(format_ceilings(list_ceilings(rows))))
     for note in list_notes(rows):
         console.print(note, highlight=False)
 
@@ -268,16 +271,16 @@ def _print_findings(found: Fidelity, *, by_edit: bool) -> None:
     if by_edit:
         for edit, summary in found.summary(("edit", "contender")).groupby("edit"):
             wide.print(f"\nedit {edit}", highlight=False)
-            wide.print(table(format_findings(summary.droplevel("edit")), gap=0))
+            wide.print(table(format_findings(summary.droplevel("edit")), wide))
     else:
-        wide.print(table(format_findings(found.summary()), gap=0))
+        wide.print(table(format_findings(found.summary()), wide))
     for note in list_notes(found.requests):
         wide.print(note, highlight=False)
 
 
 def _print_misses(found: Misses, *, by_request: bool) -> None:
     console.print(found.title, highlight=False)
-    causes = table(format_causes(found.summary()), gap=1)
+    causes = table(format_causes(found.summary()))
     causes.columns[-1].justify = "left"  # words, unlike the numbers before
     console.print(causes)
     for note in list_notes(found.causes):

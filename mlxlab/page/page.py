@@ -27,7 +27,14 @@ from mlxlab.replay.compare import compare
 from mlxlab.replay.contenders import DEFAULT_CONTENDERS
 from mlxlab.replay.costs import CostModel
 from mlxlab.replay.misses import Misses, explain, format_breaks, format_causes
-from mlxlab.replay.report import format_summary, list_notes, summarize, title_of
+from mlxlab.replay.report import (
+    format_ceilings,
+    format_summary,
+    list_ceilings,
+    list_notes,
+    summarize,
+    title_of,
+)
 from mlxlab.replay.tune import tune
 from mlxlab.strategies.base import CAPACITY
 from mlxlab.traces import Trace
@@ -85,6 +92,7 @@ def write_page(
         title=title_of(rows),
         day=datetime.now(UTC).date(),
         summary=_table(format_summary(summarize(rows))),
+        possible=_table(format_ceilings(list_ceilings(rows))),
         hit_rate=_picture(plot_hit_rate(rows)),
         notes=list_notes(rows),
         explained=[_section(misses) for misses in explained],

@@ -49,7 +49,7 @@ class InfiniteMemory(Paged):
     summary = "infinite memory, token granularity: the most that exact reuse can give"
 
     def __init__(self, *, token_bytes: int = 1) -> None:
-        super().__init__(block=1, capacity=1 << 100, token_bytes=token_bytes)
+        super().__init__(block=1, capacity=INFINITE, token_bytes=token_bytes)
 
     @property
     def parameters(self) -> Mapping[str, Parameter]:
@@ -95,6 +95,11 @@ class Foresight:
             return tuple(number[node] for node, _ in tree.walk(tokens))
 
         self._accesses = [_Access(path(a), path(m)) for a, m in sequences]
+
+    @property
+    def tokens(self) -> list[int]:
+        """Tokens of each step's prompt."""
+        return [tokens for tokens, _ in self._prompts]
 
     def reused(self, capacity: int) -> Iterator[int]:
         """Tokens that each step can reuse if so many are kept between steps."""
@@ -217,9 +222,11 @@ class Reachable:
     """Tokens of one prompt that could be reused, by class.
 
     Attributes:
+        tokens: of the prompt.
         finite: by capacity in tokens.
     """
 
+    tokens: int
     infinite: int
     finite: Mapping[int, int]
     any_position: int | None
@@ -237,7 +244,10 @@ def reachable(steps: Sequence[Step], capacities: Iterable[int]) -> list[Reachabl
     anywhere = AnyPosition()
     return [
         Reachable(
-            infinite, {size: own[i] for size, own in finite.items()}, anywhere.reused(s)
+            tokens=s.tokens,
+            infinite=infinite,
+            finite={size: own[i] for size, own in finite.items()},
+            any_position=anywhere.reused(s),
         )
         for i, (s, infinite) in enumerate(
             zip(steps, foresight.reused(INFINITE), strict=True)
@@ -245,16 +255,16 @@ def reachable(steps: Sequence[Step], capacities: Iterable[int]) -> list[Reachabl
     ]
 
 
-def any_position(steps: Iterable[Step]) -> int | None:
-    """Tokens of all prompts that stood anywhere before; None if that is not known."""
+def any_position(steps: Iterable[Step]) -> list[int] | None:
+    """Tokens of each prompt that stood anywhere before; None if that is not known."""
     ceiling = AnyPosition()
-    total = 0
+    found = []
     for step in steps:
         reused = ceiling.reused(step)
         if reused is None:
             return None
-        total += reused
-    return total
+        found.append(reused)
+    return found
 
 
 def _insert(tree: RadixTree[None], tokens: Tokens) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -13,9 +14,9 @@ from tqdm.auto import tqdm
 from mlxlab.canonical import parse_rules
 from mlxlab.models import BUNDLED, ModelFolder, find_model
 from mlxlab.render import Renderer
-from mlxlab.replay.ceilings import InfiniteMemory, reachable
+from mlxlab.replay.ceilings import InfiniteMemory, Reachable, reachable
 from mlxlab.replay.contenders import DEFAULT_CONTENDERS, Contender, parse_contenders
-from mlxlab.replay.costs import CostModel
+from mlxlab.replay.costs import CostModel, Machine, Point, fit_costs
 from mlxlab.replay.manifest import describe_run
 from mlxlab.replay.simulate import SimulatedTarget
 from mlxlab.replay.steps import Step, label_sessions, render_steps
@@ -51,18 +52,21 @@ def compare(
         rules: for strategies that name none of their own.
         simulate: count tokens only; needs no mlx and no weights.
         costs: what a simulation estimates seconds by, see
-            :func:`mlxlab.replay.calibrate.calibrate`.
+            :func:`mlxlab.replay.calibrate.calibrate`. A live replay estimates those of
+            the ceilings by what it has measured itself.
         chunk: tokens that a live replay computes at a time.
         progress: whether to show a bar.
 
     Returns:
-        A row per strategy and request: ``strategy``, ``rules``, ``session``,
-        ``request``, ``prompt_tokens``, ``reused_tokens``, ``computed_tokens``,
-        ``prefill_s``, ``ttft_s``, ``restore_s`` (missing where nothing was computed),
-        ``stored_bytes``, ``evicted`` (tokens), and what of the same request could have
-        been reused under ``rules`` with infinite memory, with the strategy's own
-        capacity and all the future known, and at any position: ``infinite``,
-        ``finite``, ``any_position`` (tokens). ``attrs["manifest"]`` holds what
+        A row per strategy and request: ``strategy``, ``rules``, ``capacity`` (bytes),
+        ``session``, ``request``, ``prompt_tokens``, ``reused_tokens``,
+        ``computed_tokens``, ``prefill_s``, ``ttft_s``, ``restore_s`` (missing where
+        nothing was computed), ``stored_bytes``, ``evicted`` (tokens), and what of the
+        same request could have been reused under ``rules`` with infinite memory, with
+        the strategy's own capacity and all the future known, and at any position:
+        ``infinite``, ``finite``, ``any_position`` (tokens), and ``infinite_s``,
+        ``finite_s``, ``any_position_s``, the seconds to a first token that this would
+        take (missing where nothing tells). ``attrs["manifest"]`` holds what
         :func:`mlxlab.replay.manifest.describe_run` tells of the run.
 
     Raises:
@@ -72,9 +76,10 @@ def compare(
     folder = find_model(model) if isinstance(model, str) else model
     ceiling = Contender(InfiniteMemory.name, parse_rules(rules))
     contenders = tuple(dict.fromkeys([*parse_contenders(strategies, rules), ceiling]))
-    capacities = {c: c.make(folder.token_bytes).capacity_tokens for c in contenders}
+    made = {c: c.make(folder.token_bytes) for c in contenders}
     renderers = {c.rules: Renderer(folder, c.rules) for c in contenders}
     rows: list[dict[str, Any]] = []
+    possible: list[tuple[Reachable, int]] = []  # with the capacity that counts
     requests = len(renderers) * sum(len(trace.inference) for trace in traces)
     with (
         _stage(folder, chunk, simulate, costs) as stage,
@@ -89,22 +94,28 @@ def compare(
             )
             for rules_in_force, renderer in renderers.items()
         }
-        sizes = set(capacities.values())
+        sizes = {strategy.capacity_tokens for strategy in made.values()}
         ceilings = [reachable(steps, sizes) for steps in workload[ceiling.rules]]
         bar.reset(sum(_tokens(workload[c.rules]) for c in contenders))
         for contender in contenders:
             bar.set_description(contender.strategy)
             for steps, most in zip(workload[contender.rules], ceilings, strict=True):
                 target = stage.target(contender, bar.update)
+                strategy = made[contender]
                 rows += [
-                    _row(contender, step, target.replay(step))
-                    | most[i].columns(capacities[contender])
-                    for i, step in enumerate(steps)
+                    _row(contender, strategy.capacity, step, target.replay(step))
+                    for step in steps
                 ]
+                possible += [(at_most, strategy.capacity_tokens) for at_most in most]
     frame = pd.DataFrame(rows)
+    if not simulate:
+        exact = {c.strategy for c, strategy in made.items() if strategy.exact}
+        measured = frame[frame.strategy.isin(exact)].dropna(subset="ttft_s")
+        costs = _fitted(measured, folder, stage.environment)
+    frame = frame.join(pd.DataFrame([_ceilings(*own, costs) for own in possible]))
     notes = sum((r.notes for r in renderers.values()), Counter())
     frame.attrs["manifest"] = describe_run(
-        traces, folder, contenders, notes, stage.environment, costs=stage.costs
+        traces, folder, contenders, notes, stage.environment, costs=costs
     )
     return frame
 
@@ -145,10 +156,49 @@ def _stage(
         yield _Stage(folder, live, None)
 
 
-def _row(contender: Contender, step: Step, outcome: Outcome) -> dict[str, Any]:
+def _fitted(
+    rows: pd.DataFrame, folder: ModelFolder, environment: Mapping[str, Any]
+) -> CostModel:
+    """Costs by a live replay's own requests."""
+    return fit_costs(
+        [
+            Point(
+                start=row.reused_tokens,
+                stop=row.prompt_tokens,
+                restore_s=row.restore_s,
+                prefill_s=row.prefill_s,
+            )
+            for row in rows.itertuples()
+        ],
+        model=folder.digest,
+        machine=Machine.here(environment["chunk"]),
+        device=environment["device"],
+        blas=environment["blas"],
+        day=datetime.now(UTC).date(),
+    )
+
+
+def _ceilings(
+    possible: Reachable, capacity_tokens: int, costs: CostModel | None
+) -> dict[str, float | None]:
+    """What of one request could have been reused, and how soon it could have begun."""
+    tokens = possible.columns(capacity_tokens)
+    seconds = {
+        f"{name}_s": None
+        if costs is None or reused is None
+        else costs.ttft_s(reused, possible.tokens)
+        for name, reused in tokens.items()
+    }
+    return {**tokens, **seconds}
+
+
+def _row(
+    contender: Contender, capacity: int, step: Step, outcome: Outcome
+) -> dict[str, Any]:
     return {
         "strategy": contender.strategy,
         "rules": contender.rules_label,
+        "capacity": capacity,
         "session": step.session,
         "request": step.request,
         "prompt_tokens": len(step.prompt),

@@ -17,7 +17,7 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from mlxlab.files import cache_folder
 from mlxlab.replay.report import write_content
@@ -107,8 +107,8 @@ class CostModel(_Closed):
     device: str
     blas: str
     day: date
-    prefill: tuple[FiniteFloat, ...]
-    restore: tuple[FiniteFloat, ...]
+    prefill: tuple[FiniteFloat, ...] = Field(min_length=6, max_length=6)
+    restore: tuple[FiniteFloat, ...] = Field(min_length=2, max_length=2)
     points: tuple[Point, ...]
 
     def prefill_s(self, start: int, stop: int) -> float:
@@ -120,6 +120,10 @@ class CostModel(_Closed):
     def restore_s(self, tokens: int) -> float:
         """Seconds to find so many tokens and put them in place."""
         return float(_restore_terms(tokens) @ self.restore)
+
+    def ttft_s(self, reused: int, tokens: int) -> float:
+        """Seconds to the first token of a prompt that begins with what is reused."""
+        return self.restore_s(reused) + self.prefill_s(reused, tokens)
 
     def estimate(self, plan: Plan, unit: int, tokens: int) -> tuple[float, float]:
         """Seconds to restore, and to compute, for a prompt of so many tokens.
@@ -264,13 +268,14 @@ class _Calibrations(_Closed):
 
 
 def _kept(model: str) -> tuple[CostModel, ...]:
+    path = _file(model)
     try:
-        path = _file(model)
         return _Calibrations.model_validate_json(path.read_bytes()).calibrations
     except FileNotFoundError:
         return ()
     except (OSError, ValidationError) as error:
-        log.warning("calibration: %s", " ".join(str(error).split()))
+        reason = error.strerror if isinstance(error, OSError) else "not of this format"
+        log.warning("%s: %s; calibrate again", path, reason)
         return ()
 
 

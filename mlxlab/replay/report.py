@@ -14,12 +14,16 @@ import pandas as pd
 from mlxlab.errors import MlxlabError
 from mlxlab.files import replaced
 from mlxlab.replay.ceilings import CEILINGS, InfiniteMemory
+from mlxlab.sizes import format_size
 
 __all__ = [
+    "CEILING_NAMES",
     "Forms",
     "contender_names",
+    "format_ceilings",
     "format_columns",
     "format_summary",
+    "list_ceilings",
     "list_notes",
     "read_content",
     "summarize",
@@ -41,6 +45,21 @@ _FORMS: Forms = {
     "ttft_max_s": ("TTFT\nmax s", "{:.2f}".format),
     "stored_mib": ("stored\nMiB", "{:.0f}".format),
     "evicted": ("evicted\ntokens", "{:,}".format),
+}
+#: What is in force where so much can be reused.
+CEILING_NAMES = {
+    "infinite": "exact, infinite memory",
+    "finite": "exact, the future known",
+    "any_position": "any place",
+}
+
+_CEILING_FORMS: Forms = {
+    "possible": ("possible", str),
+    "users": ("users", str),
+    "capacity": ("memory", lambda size: format_size(int(size))),
+    "reused": ("reused", "{:.1%}".format),
+    "median_s": ("TTFT est.\nmedian s", "{:.2f}".format),
+    "mean_s": ("TTFT est.\nmean s", "{:.2f}".format),
 }
 _ESTIMATED: Forms = {
     "ttft_median_s": ("TTFT\nest. s", "{:.2f}".format),
@@ -67,7 +86,8 @@ def summarize(rows: pd.DataFrame) -> pd.DataFrame:
     summaries = {name: _summarize(own, tokens) for name, own in groups}
     summary = pd.DataFrame(summaries.values(), index=pd.Index(summaries, name=None))
     summary = summary.dropna(axis="columns", how="all")
-    summary.attrs["estimated"] = "estimated" in rows.attrs.get("manifest", {})
+    manifest = rows.attrs.get("manifest", {})
+    summary.attrs["estimated"] = manifest.get("simulated") and "estimated" in manifest
     return summary
 
 
@@ -87,6 +107,42 @@ def format_columns(frame: pd.DataFrame, forms: Forms) -> dict[str, list[str]]:
         for column, (heading, form) in forms.items()
         if column in frame
     }
+
+
+def list_ceilings(rows: pd.DataFrame) -> pd.DataFrame:
+    """What is possible on the traffic of a comparison, in any case and in its memory.
+
+    Columns: ``possible``, ``capacity`` (bytes; what infinite memory came to; missing
+    where none counts), ``reused`` (share of all prompt tokens), ``median_s`` (to the
+    first token, estimated). Capacities that hold everything are left out.
+
+    Args:
+        rows: from :func:`mlxlab.compare`.
+    """
+    own = rows[rows.strategy == InfiniteMemory.name]  # the rules that count
+    tokens = own.prompt_tokens.sum()
+    most = int(own.stored_bytes.max())
+    mib = -(-most >> 20) << 20
+    frames: list[tuple[str, Any, pd.DataFrame]] = [("infinite", mib, own)]
+    for capacity, same in rows[rows.capacity < most].groupby("capacity"):
+        one = same[contender_names(same) == contender_names(same).iloc[0]]
+        frames.append(("finite", capacity, one))
+    frames.append(("any_position", None, own))
+    return pd.DataFrame(
+        {
+            "possible": CEILING_NAMES[name],
+            "capacity": capacity,
+            "reused": frame[name].sum() / tokens,
+            "median_s": frame[f"{name}_s"].median(),
+        }
+        for name, capacity, frame in frames
+    )
+
+
+def format_ceilings(ceilings: pd.DataFrame) -> pd.DataFrame:
+    """What is possible, as text under short headings; empty columns left out."""
+    shown = ceilings.dropna(axis="columns", how="all")
+    return pd.DataFrame(format_columns(shown, _CEILING_FORMS))
 
 
 def contender_names(rows: pd.DataFrame) -> pd.Series[str]:
@@ -110,7 +166,7 @@ def list_notes(rows: pd.DataFrame) -> list[str]:
     return [
         *manifest.get("warnings", ()),
         *([f"BLAS: {manifest['blas']}"] if "blas" in manifest else []),
-        *([_estimate(manifest["estimated"])] if "estimated" in manifest else []),
+        *([_estimate(manifest)] if "estimated" in manifest else []),
         *(
             f"trace {trace['name']}: {reason} ({times:,} times)"
             for trace in manifest["traces"]
@@ -121,11 +177,13 @@ def list_notes(rows: pd.DataFrame) -> list[str]:
     ]
 
 
-def _estimate(estimated: Mapping[str, Any]) -> str:
-    return (
-        f"seconds are estimated by {estimated['points']} points of "
-        f"{estimated['calibrated']}, {estimated['median_error']:.0%} off in the median"
-    )
+def _estimate(manifest: Mapping[str, Any]) -> str:
+    estimated = manifest["estimated"]
+    day, off = estimated["calibrated"], f"{estimated['median_error']:.0%}"
+    source = f"{estimated['points']} points of {day}, {off} off in the median"
+    if manifest["simulated"]:
+        return f"seconds are estimated by {source}"
+    return f"seconds of what is possible are estimated by {source}"
 
 
 def write_json(rows: pd.DataFrame, path: str | Path) -> None:

@@ -19,8 +19,15 @@ from mlxlab.render import Renderer
 from mlxlab.replay.ceilings import CEILINGS, INFINITE, Foresight, any_position
 from mlxlab.replay.cluster import Row, Task, run_tasks
 from mlxlab.replay.contenders import EXACT_CONTENDERS, Contender, parse_contenders
+from mlxlab.replay.costs import CostModel
 from mlxlab.replay.manifest import describe_run
-from mlxlab.replay.report import Forms, contender_names, format_columns
+from mlxlab.replay.report import (
+    CEILING_NAMES,
+    Forms,
+    contender_names,
+    format_ceilings,
+    format_columns,
+)
 from mlxlab.replay.simulate import SimulatedTarget
 from mlxlab.replay.sources import AnyTrace, Sources, open_sources
 from mlxlab.replay.workload import Workload
@@ -28,18 +35,19 @@ from mlxlab.sizes import format_size
 from mlxlab.strategies import Strategy
 from mlxlab.strategies.base import CAPACITY
 
-__all__ = ["format_sweep", "sweep", "sweep_title"]
+__all__ = ["format_sweep", "format_sweep_ceilings", "sweep", "sweep_title"]
 
 _FORMS: Forms = {
     "strategy": ("strategy", str),
     "users": ("users", str),
     "capacity": ("capacity", str),
     "reused": ("reused", "{:.1%}".format),
-    "infinite": ("of\ninfinite", "{:.1%}".format),
+    "infinite": ("of in-\nfinite", "{:.1%}".format),
     "finite": ("of\nfinite", "{:.1%}".format),
     "any_position": ("of any\nplace", "{:.1%}".format),
+    "ttft_s": ("TTFT\nest. s", "{:.2f}".format),
     "stored_gib": ("stored\nGiB", "{:.2f}".format),
-    "evicted": ("evicted\ntokens", "{:,}".format),
+    "evicted_m": ("evicted\nM", "{:.1f}".format),
 }
 
 Rules: TypeAlias = tuple[str, ...]
@@ -54,6 +62,7 @@ def sweep(
     model: str | ModelFolder = BUNDLED,
     token_bytes: int | None = None,
     rules: str = "all",
+    costs: CostModel | None = None,
     folder: str | Path | None = None,
     scheduler: str | None = None,
     progress: bool = True,
@@ -73,6 +82,8 @@ def sweep(
         model: name, folder or hub repository.
         token_bytes: keys and values of one token, if other than the model's.
         rules: for strategies that name none of their own.
+        costs: what seconds are estimated by, see
+            :func:`mlxlab.replay.calibrate.calibrate`; without, there are none.
         folder: keeps what was found as Parquet, a file for each task; a sweep that was
             stopped goes on from there.
         scheduler: see :func:`mlxlab.replay.cluster.run_tasks`.
@@ -83,8 +94,9 @@ def sweep(
         ``users``, ``capacity`` (bytes), ``requests``, ``prompt_tokens``,
         ``reused_tokens``, ``evicted`` (tokens), ``stored_bytes`` (peak), and the
         ceilings ``infinite``, ``finite`` and ``any_position`` in tokens, the last one
-        missing where hashes do not tell. ``attrs["manifest"]`` as in
-        :func:`mlxlab.compare`.
+        missing where hashes do not tell. With ``costs``, ``ttft_s``, ``infinite_s``,
+        ``finite_s`` and ``any_position_s``: seconds to first tokens, in sum.
+        ``attrs["manifest"]`` as in :func:`mlxlab.compare`.
 
     Raises:
         MlxlabError: anything unknown or unreadable, or no cluster.
@@ -99,11 +111,11 @@ def sweep(
         rules: open_sources(traces, renderer, progress)
         for rules, renderer in renderers.items()
     }
-    tasks = list(_tasks(contenders, data, capacities, users, token_bytes))
+    tasks = list(_tasks(contenders, data, capacities, users, token_bytes, costs))
     rows = run_tasks(
         _run,
         tasks,
-        data,
+        {rules: (sources, costs) for rules, sources in data.items()},
         folder=Path(folder) if folder is not None else None,
         scheduler=scheduler,
         progress=progress,
@@ -111,7 +123,7 @@ def sweep(
     frame = _joined(pd.DataFrame(rows))
     notes = sum((r.notes for r in renderers.values()), Counter())
     frame.attrs["manifest"] = describe_run(
-        traces, model, contenders, notes, {}, token_bytes=token_bytes
+        traces, model, contenders, notes, {}, token_bytes=token_bytes, costs=costs
     )
     return frame
 
@@ -122,6 +134,7 @@ def _tasks(
     capacities: Sequence[int],
     users: Sequence[int],
     token_bytes: int,
+    costs: CostModel | None,
 ) -> Iterator[Task]:
     """All that is to be found out."""
     for rules, sources in data.items():
@@ -151,18 +164,20 @@ def _tasks(
             "sources": [source.digest for source in sources],
             "rules": list(rules),
             "token_bytes": token_bytes,
+            "costs": [*costs.prefill, *costs.restore] if costs else None,
         }
         for number in users:
             for own in asked:
                 yield Task({**known, **own, "users": number}, rules)
 
 
-def _run(task: Task, sources: Sources) -> list[Row]:
+def _run(task: Task, data: tuple[Sources, CostModel | None]) -> list[Row]:
     """Find out what a task asks, in whatever process."""
     what = task.what
+    sources, costs = data
     workload = Workload(sources, what["users"])
     if what["strategy"] is None:
-        found = _ceilings(workload, what["token_bytes"], what["capacities"])
+        found = _ceilings(workload, what["token_bytes"], what["capacities"], costs)
     else:
         contender = Contender(what["strategy"], tuple(what["rules"]))
         found = _simulated(
@@ -171,16 +186,19 @@ def _run(task: Task, sources: Sources) -> list[Row]:
                 for size in what["capacities"]
             ],
             workload,
+            costs,
         )
     rules = Contender("", tuple(what["rules"])).rules_label
     common = {"strategy": what["strategy"], "rules": rules, "users": what["users"]}
     return [{**common, **row} for row in found]
 
 
-def _simulated(strategies: Sequence[Strategy], workload: Workload) -> Iterator[Row]:
+def _simulated(
+    strategies: Sequence[Strategy], workload: Workload, costs: CostModel | None
+) -> Iterator[Row]:
     """Totals of strategies, all in one pass, which may take long to make."""
-    targets = [SimulatedTarget(strategy) for strategy in strategies]
-    totals = [Counter[str]() for _ in strategies]
+    targets = [SimulatedTarget(strategy, costs=costs) for strategy in strategies]
+    totals: list[dict[str, Any]] = [Counter() for _ in strategies]
     for step in workload:
         for target, total in zip(targets, totals, strict=True):
             outcome = target.replay(step)
@@ -189,30 +207,41 @@ def _simulated(strategies: Sequence[Strategy], workload: Workload) -> Iterator[R
             total["reused_tokens"] += outcome.reused_tokens
             total["evicted"] += outcome.evicted
             total["stored_bytes"] = max(total["stored_bytes"], outcome.stored_bytes)
+            if outcome.ttft_s is not None:
+                total["ttft_s"] += outcome.ttft_s
     for strategy, total in zip(strategies, totals, strict=True):
         yield {"capacity": strategy.capacity, **total}
 
 
 def _ceilings(
-    workload: Workload, token_bytes: int, capacities: Sequence[int]
+    workload: Workload,
+    token_bytes: int,
+    capacities: Sequence[int],
+    costs: CostModel | None,
 ) -> Iterator[Row]:
+    """Totals of what could be reused, at each capacity."""
     foresight = Foresight(workload)
-    infinite = sum(foresight.reused(INFINITE))
+    infinite = list(foresight.reused(INFINITE))
     anywhere = any_position(workload)
     for size in capacities:
-        finite = sum(foresight.reused(size // token_bytes))
-        row = {"infinite": infinite, "finite": finite, "any_position": anywhere}
-        yield {"capacity": size, **row}
+        finite = list(foresight.reused(size // token_bytes))
+        row: dict[str, Any] = {"capacity": size}
+        for name, reused in zip(CEILINGS, (infinite, finite, anywhere), strict=True):
+            row[name] = None if reused is None else sum(reused)
+            if costs and reused is not None:
+                row[f"{name}_s"] = sum(map(costs.ttft_s, reused, foresight.tokens))
+        yield row
 
 
 def _joined(rows: pd.DataFrame) -> pd.DataFrame:
     """Strategies with the ceilings beside them."""
     keys = ["rules", "users", "capacity"]
-    ceilings = rows[rows.strategy.isna()][[*keys, *CEILINGS]]
-    strategies = rows[rows.strategy.notna()].drop(columns=list(CEILINGS))
+    own = [c for c in rows.columns if c.removesuffix("_s") in CEILINGS]
+    ceilings = rows[rows.strategy.isna()][[*keys, *own]]
+    strategies = rows[rows.strategy.notna()].drop(columns=own)
     frame = strategies.merge(ceilings, on=keys, how="left")
-    names = ["strategy", "rules"]
-    return frame.astype({c: "Int64" for c in frame.columns if c not in names})
+    counted = set(frame.columns) - {"strategy", "rules"}
+    return frame.astype({c: "Int64" for c in counted if not c.endswith("_s")})
 
 
 def sweep_title(frame: pd.DataFrame) -> str:
@@ -235,8 +264,36 @@ def format_sweep(frame: pd.DataFrame) -> pd.DataFrame:
         strategy=contender_names(frame),
         capacity=frame.capacity.map(format_size),
         stored_gib=frame.stored_bytes / 2**30,
+        evicted_m=frame.evicted / 1e6,
         **shares,
     )
+    if "ttft_s" in frame:
+        shown["ttft_s"] = frame.ttft_s / frame.requests
     if frame.users.nunique() == 1:
         shown = shown.drop(columns="users")
     return pd.DataFrame(format_columns(shown, _FORMS))
+
+
+def format_sweep_ceilings(frame: pd.DataFrame) -> pd.DataFrame:
+    """What is possible on the traffic of a sweep, as text under short headings.
+
+    Under the rules of the first strategy.
+    """
+    first = frame[frame.rules == frame.rules.iloc[0]]
+    rows = []
+    for users, own in first.groupby("users"):
+        for name in CEILINGS:
+            most = own.drop_duplicates("capacity" if name == "finite" else "users")
+            for row in most.itertuples():
+                reused = getattr(row, name)
+                seconds = getattr(row, f"{name}_s", None)
+                rows.append(
+                    {
+                        "possible": CEILING_NAMES[name],
+                        "users": users,
+                        "capacity": row.capacity if name == "finite" else None,
+                        "reused": reused / row.prompt_tokens,
+                        "mean_s": None if seconds is None else seconds / row.requests,
+                    }
+                )
+    return format_ceilings(pd.DataFrame(rows))

@@ -12,12 +12,15 @@ from mlxlab.errors import MlxlabError, RuleError, StrategyError
 from mlxlab.models import find_model
 from mlxlab.replay import compare, count_segments, summarize, write_json
 from mlxlab.replay.contenders import DEFAULT_CONTENDERS, parse_contenders
+from mlxlab.replay.report import list_ceilings
 from mlxlab.strategies import STRATEGIES
+from tests.replay.test_costs import fitted
 from tests.replay.traffic import small_trace
 
 ROW = [
     "strategy",
     "rules",
+    "capacity",
     "session",
     "request",
     "prompt_tokens",
@@ -31,6 +34,9 @@ ROW = [
     "infinite",
     "finite",
     "any_position",
+    "infinite_s",
+    "finite_s",
+    "any_position_s",
 ]
 
 
@@ -77,6 +83,39 @@ def test_ceilings_stand_beside_every_request(rows: pd.DataFrame) -> None:
     assert (own.finite < own.infinite).any()
     shares = summarize(little).iloc[0]
     assert shares.of_any_position < shares.of_infinite < shares.of_finite < 1
+    possible = list_ceilings(little)
+    infinite, finite, _ = possible.capacity.tolist()
+    assert finite == 300 << 10 < infinite
+    infinite, finite, anywhere = possible.reused.tolist()
+    assert finite < infinite < anywhere
+    assert possible.median_s.isna().all()
+
+
+def test_ceilings_take_the_seconds_that_their_tokens_take() -> None:
+    costs = fitted()
+    rows = compare(
+        small_trace(), strategies="paged", simulate=True, costs=costs, progress=False
+    )
+    pairs = zip(rows.infinite, rows.prompt_tokens, strict=True)
+    assert rows.infinite_s.tolist() == [costs.ttft_s(*pair) for pair in pairs]
+    assert (rows.any_position_s <= rows.infinite_s).all()
+    assert (rows.infinite_s <= rows.ttft_s).all()
+    possible = list_ceilings(rows)
+    assert possible.median_s.tolist() == [
+        rows.infinite_s.median(),
+        rows.any_position_s.median(),
+    ]
+
+
+def test_a_live_replay_says_how_soon_it_could_have_been() -> None:
+    rows = compare(small_trace(), strategies="none,paged", progress=False)
+    own = rows[rows.strategy == "none"]
+    # Estimated by this run's own requests: what was computed took about as long.
+    assert (rows.any_position_s <= rows.infinite_s).all()
+    assert own.infinite_s.sum() < own.ttft_s.sum()
+    first = own.iloc[0]  # nothing to be reused
+    assert first.infinite_s == pytest.approx(first.ttft_s, rel=0.5)
+    assert rows.attrs["manifest"]["estimated"]["points"] == 20
 
 
 def test_reused_and_computed_make_the_prompt(rows: pd.DataFrame) -> None:

@@ -14,8 +14,14 @@ from mlxlab.errors import MlxlabError, StrategyError, TraceError
 from mlxlab.replay import cluster
 from mlxlab.replay.cluster import HERE, Row, Task, run_tasks
 from mlxlab.replay.export import export_trace
-from mlxlab.replay.sweep import format_sweep, sweep, sweep_title
+from mlxlab.replay.sweep import (
+    format_sweep,
+    format_sweep_ceilings,
+    sweep,
+    sweep_title,
+)
 from mlxlab.traces.importers.weka import open_weka
+from tests.replay.test_costs import fitted
 from tests.replay.traffic import small_trace
 from tests.traces.hashes import weka_session, write_weka
 
@@ -40,6 +46,21 @@ def test_totals_are_those_of_single_requests() -> None:
     (ceiling,) = (frame for name, frame in rows if name == ("ceiling", "all"))
     infinite = swept[swept.rules == "all"].infinite
     assert set(infinite) == {ceiling.reused_tokens.sum()}
+
+
+def test_seconds_are_those_of_single_requests() -> None:
+    costs = fitted()
+    specs = "none,paged:block=16"
+    swept = sweep(small_trace(), strategies=specs, costs=costs, **QUICK)
+    rows = compare(
+        small_trace(), strategies=specs, simulate=True, costs=costs, progress=False
+    ).groupby("strategy")
+    for found in swept.itertuples():
+        own = rows.get_group(found.strategy)
+        for name in ("ttft_s", "infinite_s", "finite_s", "any_position_s"):
+            assert getattr(found, name) == pytest.approx(own[name].sum())
+    text = format_sweep_ceilings(swept)
+    assert text["TTFT est.\nmean s"].iloc[0] == f"{own.infinite_s.mean():.2f}"
 
 
 def test_capacities_and_users_make_a_difference() -> None:
@@ -200,4 +221,7 @@ def test_a_sweep_fits_a_terminal(hashed: list[Any]) -> None:
     text = format_sweep(frame)
     assert "users" not in text
     assert list(text["of any\nplace"]) == [""] * len(text)
+    possible = format_sweep_ceilings(frame)
+    assert list(possible.memory) == ["", "1MiB", "1GiB", ""]
+    assert possible.reused.iloc[-1] == ""  # hashes do not tell
     assert sweep_title(frame) == "0, 1, 2: 15 requests, 3,348 tokens of 1536, simulated"

@@ -255,14 +255,19 @@ def sweep_title(frame: pd.DataFrame) -> str:
 
 
 def format_sweep(frame: pd.DataFrame) -> pd.DataFrame:
-    """A sweep as text under short headings, shares of ceilings in place of tokens."""
+    """A sweep as text under short headings, shares of ceilings in place of tokens.
+
+    What stores nothing has one row; columns that nothing is known of are left out.
+    """
+    same = frame.duplicated(["strategy", "rules", "users"])
+    frame = frame[(frame.stored_bytes > 0) | ~same]
     shares = {
         "reused": frame.reused_tokens / frame.prompt_tokens,
         **{name: frame.reused_tokens / frame[name] for name in CEILINGS},
     }
     shown = frame.assign(
         strategy=contender_names(frame),
-        capacity=frame.capacity.map(format_size),
+        capacity=frame.capacity.map(format_size).where(frame.stored_bytes > 0),
         stored_gib=frame.stored_bytes / 2**30,
         evicted_m=frame.evicted / 1e6,
         **shares,
@@ -271,7 +276,7 @@ def format_sweep(frame: pd.DataFrame) -> pd.DataFrame:
         shown["ttft_s"] = frame.ttft_s / frame.requests
     if frame.users.nunique() == 1:
         shown = shown.drop(columns="users")
-    return pd.DataFrame(format_columns(shown, _FORMS))
+    return pd.DataFrame(format_columns(shown.dropna(axis="columns", how="all"), _FORMS))
 
 
 def format_sweep_ceilings(frame: pd.DataFrame) -> pd.DataFrame:
@@ -284,7 +289,7 @@ def format_sweep_ceilings(frame: pd.DataFrame) -> pd.DataFrame:
     for users, own in first.groupby("users"):
         for name in CEILINGS:
             most = own.drop_duplicates("capacity" if name == "finite" else "users")
-            for row in most.itertuples():
+            for row in most[most[name].notna()].itertuples():
                 reused = getattr(row, name)
                 seconds = getattr(row, f"{name}_s", None)
                 rows.append(

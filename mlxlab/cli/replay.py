@@ -172,6 +172,10 @@ def misses(
         str | None,
         typer.Option(help="Keys and values of one token, if other than the model's."),
     ] = None,
+    users: Annotated[
+        int | None,
+        typer.Option(min=1, help="Traces replayed at the same time into one cache."),
+    ] = None,
     text: Annotated[
         str, typer.Option(help="Of changed blocks: redacted, full or none.")
     ] = "redacted",
@@ -193,6 +197,7 @@ def misses(
         model=folder,
         token_bytes=parse_sizes(token_bytes, "token-bytes")[0] if token_bytes else None,
         rules=rules,
+        users=users,
         # Of a model of other sizes nothing was measured.
         costs=None if token_bytes else recall_costs(folder.digest, CHUNK),
         text=text,

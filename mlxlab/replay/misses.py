@@ -33,7 +33,7 @@ from mlxlab.replay.report import (
 )
 from mlxlab.replay.sources import AnyTrace, open_sources
 from mlxlab.replay.steps import Step
-from mlxlab.replay.workload import Numbers
+from mlxlab.replay.workload import Workload
 from mlxlab.strategies import Strategy
 
 __all__ = ["Costs", "Misses", "explain", "format_breaks", "format_causes"]
@@ -149,13 +149,14 @@ def explain(
     model: str | ModelFolder = BUNDLED,
     token_bytes: int | None = None,
     rules: str = "all",
+    users: int | None = None,
     costs: Costs | None = None,
     text: str = "redacted",
     progress: bool = True,
 ) -> Misses:
     """Replay traces through a strategy and say why tokens were computed.
 
-    Each trace begins with an empty cache. Only counts: needs no mlx and no weights.
+    Only counts: needs no mlx and no weights.
 
     Args:
         traces: recorded or hashed; those that are hashed tell no text and only the
@@ -164,6 +165,8 @@ def explain(
         model: name, folder or hub repository: its tokenizer and template count.
         token_bytes: keys and values of one token, if other than the model's.
         rules: for a strategy that names none of its own.
+        users: how many traces are replayed at the same time into one cache, as in
+            :func:`mlxlab.sweep`; None for each into an empty one of its own.
         costs: adds seconds. What a request computes is priced as a whole and divided
             among its causes position by position.
         text: of changed blocks: ``redacted`` (secrets replaced), ``full`` or ``none``.
@@ -181,11 +184,11 @@ def explain(
     ledger = _Ledger(contender, costs, shown)
     sources = open_sources(traces, renderer, progress)
     with tqdm(desc=contender.strategy, disable=not progress) as bar:
-        for source in sources:
-            replayed = contender.make(size, unit=source.unit)
-            steps = (step for _, step in source.steps(Numbers()))
-            decode = _decoder(renderer) if source.unit == 1 else _no_text
-            for account in attribute(steps, replayed, decode):
+        whole = [Workload(sources, users)] if users else map(Workload, zip(sources))
+        for workload in whole:
+            replayed = contender.make(size, unit=workload.unit)
+            decode = _decoder(renderer) if workload.unit == 1 else _no_text
+            for account in attribute(workload, replayed, decode):
                 ledger.enter(account, replayed)
                 bar.update(1)
     manifest = describe_run(

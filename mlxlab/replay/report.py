@@ -25,6 +25,7 @@ __all__ = [
     "format_summary",
     "list_ceilings",
     "list_notes",
+    "name_traces",
     "read_content",
     "summarize",
     "title_of",
@@ -151,10 +152,16 @@ def contender_names(rows: pd.DataFrame) -> pd.Series[str]:
     return rows.strategy + ("@" + rules).fillna("")
 
 
+def name_traces(manifest: Mapping[str, Any]) -> str:
+    """Of what was replayed: names, or how many if they fill more than a line."""
+    names = [trace["name"] for trace in manifest["traces"]]
+    return ", ".join(names) if len(names) < 4 else f"{len(names)} traces"
+
+
 def title_of(rows: pd.DataFrame) -> str:
     """One line on what was replayed and how."""
     manifest = rows.attrs["manifest"]
-    traces = ", ".join(trace["name"] for trace in manifest["traces"])
+    traces = name_traces(manifest)
     requests = len(rows[["session", "request"]].drop_duplicates())
     how = "simulated" if manifest["simulated"] else manifest["device"]
     return f"{traces}: {requests} requests, model {manifest['model']['name']}, {how}"

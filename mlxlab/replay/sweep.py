@@ -27,6 +27,7 @@ from mlxlab.replay.report import (
     contender_names,
     format_ceilings,
     format_columns,
+    name_traces,
 )
 from mlxlab.replay.simulate import SimulatedTarget
 from mlxlab.replay.sources import AnyTrace, Sources, open_sources
@@ -247,8 +248,7 @@ def _joined(rows: pd.DataFrame) -> pd.DataFrame:
 def sweep_title(frame: pd.DataFrame) -> str:
     """One line on what was simulated."""
     manifest = frame.attrs["manifest"]
-    names = [trace["name"] for trace in manifest["traces"]]
-    traces = ", ".join(names) if len(names) < 4 else f"{len(names)} traces"
+    traces = name_traces(manifest)
     requests, tokens = frame.requests.iloc[0], frame.prompt_tokens.iloc[0]
     size = format_size(manifest["model"]["token_bytes"])
     return f"{traces}: {requests:,} requests, {tokens:,} tokens of {size}, simulated"

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -17,9 +18,17 @@ from mlxlab.errors import MlxlabError, RuleError, StrategyError
 from mlxlab.models import find_model
 from mlxlab.prompt import Prompt, Role, Segment
 from mlxlab.render import Renderer
-from mlxlab.replay import Misses, SimulatedTarget, compare, explain, render_steps
+from mlxlab.replay import (
+    Misses,
+    SimulatedTarget,
+    compare,
+    explain,
+    render_steps,
+    sweep,
+)
 from mlxlab.replay.attribution import attribute
 from mlxlab.replay.causes import NOTHING, Cause
+from mlxlab.replay.cluster import HERE
 from mlxlab.replay.misses import format_breaks, format_causes
 from mlxlab.replay.steps import Step
 from mlxlab.strategies import STRATEGIES, make_strategy
@@ -266,6 +275,19 @@ def test_refuses_what_it_does_not_know(
 ) -> None:
     with pytest.raises(error, match=says):
         explain(small_trace(), progress=False, **options)  # type: ignore[arg-type]
+
+
+def test_users_at_the_same_time_share_a_cache() -> None:
+    traces = [load_trace("thinking"), load_trace("sessions")]
+    settings: dict[str, Any] = {"users": 2, "rules": "all", "progress": False}
+    misses = explain(traces, strategy="paged:capacity=24MiB", **settings)
+    settings["users"] = [2]
+    swept = sweep(traces, strategies="paged:capacity=24MiB", scheduler=HERE, **settings)
+    computed = swept.prompt_tokens - swept.reused_tokens
+    assert [misses.causes.tokens.sum()] == computed.tolist()
+    lost = misses.causes[misses.causes.evicted_by.str.contains("session sessions")]
+    assert lost.session.str.startswith("thinking").all()
+    assert lost.tokens.sum() > 0
 
 
 def test_nothing_is_promised_for_new_text() -> None:

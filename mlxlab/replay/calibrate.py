@@ -26,11 +26,11 @@ from mlxlab.traces import Trace
 __all__ = ["calibrate", "check_costs"]
 
 #: Tokens in the cache, and tokens computed behind them.
-STARTS = (0, 1024, 4096, 8192, 16384, 32768)
-LENGTHS = (1, 16, 64, 256, 1024, 2048, 4096, 8192)
+STARTS = (0, 4096, 16384, 32768)
+LENGTHS = (1, 16, 64, 256, 1024, 4096)
 TURNS = 12  # in which the conversation grew that is in the cache
 BLOCK = 64
-ROUNDS = 3
+ROUNDS = 5
 MOST = 100
 LEAST = 8
 

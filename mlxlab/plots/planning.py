@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from mlxlab.plots.figures import SIZE, colors, dress, make_axes, styles
 from mlxlab.replay.costs import CostModel
@@ -29,10 +29,10 @@ def plot_capacity(swept: pd.DataFrame) -> Figure:
     for style, (name, rows) in zip(styles(len(groups)), groups, strict=True):
         axes.plot(rows.capacity, rows.reused_tokens / rows.prompt_tokens, **style)
         axes.lines[-1].set_label(str(name))
-    best = share.loc[share.groupby("capacity").finite.idxmax()]
+    best = share.drop_duplicates("capacity").sort_values("capacity")
     for name, dash in _CEILINGS.items():
-        (line,) = axes.plot(best.capacity, best[name] / best.prompt_tokens, dash)
-        line.set(color="0.4", linewidth=1.2, zorder=1, label=name)
+        (line,) = axes.plot(best.capacity, best[name] / best.ceiling_tokens, dash)
+        line.set(color="black", linewidth=1.2, zorder=1, label=name)
     axes.set_xscale("log", base=2)
     axes.set_xticks(sorted(share.capacity.unique()))
     axes.xaxis.set_major_formatter(lambda size, _: format_size(int(size)))
@@ -69,11 +69,15 @@ def plot_costs(costs: CostModel) -> Figure:
         color="0.4",
         ms=4,
     )
-    restore.plot(starts, [costs.restore_s(s) * 1e3 for s in starts], color="0.2")
+    stops = [start for start in starts if start]  # nothing to restore costs nothing
+    restore.plot(stops, [costs.restore_s(s) * 1e3 for s in stops], color="0.2")
     for axes in (prefill, restore):
         dress(axes)
         axes.set_xlabel("tokens in the cache")
         axes.xaxis.set_major_formatter("{x:,.0f}")
+    restore.xaxis.set_major_locator(MaxNLocator(4))
+    restore.set_xlim(left=0)
+    restore.set_ylim(bottom=0)
     prefill.set_yscale("log")
     prefill.set_ylabel("prefill [s, log scale]")
     restore.set_ylabel("restore [ms]")

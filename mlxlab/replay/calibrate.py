@@ -25,8 +25,8 @@ from mlxlab.traces import Trace
 
 __all__ = ["calibrate", "check_costs"]
 
-#: Tokens in the cache, and tokens computed behind them.
-STARTS = (0, 4096, 16384, 32768)
+#: Shares of the longest prompt that are in the cache, and tokens computed behind them.
+STARTS = (0.0, 0.2, 0.8)
 LENGTHS = (1, 16, 64, 256, 1024, 4096)
 TURNS = 12  # in which the conversation grew that is in the cache
 BLOCK = 64
@@ -88,15 +88,15 @@ def _points(
 ) -> Iterator[Point]:
     ids = np.random.default_rng(order.randrange(2**32))
     base = ids.integers(0, 1 << 8, tokens, dtype=np.int32)
-    end = perf_counter() + seconds
     sizes = [
         (start, length)
-        for start in STARTS
+        for start in (int(share * tokens) // BLOCK * BLOCK for share in STARTS)
         for length in LENGTHS
         if start + length <= tokens
     ]
     with tqdm(total=MOST, desc="calibrating", disable=not progress) as bar:
         engine = _filled(live, base)
+        end = perf_counter() + seconds
         number = 0
         for _ in range(ROUNDS):
             order.shuffle(sizes)

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 
+from mlxlab.canonical import parse_rules
 from mlxlab.models import BUNDLED, ModelFolder, find_model
 from mlxlab.render import Renderer
 from mlxlab.replay.ceilings import CEILINGS, INFINITE, Foresight, any_position
@@ -94,10 +95,11 @@ def sweep(
         A row per strategy, capacity and number of users: ``strategy``, ``rules``,
         ``users``, ``capacity`` (bytes), ``requests``, ``prompt_tokens``,
         ``reused_tokens``, ``evicted`` (tokens), ``stored_bytes`` (peak), and the
-        ceilings ``infinite``, ``finite`` and ``any_position`` in tokens, the last one
-        missing where hashes do not tell. With ``costs``, ``ttft_s``, ``infinite_s``,
-        ``finite_s`` and ``any_position_s``: seconds to first tokens, in sum.
-        ``attrs["manifest"]`` as in :func:`mlxlab.compare`.
+        ceilings under ``rules``: ``infinite``, ``finite`` and ``any_position`` in
+        tokens, the last one missing where hashes do not tell, of prompts of
+        ``ceiling_tokens``. With ``costs``, ``ttft_s``, ``infinite_s``, ``finite_s``
+        and ``any_position_s``: seconds to first tokens, in sum. ``attrs["manifest"]``
+        as in :func:`mlxlab.compare`.
 
     Raises:
         MlxlabError: anything unknown or unreadable, or no cluster.
@@ -107,16 +109,17 @@ def sweep(
     model = find_model(model) if isinstance(model, str) else model
     token_bytes = token_bytes or model.token_bytes
     contenders = parse_contenders(strategies, rules)
-    renderers = {c.rules: Renderer(model, c.rules) for c in contenders}
+    every = dict.fromkeys([parse_rules(rules), *(c.rules for c in contenders)])
+    renderers = {own: Renderer(model, own) for own in every}
     data = {
-        rules: open_sources(traces, renderer, progress)
-        for rules, renderer in renderers.items()
+        own: open_sources(traces, renderer, progress)
+        for own, renderer in renderers.items()
     }
     tasks = list(_tasks(contenders, data, capacities, users, token_bytes, costs))
     rows = run_tasks(
         _run,
         tasks,
-        {rules: (sources, costs) for rules, sources in data.items()},
+        {own: (sources, costs) for own, sources in data.items()},
         folder=Path(folder) if folder is not None else None,
         scheduler=scheduler,
         progress=progress,
@@ -137,39 +140,41 @@ def _tasks(
     token_bytes: int,
     costs: CostModel | None,
 ) -> Iterator[Task]:
-    """All that is to be found out."""
-    for rules, sources in data.items():
-        unit = Workload(sources).unit
-        made = {
-            contender: [
-                contender.make(token_bytes, unit=unit, capacity=size)
-                for size in capacities
-            ]
-            for contender in contenders
-            if contender.rules == rules
-        }
-        sizes = {c: sorted({s.capacity for s in own}) for c, own in made.items()}
-        asked: list[dict[str, Any]] = [
-            {"strategy": None, "capacities": sorted(set(chain(*sizes.values())))},
-            *(
+    """All that is to be found out; ceilings under the rules that come first."""
+    first = next(iter(data))
+    unit = Workload(data[first]).unit
+    made = {
+        contender: [
+            contender.make(token_bytes, unit=unit, capacity=size) for size in capacities
+        ]
+        for contender in contenders
+    }
+    sizes = {c: sorted({s.capacity for s in own}) for c, own in made.items()}
+    every = sorted(set(chain(*sizes.values())))
+    asked: list[tuple[Rules, dict[str, Any]]] = [
+        (first, {"strategy": None, "capacities": every}),
+        *(
+            (
+                contender.rules,
                 {
                     "strategy": contender.strategy,
                     "parameters": [dict(strategy.parameters) for strategy in own],
                     "capacities": sizes[contender],
-                }
-                for contender, own in made.items()
-            ),
-        ]
-        known = {
-            "version": version("mlxlab"),
-            "sources": [source.digest for source in sources],
-            "rules": list(rules),
-            "token_bytes": token_bytes,
-            "costs": [*costs.prefill, *costs.restore] if costs else None,
-        }
-        for number in users:
-            for own in asked:
-                yield Task({**known, **own, "users": number}, rules)
+                },
+            )
+            for contender, own in made.items()
+        ),
+    ]
+    for number in users:
+        for rules, own in asked:
+            known = {
+                "version": version("mlxlab"),
+                "sources": [source.digest for source in data[rules]],
+                "rules": list(rules),
+                "token_bytes": token_bytes,
+                "costs": [*costs.prefill, *costs.restore] if costs else None,
+            }
+            yield Task({**known, **own, "users": number}, rules)
 
 
 def _run(task: Task, data: tuple[Sources, CostModel | None]) -> list[Row]:
@@ -226,7 +231,10 @@ def _ceilings(
     anywhere = any_position(workload)
     for size in capacities:
         finite = list(foresight.reused(size // token_bytes))
-        row: dict[str, Any] = {"capacity": size}
+        row: dict[str, Any] = {
+            "capacity": size,
+            "ceiling_tokens": sum(foresight.tokens),
+        }
         for name, reused in zip(CEILINGS, (infinite, finite, anywhere), strict=True):
             row[name] = None if reused is None else sum(reused)
             if costs and reused is not None:
@@ -236,8 +244,9 @@ def _ceilings(
 
 def _joined(rows: pd.DataFrame) -> pd.DataFrame:
     """Strategies with the ceilings beside them."""
-    keys = ["rules", "users", "capacity"]
-    own = [c for c in rows.columns if c.removesuffix("_s") in CEILINGS]
+    keys = ["users", "capacity"]
+    names = ("ceiling_tokens", *CEILINGS)
+    own = [c for c in rows.columns if c.removesuffix("_s") in names]
     ceilings = rows[rows.strategy.isna()][[*keys, *own]]
     strategies = rows[rows.strategy.notna()].drop(columns=own)
     frame = strategies.merge(ceilings, on=keys, how="left")
@@ -261,14 +270,13 @@ def format_sweep(frame: pd.DataFrame) -> pd.DataFrame:
     """
     same = frame.duplicated(["strategy", "rules", "users"])
     frame = frame[(frame.stored_bytes > 0) | ~same]
-    shares = {
-        "reused": frame.reused_tokens / frame.prompt_tokens,
-        **{name: frame.reused_tokens / frame[name] for name in CEILINGS},
-    }
+    reused = frame.reused_tokens / frame.prompt_tokens
+    shares = {name: reused / (frame[name] / frame.ceiling_tokens) for name in CEILINGS}
     shown = frame.assign(
         strategy=contender_names(frame),
         capacity=frame.capacity.map(format_size).where(frame.stored_bytes > 0),
         stored_gib=frame.stored_bytes / 2**30,
+        reused=reused,
         evicted_m=frame.evicted / 1e6,
         **shares,
     )
@@ -280,13 +288,9 @@ def format_sweep(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def format_sweep_ceilings(frame: pd.DataFrame) -> pd.DataFrame:
-    """What is possible on the traffic of a sweep, as text under short headings.
-
-    Under the rules of the first strategy.
-    """
-    first = frame[frame.rules == frame.rules.iloc[0]]
+    """What is possible on the traffic of a sweep, as text under short headings."""
     rows = []
-    for users, own in first.groupby("users"):
+    for users, own in frame.groupby("users"):
         for name in CEILINGS:
             most = own.drop_duplicates("capacity" if name == "finite" else "users")
             for row in most[most[name].notna()].itertuples():
@@ -297,7 +301,7 @@ def format_sweep_ceilings(frame: pd.DataFrame) -> pd.DataFrame:
                         "possible": CEILING_NAMES[name],
                         "users": users,
                         "capacity": row.capacity if name == "finite" else None,
-                        "reused": reused / row.prompt_tokens,
+                        "reused": reused / row.ceiling_tokens,
                         "mean_s": None if seconds is None else seconds / row.requests,
                     }
                 )

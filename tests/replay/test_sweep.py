@@ -44,8 +44,8 @@ def test_totals_are_those_of_single_requests() -> None:
         assert found.evicted == own.evicted.sum()
         assert found.stored_bytes == own.stored_bytes.max()
     (ceiling,) = (frame for name, frame in rows if name == ("ceiling", "all"))
-    infinite = swept[swept.rules == "all"].infinite
-    assert set(infinite) == {ceiling.reused_tokens.sum()}
+    assert set(swept.infinite) == {ceiling.reused_tokens.sum()}
+    assert set(swept.ceiling_tokens) == {ceiling.prompt_tokens.sum()}
 
 
 def test_seconds_are_those_of_single_requests() -> None:

@@ -93,10 +93,8 @@ def peak_mib(folder: Path, copies: int) -> float:
     traces = [t for t in open_traces([folder]) if isinstance(t, HashedTrace)]
     workload = Workload([HashedSource(t) for t in traces * copies], USERS)
     targets = [
-        SimulatedTarget(
-            contender.make(TOKEN_BYTES, unit=workload.unit, capacity=CAPACITY)
-        )
-        for contender in parse_contenders(EXACT_CONTENDERS)
+        SimulatedTarget(contender.make(TOKEN_BYTES, unit=workload.unit))
+        for contender in parse_contenders(EXACT_CONTENDERS, capacity=CAPACITY)
     ]
     for step in workload:
         for target in targets:

@@ -130,6 +130,7 @@ def test_a_bad_trace_is_one_line_and_exit_code_2(
         (["--model", "nope"], "unknown model 'nope'"),
         (["--model", "/"], "config.json cannot be read"),
         (["--chunk", "0"], "chunk"),
+        (["--capacity", "1GB"], "--capacity: '1GB' is no size; give bytes, or"),
     ],
 )
 def test_a_bad_option_is_exit_code_2(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from pandas import DataFrame
@@ -16,7 +16,16 @@ from rich.table import Table
 from mlxlab.errors import ConfigError
 from mlxlab.sizes import parse_size
 
-__all__ = ["app", "console", "parse_counts", "parse_sizes", "print_names", "table"]
+__all__ = [
+    "TOKEN_BYTES",
+    "app",
+    "console",
+    "parse_counts",
+    "parse_sizes",
+    "print_names",
+    "size_option",
+    "table",
+]
 
 app = typer.Typer(
     help="Replay coding-agent traffic through KV-cache strategies on MLX.",
@@ -26,6 +35,9 @@ app = typer.Typer(
     rich_markup_mode=None,  # it would swallow the brackets in our help texts
 )
 console = Console()
+
+#: Help for an option that several commands have.
+TOKEN_BYTES = "Keys and values of one token, if other than the model's."
 
 #: Characters of a name that is not broken over lines, and that words need at least.
 _NAME = 20
@@ -81,6 +93,18 @@ def table(readable: DataFrame, on: Console = console) -> Table:
 def _width(cells: Iterable[str]) -> int:
     """Characters of the longest line."""
     return max(len(line) for cell in cells for line in cell.split("\n"))
+
+
+def size_option(name: str, help_: str, **settings: Any) -> Any:
+    """An option that takes bytes, written as ``16GiB``."""
+
+    def read(text: str) -> int:
+        try:
+            return parse_size(str(text))  # a default is a number
+        except ValueError as error:
+            raise ConfigError(f"{name}: {error}") from None
+
+    return typer.Option(name, help=help_, parser=read, metavar="SIZE", **settings)
 
 
 def parse_sizes(text: str, option: str) -> list[int]:

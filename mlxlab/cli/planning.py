@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from mlxlab.cli.app import app, console, parse_counts, parse_sizes, table
+from mlxlab.cli.app import (
+    TOKEN_BYTES,
+    app,
+    console,
+    parse_counts,
+    parse_sizes,
+    size_option,
+    table,
+)
 from mlxlab.models import BUNDLED, find_model
 from mlxlab.replay.contenders import EXACT_CONTENDERS
 from mlxlab.replay.costs import CHUNK, format_check, format_costs, recall_costs
@@ -65,8 +73,7 @@ def sweep(
     ] = "1",
     model: Annotated[str, typer.Option(help="Folder or hub repository.")] = BUNDLED,
     token_bytes: Annotated[
-        str | None,
-        typer.Option(help="Keys and values of one token, if other than the model's."),
+        int | None, size_option("--token-bytes", TOKEN_BYTES)
     ] = None,
     rules: Annotated[
         str, typer.Option(help="all, none, names, or exceptions: -name,...")
@@ -86,7 +93,7 @@ def sweep(
         capacities=parse_sizes(capacities, "capacities"),
         users=parse_counts(users, "users"),
         model=folder,
-        token_bytes=parse_sizes(token_bytes, "token-bytes")[0] if token_bytes else None,
+        token_bytes=token_bytes,
         rules=rules,
         # Of a model of other sizes nothing was measured.
         costs=None if token_bytes else recall_costs(folder.digest, CHUNK),
@@ -104,11 +111,10 @@ def tune(
         list[str],
         typer.Argument(help="Recorded or hashed traces, or folders of them."),
     ],
-    memory: Annotated[str, typer.Option(help="For keys and values: 16GiB.")],
+    memory: Annotated[int, size_option("--memory", "For keys and values.")],
     model: Annotated[str, typer.Option(help="Folder or hub repository.")] = BUNDLED,
     token_bytes: Annotated[
-        str | None,
-        typer.Option(help="Keys and values of one token, if other than the model's."),
+        int | None, size_option("--token-bytes", TOKEN_BYTES)
     ] = None,
     rules: Annotated[
         str, typer.Option(help="all, none, names, or exceptions: -name,...")
@@ -131,9 +137,9 @@ def tune(
     folder = find_model(model)
     found = search(
         open_traces(traces),
-        memory=parse_sizes(memory, "memory")[0],
+        memory=memory,
         model=folder,
-        token_bytes=parse_sizes(token_bytes, "token-bytes")[0] if token_bytes else None,
+        token_bytes=token_bytes,
         rules=rules,
         users=users,
         # Of a model of other sizes nothing was measured.

@@ -11,10 +11,11 @@ from rich.console import Console
 
 from mlxlab.canonical import RULES
 from mlxlab.cli.app import (
+    TOKEN_BYTES,
     app,
     console,
-    parse_sizes,
     print_names,
+    size_option,
     table,
 )
 from mlxlab.models import BUNDLED, find_model
@@ -39,7 +40,9 @@ from mlxlab.replay.report import (
     write_json,
 )
 from mlxlab.replay.segments import count_segments
+from mlxlab.sizes import format_size
 from mlxlab.strategies import STRATEGIES
+from mlxlab.strategies.base import CAPACITY
 from mlxlab.traces import load_trace
 from mlxlab.traces.bundled import DEFAULT_TRACE
 from mlxlab.traces.opening import open_traces
@@ -61,6 +64,9 @@ def compare(
     rules: Annotated[
         str, typer.Option(help="all, none, names, or exceptions: -name,...")
     ] = "all",
+    capacity: Annotated[
+        int | None, size_option("--capacity", "For each strategy that names none.")
+    ] = None,
     simulate: Annotated[
         bool, typer.Option(help="Count tokens only; no model is loaded.")
     ] = False,
@@ -83,6 +89,7 @@ def compare(
         model=folder,
         strategies=strategies,
         rules=rules,
+        capacity=capacity,
         simulate=simulate,
         costs=costs,
         chunk=chunk,
@@ -169,8 +176,10 @@ def misses(
     ] = "all",
     model: Annotated[str, typer.Option(help="Folder or hub repository.")] = BUNDLED,
     token_bytes: Annotated[
-        str | None,
-        typer.Option(help="Keys and values of one token, if other than the model's."),
+        int | None, size_option("--token-bytes", TOKEN_BYTES)
+    ] = None,
+    capacity: Annotated[
+        int | None, size_option("--capacity", "For the strategy, if it names none.")
     ] = None,
     users: Annotated[
         int | None,
@@ -195,8 +204,9 @@ def misses(
         open_traces(traces or [DEFAULT_TRACE]),
         strategy=strategy,
         model=folder,
-        token_bytes=parse_sizes(token_bytes, "token-bytes")[0] if token_bytes else None,
+        token_bytes=token_bytes,
         rules=rules,
+        capacity=capacity,
         users=users,
         # Of a model of other sizes nothing was measured.
         costs=None if token_bytes else recall_costs(folder.digest, CHUNK),
@@ -227,7 +237,12 @@ def write_report(
     rules: Annotated[
         str, typer.Option(help="all, none, names, or exceptions: -name,...")
     ] = "all",
-    memory: Annotated[str, typer.Option(help="For keys and values.")] = "4GiB",
+    memory: Annotated[
+        int,
+        size_option(
+            "--memory", "For keys and values.", show_default=format_size(CAPACITY)
+        ),
+    ] = CAPACITY,
     text: Annotated[
         str, typer.Option(help="Of changed blocks: redacted, full or none.")
     ] = "redacted",
@@ -242,7 +257,7 @@ def write_report(
         model=folder,
         strategies=strategies,
         rules=rules,
-        memory=parse_sizes(memory, "memory")[0],
+        memory=memory,
         costs=recall_costs(folder.digest, CHUNK),
         text=text,
     )

@@ -68,7 +68,7 @@ def write_page(
         model: whose tokenizer and template count.
         strategies: to compare.
         rules: for strategies that name none of their own.
-        memory: bytes for keys and values that the recommendation may use.
+        memory: bytes for keys and values.
         costs: what seconds are estimated by.
         text: of blocks that changed: ``redacted`` (secrets replaced), ``full`` or
             ``none``.
@@ -81,10 +81,22 @@ def write_page(
     folder = find_model(model) if isinstance(model, str) else model
     common: dict[str, Any] = {"model": folder, "rules": rules, "costs": costs}
     rows = compare(
-        traces, strategies=strategies, simulate=True, progress=progress, **common
+        traces,
+        strategies=strategies,
+        capacity=memory,
+        simulate=True,
+        progress=progress,
+        **common,
     )
     explained = [
-        explain(traces, strategy=strategy, text=text, progress=progress, **common)
+        explain(
+            traces,
+            strategy=strategy,
+            capacity=memory,
+            text=text,
+            progress=progress,
+            **common,
+        )
         for strategy in EXPLAINED
     ]
     found = tune(traces, memory=memory, progress=progress, **common)

@@ -35,6 +35,7 @@ def compare(
     model: str | ModelFolder = BUNDLED,
     strategies: str = DEFAULT_CONTENDERS,
     rules: str = "all",
+    capacity: int | None = None,
     simulate: bool = False,
     costs: CostModel | None = None,
     chunk: int = 2048,
@@ -50,6 +51,7 @@ def compare(
         model: name, folder or hub repository.
         strategies: see :func:`mlxlab.replay.contenders.parse_contenders`.
         rules: for strategies that name none of their own.
+        capacity: bytes, likewise; None for what each takes by default.
         simulate: count tokens only; needs no mlx and no weights.
         costs: what a simulation estimates seconds by, see
             :func:`mlxlab.replay.calibrate.calibrate`. A live replay estimates those of
@@ -74,8 +76,9 @@ def compare(
     """
     traces = [traces] if isinstance(traces, Trace) else list(traces)
     folder = find_model(model) if isinstance(model, str) else model
-    ceiling = Contender(InfiniteMemory.name, parse_rules(rules))
-    contenders = tuple(dict.fromkeys([*parse_contenders(strategies, rules), ceiling]))
+    ceiling = Contender(InfiniteMemory.name, parse_rules(rules), capacity)
+    named = parse_contenders(strategies, rules, capacity)
+    contenders = tuple(dict.fromkeys([*named, ceiling]))
     made = {c: c.make(folder.token_bytes) for c in contenders}
     renderers = {c.rules: Renderer(folder, c.rules) for c in contenders}
     rows: list[dict[str, Any]] = []

@@ -49,10 +49,13 @@ class Contender:
     Attributes:
         strategy: ``name[:key=value,...]``.
         rules: names, in the order of RULES.
+        capacity: bytes that it may hold where its parameters name none; None for its
+            own default.
     """
 
     strategy: str
     rules: tuple[str, ...]
+    capacity: int | None = None
 
     @property
     def rules_label(self) -> str:
@@ -75,15 +78,12 @@ class Contender:
         """Whether this is the bound and no strategy that could be served."""
         return self.strategy == InfiniteMemory.name
 
-    def make(
-        self, token_bytes: int, *, unit: int = 1, capacity: int | None = None
-    ) -> Strategy:
+    def make(self, token_bytes: int, *, unit: int = 1) -> Strategy:
         """A fresh strategy.
 
         Args:
             token_bytes: see :func:`mlxlab.strategies.parse_strategy`.
             unit: likewise.
-            capacity: likewise.
 
         Raises:
             StrategyError: see :func:`mlxlab.strategies.parse_strategy`.
@@ -91,11 +91,13 @@ class Contender:
         if self.is_ceiling:
             return InfiniteMemory(token_bytes=token_bytes * unit)
         return parse_strategy(
-            self.strategy, token_bytes=token_bytes, unit=unit, capacity=capacity
+            self.strategy, token_bytes=token_bytes, unit=unit, capacity=self.capacity
         )
 
 
-def parse_contenders(spec: str, rules: str = "all") -> tuple[Contender, ...]:
+def parse_contenders(
+    spec: str, rules: str = "all", capacity: int | None = None
+) -> tuple[Contender, ...]:
     """Read ``name[:key=value,...][@rules],...``.
 
     Args:
@@ -103,6 +105,7 @@ def parse_contenders(spec: str, rules: str = "all") -> tuple[Contender, ...]:
             exceptions) joined with ``+``.
         rules: for strategies without ``@``; see
             :func:`mlxlab.canonical.parse_rules`.
+        capacity: bytes, for strategies that name none.
 
     Raises:
         StrategyError: one is named twice.
@@ -113,7 +116,7 @@ def parse_contenders(spec: str, rules: str = "all") -> tuple[Contender, ...]:
     for item in re.split(r",(?!\s*\w+\s*=)", spec):
         strategy, at, own = item.strip().partition("@")
         chosen = parse_rules(own.replace("+", ",") if at else rules)
-        contender = Contender(strategy, chosen)
+        contender = Contender(strategy, chosen, capacity)
         if contender in contenders:
             raise StrategyError(f"strategies: {item.strip()} is named twice")
         contenders.append(contender)

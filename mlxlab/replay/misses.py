@@ -149,6 +149,7 @@ def explain(
     model: str | ModelFolder = BUNDLED,
     token_bytes: int | None = None,
     rules: str = "all",
+    capacity: int | None = None,
     users: int | None = None,
     costs: Costs | None = None,
     text: str = "redacted",
@@ -165,6 +166,7 @@ def explain(
         model: name, folder or hub repository: its tokenizer and template count.
         token_bytes: keys and values of one token, if other than the model's.
         rules: for a strategy that names none of its own.
+        capacity: bytes, likewise; None for what it takes by default.
         users: how many traces are replayed at the same time into one cache, as in
             :func:`mlxlab.sweep`; None for each into an empty one of its own.
         costs: adds seconds. What a request computes is priced as a whole and divided
@@ -177,7 +179,7 @@ def explain(
     """
     traces = [traces] if isinstance(traces, AnyTrace) else list(traces)
     folder = find_model(model) if isinstance(model, str) else model
-    contender, shown = _one(strategy, rules), _shown(text)
+    contender, shown = _one(strategy, rules, capacity), _shown(text)
     size = token_bytes or folder.token_bytes
     contender.make(size)
     renderer = Renderer(folder, contender.rules)
@@ -217,8 +219,8 @@ def format_breaks(breaks: pd.DataFrame) -> Iterator[str]:
             yield f"    {row['change']}"
 
 
-def _one(strategy: str, rules: str) -> Contender:
-    contenders = parse_contenders(strategy, rules)
+def _one(strategy: str, rules: str, capacity: int | None) -> Contender:
+    contenders = parse_contenders(strategy, rules, capacity)
     if len(contenders) != 1:
         raise StrategyError(
             f"strategy {strategy!r}: {len(contenders)} of them; give one"

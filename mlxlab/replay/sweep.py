@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -145,7 +146,8 @@ def _tasks(
     unit = Workload(data[first]).unit
     made = {
         contender: [
-            contender.make(token_bytes, unit=unit, capacity=size) for size in capacities
+            replace(contender, capacity=size).make(token_bytes, unit=unit)
+            for size in capacities
         ]
         for contender in contenders
     }
@@ -185,15 +187,15 @@ def _run(task: Task, data: tuple[Sources, CostModel | None]) -> list[Row]:
     if what["strategy"] is None:
         found = _ceilings(workload, what["token_bytes"], what["capacities"], costs)
     else:
-        contender = Contender(what["strategy"], tuple(what["rules"]))
-        found = _simulated(
-            [
-                contender.make(what["token_bytes"], unit=workload.unit, capacity=size)
-                for size in what["capacities"]
-            ],
-            workload,
-            costs,
-        )
+        contenders = [
+            Contender(what["strategy"], tuple(what["rules"]), size)
+            for size in what["capacities"]
+        ]
+        strategies = [
+            contender.make(what["token_bytes"], unit=workload.unit)
+            for contender in contenders
+        ]
+        found = _simulated(strategies, workload, costs)
     rules = Contender("", tuple(what["rules"])).rules_label
     common = {"strategy": what["strategy"], "rules": rules, "users": what["users"]}
     return [{**common, **row} for row in found]

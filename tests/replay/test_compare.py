@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -89,6 +90,19 @@ def test_ceilings_stand_beside_every_request(rows: pd.DataFrame) -> None:
     infinite, finite, anywhere = possible.reused.tolist()
     assert finite < infinite < anywhere
     assert possible.median_s.isna().all()
+
+
+def test_a_capacity_is_for_those_that_name_none() -> None:
+    settings: dict[str, Any] = {"simulate": True, "progress": False}
+    specs = "paged:block=16,prefix:capacity=1MiB"
+    given = compare(small_trace(), strategies=specs, capacity=300 << 10, **settings)
+    specs = "paged:block=16,capacity=300KiB,prefix:capacity=1MiB"
+    named = compare(small_trace(), strategies=specs, **settings)
+    own = ["capacity", "reused_tokens", "stored_bytes", "evicted", "finite"]
+    rest = given.strategy != "ceiling"
+    pd.testing.assert_frame_equal(given[own][rest], named[own][rest])
+    described = given.attrs["manifest"]["contenders"][0]["parameters"]
+    assert described == {"block": 16, "capacity": 300 << 10}
 
 
 def test_ceilings_take_the_seconds_that_their_tokens_take() -> None:

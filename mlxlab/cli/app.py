@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from pandas import DataFrame
@@ -13,19 +13,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from mlxlab.errors import ConfigError
-from mlxlab.sizes import parse_size
-
-__all__ = [
-    "TOKEN_BYTES",
-    "app",
-    "console",
-    "parse_counts",
-    "parse_sizes",
-    "print_names",
-    "size_option",
-    "table",
-]
+__all__ = ["app", "console", "print_names", "table"]
 
 app = typer.Typer(
     help="Replay coding-agent traffic through KV-cache strategies on MLX.",
@@ -35,9 +23,6 @@ app = typer.Typer(
     rich_markup_mode=None,  # it would swallow the brackets in our help texts
 )
 console = Console()
-
-#: Help for an option that several commands have.
-TOKEN_BYTES = "Keys and values of one token, if other than the model's."
 
 #: Characters of a name that is not broken over lines, and that words need at least.
 _NAME = 20
@@ -93,39 +78,3 @@ def table(readable: DataFrame, on: Console = console) -> Table:
 def _width(cells: Iterable[str]) -> int:
     """Characters of the longest line."""
     return max(len(line) for cell in cells for line in cell.split("\n"))
-
-
-def size_option(name: str, help_: str, **settings: Any) -> Any:
-    """An option that takes bytes, written as ``16GiB``."""
-
-    def read(text: str) -> int:
-        try:
-            return parse_size(str(text))  # a default is a number
-        except ValueError as error:
-            raise ConfigError(f"{name}: {error}") from None
-
-    return typer.Option(name, help=help_, parser=read, metavar="SIZE", **settings)
-
-
-def parse_sizes(text: str, option: str) -> list[int]:
-    """Bytes in a list such as ``1GiB,512MiB``.
-
-    Raises:
-        ConfigError: one that cannot be read.
-    """
-    try:
-        return [parse_size(size) for size in text.split(",")]
-    except ValueError as error:
-        raise ConfigError(f"--{option}: {error}") from None
-
-
-def parse_counts(text: str, option: str) -> list[int]:
-    """Whole numbers of 1 or more in a list such as ``1,8``.
-
-    Raises:
-        ConfigError: one that cannot be read.
-    """
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isdecimal() and int(word) for word in words):
-        raise ConfigError(f"--{option}: {text!r}: give whole numbers >= 1, as in 1,8")
-    return [int(word) for word in words]

@@ -7,36 +7,39 @@ from typing import Annotated
 
 import typer
 
-from mlxlab.cli.app import (
-    TOKEN_BYTES,
-    app,
-    console,
+from mlxlab.cli.app import app, console, table
+from mlxlab.cli.options import (
+    AnyTraces,
+    Chunk,
+    Memory,
+    Model,
+    Rules,
+    Strategies,
+    TokenBytes,
     parse_counts,
     parse_sizes,
-    size_option,
-    table,
 )
 from mlxlab.models import BUNDLED, find_model
 from mlxlab.replay.contenders import EXACT_CONTENDERS
 from mlxlab.replay.costs import CHUNK, format_check, format_costs, recall_costs
 from mlxlab.replay.sweep import format_sweep, format_sweep_ceilings, sweep_title
 from mlxlab.replay.sweep import sweep as run_sweep
+from mlxlab.strategies.base import CAPACITY
 from mlxlab.traces import load_trace
+from mlxlab.traces.bundled import DEFAULT_TRACE
 from mlxlab.traces.opening import open_traces
 
 
 @app.command()
 def calibrate(
-    model: Annotated[str, typer.Option(help="Folder or hub repository.")] = BUNDLED,
+    model: Model = BUNDLED,
     tokens: Annotated[
         int, typer.Option(min=1, help="Of the longest prompt to measure.")
     ] = 20_000,
     seconds: Annotated[
         float, typer.Option(min=0, help="After which no more is measured.")
     ] = 60.0,
-    chunk: Annotated[
-        int, typer.Option(min=1, help="Tokens computed at a time.")
-    ] = CHUNK,
+    chunk: Chunk = CHUNK,
     check: Annotated[
         list[str] | None,
         typer.Option(help="Trace to replay live too, to see how far off it is."),
@@ -58,26 +61,17 @@ def calibrate(
 
 @app.command()
 def sweep(
-    traces: Annotated[
-        list[str],
-        typer.Argument(help="Recorded or hashed traces, or folders of them."),
-    ],
-    strategies: Annotated[
-        str, typer.Option(help="name[:key=value,...][@rules],... to simulate.")
-    ] = EXACT_CONTENDERS,
+    traces: AnyTraces = None,
+    strategies: Strategies = EXACT_CONTENDERS,
     capacities: Annotated[
         str, typer.Option(help="Bytes that strategies may hold: 1GiB,4GiB,...")
     ] = "4GiB",
     users: Annotated[
         str, typer.Option(help="Traces replayed at the same time: 1,8,...")
     ] = "1",
-    model: Annotated[str, typer.Option(help="Folder or hub repository.")] = BUNDLED,
-    token_bytes: Annotated[
-        int | None, size_option("--token-bytes", TOKEN_BYTES)
-    ] = None,
-    rules: Annotated[
-        str, typer.Option(help="all, none, names, or exceptions: -name,...")
-    ] = "all",
+    model: Model = BUNDLED,
+    token_bytes: TokenBytes = None,
+    rules: Rules = "all",
     out: Annotated[
         Path | None, typer.Option(help="Keep results here, and go on from them.")
     ] = None,
@@ -88,7 +82,7 @@ def sweep(
     """Simulate strategies by capacities and users, beside what is possible."""
     folder = find_model(model)
     frame = run_sweep(
-        open_traces(traces),
+        open_traces(traces or [DEFAULT_TRACE]),
         strategies=strategies,
         capacities=parse_sizes(capacities, "capacities"),
         users=parse_counts(users, "users"),
@@ -107,25 +101,18 @@ def sweep(
 
 @app.command()
 def tune(
-    traces: Annotated[
-        list[str],
-        typer.Argument(help="Recorded or hashed traces, or folders of them."),
-    ],
-    memory: Annotated[int, size_option("--memory", "For keys and values.")],
-    model: Annotated[str, typer.Option(help="Folder or hub repository.")] = BUNDLED,
-    token_bytes: Annotated[
-        int | None, size_option("--token-bytes", TOKEN_BYTES)
-    ] = None,
-    rules: Annotated[
-        str, typer.Option(help="all, none, names, or exceptions: -name,...")
-    ] = "all",
+    traces: AnyTraces = None,
+    memory: Memory = CAPACITY,
+    model: Model = BUNDLED,
+    token_bytes: TokenBytes = None,
+    rules: Rules = "all",
     users: Annotated[
         int, typer.Option(min=1, help="Traces replayed at the same time.")
     ] = 1,
     kld: Annotated[
         float | None,
         typer.Option(
-            min=0, help="Accept approximate strategies measured to be below: 99.9 %."
+            min=0, help="Nats at 99.9 % that approximate strategies may diverge by."
         ),
     ] = None,
     trials: Annotated[int, typer.Option(min=1, help="How many to try.")] = 60,
@@ -136,7 +123,7 @@ def tune(
 
     folder = find_model(model)
     found = search(
-        open_traces(traces),
+        open_traces(traces or [DEFAULT_TRACE]),
         memory=memory,
         model=folder,
         token_bytes=token_bytes,

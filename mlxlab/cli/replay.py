@@ -10,13 +10,20 @@ from pandas import DataFrame
 from rich.console import Console
 
 from mlxlab.canonical import RULES
-from mlxlab.cli.app import (
-    TOKEN_BYTES,
-    app,
-    console,
-    print_names,
-    size_option,
-    table,
+from mlxlab.cli.app import app, console, print_names, table
+from mlxlab.cli.options import (
+    AnyTraces,
+    Capacity,
+    Chunk,
+    Json,
+    Memory,
+    Model,
+    Plots,
+    Rules,
+    Strategies,
+    Text,
+    TokenBytes,
+    Traces,
 )
 from mlxlab.models import BUNDLED, find_model
 from mlxlab.replay.compare import compare as compare_traces
@@ -40,7 +47,6 @@ from mlxlab.replay.report import (
     write_json,
 )
 from mlxlab.replay.segments import count_segments
-from mlxlab.sizes import format_size
 from mlxlab.strategies import STRATEGIES
 from mlxlab.strategies.base import CAPACITY
 from mlxlab.traces import load_trace
@@ -53,32 +59,17 @@ _FINDINGS_WIDTH = 100
 
 @app.command()
 def compare(
-    traces: Annotated[
-        list[str] | None,
-        typer.Argument(help="Trace files, or names of recorded traces."),
-    ] = None,
-    model: Annotated[str, typer.Option(help="Folder or hub repository.")] = BUNDLED,
-    strategies: Annotated[
-        str, typer.Option(help="name[:key=value,...][@rules],... to compare.")
-    ] = DEFAULT_CONTENDERS,
-    rules: Annotated[
-        str, typer.Option(help="all, none, names, or exceptions: -name,...")
-    ] = "all",
-    capacity: Annotated[
-        int | None, size_option("--capacity", "For each strategy that names none.")
-    ] = None,
+    traces: Traces = None,
+    model: Model = BUNDLED,
+    strategies: Strategies = DEFAULT_CONTENDERS,
+    rules: Rules = "all",
+    capacity: Capacity = None,
     simulate: Annotated[
         bool, typer.Option(help="Count tokens only; no model is loaded.")
     ] = False,
-    chunk: Annotated[
-        int, typer.Option(min=1, help="Tokens computed at a time.")
-    ] = CHUNK,
-    json: Annotated[
-        Path | None, typer.Option(help="Write manifest and rows here.")
-    ] = None,
-    plots: Annotated[
-        Path | None, typer.Option(help="Write PNG plots into this folder.")
-    ] = None,
+    chunk: Chunk = CHUNK,
+    json: Json = None,
+    plots: Plots = None,
 ) -> None:
     """Replay traces through strategies and print what each of them reused."""
     loaded = [load_trace(trace) for trace in traces or [DEFAULT_TRACE]]
@@ -108,17 +99,10 @@ def compare(
 
 @app.command()
 def fidelity(
-    traces: Annotated[
-        list[str] | None,
-        typer.Argument(help="Trace files, or names of recorded traces."),
-    ] = None,
-    model: Annotated[str, typer.Option(help="Folder or hub repository.")] = BUNDLED,
-    strategies: Annotated[
-        str, typer.Option(help="name[:key=value,...][@rules],... to judge.")
-    ] = FIDELITY_CONTENDERS,
-    rules: Annotated[
-        str, typer.Option(help="all, none, names, or exceptions: -name,...")
-    ] = "all",
+    traces: Traces = None,
+    model: Model = BUNDLED,
+    strategies: Strategies = FIDELITY_CONTENDERS,
+    rules: Rules = "all",
     edits: Annotated[
         str,
         typer.Option(help="Edits to make: classes, shifts, none, or names."),
@@ -129,18 +113,12 @@ def fidelity(
     tokens: Annotated[
         int, typer.Option(min=1, help="Most tokens of each answer to compare.")
     ] = 64,
-    chunk: Annotated[
-        int, typer.Option(min=1, help="Tokens computed at a time.")
-    ] = CHUNK,
+    chunk: Chunk = CHUNK,
     by_edit: Annotated[
         bool, typer.Option("--by-edit", help="Tell the edits apart.")
     ] = False,
-    json: Annotated[
-        Path | None, typer.Option(help="Write manifest and rows here.")
-    ] = None,
-    plots: Annotated[
-        Path | None, typer.Option(help="Write PNG plots into this folder.")
-    ] = None,
+    json: Json = None,
+    plots: Plots = None,
 ) -> None:
     """Judge the answers that strategies give on edited traces."""
     found = judge_answers(
@@ -164,39 +142,24 @@ def fidelity(
 
 @app.command()
 def misses(
-    traces: Annotated[
-        list[str] | None,
-        typer.Argument(help="Recorded or hashed traces, or folders of them."),
-    ] = None,
+    traces: AnyTraces = None,
     strategy: Annotated[
         str, typer.Option(help="name[:key=value,...][@rules] to replay through.")
     ] = "paged",
-    rules: Annotated[
-        str, typer.Option(help="all, none, names, or exceptions: -name,...")
-    ] = "all",
-    model: Annotated[str, typer.Option(help="Folder or hub repository.")] = BUNDLED,
-    token_bytes: Annotated[
-        int | None, size_option("--token-bytes", TOKEN_BYTES)
-    ] = None,
-    capacity: Annotated[
-        int | None, size_option("--capacity", "For the strategy, if it names none.")
-    ] = None,
+    rules: Rules = "all",
+    model: Model = BUNDLED,
+    token_bytes: TokenBytes = None,
+    capacity: Capacity = None,
     users: Annotated[
         int | None,
         typer.Option(min=1, help="Traces replayed at the same time into one cache."),
     ] = None,
-    text: Annotated[
-        str, typer.Option(help="Of changed blocks: redacted, full or none.")
-    ] = "redacted",
+    text: Text = "redacted",
     by_request: Annotated[
         bool, typer.Option("--by-request", help="Tell what broke each request.")
     ] = False,
-    json: Annotated[
-        Path | None, typer.Option(help="Write manifest, causes and breaks here.")
-    ] = None,
-    plots: Annotated[
-        Path | None, typer.Option(help="Write PNG plots into this folder.")
-    ] = None,
+    json: Json = None,
+    plots: Plots = None,
 ) -> None:
     """Say why prompt tokens had to be computed, and what would have saved them."""
     folder = find_model(model)
@@ -223,29 +186,15 @@ def misses(
 
 @app.command("report")
 def write_report(
-    traces: Annotated[
-        list[str] | None,
-        typer.Argument(help="Trace files, or names of recorded traces."),
-    ] = None,
+    traces: Traces = None,
     out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path(
         "report.html"
     ),
-    model: Annotated[str, typer.Option(help="Folder or hub repository.")] = BUNDLED,
-    strategies: Annotated[
-        str, typer.Option(help="name[:key=value,...][@rules],... to compare.")
-    ] = DEFAULT_CONTENDERS,
-    rules: Annotated[
-        str, typer.Option(help="all, none, names, or exceptions: -name,...")
-    ] = "all",
-    memory: Annotated[
-        int,
-        size_option(
-            "--memory", "For keys and values.", show_default=format_size(CAPACITY)
-        ),
-    ] = CAPACITY,
-    text: Annotated[
-        str, typer.Option(help="Of changed blocks: redacted, full or none.")
-    ] = "redacted",
+    model: Model = BUNDLED,
+    strategies: Strategies = DEFAULT_CONTENDERS,
+    rules: Rules = "all",
+    memory: Memory = CAPACITY,
+    text: Text = "redacted",
 ) -> None:
     """Write a page that stands alone: what was reused, why not more, what to set."""
     from mlxlab.page import write_page

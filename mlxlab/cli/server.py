@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mlxlab.cli.app import app, console
+from mlxlab.cli.options import Chunk
 
 
 @app.command()
@@ -37,9 +38,7 @@ def serve(
         float | None,
         typer.Option(min=0.01, max=2**20, help="GiB for models, keys and values."),
     ] = None,
-    chunk: Annotated[
-        int, typer.Option(min=1, help="Tokens computed at a time.")
-    ] = 2048,
+    chunk: Chunk = 2048,
     queue: Annotated[int, typer.Option(min=0, help="Requests that may wait.")] = 32,
 ) -> None:
     """Serve the Messages API; `mlxlab claude` then starts a client on it."""

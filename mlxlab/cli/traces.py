@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mlxlab.cli.app import app, console
+from mlxlab.cli.options import Model, Rules
 from mlxlab.errors import TraceError
 from mlxlab.models import BUNDLED
 from mlxlab.traces import load_trace, write_trace
@@ -87,10 +88,8 @@ def export_hashes(
         str, typer.Argument(help="Trace file, or name of a recorded one.")
     ],
     out: Annotated[Path, typer.Option(help="Hashed trace to write: .jsonl, .jsonl.gz")],
-    model: Annotated[str, typer.Option(help="Folder or hub repository.")] = BUNDLED,
-    rules: Annotated[
-        str, typer.Option(help="all, none, names, or exceptions: -name,...")
-    ] = "all",
+    model: Model = BUNDLED,
+    rules: Rules = "all",
     salt: Annotated[
         str | None, typer.Option(help="To compare files; a secret thrown away if none.")
     ] = None,

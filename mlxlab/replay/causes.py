@@ -96,6 +96,7 @@ def remedy_of(
     lost: Role = Role.UNKNOWN,
     changed: Role = Role.UNKNOWN,
     deferred: bool = False,
+    unit: int = 1,
 ) -> str:
     """The rule or setting that would have saved tokens lost to ``cause``.
 
@@ -106,18 +107,19 @@ def remedy_of(
         lost: of the block that the tokens are in.
         changed: of the block that broke the prefix.
         deferred: whether that block is a tool that was loaded on the way.
+        unit: tokens that one of the strategy's stands for.
     """
     match cause:
         case Cause.EVICTED:
             return _limit_of(strategy)
         case Cause.NOT_KEPT:
-            if "minimum" in strategy.parameters:
-                return "a smaller minimum"
-            return _limit_of(strategy)
+            limit = _limit_of(strategy)
+            short = limit != "capacity" and "minimum" in strategy.parameters
+            return "a smaller minimum" if short else limit
         case Cause.MINIMUM:
             return "a smaller minimum"
         case Cause.BLOCK:
-            half = max(1, int(strategy.parameters["block"]) // 2)
+            half = max(1, int(strategy.parameters["block"]) // 2) * unit
             return f"block={half} (about half of them)"
     rule = _rule_for(cause, lost, changed, deferred)
     if rule and rule not in rules:

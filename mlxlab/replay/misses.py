@@ -302,6 +302,7 @@ class _Ledger:
             lost=part.role,
             changed=change.role if change else part.role,
             deferred=change is not None and change.deferred,
+            unit=account.step.unit,
         )
         evictor = part.evictor
         return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mlxlab.canonical import RULES
-from mlxlab.prompt import Role
+from mlxlab.prompt import Prompt, Role
 from mlxlab.replay.causes import BY_STRATEGY, NOTHING, Cause, remedy_of
 from mlxlab.strategies import STRATEGIES, parse_strategy
 
@@ -51,6 +51,7 @@ def test_a_rule_is_named_until_it_is_in_force(
         ("none", Cause.NOT_KEPT, "paged"),
         ("paged", Cause.NOT_KEPT, "capacity"),
         ("block-hash", Cause.MINIMUM, "a smaller minimum"),
+        ("block-hash", Cause.NOT_KEPT, "a smaller minimum"),
         ("paged:block=64", Cause.BLOCK, "block=32 (about half of them)"),
         ("block-hash", Cause.BLOCK, "block=128 (about half of them)"),
     ],
@@ -60,6 +61,15 @@ def test_what_lies_with_the_strategy_names_its_setting(
 ) -> None:
     assert cause in BY_STRATEGY
     assert remedy_of(cause, parse_strategy(spec), RULES) == remedy
+
+
+def test_a_full_memory_and_units_count_too() -> None:
+    full = parse_strategy("block-hash:block=128,minimum=64", unit=64, capacity=256)
+    ids = Prompt.of(range(4))
+    full.commit(ids, full.plan(ids))
+    assert full.stored_bytes == 256
+    assert remedy_of(Cause.NOT_KEPT, full, RULES) == "capacity"
+    assert remedy_of(Cause.BLOCK, full, RULES, unit=64).startswith("block=64 ")
 
 
 def test_an_approximate_strategy_is_no_remedy_for_itself() -> None:

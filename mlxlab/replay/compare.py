@@ -55,7 +55,7 @@ def compare(
         simulate: count tokens only; needs no mlx and no weights.
         costs: what a simulation estimates seconds by, see
             :func:`mlxlab.replay.calibrate.calibrate`. A live replay estimates those of
-            the ceilings by what it has measured itself.
+            the ceilings by what it has measured of exact strategies itself, if any.
         chunk: tokens that a live replay computes at a time.
         progress: whether to show a bar.
 
@@ -114,7 +114,9 @@ def compare(
     if not simulate:
         exact = {c.strategy for c, strategy in made.items() if strategy.exact}
         measured = frame[frame.strategy.isin(exact)].dropna(subset="ttft_s")
-        costs = _fitted(measured, folder, stage.environment)
+        # What moves spans computes in several places, which no point can say.
+        if not measured.empty:
+            costs = _fitted(measured, folder, stage.environment)
     frame = frame.join(pd.DataFrame([_ceilings(*own, costs) for own in possible]))
     notes = sum((r.notes for r in renderers.values()), Counter())
     frame.attrs["manifest"] = describe_run(

@@ -132,6 +132,17 @@ def test_a_live_replay_says_how_soon_it_could_have_been() -> None:
     assert rows.attrs["manifest"]["estimated"]["points"] == 20
 
 
+def test_what_is_moved_tells_no_seconds_of_ceilings() -> None:
+    settings: dict[str, Any] = {"strategies": "suffix-naive:block=16"}
+    rows = compare(small_trace(), progress=False, **settings)
+    assert rows.infinite_s.isna().all()
+    assert "median_s" not in list_ceilings(rows).dropna(axis="columns", how="all")
+    costs = fitted()
+    rows = compare(small_trace(), costs=costs, progress=False, **settings)
+    pairs = zip(rows.infinite, rows.prompt_tokens, strict=True)
+    assert rows.infinite_s.tolist() == [costs.ttft_s(*pair) for pair in pairs]
+
+
 def test_reused_and_computed_make_the_prompt(rows: pd.DataFrame) -> None:
     assert (rows.reused_tokens + rows.computed_tokens == rows.prompt_tokens).all()
     assert (rows.computed_tokens >= 1).all()

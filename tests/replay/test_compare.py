@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from mlxlab.errors import MlxlabError, RuleError, StrategyError
 from mlxlab.models import find_model
 from mlxlab.replay import compare, count_segments, summarize, write_json
 from mlxlab.replay.contenders import DEFAULT_CONTENDERS, parse_contenders
+from mlxlab.replay.costs import CostModel, Point
 from mlxlab.replay.report import list_ceilings
 from mlxlab.strategies import STRATEGIES
 from tests.replay.test_costs import fitted
@@ -121,15 +124,32 @@ def test_ceilings_take_the_seconds_that_their_tokens_take() -> None:
     ]
 
 
-def test_a_live_replay_says_how_soon_it_could_have_been() -> None:
-    rows = compare(small_trace(), strategies="none,paged", progress=False)
-    own = rows[rows.strategy == "none"]
-    # Estimated by this run's own requests: what was computed took about as long.
-    assert (rows.any_position_s <= rows.infinite_s).all()
-    assert own.infinite_s.sum() < own.ttft_s.sum()
-    first = own.iloc[0]  # nothing to be reused
-    assert first.infinite_s == pytest.approx(first.ttft_s, rel=0.5)
-    assert rows.attrs["manifest"]["estimated"]["points"] == 20
+def test_a_live_replay_says_how_soon_it_could_have_been(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    costs = fitted()
+    points: list[Point] = []
+
+    def fit(measured: Sequence[Point], **_: object) -> CostModel:
+        points.extend(measured)
+        return costs
+
+    module = import_module("mlxlab.replay.compare")
+    monkeypatch.setattr(module, "fit_costs", fit)
+    rows = compare(small_trace(), strategies="none,suffix,paged", progress=False)
+    own = rows[rows.strategy.isin(["none", "paged"])]
+    assert [(p.start, p.stop, p.restore_s, p.prefill_s) for p in points] == [
+        *zip(
+            own.reused_tokens,
+            own.prompt_tokens,
+            own.restore_s,
+            own.prefill_s,
+            strict=True,
+        )
+    ]
+    pairs = zip(rows.infinite, rows.prompt_tokens, strict=True)
+    assert rows.infinite_s.tolist() == [costs.ttft_s(*pair) for pair in pairs]
+    assert rows.attrs["manifest"]["estimated"] == costs.describe()
 
 
 def test_what_is_moved_tells_no_seconds_of_ceilings() -> None:

@@ -16,6 +16,9 @@ from mlxlab.traces.record import recording
 #: Keys of a request that its history does not keep.
 UNKEPT = {"metadata", "stream"}
 
+#: How often ``sessions`` starts the client.
+CLIENTS = len(json.loads((SCENARIOS / "sessions" / "steps.json").read_text()))
+
 
 def worked(scenario: str, client: Path, folder: Path, **more: str) -> Trace:
     """What the client sent in a scenario; its home and telemetry are in the folder."""
@@ -92,9 +95,11 @@ def test_telemetry_has_every_request(client: Path, tmp_path: Path) -> None:
         OTEL_LOG_RAW_API_BODIES=f"file:{folder}",
     ).inference
     trace = import_trace(folder, progress=False)
-    assert trace.skipped == {}
     sent = {identified(e, e.body): e for e in wire}
     found = {identified(e, e.body): e for e in trace}
     assert found.keys() == sent.keys()
-    for key, exchange in found.items():
+    whole = {key: e for key, e in found.items() if e.response is not None}
+    for key, exchange in whole.items():
         assert answered(exchange) == answered(sent[key])
+    # A client that ends may leave the body of its last answer half written.
+    assert sum(trace.skipped.values()) == len(found) - len(whole) <= CLIENTS

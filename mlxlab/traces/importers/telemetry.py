@@ -8,6 +8,8 @@ request is as on the wire, those on the side included, but for this:
 - thinking is replaced by ``<REDACTED>``, in answers too; signatures stay. Requests
   with such blocks are counted;
 - ``betas`` stand in the body; here they are the header ``anthropic-beta``;
+- a client that ends may leave its last answer's body half written; the request stands
+  without it then, and is counted;
 - no other headers. The session stands in ``metadata``. A sub-agent has no id; the
   suffix of the version in its attribution block, which no other agent of the session
   has, stands for it.

@@ -2,7 +2,7 @@
 
 ``python -m bench.strategies [--json FILE]`` prints one table and exits with 1 if a
 target is missed. Every row compares the same work done by mlxlab and by what it
-replaces: mlx-lm's LRUPromptCache, its prefill, and numpy's matrix product.
+replaces: mlx-lm's LRUPromptCache and prefill, the tokenizer, numpy's matrix product.
 """
 
 from __future__ import annotations
@@ -24,10 +24,14 @@ from rich.console import Console
 from rich.table import Table
 
 from mlxlab import blas
+from mlxlab.encoding import Encoder
 from mlxlab.engine import Engine, load_model  # before mlx: it settles the BLAS
 from mlxlab.models import find_model
 from mlxlab.prompt import Prompt, Role, Segment
+from mlxlab.render import Renderer
+from mlxlab.replay import render_steps
 from mlxlab.strategies import make_strategy
+from mlxlab.traces import load_trace
 
 import mlx.core as mx  # isort: skip
 from mlx_lm.generate import generate_step  # isort: skip
@@ -95,6 +99,26 @@ def fetch_insert() -> float:
     return _best(measure, 2)
 
 
+def encode_turn() -> Row:
+    """A turn's text after that of the turn before, against the tokenizer alone."""
+    folder = find_model()
+    *_, earlier, later = render_steps(load_trace("loop"), Renderer(folder))
+    before, text = (
+        str(folder.tokenizer.decode(step.prompt.tokens)) for step in (earlier, later)
+    )
+
+    def ours() -> float:
+        encoder = Encoder(folder.tokenizer)
+        encoder.encode(before)
+        return _seconds(lambda: encoder.encode(text))
+
+    def theirs() -> float:
+        options = {"add_special_tokens": False, "return_offsets_mapping": True}
+        return _seconds(lambda: folder.tokenizer(text, **options))
+
+    return Row("encode a turn's prompt", _best(ours, 10), _best(theirs, 10), target=5)
+
+
 def matrix_product() -> Row:
     """A float32 product on the CPU, against numpy's."""
     a, b = np.random.default_rng(0).random((2, SIDE, SIDE), dtype=np.float32)
@@ -156,6 +180,7 @@ def _rows() -> Iterator[Row]:
     theirs = fetch_insert()
     for name in STRATEGIES:
         yield plan_commit(name, theirs)
+    yield encode_turn()
     yield engine_prefill()
     if mx.default_device() == mx.Device(mx.cpu):  # elsewhere BLAS plays no part
         yield matrix_product()

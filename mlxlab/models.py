@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxlab import tiny
+from mlxlab.encoding import Encoder
 from mlxlab.errors import ModelError
 
 if TYPE_CHECKING:
@@ -97,6 +98,11 @@ class ModelFolder:
                 f"model {self.name}: mlxlab needs a tokenizer.json and a chat template"
             )
         return tokenizer
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """What encodes texts with :attr:`tokenizer`, and remembers them."""
+        return Encoder(self.tokenizer)
 
     @property
     def end_ids(self) -> frozenset[int]:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from mlxlab.canonical import RULES, canonicalize
 from mlxlab.context_edits import AppliedEdit, edit_context
 from mlxlab.conversation import Conversation, Part, Turn, assistant_turns
+from mlxlab.encoding import Encoded, join_encoded
 from mlxlab.errors import ModelError, RequestError
 from mlxlab.marks import Extent, Marks
 from mlxlab.messages import MessagesRequest, parse_answer, parse_request
@@ -223,32 +224,23 @@ class Renderer:
         ends = np.flatnonzero(answer == self.tokenizer.eos_token_id)
         return answer[: ends[-1] + 1] if len(ends) else answer
 
-    def _encode(
-        self, text: str, splices: Iterable[Splice] = ()
-    ) -> tuple[Tokens, NDArray[np.int64]]:
-        """Ids of a text, and the first character of each.
+    def _encode(self, text: str, splices: Iterable[Splice] = ()) -> Encoded:
+        """Ids of a text with splices in it, and the first character of each.
 
         Splices begin and end with tags, at which tokenizers cut anyway.
         """
-        pieces: list[tuple[Tokens, NDArray[np.int64]]] = []
+        pieces: list[Encoded] = []
         position = 0
         for splice in splices:
             pieces.append(self._cut(text, position, splice.start))
             pieces.append((splice.tokens, splice.starts))
             position = splice.stop
         pieces.append(self._cut(text, position, len(text)))
-        ids, starts = zip(*pieces, strict=True)
-        return np.concatenate(ids), np.concatenate(starts)
+        return join_encoded(pieces)
 
-    def _cut(
-        self, text: str, start: int, stop: int
-    ) -> tuple[Tokens, NDArray[np.int64]]:
-        encoding = self.tokenizer(
-            text[start:stop], add_special_tokens=False, return_offsets_mapping=True
-        )
-        ids = np.asarray(encoding["input_ids"], dtype=np.int32)
-        offsets = np.asarray(encoding["offset_mapping"], dtype=np.int64)
-        return ids, offsets.reshape(-1, 2)[:, 0] + start
+    def _cut(self, text: str, start: int, stop: int) -> Encoded:
+        ids, starts = self.model.encoder.encode(text[start:stop])
+        return ids, starts + start
 
     def _apply(self, conversation: Conversation, generation: bool = True) -> str:
         messages, tools = template_input(conversation)

@@ -13,6 +13,7 @@ from mlxlab.models import find_model
 from mlxlab.prompt import common_prefix
 from mlxlab.render import Renderer
 from mlxlab.replay import Step, compare, render_steps
+from mlxlab.replay.report import contender_names
 from mlxlab.traces import bundled_traces, load_trace
 
 #: How often the client edited a session's history. ``/compact`` does so twice: the
@@ -62,11 +63,11 @@ def test_a_turns_tokens_extend_the_last_turns_unless_history_was_edited(
     assert not renderer.notes
 
 
-def frame(name: str, strategies: str) -> pd.DataFrame:
-    rows = compare(
-        load_trace(name), strategies=strategies, simulate=True, progress=False
-    )
-    return rows[rows.strategy != "ceiling"]
+@cache
+def rows_of(name: str) -> pd.DataFrame:
+    specs = "prefix@none,paged@-environment-first,paged"
+    rows = compare(load_trace(name), strategies=specs, simulate=True, progress=False)
+    return rows.assign(contender=contender_names(rows))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def frame(name: str, strategies: str) -> pd.DataFrame:
 def test_a_second_sessions_first_request(
     contender: str, least: float, most: float
 ) -> None:
-    rows = frame("sessions", contender)
+    rows = rows_of("sessions").query("contender == @contender")
     first = rows[rows.session == rows.session.unique()[1]].iloc[0]
     assert least <= first.reused_tokens / first.prompt_tokens <= most
 
@@ -89,5 +90,5 @@ def test_a_second_sessions_first_request(
     ("contender", "least", "most"), [("prefix@none", 0, 0.15), ("paged", 0.75, 1)]
 )
 def test_parallel_agents(contender: str, least: float, most: float) -> None:
-    rows = frame("subagents", contender)
+    rows = rows_of("subagents").query("contender == @contender")
     assert least <= rows.reused_tokens.sum() / rows.prompt_tokens.sum() <= most

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
-from mlxlab.conversation import read_conversation
-from mlxlab.messages import parse_request
-from mlxlab.template_input import template_input
+from mlxlab.rendering.chat_template import template_input
+from mlxlab.rendering.conversation import read_conversation
+from mlxlab.rendering.messages import parse_request
 
 __all__ = ["ChatCompletions", "Dialect", "Messages", "Usage"]
 

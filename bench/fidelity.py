@@ -13,14 +13,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-import mlxlab.replay
+import mlxlab.analysis.fidelity
 from mlxlab import fidelity, load_trace
-from mlxlab.replay.contenders import FIDELITY_CONTENDERS
-from mlxlab.replay.measurements import remember
+from mlxlab.analysis.fidelity.store import remember
+from mlxlab.replay.specs import FIDELITY_CONTENDERS
 
 FOLDER = Path(__file__).parents[1] / "data/fidelity"
 #: What comes with mlxlab, for the server to show.
-MEASUREMENTS = Path(mlxlab.replay.__file__).with_name("measurements.json")
+MEASUREMENTS = Path(mlxlab.analysis.fidelity.__file__).with_name("measurements.json")
 
 #: Moves anything however far, to find where that stops working.
 FREE = "shift=0,governing=0,rewritten=0"

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from bench.dialects import ChatCompletions, Messages
 from bench.processes import Server
 from mlxlab.errors import ServerError
-from mlxlab.models import ModelFolder
+from mlxlab.models.folder import ModelFolder
 
 __all__ = ["CHUNK", "OURS", "mlx_lm_server", "our_servers", "vllm_mlx_servers"]
 

@@ -20,13 +20,13 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from mlxlab.replay.contenders import EXACT_CONTENDERS, parse_contenders
+from mlxlab.analysis.sweep import sweep
 from mlxlab.replay.hashed import HashedSource
-from mlxlab.replay.simulate import SimulatedTarget
-from mlxlab.replay.sweep import sweep
+from mlxlab.replay.simulator import SimulatedTarget
+from mlxlab.replay.specs import EXACT_CONTENDERS, parse_contenders
 from mlxlab.replay.workload import Workload
-from mlxlab.traces.hashed import HashedTrace
-from mlxlab.traces.opening import open_traces
+from mlxlab.traces.hashed.trace import HashedTrace
+from mlxlab.traces.open import open_traces
 
 USERS = 8
 CAPACITY = 16 << 30

@@ -29,10 +29,10 @@ from bench.measurement import Kind, measure
 from bench.peers import CHUNK, OURS, mlx_lm_server, our_servers, vllm_mlx_servers
 from bench.processes import Server, common_blas
 from mlxlab import blas
+from mlxlab.analysis.tables import write_json
 from mlxlab.errors import MlxlabError, ServerError
-from mlxlab.models import ModelFolder, find_model
+from mlxlab.models.folder import ModelFolder, find_model
 from mlxlab.replay.manifest import describe_run
-from mlxlab.replay.report import write_json
 from mlxlab.traces import Trace, load_trace
 
 __all__ = ["main", "median_requests", "reuse_table", "run", "seconds_table"]

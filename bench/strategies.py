@@ -24,12 +24,12 @@ from rich.console import Console
 from rich.table import Table
 
 from mlxlab import blas
-from mlxlab.encoding import Encoder
 from mlxlab.engine import Engine, load_model  # before mlx: it settles the BLAS
-from mlxlab.models import find_model
+from mlxlab.models.encoder import Encoder
+from mlxlab.models.folder import find_model
 from mlxlab.prompt import Prompt, Role, Segment
-from mlxlab.render import Renderer
-from mlxlab.replay import render_steps
+from mlxlab.rendering.renderer import Renderer
+from mlxlab.replay.requests import render_steps
 from mlxlab.strategies import make_strategy
 from mlxlab.traces import load_trace
 

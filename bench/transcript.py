@@ -23,10 +23,10 @@ from rich.console import Console
 from rich.table import Table
 
 from data.record import SCENARIOS, copied, install, take
+from mlxlab.analysis.compare import compare
+from mlxlab.client.launch import client_environment, find_client
 from mlxlab.engine import device_name
 from mlxlab.errors import MlxlabError
-from mlxlab.replay import compare
-from mlxlab.server.launch import client_environment, find_client
 from mlxlab.server.server import Options, serve
 from mlxlab.traces import Exchange, Trace, read_trace
 

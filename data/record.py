@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from mlxlab.errors import MlxlabError
 from mlxlab.traces import Trace, read_trace, write_trace
-from mlxlab.traces.anonymize import anonymize
-from mlxlab.traces.record import recording
+from mlxlab.traces.anonymize.anonymizer import anonymize
+from mlxlab.traces.recording.recorder import recording
 from mlxlab.traces.schema import HeaderLine
 
 HERE = Path(__file__).parent

@@ -7,24 +7,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mlxlab.canonical import RULES
+from mlxlab.analysis.compare import compare
+from mlxlab.analysis.fidelity.result import Fidelity
+from mlxlab.analysis.fidelity.run import fidelity
+from mlxlab.analysis.misses.explain import Misses, explain
+from mlxlab.analysis.segments import count_segments
+from mlxlab.analysis.sweep import sweep
+from mlxlab.analysis.tables import summarize, write_json
+from mlxlab.analysis.tune import tune
+from mlxlab.analysis.tuning import Tuning
 from mlxlab.errors import MlxlabError
-from mlxlab.models import ModelFolder, find_model
+from mlxlab.models.folder import ModelFolder, find_model
 from mlxlab.prompt import Prompt, Segment
-from mlxlab.render import Renderer
-from mlxlab.replay import (
-    Fidelity,
-    Misses,
-    Tuning,
-    compare,
-    count_segments,
-    explain,
-    fidelity,
-    summarize,
-    sweep,
-    tune,
-    write_json,
-)
+from mlxlab.rendering.renderer import Renderer
+from mlxlab.rendering.rules import RULES
 from mlxlab.strategies import STRATEGIES, Strategy, make_strategy
 from mlxlab.traces import Trace, bundled_traces, load_trace
 

@@ -12,7 +12,7 @@ from hypothesis import settings
 
 import mlxlab.engine  # noqa: F401
 from data.record import install
-from mlxlab.server.launch import find_client
+from mlxlab.client.launch import find_client
 
 # The same examples on every run, however busy the machine is.
 settings.register_profile("mlxlab", derandomize=True, deadline=None)
@@ -31,7 +31,7 @@ def _own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where a test's measurements are; there are none yet."""
     prepared = tmp_path / "measurements.json"
-    monkeypatch.setattr("mlxlab.replay.measurements._PREPARED", prepared)
+    monkeypatch.setattr("mlxlab.analysis.fidelity.store._PREPARED", prepared)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return tmp_path / "mlxlab/fidelity"
 

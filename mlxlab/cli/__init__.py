@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from mlxlab.cli import planning, replay, server, traces  # noqa: F401  they register commands
+from mlxlab.cli import analysis, planning, server, traces  # noqa: F401  they register commands
 from mlxlab.cli.app import app
 from mlxlab.errors import MlxlabError
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from mlxlab.analysis.sweep import format_sweep, format_sweep_ceilings, sweep_title
+from mlxlab.analysis.sweep import sweep as run_sweep
 from mlxlab.cli.app import app, console, table
 from mlxlab.cli.options import (
     AnyTraces,
@@ -19,15 +21,13 @@ from mlxlab.cli.options import (
     parse_counts,
     parse_sizes,
 )
-from mlxlab.models import BUNDLED, find_model
-from mlxlab.replay.contenders import EXACT_CONTENDERS
-from mlxlab.replay.costs import CHUNK, format_check, format_costs, recall_costs
-from mlxlab.replay.sweep import format_sweep, format_sweep_ceilings, sweep_title
-from mlxlab.replay.sweep import sweep as run_sweep
+from mlxlab.models.folder import BUNDLED, find_model
+from mlxlab.replay.cost_model import CHUNK, format_check, format_costs, recall_costs
+from mlxlab.replay.specs import EXACT_CONTENDERS
 from mlxlab.strategies.base import CAPACITY
 from mlxlab.traces import load_trace
 from mlxlab.traces.bundled import DEFAULT_TRACE
-from mlxlab.traces.opening import open_traces
+from mlxlab.traces.open import open_traces
 
 
 @app.command()
@@ -46,8 +46,8 @@ def calibrate(
     ] = None,
 ) -> None:
     """Measure what prefill and restore take here, so that simulations tell seconds."""
-    from mlxlab.replay.calibrate import calibrate as measure
-    from mlxlab.replay.calibrate import check_costs
+    from mlxlab.analysis.calibrate import calibrate as measure
+    from mlxlab.analysis.calibrate import check_costs
 
     folder = find_model(model)
     costs = measure(folder, chunk=chunk, tokens=tokens, seconds=seconds)
@@ -119,7 +119,7 @@ def tune(
     seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
 ) -> None:
     """Recommend strategy and parameters for traffic under a memory budget."""
-    from mlxlab.replay.tune import tune as search
+    from mlxlab.analysis.tune import tune as search
 
     folder = find_model(model)
     found = search(

@@ -42,7 +42,7 @@ def serve(
     queue: Annotated[int, typer.Option(min=0, help="Requests that may wait.")] = 32,
 ) -> None:
     """Serve the Messages API; `mlxlab claude` then starts a client on it."""
-    from mlxlab.server.launch import environment_lines
+    from mlxlab.client.launch import environment_lines
     from mlxlab.server.server import Options
     from mlxlab.server.server import serve as start
     from mlxlab.web.background import wait_for_signal
@@ -74,8 +74,8 @@ def start_client(
     ] = None,
 ) -> None:
     """Start the installed Claude Code on the endpoint that runs."""
-    from mlxlab.server.endpoint import find
-    from mlxlab.server.launch import launch
+    from mlxlab.client.discovery import find
+    from mlxlab.client.launch import launch
 
     raise typer.Exit(launch(find(url), context.args))
 

@@ -10,7 +10,7 @@ import typer
 from mlxlab.cli.app import app, console
 from mlxlab.cli.options import Model, Rules
 from mlxlab.errors import TraceError
-from mlxlab.models import BUNDLED
+from mlxlab.models.folder import BUNDLED
 from mlxlab.traces import load_trace, write_trace
 from mlxlab.traces.importers import (
     AUTO,
@@ -19,7 +19,7 @@ from mlxlab.traces.importers import (
     import_trace,
     parse_date,
 )
-from mlxlab.traces.opening import is_hashed
+from mlxlab.traces.open import is_hashed
 
 
 @app.command()
@@ -35,7 +35,7 @@ def record(
     port: Annotated[int, typer.Option(min=0, help="0 takes a free one.")] = 0,
 ) -> None:
     """Record what a client sends: point its base URL at the address printed."""
-    from mlxlab.traces.record import record as run
+    from mlxlab.traces.recording.recorder import record as run
 
     run(out, script=script, upstream=upstream, host=host, port=port, ready=_print_url)
 
@@ -46,7 +46,7 @@ def anonymize(
     out: Annotated[Path, typer.Option(help="Anonymised trace to write.")],
 ) -> None:
     """Replace words so that nothing can be read back and all lengths stay."""
-    from mlxlab.traces.anonymize import anonymize as run
+    from mlxlab.traces.anonymize.anonymizer import anonymize as run
 
     write_trace(run(load_trace(trace)), out)
 

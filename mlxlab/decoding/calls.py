@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from mlxlab.decoding.events import CallEnd, CallInput, CallStart, Event
-from mlxlab.decoding.matcher import Matcher
+from mlxlab.decoding.tag_matcher import Matcher
 
 __all__ = ["MALFORMED", "CallFormat", "CallReader", "ParsedCalls", "Parser", "Tools"]
 

@@ -19,7 +19,7 @@ from mlxlab.decoding.events import (
     join_pieces,
 )
 from mlxlab.decoding.grammar import Grammar
-from mlxlab.decoding.matcher import Matcher, Tail
+from mlxlab.decoding.tag_matcher import Matcher, Tail
 
 __all__ = ["Decoder"]
 

@@ -21,7 +21,7 @@ from mlxlab.errors import ModelError
 if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-    from mlxlab.models import ModelFolder
+    from mlxlab.models.folder import ModelFolder
 
 __all__ = ["Grammar"]
 

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 
 from mlxlab.decoding.calls import CallFormat, CallReader, Parser, Tools, write_json
-from mlxlab.decoding.matcher import Matcher
+from mlxlab.decoding.tag_matcher import Matcher
 
 __all__ = ["XmlCalls"]
 

@@ -18,8 +18,8 @@ from mlxlab.engine.engine import (  # noqa: E402
     device_name,
     load_model,
 )
-from mlxlab.engine.sampling import Barred, BoundedReasoning, Forced  # noqa: E402
-from mlxlab.engine.store import KVStore  # noqa: E402
+from mlxlab.engine.kv_store import KVStore  # noqa: E402
+from mlxlab.engine.samplers import Barred, BoundedReasoning, Forced  # noqa: E402
 from mlxlab.engine.worker import Worker  # noqa: E402
 
 __all__ = [

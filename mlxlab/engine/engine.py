@@ -16,12 +16,12 @@ from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 from mlx_lm.utils import load_model as load_mlx_model
 
-from mlxlab.engine.patch import Patch
-from mlxlab.engine.rotary import Positions, Rotary
-from mlxlab.engine.selection import select
-from mlxlab.engine.store import KVStore
+from mlxlab.engine.kv_store import KVStore
+from mlxlab.engine.recompute import select
+from mlxlab.engine.rope import Positions, Rotary
+from mlxlab.engine.scattered_prefill import Patch
 from mlxlab.errors import IntegrityError, ModelError
-from mlxlab.models import ModelFolder
+from mlxlab.models.folder import ModelFolder
 from mlxlab.prompt import Prompt, Tokens
 from mlxlab.strategies import Commit, Plan, Strategy
 

@@ -1,33 +1,7 @@
-"""Replay: the same traffic through many strategies, simulated or live, and judged."""
+"""Replay: the same traffic through many strategies, simulated or live."""
 
-from mlxlab.replay.compare import compare
-from mlxlab.replay.fidelity import fidelity
-from mlxlab.replay.findings import Fidelity
-from mlxlab.replay.misses import Misses, explain
-from mlxlab.replay.report import summarize, write_json
-from mlxlab.replay.segments import count_segments
-from mlxlab.replay.simulate import SimulatedTarget
-from mlxlab.replay.steps import Step, render_steps
-from mlxlab.replay.sweep import sweep
+from mlxlab.replay.requests import Step, render_steps
+from mlxlab.replay.simulator import SimulatedTarget
 from mlxlab.replay.targets import Outcome, Target
-from mlxlab.replay.tune import tune
-from mlxlab.replay.tuning import Tuning
 
-__all__ = [
-    "Fidelity",
-    "Misses",
-    "Outcome",
-    "SimulatedTarget",
-    "Step",
-    "Target",
-    "Tuning",
-    "compare",
-    "count_segments",
-    "explain",
-    "fidelity",
-    "render_steps",
-    "summarize",
-    "sweep",
-    "tune",
-    "write_json",
-]
+__all__ = ["Outcome", "SimulatedTarget", "Step", "Target", "render_steps"]

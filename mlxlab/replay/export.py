@@ -8,13 +8,13 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from mlxlab.canonical import parse_rules
-from mlxlab.models import BUNDLED, ModelFolder, find_model
-from mlxlab.render import Renderer
-from mlxlab.replay.steps import Step, render_steps
+from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
+from mlxlab.rendering.renderer import Renderer
+from mlxlab.rendering.rules import parse_rules
+from mlxlab.replay.requests import Step, render_steps
 from mlxlab.traces import Trace
-from mlxlab.traces.hashed import HashedRequest, HashedTrace
-from mlxlab.traces.hashed_file import Hasher, open_hashed, write_hashed
+from mlxlab.traces.hashed.file import Hasher, open_hashed, write_hashed
+from mlxlab.traces.hashed.trace import HashedRequest, HashedTrace
 
 __all__ = ["export_trace"]
 
@@ -39,7 +39,7 @@ def export_trace(
         trace: a recorded one.
         path: file to write; packed if it ends in ``.gz``.
         model: whose tokenizer and template render it.
-        rules: see :func:`mlxlab.canonical.parse_rules`.
+        rules: see :func:`mlxlab.rendering.rules.parse_rules`.
         salt: what hashes are keyed with, so that files can be compared; a secret that
             is thrown away if left out.
         progress: whether to show a bar.

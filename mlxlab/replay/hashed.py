@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxlab.prompt import Prompt, Role, Segment, Tokens
-from mlxlab.replay.steps import Step
+from mlxlab.replay.requests import Step
 from mlxlab.replay.workload import Numbers, Timed
-from mlxlab.traces.hashed import HashedRequest, HashedTrace
+from mlxlab.traces.hashed.trace import HashedRequest, HashedTrace
 
 __all__ = ["HashedSource", "HashedStep"]
 

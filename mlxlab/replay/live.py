@@ -10,9 +10,9 @@ import numpy as np
 
 from mlxlab import blas
 from mlxlab.engine import Engine, Worker, device_name, load_model
-from mlxlab.models import ModelFolder
+from mlxlab.models.folder import ModelFolder
 from mlxlab.prompt import Prompt
-from mlxlab.replay.steps import Step
+from mlxlab.replay.requests import Step
 from mlxlab.replay.targets import Outcome, Progress
 from mlxlab.strategies import Strategy, make_strategy
 

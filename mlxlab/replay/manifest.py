@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from mlxlab.models import ModelFolder
-from mlxlab.replay.contenders import Contender
-from mlxlab.replay.costs import CostModel
+from mlxlab.models.folder import ModelFolder
+from mlxlab.replay.cost_model import CostModel
+from mlxlab.replay.specs import Contender
 from mlxlab.traces import Trace
-from mlxlab.traces.hashed import HashedTrace
+from mlxlab.traces.hashed.trace import HashedTrace
 
 __all__ = ["describe_run"]
 

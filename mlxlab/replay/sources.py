@@ -7,12 +7,12 @@ from typing import TypeAlias
 
 from tqdm.auto import tqdm
 
-from mlxlab.render import Renderer
+from mlxlab.rendering.renderer import Renderer
 from mlxlab.replay.hashed import HashedSource
-from mlxlab.replay.steps import Step, label_sessions, render_steps
+from mlxlab.replay.requests import Step, label_sessions, render_steps
 from mlxlab.replay.workload import RenderedTrace, Source
 from mlxlab.traces import Trace
-from mlxlab.traces.hashed import HashedTrace
+from mlxlab.traces.hashed.trace import HashedTrace
 
 __all__ = ["AnyTrace", "Sources", "open_sources"]
 
@@ -31,7 +31,7 @@ def open_sources(
         progress: whether to show a bar.
 
     Raises:
-        MlxlabError: see :func:`mlxlab.replay.steps.render_steps`.
+        MlxlabError: see :func:`mlxlab.replay.requests.render_steps`.
     """
     recorded = [trace for trace in traces if isinstance(trace, Trace)]
     requests = sum(len(trace.inference) for trace in recorded)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from mlxlab.replay.steps import Step
+from mlxlab.replay.requests import Step
 
 __all__ = ["Outcome", "Progress", "Target"]
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from mlxlab.errors import TraceError
 from mlxlab.prompt import Tokens
-from mlxlab.replay.steps import Step
+from mlxlab.replay.requests import Step
 
 __all__ = ["Numbers", "RenderedTrace", "Source", "Timed", "Workload"]
 

@@ -22,9 +22,9 @@ from pydantic import (
     ValidationError,
 )
 
-from mlxlab.canonical import parse_rules
 from mlxlab.errors import ConfigError, MlxlabError, UnknownModelError
-from mlxlab.models import BUNDLED
+from mlxlab.models.folder import BUNDLED
+from mlxlab.rendering.rules import parse_rules
 from mlxlab.strategies import parse_strategy
 
 __all__ = ["DEFAULT", "Alias", "Aliases"]
@@ -73,7 +73,7 @@ class Alias(_Closed):
     Attributes:
         model: a folder, a hub repository, or ``tiny``.
         strategy: as :func:`mlxlab.strategies.parse_strategy` reads it.
-        rules: as :func:`mlxlab.canonical.parse_rules` reads it.
+        rules: as :func:`mlxlab.rendering.rules.parse_rules` reads it.
         thinking: ``auto`` as the request asks; ``on`` and ``off`` whatever it asks.
         sampling: temperature, top_p, top_k, min_p; the model's own where not given.
         max_thinking_tokens: most ids of reasoning in an answer, None for no limit.

@@ -19,8 +19,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from mlxlab.errors import MlxlabError, RequestError, UnknownModelError
-from mlxlab.messages import describe_errors
-from mlxlab.server.answer import PING, WireEvent
+from mlxlab.rendering.messages import describe_errors
+from mlxlab.server.events import PING, WireEvent
 from mlxlab.server.scheduler import QueueFullError
 from mlxlab.server.schema import (
     Answer,
@@ -81,7 +81,7 @@ def create_app(service: Service, *, answer_s: float = 3600.0) -> FastAPI:
     """The Messages API over a service.
 
     The ASGI scope has to hold ``credential`` and ``request_id``, see
-    :mod:`mlxlab.server.security`.
+    :mod:`mlxlab.server.auth`.
 
     Args:
         service: answers.

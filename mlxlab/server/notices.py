@@ -8,11 +8,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
-from mlxlab.canonical import parse_rules
+from mlxlab.analysis.fidelity.store import Measurement, Subject, recall
 from mlxlab.errors import ModelError
-from mlxlab.models import find_model
-from mlxlab.replay.contenders import Contender
-from mlxlab.replay.measurements import Measurement, Subject, recall
+from mlxlab.models.folder import find_model
+from mlxlab.rendering.rules import parse_rules
+from mlxlab.replay.specs import Contender
 from mlxlab.server.aliases import Aliases
 from mlxlab.strategies import parse_strategy
 

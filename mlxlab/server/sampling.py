@@ -9,7 +9,7 @@ from mlx_lm.sample_utils import make_sampler
 
 from mlxlab.decoding import Grammar
 from mlxlab.engine import BoundedReasoning, Forced, Sampler
-from mlxlab.models import ModelFolder
+from mlxlab.models.folder import ModelFolder
 from mlxlab.server.schema import Effort, InferenceRequest
 
 __all__ = ["reasoning_budget", "reasoning_sampler", "sampling_of"]

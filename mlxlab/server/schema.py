@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints
 
 from mlxlab.errors import RequestError
-from mlxlab.messages import (
+from mlxlab.rendering.messages import (
     Block,
     MessagesRequest,
     OtherBlock,

@@ -14,19 +14,19 @@ from typing import Self
 
 import pandas as pd
 
+from mlxlab.client.discovery import Endpoint, publish, withdraw
+from mlxlab.client.launch import client_environment, environment_lines
 from mlxlab.engine import Worker
 from mlxlab.errors import ServerError
 from mlxlab.server.aliases import Aliases
 from mlxlab.server.app import create_app
-from mlxlab.server.endpoint import Endpoint, publish, withdraw
-from mlxlab.server.launch import client_environment, environment_lines
+from mlxlab.server.auth import Authentication, check_token
 from mlxlab.server.metrics import Served
+from mlxlab.server.model_pool import ModelPool, default_budget
 from mlxlab.server.notices import list_notices
-from mlxlab.server.pool import ModelPool, default_budget
-from mlxlab.server.security import Authentication, check_token
 from mlxlab.server.service import Service
-from mlxlab.traces.script import read_script
-from mlxlab.traces.tee import Tee
+from mlxlab.traces.recording.script import read_script
+from mlxlab.traces.recording.tee import Tee
 from mlxlab.traces.writer import TraceWriter
 from mlxlab.web.background import BackgroundServer
 from mlxlab.web.guard import Guard
@@ -340,7 +340,7 @@ def serve(
     Args:
         model: of the default alias: a folder, a hub repository or ``tiny``.
         strategy: of the default alias, as ``name[:key=value,...]``.
-        rules: of the default alias, as :func:`mlxlab.canonical.parse_rules` reads.
+        rules: of the default alias, see :func:`mlxlab.rendering.rules.parse_rules`.
         aliases: a ``model_aliases.json``; the one that comes with mlxlab if None.
         record: trace to write what clients send into.
         options: address, token, memory, limits.

@@ -15,18 +15,18 @@ from anyio.to_thread import run_sync
 
 from mlxlab.engine import Engine, Worker
 from mlxlab.errors import ServerError
-from mlxlab.models import ModelFolder
+from mlxlab.models.folder import ModelFolder
 from mlxlab.server.aliases import Aliases
-from mlxlab.server.answer import AnswerWriter, WireEvent
+from mlxlab.server.events import AnswerWriter, WireEvent
 from mlxlab.server.generation import Finished, Item, Job, generate
 from mlxlab.server.metrics import Metrics, Served
-from mlxlab.server.pool import EngineKey, ModelPool
-from mlxlab.server.preparation import Preparation, Prepared
+from mlxlab.server.model_pool import EngineKey, ModelPool
+from mlxlab.server.prepare import Preparation, Prepared
 from mlxlab.server.scheduler import QueueFullError, Scheduler
 from mlxlab.server.schema import InferenceRequest, TokenCount, TokenCountRequest
 from mlxlab.strategies import parse_strategy
+from mlxlab.traces.recording.script import Script
 from mlxlab.traces.schema import Generated
-from mlxlab.traces.script import Script
 
 __all__ = ["Service"]
 
@@ -188,7 +188,7 @@ class Service:
         return await self._alone(partial(preparation.render, request))
 
     async def _alone(self, call: partial[T]) -> T:
-        """Off the event loop, one at a time: see :mod:`mlxlab.server.preparation`."""
+        """Off the event loop, one at a time: see :mod:`mlxlab.server.prepare`."""
         return await run_sync(call, limiter=self._one_at_a_time)
 
     def _check_queue(self) -> None:

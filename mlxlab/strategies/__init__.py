@@ -20,7 +20,7 @@ from mlxlab.strategies.base import (
     Strategy,
 )
 from mlxlab.strategies.block_hash import BlockHash
-from mlxlab.strategies.mlx_lm_lru import MlxLmLru
+from mlxlab.strategies.mlx_lm import MlxLmLru
 from mlxlab.strategies.none import NoReuse
 from mlxlab.strategies.paged import Paged
 from mlxlab.strategies.prefix import Prefix

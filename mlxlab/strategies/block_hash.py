@@ -23,7 +23,7 @@ from mlxlab.strategies.base import (
     Strategy,
     require,
 )
-from mlxlab.strategies.prefixes import chained_digests
+from mlxlab.strategies.sequences.hashing import chained_digests
 
 __all__ = ["BlockHash"]
 

@@ -25,7 +25,7 @@ from mlxlab.strategies.base import (
     Strategy,
     require,
 )
-from mlxlab.strategies.radix import Node, RadixTree
+from mlxlab.strategies.sequences.radix_tree import Node, RadixTree
 
 __all__ = ["Paged", "Stored"]
 

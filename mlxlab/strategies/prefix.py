@@ -22,7 +22,7 @@ from mlxlab.strategies.base import (
     Span,
     Strategy,
 )
-from mlxlab.strategies.prefixes import lost_tokens
+from mlxlab.strategies.sequences.hashing import lost_tokens
 
 __all__ = ["Prefix"]
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from mlxlab.prompt import Prompt, Role, Segment
-from mlxlab.strategies.moving import Moving, Naive
-from mlxlab.strategies.runs import Donor, Run
+from mlxlab.strategies.approximate import Moving, Naive
+from mlxlab.strategies.sequences.matches import Donor, Run
 
 __all__ = ["Segmented", "SegmentedNaive"]
 

@@ -24,7 +24,7 @@ from mlxlab.strategies.base import (
     Strategy,
     require,
 )
-from mlxlab.strategies.prefixes import lost_tokens
+from mlxlab.strategies.sequences.hashing import lost_tokens
 
 __all__ = ["StaticPrefix"]
 

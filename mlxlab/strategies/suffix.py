@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from mlxlab.prompt import Prompt, Tokens, common_prefix
-from mlxlab.strategies.moving import Moving, Naive
-from mlxlab.strategies.prefixes import window_hashes
-from mlxlab.strategies.runs import Donor, Run
+from mlxlab.strategies.approximate import Moving, Naive
+from mlxlab.strategies.sequences.hashing import window_hashes
+from mlxlab.strategies.sequences.matches import Donor, Run
 
 __all__ = ["Suffix", "SuffixNaive"]
 

@@ -1,6 +1,6 @@
 """Traces of coding-agent traffic: reading, writing, scripts of answers.
 
-Recording over HTTP is :mod:`mlxlab.traces.record`, which is not imported here:
+Recording over HTTP is :mod:`mlxlab.traces.recording`, which is not imported here:
 reading a trace needs no web framework.
 """
 

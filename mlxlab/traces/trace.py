@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from mlxlab.errors import TraceError
-from mlxlab.traces.bodies import LISTS, Parts, join
+from mlxlab.traces.dedup import LISTS, Parts, join
 from mlxlab.traces.schema import (
     VERSION,
     BodyLine,

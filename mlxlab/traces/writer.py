@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from mlxlab.errors import TraceError
 from mlxlab.files import replaced
-from mlxlab.traces.bodies import split
+from mlxlab.traces.dedup import split
 from mlxlab.traces.redaction import kept_headers, kept_path, redacted
 from mlxlab.traces.schema import HeaderLine, Json, body_hash, encode
 from mlxlab.traces.trace import Exchange, Response, Trace

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from bench.dialects import ChatCompletions, Dialect, Messages, Usage
-from mlxlab.models import find_model
-from mlxlab.render import Renderer
+from mlxlab.models.folder import find_model
+from mlxlab.rendering.renderer import Renderer
 from mlxlab.traces import load_trace
 
 BODY: dict[str, Any] = {

@@ -4,8 +4,8 @@ import pytest
 
 from bench.fidelity import FOLDER, MEASUREMENTS, RUNS, main
 from mlxlab import RULES, Fidelity, find_model, load_trace
-from mlxlab.replay.contenders import Contender, parse_contenders
-from mlxlab.replay.measurements import Subject, recall
+from mlxlab.analysis.fidelity.store import Subject, recall
+from mlxlab.replay.specs import Contender, parse_contenders
 
 
 @pytest.mark.parametrize("name", RUNS)

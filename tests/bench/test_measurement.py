@@ -14,7 +14,7 @@ from bench.measurement import Kind, ask, kinds_of, measure
 from bench.processes import running
 from mlxlab.errors import ServerError
 from mlxlab.traces import Exchange, Trace, load_trace
-from tests.bench.samples import stand_in
+from tests.support.bench_samples import stand_in
 
 BODY = {"model": "m", "messages": [{"role": "user", "content": "Hi"}] * 2}
 

@@ -14,9 +14,9 @@ from bench.measurement import Kind
 from bench.peers import OURS, mlx_lm_server, our_servers, vllm_mlx_servers
 from bench.servers import median_requests, reuse_table, run, seconds_table
 from mlxlab.errors import ServerError
-from mlxlab.models import find_model
+from mlxlab.models.folder import find_model
 from mlxlab.traces import bundled_traces
-from tests.bench.samples import stand_in
+from tests.support.bench_samples import stand_in
 
 
 def rows() -> pd.DataFrame:

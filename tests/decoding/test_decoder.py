@@ -21,7 +21,7 @@ from mlxlab.decoding import (
     ThinkingEnd,
 )
 from mlxlab.decoding.calls import CallFormat
-from tests.decoding.answers import (
+from tests.support.answers import (
     ANY_ANSWER,
     FORMATS,
     JSON,

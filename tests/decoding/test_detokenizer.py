@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from mlxlab.decoding.detokenizer import MlxDetokenizer, detokenizer_factory
-from mlxlab.models import find_model
+from mlxlab.models.folder import find_model
 
 model = find_model()
 tokenizer: Any = model.tokenizer

@@ -12,8 +12,8 @@ import pytest
 from mlxlab.decoding import CallEnd, CallInput, CallStart, Event, Grammar, Text
 from mlxlab.decoding.calls import ParsedCalls
 from mlxlab.errors import ModelError
-from mlxlab.models import ModelFolder, find_model
-from tests.decoding.answers import JSON, PYTHONIC, XML, decode
+from mlxlab.models.folder import ModelFolder, find_model
+from tests.support.answers import JSON, PYTHONIC, XML, decode
 
 model = find_model()
 grammar = Grammar.of(model)

@@ -17,9 +17,9 @@ from mlxlab.decoding import (
     ThinkingEnd,
     join_pieces,
 )
-from mlxlab.models import find_model
-from mlxlab.render import Renderer
-from tests.decoding.answers import VALUE
+from mlxlab.models.folder import find_model
+from mlxlab.rendering.renderer import Renderer
+from tests.support.answers import VALUE
 
 model = find_model()
 renderer = Renderer(model)

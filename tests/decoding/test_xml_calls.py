@@ -16,7 +16,7 @@ from mlxlab.decoding import (
     Text,
 )
 from mlxlab.decoding.calls import MALFORMED
-from tests.decoding.answers import (
+from tests.support.answers import (
     FRAGMENTS,
     XML,
     Chunks,

@@ -14,9 +14,9 @@ from mlx_lm.utils import load
 
 from mlxlab.engine import Engine, TakenIn, Worker, load_model
 from mlxlab.errors import ModelError
-from mlxlab.models import ModelFolder, find_model
+from mlxlab.models.folder import ModelFolder, find_model
 from mlxlab.prompt import Prompt, Tokens
-from mlxlab.render import Renderer
+from mlxlab.rendering.renderer import Renderer
 from mlxlab.strategies import (
     STRATEGIES,
     Commit,
@@ -26,7 +26,7 @@ from mlxlab.strategies import (
     Strategy,
     make_strategy,
 )
-from tests import wire
+from tests.support import wire
 
 EXACT = [name for name, strategy in STRATEGIES.items() if strategy.exact]
 #: Small enough that a short session hits, is cut into blocks, and evicts.

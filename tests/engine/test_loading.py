@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxlab import tiny
 from mlxlab.decoding import Grammar
 from mlxlab.engine import Worker, load_model
 from mlxlab.errors import ModelError
-from mlxlab.models import find_model
+from mlxlab.models import tiny
+from mlxlab.models.folder import find_model
 
 WEIGHTS = (tiny.PATH / "model.safetensors").read_bytes()
 LENGTH = struct.unpack("<Q", WEIGHTS[:8])[0]

@@ -7,12 +7,12 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+from mlxlab.analysis.compare import compare
 from mlxlab.errors import ModelError
-from mlxlab.models import find_model
-from mlxlab.replay import compare
+from mlxlab.models.folder import find_model
 from mlxlab.server.server import serve
-from tests.models import save_model
-from tests.replay.traffic import small_trace
+from tests.support.exchanges import small_trace
+from tests.support.models import save_model
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 48,

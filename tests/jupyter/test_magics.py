@@ -16,9 +16,9 @@ from IPython.core.interactiveshell import InteractiveShell
 from jupyter_client.manager import start_new_kernel
 
 from mlxlab import load_trace
-from mlxlab.server.endpoint import running
+from mlxlab.client.discovery import running
 from mlxlab.server.server import Server, Status
-from tests.server.endpoint import copy_tiny
+from tests.support.endpoint import copy_tiny
 
 TOKEN = "token-for-tests"
 PATIENCE_S = 60.0

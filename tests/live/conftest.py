@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.claude import Workplace
+from tests.support.claude import Workplace
 
 CALC = """\
 def add(a, b):

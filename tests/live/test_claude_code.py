@@ -11,9 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from mlxlab.cli import app
-from mlxlab.models import find_model
+from mlxlab.models.folder import find_model
 from mlxlab.server.server import Options, Server, serve
-from tests.live.claude import Evidence, Workplace, simulated
+from tests.support.claude import Evidence, Workplace, simulated
 
 SCRIPTS = Path(__file__).with_name("scripts")
 STRATEGY, OTHER = "paged", "prefix"

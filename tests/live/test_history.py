@@ -11,7 +11,7 @@ import pytest
 from data.record import SCENARIOS, copied, environment, take
 from mlxlab.traces import Exchange, Trace, read_trace
 from mlxlab.traces.importers import import_trace
-from mlxlab.traces.record import recording
+from mlxlab.traces.recording.recorder import recording
 
 #: Keys of a request that its history does not keep.
 UNKEPT = {"metadata", "stream"}

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.server.endpoint import served
+from tests.support.endpoint import served
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("sdk_script.json")
@@ -96,7 +96,7 @@ def _session(sdk: Sdk, servers: dict[str, Any]) -> Any:
     if sdk.path:
         environment["PYTHONPATH"] = str(sdk.path)
     done = subprocess.run(
-        [sys.executable, "-m", "tests.live.sdk_session"],
+        [sys.executable, "-m", "tests.support.sdk_session"],
         input=json.dumps(servers),
         cwd=ROOT,
         env=environment,

@@ -2,9 +2,9 @@
 
 import pytest
 
-from mlxlab.replay import compare
+from mlxlab.analysis.compare import compare
 from mlxlab.strategies import STRATEGIES
-from tests.replay.traffic import small_trace
+from tests.support.exchanges import small_trace
 
 SMALL = "block=16,capacity=1152KiB"
 

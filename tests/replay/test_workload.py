@@ -10,12 +10,12 @@ import pytest
 from mlxlab.errors import TraceError
 from mlxlab.prompt import Prompt, Role
 from mlxlab.replay.hashed import HashedSource, HashedStep
-from mlxlab.replay.steps import Step
+from mlxlab.replay.requests import Step
 from mlxlab.replay.workload import Numbers, Source, Workload
 from mlxlab.strategies import make_strategy
-from mlxlab.traces.importers.mooncake import open_mooncake
-from mlxlab.traces.importers.weka import open_weka
-from tests.traces.hashes import weka_session, write_mooncake, write_weka
+from mlxlab.traces.hashed.mooncake import open_mooncake
+from mlxlab.traces.hashed.weka import open_weka
+from tests.support.hashes import weka_session, write_mooncake, write_weka
 
 
 @dataclass

@@ -16,8 +16,7 @@ from mlxlab.engine import TakenIn
 from mlxlab.server import service
 from mlxlab.server.generation import Item, Job, generate
 from mlxlab.server.server import Server
-from tests.models import save_model
-from tests.server.endpoint import (
+from tests.support.endpoint import (
     PATIENCE_S,
     Client,
     ask,
@@ -26,6 +25,7 @@ from tests.server.endpoint import (
     until,
     words,
 )
+from tests.support.models import save_model
 
 #: Seconds within which work has to stop.
 SOON_S = 2.0

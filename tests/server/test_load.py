@@ -21,7 +21,7 @@ from mlxlab.server.scheduler import QueueFullError, Scheduler
 from mlxlab.server.server import Server
 from mlxlab.traces.bundled import load_trace
 from mlxlab.web.sse import MessageAccumulator
-from tests.server.endpoint import (
+from tests.support.endpoint import (
     PATIENCE_S,
     TOKEN,
     Client,

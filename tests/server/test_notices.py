@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from mlxlab.analysis.fidelity.store import remember
 from mlxlab.errors import StrategyError
-from mlxlab.models import find_model
-from mlxlab.replay.measurements import remember
+from mlxlab.models.folder import find_model
 from mlxlab.server.aliases import Aliases
 from mlxlab.server.notices import list_notices
-from tests.replay.measured import findings
-from tests.server.endpoint import copy_tiny, served
+from tests.support.endpoint import copy_tiny, served
+from tests.support.measured import findings
 
 APPROXIMATE = "answers may differ from those of a full prefill."
 UNKNOWN = "Nothing was measured for it on this model; to do so:"

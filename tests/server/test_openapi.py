@@ -25,8 +25,8 @@ from schemathesis.specs.openapi.checks import (
 from mlxlab.engine import Worker
 from mlxlab.server.aliases import Aliases
 from mlxlab.server.app import create_app
-from mlxlab.server.pool import ModelPool, default_budget
-from mlxlab.server.security import Authentication
+from mlxlab.server.auth import Authentication
+from mlxlab.server.model_pool import ModelPool, default_budget
 from mlxlab.server.service import Service
 from mlxlab.web.guard import Guard
 from mlxlab.web.sse import MessageAccumulator

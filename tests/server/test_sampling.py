@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from mlxlab.decoding import Grammar
 from mlxlab.engine import Sampler, Worker
-from mlxlab.models import ModelFolder, find_model
+from mlxlab.models.folder import ModelFolder, find_model
 from mlxlab.server import sampling
 from mlxlab.server.sampling import reasoning_budget, reasoning_sampler, sampling_of
 from mlxlab.server.schema import InferenceRequest
-from tests.server.endpoint import ask
+from tests.support.endpoint import ask
 
 KEYS = ("temperature", "top_p", "top_k", "min_p")
 

@@ -10,13 +10,14 @@ from typing import Any
 import httpx
 import pytest
 
-from mlxlab import compare, load_trace, tiny
+from mlxlab import compare, load_trace
+from mlxlab.client.discovery import running
 from mlxlab.errors import MlxlabError, ModelError, ServerError, TraceError
-from mlxlab.server.endpoint import running
-from mlxlab.server.pool import folder_bytes
+from mlxlab.models import tiny
+from mlxlab.server.model_pool import folder_bytes
 from mlxlab.server.server import Options, Server, serve
-from tests import wire
-from tests.server.endpoint import (
+from tests.support import wire
+from tests.support.endpoint import (
     TOKEN,
     Client,
     ask,

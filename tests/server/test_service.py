@@ -13,8 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mlxlab.server.generation import generate
 from mlxlab.server.server import Server
-from tests import wire
-from tests.server.endpoint import Client, ask, error_of, served, until, words
+from tests.support import wire
+from tests.support.endpoint import Client, ask, error_of, served, until, words
 
 ALIASES = {
     "aliases": {

@@ -5,7 +5,7 @@ import pytest
 from mlxlab.errors import IntegrityError
 from mlxlab.strategies import Commit, Plan, Put, Span
 from mlxlab.strategies.block_hash import BlockHash
-from tests.strategies.ledger import Ledger, Request
+from tests.support.ledger import Ledger, Request
 
 
 def run(token: int, length: int) -> list[int]:

@@ -13,8 +13,8 @@ from hypothesis import given
 from mlxlab.errors import StrategyError
 from mlxlab.prompt import Prompt
 from mlxlab.strategies import STRATEGIES, Plan, Strategy, parse_strategy
-from tests.strategies.ledger import Ledger, Limit, Request
-from tests.strategies.traffic import DETERMINISTIC, traffic
+from tests.support.ledger import Ledger, Limit, Request
+from tests.support.traffic import DETERMINISTIC, traffic
 
 TOKEN_BYTES = 2
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 
 from mlxlab.strategies import parse_strategy
-from tests.strategies.ledger import Ledger, Request
-from tests.strategies.traffic import DETERMINISTIC, traffic
+from tests.support.ledger import Ledger, Request
+from tests.support.traffic import DETERMINISTIC, traffic
 
 History: TypeAlias = list[list[int]]
 

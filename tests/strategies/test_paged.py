@@ -11,9 +11,9 @@ from hypothesis import given
 from mlxlab.errors import IntegrityError
 from mlxlab.strategies import Commit, Cut, Put, Span
 from mlxlab.strategies.paged import Paged
-from mlxlab.strategies.prefixes import chained_digests
-from tests.strategies.ledger import Ledger, Request
-from tests.strategies.traffic import DETERMINISTIC, traffic
+from mlxlab.strategies.sequences.hashing import chained_digests
+from tests.support.ledger import Ledger, Request
+from tests.support.traffic import DETERMINISTIC, traffic
 
 
 def pool(blocks: int) -> tuple[Paged, Ledger]:

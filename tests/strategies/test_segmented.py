@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from mlxlab.prompt import Prompt, Role, Segment
 from mlxlab.strategies import Plan, parse_strategy
-from tests.strategies.edited import message, request, system, text, tool
-from tests.strategies.ledger import Ledger, Request
+from tests.support.edited import message, request, system, text, tool
+from tests.support.ledger import Ledger, Request
 
 TOOLS = [tool(500 + 100 * i, i) for i in range(6)]
 END = message(200, 90)

@@ -5,7 +5,7 @@ import pytest
 from mlxlab.errors import IntegrityError
 from mlxlab.strategies import Commit, Put, Span
 from mlxlab.strategies.static_prefix import StaticPrefix
-from tests.strategies.ledger import Ledger, Request
+from tests.support.ledger import Ledger, Request
 
 STATIC = [1, 2, 3, 4]
 

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from mlxlab.prompt import Prompt, common_prefix
 from mlxlab.strategies import Plan, parse_strategy
-from mlxlab.strategies.prefixes import window_hashes
+from mlxlab.strategies.sequences.hashing import window_hashes
 from mlxlab.strategies.suffix import _anchors
-from tests.strategies.edited import message, request, system, text, tool
-from tests.strategies.ledger import Ledger, Request
-from tests.strategies.traffic import DETERMINISTIC
+from tests.support.edited import message, request, system, text, tool
+from tests.support.ledger import Ledger, Request
+from tests.support.traffic import DETERMINISTIC
 
 Ids = tuple[int, ...]
 

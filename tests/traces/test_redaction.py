@@ -17,7 +17,7 @@ from mlxlab.traces.redaction import (
     kept_path,
     redacted,
 )
-from tests.traces.samples import HEADERS, SESSION
+from tests.support.trace_samples import HEADERS, SESSION
 
 # Put together here, so that no scanner takes this file for a leak.
 SECRETS = [

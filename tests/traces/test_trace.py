@@ -25,7 +25,7 @@ from mlxlab.traces import (
 )
 from mlxlab.traces.schema import HeaderLine, body_hash
 from mlxlab.traces.trace import PARTIAL_LINE
-from tests.traces.samples import HEADERS, SESSION, request
+from tests.support.trace_samples import HEADERS, SESSION, request
 
 ANSWER = Response(t=2.0, status=200, first_byte_s=0.1, message={"content": []})
 
@@ -196,7 +196,7 @@ def test_writing_a_whole_trace_fails_without_a_rest(tmp_path: Path) -> None:
 KILLED = """
 import sys
 from mlxlab.traces import TraceWriter
-from tests.traces.samples import request
+from tests.support.trace_samples import request
 with TraceWriter(sys.argv[1]) as writer:
     for turn in range(10**6):
         body = request(1, output=f"{turn} " * 20_000)

@@ -17,7 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from mlxlab.web.background import BackgroundServer
 from mlxlab.web.guard import Bounds, Guard, is_loopback
-from tests.web.asgi import HOST, Sent, drive, http_scope, requests
+from tests.support.asgi import HOST, Sent, drive, http_scope, requests
 
 SMALL = Bounds(header_lines=5, header_bytes=200, body_bytes=10, body_s=0.1)
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from mlxlab.errors import TraceError
+from mlxlab.traces.importers.base import Importer
 from mlxlab.traces.importers.capture import import_capture, is_capture
-from mlxlab.traces.importers.claude_trace import import_claude_trace, is_claude_trace
-from mlxlab.traces.importers.importer import Importer
-from mlxlab.traces.importers.selection import EVERYTHING, Selection, parse_date
-from mlxlab.traces.importers.telemetry import import_telemetry, is_telemetry
-from mlxlab.traces.importers.transcripts import (
+from mlxlab.traces.importers.claude_code.importer import (
     history,
     import_transcripts,
     is_transcript,
 )
+from mlxlab.traces.importers.claude_trace import import_claude_trace, is_claude_trace
+from mlxlab.traces.importers.selection import EVERYTHING, Selection, parse_date
+from mlxlab.traces.importers.telemetry import import_telemetry, is_telemetry
 from mlxlab.traces.trace import Trace
 
 __all__ = [

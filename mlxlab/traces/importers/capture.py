@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tqdm.auto import tqdm
 
 from mlxlab.errors import TraceError
+from mlxlab.traces.importers.files import bytes_bar, find_sources, peek
 from mlxlab.traces.importers.selection import EVERYTHING, Selection, assemble
-from mlxlab.traces.importers.sources import bytes_bar, find_sources, peek
 from mlxlab.traces.importers.tally import Tally
 from mlxlab.traces.redaction import kept_headers, kept_path
 from mlxlab.traces.schema import Json, decode

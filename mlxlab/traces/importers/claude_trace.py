@@ -15,14 +15,14 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mlxlab.traces.importers.pool import Pool
-from mlxlab.traces.importers.selection import EVERYTHING, Selection, assemble
-from mlxlab.traces.importers.sources import (
+from mlxlab.traces.importers.files import (
     bytes_bar,
     find_sources,
     peek,
     read_records,
 )
+from mlxlab.traces.importers.pool import Pool
+from mlxlab.traces.importers.selection import EVERYTHING, Selection, assemble
 from mlxlab.traces.importers.tally import Tally
 from mlxlab.traces.redaction import kept_headers, kept_path
 from mlxlab.traces.schema import Json, decode

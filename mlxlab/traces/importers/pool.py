@@ -5,7 +5,7 @@ Knows no format.
 
 from __future__ import annotations
 
-from mlxlab.traces.bodies import LISTS
+from mlxlab.traces.dedup import LISTS
 from mlxlab.traces.importers.tally import Tally
 from mlxlab.traces.schema import Json, body_hash
 

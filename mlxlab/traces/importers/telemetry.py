@@ -26,17 +26,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlxlab.traces.importers.pool import Pool
-from mlxlab.traces.importers.selection import EVERYTHING, Selection, assemble
-from mlxlab.traces.importers.sources import (
+from mlxlab.traces.importers.claude_code.records import parse_time
+from mlxlab.traces.importers.files import (
     Source,
     bytes_bar,
     find_sources,
     read_document,
     read_records,
 )
+from mlxlab.traces.importers.pool import Pool
+from mlxlab.traces.importers.selection import EVERYTHING, Selection, assemble
 from mlxlab.traces.importers.tally import Tally
-from mlxlab.traces.importers.transcript_records import parse_time
 from mlxlab.traces.schema import Json
 from mlxlab.traces.trace import Exchange, Response, Trace
 

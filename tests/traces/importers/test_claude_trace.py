@@ -9,7 +9,7 @@ from typing import Any
 from mlxlab.traces.importers.claude_trace import import_claude_trace
 from mlxlab.traces.trace import Trace
 from mlxlab.web.sse import frames
-from tests.traces.samples import HEADERS, SESSION, request
+from tests.support.trace_samples import HEADERS, SESSION, request
 
 MESSAGE = {
     "id": "m1",

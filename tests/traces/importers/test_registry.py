@@ -8,10 +8,10 @@ import pytest
 
 from mlxlab.errors import TraceError
 from mlxlab.traces.importers import IMPORTERS, Selection, import_trace, parse_date
+from tests.support.histories import SessionLog
+from tests.support.trace_samples import request
 from tests.traces.importers import test_claude_trace, test_telemetry
-from tests.traces.importers.histories import SessionLog
-from tests.traces.samples import request
-from tests.traces.test_capture import captured
+from tests.traces.importers.test_capture import captured
 
 
 def make(form: str, folder: Path) -> Path:

@@ -1,0 +1,1 @@
+"""The verbs: compare, sweep, tune, calibrate, explain misses, measure fidelity."""

@@ -1,0 +1,1 @@
+"""How reuse changes answers: divergence, tasks and tool calls beside a noise floor."""

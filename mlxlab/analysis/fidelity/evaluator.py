@@ -1,0 +1,204 @@
+"""Puts answers over reused keys and values beside those of a full prefill.
+
+Runs a model; knows nothing of traces and edits, and adds nothing up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+
+from mlxlab.analysis.fidelity.divergence import Divergence, diverge
+from mlxlab.analysis.fidelity.tool_calls import Agreement, AskedCall, agree, read_calls
+from mlxlab.decoding import Grammar
+from mlxlab.engine import Engine, Replayed
+from mlxlab.engine.quantize import round_weights, stored_bits
+from mlxlab.prompt import Role, common_prefix
+from mlxlab.replay.live import LiveModel
+from mlxlab.replay.requests import Step
+from mlxlab.replay.specs import Contender
+from mlxlab.replay.targets import Progress
+from mlxlab.strategies import make_strategy
+
+__all__ = ["Entrant", "Judge", "Kind", "Verdict"]
+
+
+class Kind(StrEnum):
+    """What makes an answer differ from the reference."""
+
+    REFERENCE = "reference"
+    FLOOR = "floor"
+    RULER = "ruler"
+    EXACT = "exact"
+    APPROXIMATE = "approximate"
+
+
+@dataclass(frozen=True, slots=True)
+class Entrant:
+    """Who answers: an engine under a name."""
+
+    name: str
+    kind: Kind
+    engine: Engine
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One answer beside the reference's.
+
+    Attributes:
+        reused_tokens: prompt tokens restored and not computed again.
+        shift: the furthest that any of them was moved, in positions; None if none was.
+        divergence: of the predictions of the recorded answer.
+        greedy_prefix: leading tokens that greedy decoding shares with the reference.
+        greedy_tokens: tokens that the reference decodes.
+        answer: text of the greedy tokens, tags and control tokens included.
+        calls: whether the same tools are called.
+        right: whether greedy decoding gives the recorded answer; None if that is not
+            known to be right.
+        ttft_s: seconds from the prompt's arrival to the first token's logits.
+    """
+
+    entrant: Entrant
+    reused_tokens: int
+    shift: int | None
+    divergence: Divergence
+    greedy_prefix: int
+    greedy_tokens: int
+    answer: str
+    calls: Agreement
+    right: bool | None
+    ttft_s: float
+
+
+class Judge:
+    """Judges entrants step by step.
+
+    Attributes:
+        yardsticks: what every step is answered by before the contenders: the full
+            prefill that is the reference, the same in smaller chunks, and the same
+            with rounded weights.
+        ruler: bits that weights are rounded to, those that they do not have left out.
+
+    Args:
+        live: the model; one more in memory for each of ``ruler``.
+        ruler: bits to round weights to.
+        floor_chunk: tokens that the noise floor's prefill computes at a time.
+        tokens: most tokens of a recorded answer whose predictions are compared.
+        greedy: most tokens to decode greedily.
+    """
+
+    def __init__(
+        self,
+        live: LiveModel,
+        *,
+        ruler: Iterable[int],
+        floor_chunk: int,
+        tokens: int,
+        greedy: int,
+    ) -> None:
+        self.tokens = tokens
+        self.greedy = greedy
+        self._live = live
+        self._grammar = Grammar.of(live.folder)
+        self._stop = live.folder.end_ids
+        own = stored_bits(live.model)
+        self.ruler = tuple(bits for bits in ruler if own is None or bits < own)
+        self.yardsticks = (
+            self._full("full prefill", Kind.REFERENCE),
+            self._full("noise floor", Kind.FLOOR, chunk=floor_chunk),
+            *map(self._rounded, self.ruler),
+        )
+
+    def entrant(self, contender: Contender) -> Entrant:
+        """A contender with an empty cache.
+
+        Raises:
+            ModelError: the strategy cannot serve this model.
+        """
+        strategy = contender.make(self._live.folder.token_bytes)
+        kind = Kind.EXACT if strategy.exact else Kind.APPROXIMATE
+        return Entrant(contender.name, kind, self._live.engine(strategy))
+
+    def fill(self, step: Step, entrants: Iterable[Entrant], progress: Progress) -> None:
+        """Have entrants take in a step for their caches only."""
+        for entrant in entrants:
+            self._replay(entrant, step, progress, score=1, greedy=0)
+
+    def judge(
+        self,
+        step: Step,
+        entrants: Iterable[Entrant],
+        progress: Progress,
+        *,
+        task: bool = False,
+    ) -> Iterator[Verdict]:
+        """Judge the yardsticks, the reference itself first, and then ``entrants``.
+
+        Args:
+            step: what they are to answer.
+            entrants: they take the step into their caches, too.
+            progress: see :data:`mlxlab.replay.targets.Progress`.
+            task: whether the recorded answer is the right one. As many tokens as it
+                has are decoded then.
+        """
+        greedy = max(self.greedy, len(step.answer) if task else 0)
+        reference: Replayed | None = None
+        for entrant in (*self.yardsticks, *entrants):
+            done = self._replay(entrant, step, progress, self.tokens, greedy)
+            reference = reference or done
+            yield self._verdict(entrant, step, reference, done, task)
+
+    def _full(self, name: str, kind: Kind, **options: Any) -> Entrant:
+        """One that reuses nothing."""
+        return Entrant(name, kind, self._live.engine(make_strategy("none"), **options))
+
+    def _rounded(self, bits: int) -> Entrant:
+        model = self._live.worker.call(round_weights, self._live.model, bits)
+        return self._full(f"{bits}-bit weights", Kind.RULER, model=model)
+
+    def _replay(
+        self, entrant: Entrant, step: Step, progress: Progress, score: int, greedy: int
+    ) -> Replayed:
+        return self._live.worker.call(
+            entrant.engine.replay,
+            step.prompt,
+            step.answer,
+            progress,
+            score=score,
+            greedy=greedy,
+            stop=self._stop,
+        )
+
+    def _verdict(
+        self,
+        entrant: Entrant,
+        step: Step,
+        reference: Replayed,
+        done: Replayed,
+        task: bool,
+    ) -> Verdict:
+        own, theirs = np.array(reference.greedy), np.array(done.greedy)
+        return Verdict(
+            entrant=entrant,
+            reused_tokens=done.plan.reused,
+            shift=max((abs(s.shift) for s in done.plan.spans if s.moved), default=None),
+            divergence=diverge(reference.logits, done.logits, step.answer),
+            greedy_prefix=common_prefix(own, theirs),
+            greedy_tokens=len(own),
+            answer=str(self._live.folder.tokenizer.decode(done.greedy)),
+            calls=agree(self._calls(step, reference), self._calls(step, done)),
+            right=done.greedy == tuple(step.answer.tolist()) if task else None,
+            ttft_s=done.ttft_s,
+        )
+
+    def _calls(self, step: Step, done: Replayed) -> tuple[AskedCall, ...]:
+        openings = [s for s in step.prompt.segments if s.role is Role.GENERATION]
+        tail = step.prompt.tokens[openings[-1].start :]
+        thinking = self._grammar.opens_in_thinking(tail.tolist())
+        ids = [token for token in done.greedy if token not in self._stop]
+        return read_calls(self._grammar, ids, thinking=thinking)

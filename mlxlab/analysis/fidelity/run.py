@@ -1,0 +1,310 @@
+"""Measures what reusing keys and values behind edits does to the answers.
+
+Earlier requests of a trace are replayed as they were recorded, later ones with an
+edit; each edited one is also computed from scratch, by which all answers are judged.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from mlxlab.analysis.fidelity.result import REQUEST_TYPES, Fidelity
+from mlxlab.analysis.fidelity.scenarios import Case, Edited, apply_edits, render_cases
+from mlxlab.analysis.fidelity.store import remember
+from mlxlab.errors import MlxlabError
+from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
+from mlxlab.rendering.renderer import Renderer
+from mlxlab.replay.manifest import describe_run
+from mlxlab.replay.requests import Step
+from mlxlab.replay.specs import (
+    FIDELITY_CONTENDERS,
+    Contender,
+    parse_contenders,
+)
+from mlxlab.replay.targets import Progress
+from mlxlab.traces import Trace
+
+if TYPE_CHECKING:
+    from mlxlab.analysis.fidelity.evaluator import Judge, Verdict
+
+__all__ = ["RULER", "fidelity", "parse_ruler"]
+
+log = logging.getLogger(__name__)
+
+#: Bits to which weights are rounded, for scale.
+RULER = (8, 5, 4, 3)
+
+#: What MLX can store weights with.
+_BITS = (2, 3, 4, 5, 6, 8)
+
+#: Nats by which a model has to beat guessing for its answers to mean something.
+_LEAST_GAIN = 1.0
+
+
+def fidelity(
+    traces: Trace | Sequence[Trace],
+    *,
+    model: str | ModelFolder = BUNDLED,
+    strategies: str = FIDELITY_CONTENDERS,
+    rules: str = "all",
+    edits: str | Sequence[str] = "classes",
+    ruler: Sequence[int] = RULER,
+    tokens: int = 64,
+    greedy: int = 32,
+    chunk: int = 2048,
+    floor_chunk: int = 512,
+    progress: bool = True,
+) -> Fidelity:
+    """Replay edited traces through strategies and judge the answers.
+
+    For every trace and edit each contender starts from an empty cache. Requests are
+    taken in order; the unedited ones only fill the caches. Each edited one is answered
+    after a full prefill, the reference; after the same in other chunks, the noise
+    floor; by the model with rounded weights, the ruler; and by every contender. An
+    answer that was recorded is forced on all of them, token by token, and then goes
+    into the caches.
+
+    What is found for approximate strategies is remembered for whoever has them serve
+    this model later, see :mod:`mlxlab.analysis.fidelity.store`.
+
+    Args:
+        traces: one or more. In one whose header says ``tasks`` recorded answers are
+            the right ones.
+        model: name, folder or hub repository. It is in memory once more for each bit
+            width of ``ruler``.
+        strategies: see :func:`mlxlab.replay.specs.parse_contenders`. They take
+            turns, so all their caches are in memory together.
+        rules: for strategies that name none of their own.
+        edits: ``none`` (every request is judged as it was recorded), or names out of
+            :data:`mlxlab.analysis.fidelity.edits.EDITS` and its groups ``classes`` and
+            ``shifts``, joined with commas or in a list. One that cannot be made to a
+            trace is left out there, and the notes say so.
+        ruler: bits to round weights to. Those that the model's own weights have not
+            more than are left out, and the notes say so.
+        tokens: most tokens of a recorded answer whose predictions are compared.
+        greedy: most tokens to decode greedily; as many as the recorded answer has
+            where that is the right one.
+        chunk: tokens that a prefill computes at a time.
+        floor_chunk: the same for the noise floor. A prompt that fits either has none.
+        progress: whether to show a bar.
+
+    Raises:
+        MlxlabError: anything unknown, unreadable or not accepted; nothing has been
+            computed then.
+    """
+    traces = [traces] if isinstance(traces, Trace) else list(traces)
+    folder = find_model(model) if isinstance(model, str) else model
+    contenders = parse_contenders(strategies, rules)
+    for contender in contenders:
+        contender.make(folder.token_bytes)
+    _check_ruler(ruler)
+    if floor_chunk == chunk:
+        raise MlxlabError(
+            f"floor_chunk={floor_chunk}: as large as chunk; give another size, or "
+            "there is no noise to see"
+        )
+    edited = [apply_edits(trace, edits) for trace in traces]
+    refused = [reason for own in edited for reason in own.refused]
+    if not any(own.variants for own in edited):
+        raise MlxlabError(f"nothing to judge: {'; '.join(refused)}")
+    renderers = {c.rules: Renderer(folder, c.rules) for c in contenders}
+    # The command line has to know the defaults without loading mlx.
+    from mlxlab.analysis.fidelity.evaluator import Judge
+    from mlxlab.replay.live import live_model
+
+    with (
+        live_model(folder, chunk=chunk) as live,
+        tqdm(desc="rendering", disable=not progress) as bar,
+    ):
+        judge = Judge(
+            live, ruler=ruler, floor_chunk=floor_chunk, tokens=tokens, greedy=greedy
+        )
+        requests, positions = _judge_all(judge, contenders, edited, renderers, bar)
+        environment = live.describe()
+    environment |= {
+        "day": datetime.now(UTC).date().isoformat(),
+        "floor_chunk": floor_chunk,
+        "ruler": list(judge.ruler),
+        "tokens": tokens,
+        "greedy": greedy,
+        "edits": list(requests.edit.unique()),
+        "warnings": [
+            *_untrained(folder, requests, positions),
+            *_left_out(ruler, judge.ruler),
+            *refused,
+        ],
+    }
+    notes = sum((r.notes for r in renderers.values()), Counter())
+    requests.attrs["manifest"] = describe_run(
+        traces, folder, contenders, notes, environment
+    )
+    found = Fidelity(requests, positions)
+    try:
+        remember(found)
+    except (MlxlabError, OSError) as error:
+        log.warning("what was measured is not remembered: %s", error)
+    return found
+
+
+def parse_ruler(spec: str) -> tuple[int, ...]:
+    """Read ``none``, or bits joined with commas.
+
+    Raises:
+        MlxlabError: something else.
+    """
+    words = [] if spec == "none" else [word.strip() for word in spec.split(",")]
+    if not all(word.isdecimal() for word in words):
+        raise _ruler_error(spec)
+    return tuple(map(int, words))
+
+
+def _check_ruler(ruler: Sequence[int]) -> None:
+    if any(bits not in _BITS for bits in ruler) or len(set(ruler)) < len(ruler):
+        raise _ruler_error(",".join(map(str, ruler)))
+
+
+def _ruler_error(given: str) -> MlxlabError:
+    return MlxlabError(
+        f"ruler {given!r}: give none, or different ones of "
+        f"{', '.join(map(str, _BITS))} bits"
+    )
+
+
+def _judge_all(
+    judge: Judge,
+    contenders: Sequence[Contender],
+    edited: Sequence[Edited],
+    renderers: Mapping[tuple[str, ...], Renderer],
+    bar: tqdm[NoReturn],
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Render all traces, then run all contenders; requests and positions."""
+    for contender in contenders:
+        # A model that cannot serve one of them is refused before any work.
+        judge.entrant(contender)
+    bar.reset(len(renderers) * sum(own.requests for own in edited))
+    cases = [
+        case
+        for own in edited
+        for renderer in renderers.values()
+        for case in render_cases(own, renderer, bar.update)
+    ]
+    bar.reset(sum(_tokens(case, judge, contenders) for case in cases))
+    rows = _Rows()
+    for case in cases:
+        bar.set_description(f"{case.trace} {case.edit}")
+        _run(case, judge, contenders, rows, bar.update)
+    return rows.frames()
+
+
+def _tokens(case: Case, judge: Judge, contenders: Iterable[Contender]) -> int:
+    """Prompt tokens that are taken in for a case, by all together."""
+    entrants = sum(contender.rules == case.rules for contender in contenders)
+    return sum(
+        len(step.prompt)
+        * (entrants + (step.request in case.judged) * len(judge.yardsticks))
+        for step in case.steps
+    )
+
+
+def _run(
+    case: Case,
+    judge: Judge,
+    contenders: Iterable[Contender],
+    rows: _Rows,
+    progress: Progress,
+) -> None:
+    """Take a case's steps in order, all contenders side by side."""
+    entrants = [judge.entrant(c) for c in contenders if c.rules == case.rules]
+    for step in case.steps:
+        if step.request in case.judged:
+            for verdict in judge.judge(step, entrants, progress, task=case.task):
+                rows.add(case, step, verdict)
+        else:
+            judge.fill(step, entrants, progress)
+
+
+class _Rows:
+    """Collects verdicts for the frames of :class:`Fidelity`."""
+
+    def __init__(self) -> None:
+        self._requests: list[dict[str, Any]] = []
+        self._positions: list[pd.DataFrame] = []
+
+    def add(self, case: Case, step: Step, verdict: Verdict) -> None:
+        found = verdict.divergence
+        positions = {
+            "row": len(self._requests),
+            "position": np.arange(len(found.kld)),
+            "kld": found.kld,
+            "same_top": found.same_top,
+            "delta_p": found.delta_p,
+            "surprisal": found.surprisal,
+        }
+        self._positions.append(pd.DataFrame(positions))
+        self._requests.append(_row(case, step, verdict))
+
+    def frames(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Requests and positions."""
+        requests = pd.DataFrame(self._requests).astype(REQUEST_TYPES)
+        return requests, pd.concat(self._positions, ignore_index=True)
+
+
+def _row(case: Case, step: Step, verdict: Verdict) -> dict[str, Any]:
+    exact, lost = case.exact[step.request], case.lost[step.request]
+    beyond = max(verdict.reused_tokens - exact, 0)
+    return {
+        "trace": case.trace,
+        "edit": case.edit,
+        "session": step.session,
+        "request": step.request,
+        "contender": verdict.entrant.name,
+        "kind": str(verdict.entrant.kind),
+        "prompt_tokens": len(step.prompt),
+        "reused_tokens": verdict.reused_tokens,
+        "exact_tokens": exact,
+        "lost_tokens": lost,
+        "recovered_tokens": min(beyond, lost),
+        "shift": verdict.shift,
+        "first_kl": verdict.divergence.kld[0],
+        "greedy_prefix": verdict.greedy_prefix,
+        "greedy_tokens": verdict.greedy_tokens,
+        "answer": verdict.answer,
+        "tool_name_agrees": verdict.calls.names,
+        "tool_arguments_agree": verdict.calls.arguments,
+        "task_right": verdict.right,
+        "ttft_s": None if verdict.entrant.kind == "ruler" else verdict.ttft_s,
+    }
+
+
+def _untrained(
+    folder: ModelFolder, requests: pd.DataFrame, positions: pd.DataFrame
+) -> Iterator[str]:
+    """A warning if the model's answers mean nothing.
+
+    Random weights predict any text worse than guessing does, by Jensen's inequality.
+    """
+    reference = requests.index[requests.kind == "reference"]
+    surprisal = positions.surprisal[positions.row.isin(reference)].mean()
+    guessing = math.log(len(folder.tokenizer))
+    if surprisal > guessing - _LEAST_GAIN:
+        yield (
+            f"WARNING: model {folder.name} predicts the recorded answers no better "
+            f"than chance ({surprisal:.1f} nats a token, guessing {guessing:.1f}): "
+            "its weights may be random, and what reuse does to its answers says little "
+            "about a model that can"
+        )
+
+
+def _left_out(ruler: Iterable[int], used: Iterable[int]) -> Iterator[str]:
+    rest = [str(bits) for bits in ruler if bits not in set(used)]
+    if rest:
+        yield f"ruler: {', '.join(rest)} bits left out, the weights have no more"

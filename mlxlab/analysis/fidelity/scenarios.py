@@ -1,0 +1,137 @@
+"""What a fidelity run works through: edited traces, rendered, and what edits cost.
+
+Counts tokens; runs no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from mlxlab.analysis.fidelity.edits import EDIT_GROUPS, EDITS, EditedTrace, apply_edit
+from mlxlab.errors import TraceError
+from mlxlab.rendering.renderer import Renderer
+from mlxlab.replay.bounds import InfiniteMemory
+from mlxlab.replay.requests import Step, render_steps
+from mlxlab.replay.simulator import SimulatedTarget
+from mlxlab.replay.targets import Progress
+from mlxlab.traces import Trace
+
+__all__ = ["Case", "Edited", "apply_edits", "render_cases"]
+
+
+@dataclass(frozen=True, slots=True)
+class Edited:
+    """A trace and what became of it.
+
+    Attributes:
+        trace: as it was recorded.
+        variants: the trace with an edit each.
+        refused: why other edits could not be made to it.
+    """
+
+    trace: Trace
+    variants: tuple[EditedTrace, ...]
+    refused: tuple[str, ...] = ()
+
+    @property
+    def requests(self) -> int:
+        """To be rendered, all in all."""
+        variants = (variant.trace for variant in self.variants)
+        return sum(len(trace.inference) for trace in (self.trace, *variants))
+
+
+def apply_edits(trace: Trace, edits: str | Sequence[str]) -> Edited:
+    """Make every edit to a trace that can be made to it.
+
+    Args:
+        trace: as it was recorded.
+        edits: see :func:`mlxlab.analysis.fidelity.run.fidelity`.
+
+    Raises:
+        TraceError: no such edit.
+    """
+    if edits == "none":
+        every = frozenset(exchange.id for exchange in trace.inference)
+        return Edited(trace, (EditedTrace(trace, "none", every),))
+    given = edits.split(",") if isinstance(edits, str) else edits
+    names = [n for word in map(str.strip, given) for n in EDIT_GROUPS.get(word, [word])]
+    made: list[EditedTrace] = []
+    refused: list[str] = []
+    for name in dict.fromkeys(names):
+        try:
+            made.append(apply_edit(trace, name))
+        except TraceError as error:
+            if name not in EDITS:
+                raise
+            refused.append(str(error))
+    return Edited(trace, tuple(made), tuple(refused))
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A trace with an edit, rendered under a set of rules.
+
+    Attributes:
+        judged: ids of the requests to judge.
+        exact: by id, what infinite memory would reuse.
+        lost: by id, what it would have reused beyond that without the edit.
+        task: whether recorded answers are the right ones.
+    """
+
+    trace: str
+    edit: str
+    rules: tuple[str, ...]
+    steps: Sequence[Step]
+    judged: frozenset[int]
+    exact: Mapping[int, int]
+    lost: Mapping[int, int]
+    task: bool
+
+
+def render_cases(
+    edited: Edited, renderer: Renderer, progress: Progress
+) -> Iterator[Case]:
+    """A case for each edit.
+
+    Args:
+        edited: the trace with its edits.
+        renderer: for the model and the rules that the prompts are for.
+        progress: called with the number of requests just rendered.
+
+    Raises:
+        RequestError: see :func:`mlxlab.replay.requests.render_steps`.
+        ModelError: likewise.
+    """
+    trace = edited.trace
+    recorded = {s.request: s for s in render_steps(trace, renderer, progress)}
+    before = _exact_reuse(recorded.values())
+    for variant in edited.variants:
+        steps = render_steps(variant.trace, renderer, progress)
+        exact = _exact_reuse(steps)
+        yield Case(
+            trace=trace.name,
+            edit=variant.edit,
+            rules=renderer.rules,
+            steps=steps,
+            judged=variant.changed,
+            exact=exact,
+            lost={
+                s.request: _lost(s, recorded[s.request], before, exact) for s in steps
+            },
+            task=trace.header.notes.get("tasks") is True,
+        )
+
+
+def _exact_reuse(steps: Iterable[Step]) -> dict[int, int]:
+    target = SimulatedTarget(InfiniteMemory())
+    return {step.request: target.replay(step).reused_tokens for step in steps}
+
+
+def _lost(
+    edited: Step, recorded: Step, before: Mapping[int, int], exact: Mapping[int, int]
+) -> int:
+    """What was computed anyway is not lost, nor is what an edit took out."""
+    request = edited.request
+    gone = max(len(recorded.prompt) - len(edited.prompt), 0)
+    return max(before[request] - gone - exact[request], 0)

@@ -1,0 +1,236 @@
+"""What fidelity runs found, kept for whoever chooses an approximate strategy later.
+
+Keeps figures in files and runs no model. A user's own are in the cache folder, a file a
+model; those of the bundled model come with mlxlab, in the same format.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Iterator, Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
+
+from mlxlab.analysis.fidelity.result import Fidelity, format_nats, format_share
+from mlxlab.analysis.tables import write_content
+from mlxlab.files import cache_folder
+from mlxlab.replay.specs import Contender
+from mlxlab.strategies import Parameter
+
+__all__ = ["Closeness", "Measurement", "Subject", "known", "recall", "remember"]
+
+log = logging.getLogger(__name__)
+
+_PREPARED = Path(__file__).with_name("measurements.json")
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Subject(_Closed):
+    """What was measured; equal ones were asked the same of the same model.
+
+    Attributes:
+        model: digest of its files, see :attr:`mlxlab.models.folder.ModelFolder.digest`.
+        strategy: its name.
+        parameters: all of them, defaults too.
+        rules: names, in the order of RULES.
+    """
+
+    model: str
+    strategy: str
+    parameters: dict[str, Parameter]
+    rules: tuple[str, ...]
+
+    @classmethod
+    def of(cls, digest: str, contender: Contender) -> Self:
+        """A contender's under the model of that digest.
+
+        Raises:
+            StrategyError: see :meth:`Contender.make`.
+        """
+        strategy = contender.make(token_bytes=1)  # no parameter depends on it
+        return cls(
+            model=digest,
+            strategy=strategy.name,
+            parameters=dict(strategy.parameters),
+            rules=contender.rules,
+        )
+
+
+class Closeness(_Closed):
+    """How close predictions were to those of a full prefill.
+
+    Attributes:
+        kld_median: nats, over all scored tokens.
+        kld_999: their 99.9 % quantile.
+        same_top: share of the tokens for which the same one was likeliest.
+    """
+
+    kld_median: FiniteFloat
+    kld_999: FiniteFloat
+    same_top: FiniteFloat
+
+    def figures(self) -> tuple[str, str, str]:
+        """Its attributes to be read."""
+        median, highest = format_nats(self.kld_median), format_nats(self.kld_999)
+        return median, highest, format_share(self.same_top)
+
+
+class Measurement(_Closed):
+    """What one run found for one approximate strategy.
+
+    Attributes:
+        subject: what was measured.
+        traces: names.
+        edits: names; ``none`` alone where requests were judged as recorded.
+        answers: how many were judged.
+        recovered: share of the tokens lost to exact reuse; None where none were lost.
+        closeness: of its answers.
+        floor: that of a full prefill in other chunks, in the same run.
+        tasks_right: share of the tasks; None where the traces hold none.
+        reference_tasks_right: the same of the full prefill.
+        day: of the run, UTC.
+        version: mlxlab's; None where it was not installed.
+    """
+
+    subject: Subject
+    traces: tuple[str, ...]
+    edits: tuple[str, ...]
+    answers: int
+    recovered: FiniteFloat | None
+    closeness: Closeness
+    floor: Closeness
+    tasks_right: FiniteFloat | None
+    reference_tasks_right: FiniteFloat | None
+    day: date
+    version: str | None
+
+    def lines(self) -> list[str]:
+        """It in words, less what was measured; two lines, three with tasks."""
+        edits = "none" if self.edits == ("none",) else len(self.edits)
+        first = (
+            f"Measured {self.day} on {', '.join(self.traces)} "
+            f"(edits: {edits}, answers: {self.answers}):"
+        )
+        if self.recovered is not None:
+            first += f" {format_share(self.recovered)} of lost tokens recovered,"
+        median, highest, same = self.closeness.figures()
+        second = (
+            f"KLD median {median}, 99.9% {highest}, same top {same} "
+            f"(noise floor: {', '.join(self.floor.figures())})"
+        )
+        right, reference = self.tasks_right, self.reference_tasks_right
+        if right is None or reference is None:
+            return [first, second]
+        third = (
+            f"tasks right: {format_share(right)} "
+            f"(full prefill: {format_share(reference)})"
+        )
+        return [first, second, third]
+
+
+class _File(_Closed):
+    version: Literal[1] = 1
+    measurements: tuple[Measurement, ...] = ()
+
+
+def remember(found: Fidelity, path: Path | None = None) -> None:
+    """Keep what was found for approximate strategies, in place of what was before.
+
+    Args:
+        found: of a run.
+        path: file to add it to; the one of its model in the cache folder if None.
+
+    Raises:
+        MlxlabError: the file cannot be written.
+        OSError: see :func:`mlxlab.files.cache_folder`.
+    """
+    new = list(_measurements(found))
+    if not new:
+        return
+    path = path or _path(found.manifest["model"]["digest"])
+    subjects = [measurement.subject for measurement in new]
+    kept = [old for old in _read(path) if old.subject not in subjects]
+    content = _File(measurements=(*kept, *new)).model_dump(mode="json")
+    write_content(content, path)
+
+
+def recall(subject: Subject) -> Measurement | None:
+    """What the user measured last, else what comes with mlxlab, if there is any.
+
+    Raises:
+        OSError: see :func:`mlxlab.files.cache_folder`.
+    """
+    for path in (_path(subject.model), _PREPARED):
+        for measurement in _read(path):
+            if measurement.subject == subject:
+                return measurement
+    return None
+
+
+def known(model: str) -> list[Measurement]:
+    """All that was measured for the model of that digest, the latest of each subject.
+
+    Raises:
+        OSError: see :func:`mlxlab.files.cache_folder`.
+    """
+    found = [m for path in (_PREPARED, _path(model)) for m in _read(path)]
+    own = [m for m in found if m.subject.model == model]
+    return [m for m in own if recall(m.subject) == m]
+
+
+def _path(digest: str) -> Path:
+    return cache_folder() / "fidelity" / f"{digest}.json"
+
+
+def _read(path: Path) -> tuple[Measurement, ...]:
+    """A file's measurements; none if there is no such file or it is not ours."""
+    try:
+        return _File.model_validate_json(path.read_bytes()).measurements
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValidationError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not of this format"
+        log.warning("%s: %s; what was measured is not known", path, reason)
+        return ()
+
+
+def _measurements(found: Fidelity) -> Iterator[Measurement]:
+    manifest = found.manifest
+    rows: dict[Hashable, dict[Hashable, Any]] = found.summary().to_dict(orient="index")
+    names = dict(zip(found.requests.kind, found.requests.contender, strict=True))
+    floor, reference = rows[names["floor"]], rows[names["reference"]]
+    for described in manifest["contenders"]:
+        if described["exact"]:
+            continue
+        contender = Contender(described["strategy"], tuple(described["rules"]))
+        row = rows[contender.name]
+        yield Measurement(
+            subject=Subject.of(manifest["model"]["digest"], contender),
+            traces=tuple(trace["name"] for trace in manifest["traces"]),
+            edits=tuple(manifest["edits"]),
+            answers=row["requests"],
+            recovered=_known(row, "recovered"),
+            closeness=_closeness(row),
+            floor=_closeness(floor),
+            tasks_right=_known(row, "task_right"),
+            reference_tasks_right=_known(reference, "task_right"),
+            day=date.fromisoformat(manifest["day"]),
+            version=manifest["packages"]["mlxlab"],
+        )
+
+
+def _closeness(row: Mapping[Hashable, Any]) -> Closeness:
+    return Closeness(**{key: row[key] for key in Closeness.model_fields})
+
+
+def _known(row: Mapping[Hashable, Any], column: str) -> float | None:
+    """None too where a summary lacks the column, as nobody has it."""
+    value = row.get(column)
+    return None if pd.isna(value) else float(value)

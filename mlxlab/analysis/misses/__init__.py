@@ -1,0 +1,1 @@
+"""Why a prompt missed: a cause for every token that was computed."""

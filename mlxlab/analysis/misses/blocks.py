@@ -1,0 +1,91 @@
+"""Two prompts side by side: their blocks, and the text that these have in common.
+
+Knows tokens and segments; nothing of causes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlxlab.analysis.misses.predecessors import grams
+from mlxlab.prompt import Prompt, Role, Segment, Tokens
+
+__all__ = ["GLUE", "Decode", "Mask", "Side", "is_reasoning", "occurring", "pair_blocks"]
+
+Decode: TypeAlias = Callable[[Tokens], str]
+"""Text of ids, without special tokens."""
+
+Mask: TypeAlias = NDArray[np.bool_]
+
+#: What the template adds around blocks.
+GLUE = frozenset({Role.TEMPLATE, Role.GENERATION})
+
+
+class Side:
+    """A prompt and the texts of its blocks."""
+
+    def __init__(self, prompt: Prompt, decode: Decode) -> None:
+        self.prompt = prompt
+        self._decode = decode
+        self._texts: dict[Segment, str] = {}
+
+    def blocks(self, start: int) -> list[Segment]:
+        """Those that reach beyond ``start``, without what the template adds."""
+        segments = self.prompt.segments
+        return [s for s in segments if s.stop > start and s.role not in GLUE]
+
+    def ids(self, segment: Segment) -> Tokens:
+        return self.prompt.tokens[segment.start : segment.stop]
+
+    def text(self, segment: Segment | None) -> str:
+        """Empty if there is no block; without white space at its ends."""
+        if segment is None:
+            return ""
+        if segment not in self._texts:
+            self._texts[segment] = self._decode(self.ids(segment)).strip()
+        return self._texts[segment]
+
+    def text_around(self, position: int, width: int, start: int) -> str:
+        """``width`` tokens on either side, none before ``start``."""
+        first = max(start, position - width)
+        return self._decode(self.prompt.tokens[first : position + width])
+
+
+def is_reasoning(segment: Segment) -> bool:
+    """Whether a block is the assistant's reasoning."""
+    return _kind(segment) in {"messages.thinking", "messages.redacted_thinking"}
+
+
+def pair_blocks(
+    olds: Sequence[Segment], news: Sequence[Segment]
+) -> tuple[list[tuple[Segment | None, Segment]], list[Segment]]:
+    """Each later block with the earlier one of its kind; what is left of those."""
+    left = list(olds)
+    pairs: list[tuple[Segment | None, Segment]] = []
+    for new in news:
+        same = (s for s in left if s.role is new.role and _kind(s) == _kind(new))
+        old = next(same, None)
+        if old is not None:
+            left.remove(old)
+        pairs.append((old, new))
+    return pairs, left
+
+
+def occurring(ids: Tokens, source: Tokens) -> Mask:
+    """Which ids are part of a run of some length that ``source`` has too."""
+    own = grams(ids)
+    known = np.zeros(len(ids), np.bool_)
+    width = len(ids) - len(own) + 1
+    for place in np.flatnonzero(np.isin(own, grams(source))):
+        known[place : place + width] = True
+    return known
+
+
+def _kind(segment: Segment) -> str:
+    """The label without numbers: ``messages.tool_result``, ``tools:Bash``."""
+    return re.sub(r"\[\d+\]", "", segment.label)

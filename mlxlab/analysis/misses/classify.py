@@ -1,0 +1,126 @@
+"""From a changed block to the cause that it is.
+
+Knows blocks; not where they stand nor what follows them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mlxlab.analysis.misses.blocks import Side, is_reasoning
+from mlxlab.analysis.misses.causes import Cause
+from mlxlab.analysis.misses.text_diff import shows_date
+from mlxlab.prompt import Role, Segment
+
+__all__ = ["Change", "Verdicts"]
+
+_TAG = re.compile(r"<(?:think|thinking|reasoning)>|\[THINK\]")
+_BEGINNING = 40  # characters of an answer in which its reasoning begins
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A block that is not what it was.
+
+    Attributes:
+        label: of the block, in the later prompt if it is there.
+        position: its first token that differs, in the later prompt.
+        old: its text before, empty if there was none.
+        new: its text now, empty if it has gone.
+        deferred: a tool that a tool result has loaded.
+    """
+
+    cause: Cause
+    label: str
+    role: Role
+    position: int
+    old: str = ""
+    new: str = ""
+    deferred: bool = False
+
+
+class Verdicts:
+    """Judges blocks of two prompts.
+
+    Args:
+        before: the earlier one, followed by its answer.
+        after: the later one.
+        asked: tokens of ``before`` without the answer.
+        same_session: see :func:`mlxlab.analysis.misses.prompt_diff.align`.
+    """
+
+    def __init__(
+        self, before: Side, after: Side, asked: int, same_session: bool
+    ) -> None:
+        self.before = before
+        self.after = after
+        self.shorter = len(after.prompt) < asked
+        self.same_session = same_session
+
+    def of_history(self, olds: Sequence[Segment], news: Sequence[Segment]) -> Cause:
+        """What became of messages: cut if there is less of them, edited otherwise."""
+        if not self.same_session:
+            return Cause.WORDS
+        olds = [s for s in olds if s.role is not Role.ANSWER]
+        if all(map(is_reasoning, (*olds, *news))):
+            return Cause.THINKING
+        before, after = sum(map(len, olds)), sum(map(len, news))
+        fewer = len(olds) > len(news) and before > after
+        cut = before > 2 * after or fewer or (self.shorter and len(olds) != len(news))
+        return Cause.CUT if cut else Cause.EDITED
+
+    def of_answer(self, answer: Segment, new: Segment) -> Cause:
+        """What became of an answer that did not come back in its own tokens."""
+        begins = self.before.text(answer)[:_BEGINNING]
+        thought = is_reasoning(new) or _TAG.search(begins)
+        return Cause.THINKING if thought else Cause.ANSWER
+
+    def of_block(
+        self, old: Segment | None, new: Segment | None, history: Cause, *, moved: bool
+    ) -> Cause:
+        """What became of a block.
+
+        Args:
+            old: as it was; None if it is new.
+            new: as it is; None if it has gone.
+            history: of the messages around it.
+            moved: whether it has only changed its place.
+        """
+        block = new or old
+        assert block is not None  # there is no change without a block
+        match block.role:
+            case Role.ATTRIBUTION:
+                return Cause.HEADER
+            case Role.TOOLS:
+                return Cause.ORDER if moved else Cause.TOOLS
+            case Role.INLINE_SYSTEM if moved or old is None:
+                return Cause.INLINE
+            case _ if moved:
+                return Cause.MOVED
+            case Role.INLINE_SYSTEM if new is None:
+                return history
+            case Role.INLINE_SYSTEM if self._is_environment(new):
+                return Cause.ENVIRONMENT
+            case Role.SYSTEM | Role.INLINE_SYSTEM:
+                return self._of_system_text(old, new)
+            case Role.UNKNOWN if block.label == "turns[0]":
+                return self._of_system_text(old, new)
+        return history
+
+    def is_loaded(self, block: Segment) -> bool:
+        """Whether it is a tool, and a tool result consists of its name."""
+        name = block.label.partition(":")[2]
+        results = (s for s in self.after.blocks(0) if s.role is Role.TOOL_RESULT)
+        short = (s for s in results if len(s) <= 4 * len(name))
+        return block.role is Role.TOOLS and name in map(self.after.text, short)
+
+    def _of_system_text(self, old: Segment | None, new: Segment | None) -> Cause:
+        dated = shows_date(self.before.text(old), self.after.text(new))
+        return Cause.ENVIRONMENT if dated else Cause.SYSTEM
+
+    def _is_environment(self, new: Segment | None) -> bool:
+        """The first inline system message tells it."""
+        inline = (s for s in self.after.blocks(0) if s.role is Role.INLINE_SYSTEM)
+        return new is not None and next(inline, None) == new

@@ -1,0 +1,149 @@
+"""Which earlier request a prompt is to be compared with.
+
+Knows tokens and sessions; nothing of strategies and causes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlxlab.prompt import STATIC_ROLES, Prompt, Role, Tokens, common_prefix
+from mlxlab.replay.requests import Step
+
+__all__ = ["Reference", "References", "grams"]
+
+_GRAM = 6
+"""Tokens in a row that are taken to be the same text wherever they stand."""
+_RECENT = 6
+"""Requests of a session that one of it is compared with."""
+_OTHERS = 64
+"""Sessions that a new one is compared with, the latest ones."""
+_TIE = 0.02
+"""Shares of known text this close count as equal: the later request is taken."""
+_SAME_KIND = 0.5
+"""Share of known system text from which a new session is one of a known kind."""
+
+_MULTIPLIERS = np.array([pow(1_000_003, i, 1 << 64) for i in range(_GRAM)], np.uint64)
+
+Grams: TypeAlias = NDArray[np.uint64]
+
+
+def grams(tokens: Tokens) -> Grams:
+    """A hash for every ``_GRAM`` tokens in a row, shape ``[n - _GRAM + 1]``."""
+    if len(tokens) < _GRAM:
+        return np.empty(0, np.uint64)
+    windows = np.lib.stride_tricks.sliding_window_view(tokens, _GRAM)
+    hashes: Grams = windows.astype(np.uint64) @ _MULTIPLIERS
+    return hashes
+
+
+# Without slots, so that the hashes are computed once.
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """An earlier request and what was in memory right after it.
+
+    Attributes:
+        number: how many requests came before it.
+        computed: its prompt, and its answer as far as it was computed.
+    """
+
+    number: int
+    step: Step
+
+    @cached_property
+    def computed(self) -> Prompt:
+        return self.step.computed
+
+    @cached_property
+    def grams(self) -> Grams:
+        return np.unique(grams(self.computed.tokens))
+
+
+class References:
+    """The requests so far, by session.
+
+    A request is compared with the latest one of its session and agent. Where several
+    conversations go on under one id, that is the one which it has most text in common
+    with. The first request of a session is compared with one of another session if
+    they have the system text in common.
+    """
+
+    def __init__(self) -> None:
+        self._sessions: dict[tuple[str, bool], list[Reference]] = {}
+        self._count = 0
+
+    def add(self, step: Step) -> Reference:
+        """Take in a request that has been answered."""
+        reference = Reference(self._count, step)
+        self._count += 1
+        own = self._sessions.pop(_key(step), [])  # to the end: the latest session
+        recent = own[1:][-_RECENT + 2 :]
+        self._sessions[_key(step)] = [*own[:1], *recent, reference]
+        return reference
+
+    def find(self, step: Step) -> Reference | None:
+        """The request to compare with, if there is one of this kind."""
+        own = self._sessions.get(_key(step), [])
+        if not own:
+            return self._akin(step)
+        shared = common_prefix(own[-1].computed.tokens, step.prompt.tokens)
+        if shared >= len(own[-1].step.prompt):
+            return own[-1]
+        return _closest(own, step.prompt)[-1]
+
+    def _akin(self, step: Step) -> Reference | None:
+        """Of another session, of which the latest and the earliest request are tried.
+
+        The system text decides: agents with other instructions may have the same tools.
+        """
+        system = np.unique(grams(_system_text(step.prompt)))
+        known = [
+            reference
+            for own in list(self._sessions.values())[-_OTHERS:]
+            for reference in dict.fromkeys((own[0], own[-1]))
+            if not len(system) or _share(system, reference) >= _SAME_KIND
+        ]
+        if not known:
+            return None
+        tokens, own = step.prompt.tokens, np.unique(grams(step.prompt.tokens))
+
+        def likeness(reference: Reference) -> tuple[int, float, int]:
+            shared = common_prefix(reference.computed.tokens, tokens)
+            return shared, _share(own, reference), reference.number
+
+        return max(_closest(known, step.prompt), key=likeness)
+
+
+def _key(step: Step) -> tuple[str, bool]:
+    return step.session, step.side
+
+
+def _closest(references: list[Reference], prompt: Prompt) -> list[Reference]:
+    """Those that know nearly as much of the text as any."""
+    own = np.unique(grams(prompt.tokens))
+    shares = [_share(own, reference) for reference in references]
+    most = max(shares)
+    return [
+        reference
+        for reference, share in zip(references, shares, strict=True)
+        if share >= most - _TIE
+    ]
+
+
+def _share(own: Grams, reference: Reference) -> float:
+    """Share of ``own`` that stands in ``reference``."""
+    return float(np.isin(own, reference.grams).mean()) if len(own) else 0.0
+
+
+def _system_text(prompt: Prompt) -> Tokens:
+    """System text if blocks are known, else everything in front of the messages."""
+    for roles in ({Role.SYSTEM}, STATIC_ROLES):
+        found = [s for s in prompt.segments if s.role in roles]
+        if found and prompt.exact_segments:
+            return np.concatenate([prompt.tokens[s.start : s.stop] for s in found])
+    return prompt.tokens

@@ -1,0 +1,309 @@
+"""What changed between an earlier prompt and a later one, and whom that costs.
+
+Both are laid side by side block by block. What stands behind a change and was there
+before is due to it; what was not there before is new. Knows tokens and segments;
+nothing of strategies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from itertools import pairwise, product
+
+import numpy as np
+
+from mlxlab.analysis.misses.blocks import (
+    GLUE,
+    Decode,
+    Mask,
+    Side,
+    occurring,
+    pair_blocks,
+)
+from mlxlab.analysis.misses.causes import Cause
+from mlxlab.analysis.misses.classify import Change, Verdicts
+from mlxlab.analysis.misses.predecessors import Reference
+from mlxlab.prompt import Prompt, Role, Segment, Tokens, common_prefix
+
+__all__ = ["Alignment", "Due", "align"]
+
+#: Stands for a block that came from the reference's answer, and the share of its
+#: tokens from which it did: clients add defaults to the arguments of calls.
+_FROM_ANSWER = "\0answer"
+_MOSTLY = 0.5
+
+#: Tokens that a template may put around a block, depending on what is beside it.
+_EDGE = 8
+
+#: Tokens on either side of the place where an answer came back in others.
+_SHOWN = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """Tokens ``[start, stop)`` behind ``change``, or new ones."""
+
+    start: int
+    stop: int
+    change: Change | None
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """A prompt beside its reference.
+
+    Attributes:
+        shared: length of their common prefix.
+        changes: in the order of the prompt.
+        dues: parts of the prompt from ``shared`` to its end.
+    """
+
+    shared: int
+    changes: tuple[Change, ...]
+    dues: tuple[Due, ...]
+
+
+def align(
+    prompt: Prompt, reference: Reference, *, same_session: bool, decode: Decode
+) -> Alignment:
+    """Lay ``prompt`` beside the sequence that ``reference`` left.
+
+    Args:
+        prompt: the later one.
+        reference: the earlier request.
+        same_session: whether it was one of the same session and agent, so that other
+            messages are an edited history and not another conversation.
+        decode: for the texts of changes.
+    """
+    walk = _Walk(prompt, reference, same_session, decode)
+    walk.run()
+    return Alignment(walk.shared, tuple(walk.changes), tuple(walk.dues()))
+
+
+class _Walk:
+    """Goes through two prompts and remembers the change that is nearest in front."""
+
+    def __init__(
+        self, prompt: Prompt, reference: Reference, same_session: bool, decode: Decode
+    ) -> None:
+        self.asked = len(reference.step.prompt)
+        self.before = Side(reference.computed, decode)
+        self.after = Side(prompt, decode)
+        self.verdicts = Verdicts(self.before, self.after, self.asked, same_session)
+        self.shared = common_prefix(reference.computed.tokens, prompt.tokens)
+        self.olds = self.before.blocks(self.shared)
+        self.news = self.after.blocks(self.shared)
+        self.answer = [s for s in self.olds if s.role is Role.ANSWER]
+        self.changes: list[Change] = []
+        #: By position: whether the reference has this text, and which change is in
+        #: front of it (-1: none).
+        self.known = np.zeros(len(prompt), np.bool_)
+        self.behind = np.full(len(prompt), -1, np.int64)
+        #: Blocks that stand in both, but not in the same order.
+        self.moved_olds: set[Segment] = set()
+        self.moved_news: set[Segment] = set()
+        #: What is left of the reference, by role: a changed block may have come
+        #: from several.
+        self.rest: dict[Role, Tokens] = {}
+
+    def run(self) -> None:
+        if self.shared >= self.asked:
+            self._check_answer()
+        before = [self.before.text(s) for s in self.olds]
+        after = [self._key(s, before) for s in self.news]
+        before = [
+            _FROM_ANSWER if s.role is Role.ANSWER else key
+            for s, key in zip(self.olds, before, strict=True)
+        ]
+        opcodes = SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
+        unequal = [code[1:] for code in opcodes if code[0] != "equal"]
+        gone = [
+            (n, s) for n, (i, j, _, _) in enumerate(unequal) for s in self.olds[i:j]
+        ]
+        come = [
+            (n, s) for n, (_, _, k, m) in enumerate(unequal) for s in self.news[k:m]
+        ]
+        self._find_moved(gone, come)
+        self._set_rest([s for _, s in gone])
+        for tag, i, j, k, m in opcodes:
+            olds, news = self.olds[i:j], self.news[k:m]
+            if tag != "equal":
+                self._differ(olds, news, end=self._is_end(j))
+                continue
+            for old, new in zip(olds, news, strict=True):
+                same = True if old.role is not Role.ANSWER else self._said(new)
+                self._mark(new.start, new.stop, known=same)
+        self._fill_glue()
+
+    def dues(self) -> Iterator[Due]:
+        """Runs of one fate from the common prefix on."""
+        fate = np.where(self.known, self.behind, -1)[self.shared :]
+        edges = [0, *(np.flatnonzero(np.diff(fate)) + 1).tolist(), len(fate)]
+        for a, b in pairwise(edges):
+            if b > a:
+                change = self.changes[fate[a]] if fate[a] >= 0 else None
+                yield Due(self.shared + a, self.shared + b, change)
+
+    def _key(self, new: Segment, before: Sequence[str]) -> str:
+        """Content; the same for all of what the reference was answered.
+
+        By text, as a token at an edge depends on what is beside the block.
+        """
+        key = self.after.text(new)
+        from_answer = (
+            new.role is Role.ASSISTANT
+            and key not in before
+            and self._said(new).mean() > _MOSTLY
+        )
+        return _FROM_ANSWER if from_answer else key
+
+    def _said(self, new: Segment) -> Mask:
+        """Which tokens stand in the reference's answer."""
+        source = [self.before.ids(s) for s in self.answer]
+        return occurring(
+            self.after.ids(new), np.concatenate([self.after.ids(new)[:0], *source])
+        )
+
+    def _find_moved(
+        self, gone: Sequence[tuple[int, Segment]], come: Sequence[tuple[int, Segment]]
+    ) -> None:
+        """Blocks that have gone in one stretch and are back, there or in another."""
+        for (stretch, old), (other, new) in product(gone, come):
+            free = old not in self.moved_olds and new not in self.moved_news
+            if (
+                free
+                and old.role is new.role
+                and self._is_same(old, new, stretch, other)
+            ):
+                self.moved_olds.add(old)
+                self.moved_news.add(new)
+
+    def _is_same(self, old: Segment, new: Segment, stretch: int, other: int) -> bool:
+        """Whether a block is another one, but for its edges if it is somewhere else."""
+        if abs(len(old) - len(new)) > _EDGE:
+            return False
+        if self.before.text(old) == self.after.text(new):
+            return True
+        core = self.before.ids(old)[_EDGE:-_EDGE].tobytes()
+        return (
+            stretch != other and core != b"" and core in self.after.ids(new).tobytes()
+        )
+
+    def _set_rest(self, gone: Sequence[Segment]) -> None:
+        for role in {s.role for s in gone}:
+            ids = [self.before.ids(s) for s in gone if s.role is role]
+            self.rest[role] = np.concatenate(ids)
+
+    def _is_end(self, index: int) -> bool:
+        """Whether nothing but the answer is left of the reference."""
+        return all(s.role is Role.ANSWER for s in self.olds[index:])
+
+    def _check_answer(self) -> None:
+        """An answer that has come back in other tokens is a change of its own."""
+        if not self.answer or not self.answer[0].start < self.shared:
+            return
+        new = next((s for s in self.news if s.role is Role.ASSISTANT), None)
+        if new is None or self.shared >= self.answer[0].stop:
+            return
+        cause = self.verdicts.of_answer(self.answer[0], new)
+        # The answer is more than this block: what is shown is the place.
+        old, now = (
+            side.text_around(self.shared, _SHOWN, new.start)
+            for side in (self.before, self.after)
+        )
+        self.changes.append(Change(cause, new.label, new.role, self.shared, old, now))
+
+    def _differ(
+        self, olds: Sequence[Segment], news: Sequence[Segment], end: bool
+    ) -> None:
+        """Take in a stretch where the two are not the same."""
+        moved = [s for s in olds if s in self.moved_olds]
+        pairs, gone = pair_blocks([s for s in olds if s not in self.moved_olds], news)
+        history = Cause.MOVED if moved else self.verdicts.of_history(olds, news)
+        self._lose(moved, history, news[0].start if news else self._next_start())
+        for old, new in pairs:
+            self._take(old, new, history, grows=end)
+        gone = [s for s in gone if s.role is not Role.ANSWER]
+        self._lose(gone, history, news[-1].stop if news else self._next_start())
+
+    def _lose(self, gone: Sequence[Segment], history: Cause, place: int) -> None:
+        """Take in that blocks are no longer at ``place``."""
+        for old in gone:
+            self._change(old, None, history, place)
+
+    def _next_start(self) -> int:
+        """Where what stood behind vanished blocks stands now."""
+        starts = [s.start for s in self.news if s.start >= self.shared]
+        marked = np.flatnonzero(self.known)
+        last = int(marked[-1]) if len(marked) else self.shared - 1
+        return next((start for start in starts if start > last), self.shared)
+
+    def _take(
+        self, old: Segment | None, new: Segment, history: Cause, grows: bool
+    ) -> None:
+        ids = self.after.ids(new)
+        if new in self.moved_news:
+            self._take_moved(new, history, grows)
+            return
+        before = self.before.ids(old) if old else ids[:0]
+        alike = common_prefix(before, ids)
+        first = new.start + alike
+        self._mark(new.start, first, known=True)
+        # A block that was only added to, at the end, has pushed nothing away.
+        added = old is None or old.role is Role.ANSWER or alike == len(before)
+        if not ((grows and added) or self._says_the_same(old, new)):
+            self._change(old, new, history, max(first, self.shared))
+        # The answer stands in what follows, whatever blocks it came back as.
+        known = occurring(
+            ids, np.concatenate([before, self.rest.get(new.role, before)])
+        )
+        known |= self._said(new) if grows else False
+        self._mark(first, new.stop, known=known[alike:])
+
+    def _says_the_same(self, old: Segment | None, new: Segment) -> bool:
+        """Whether only a token at its edge differs."""
+        return old is not None and (self.before.text(old) == self.after.text(new))
+
+    def _take_moved(self, new: Segment, history: Cause, grows: bool) -> None:
+        if not grows:
+            self._change(None, new, history, new.start)
+        self._mark(new.start, new.stop, known=True)
+
+    def _change(
+        self,
+        old: Segment | None,
+        new: Segment | None,
+        history: Cause,
+        position: int,
+    ) -> None:
+        block = new or old
+        assert block is not None  # there is no change without a block
+        moved = old in self.moved_olds or new in self.moved_news
+        what = "moved" if moved else "gone"
+        self.changes.append(
+            Change(
+                self.verdicts.of_block(old, new, history, moved=moved),
+                block.label if new else f"{block.label} ({what})",
+                block.role,
+                position,
+                self.before.text(old),
+                self.after.text(new),
+                deferred=self.verdicts.is_loaded(block),
+            )
+        )
+
+    def _mark(self, start: int, stop: int, known: bool | Mask) -> None:
+        self.known[start:stop] = known
+        self.behind[start:stop] = len(self.changes) - 1
+
+    def _fill_glue(self) -> None:
+        """What the template puts around blocks shares the fate of what is before it."""
+        for segment in self.after.prompt.segments:
+            if segment.role in GLUE and segment.start >= self.shared:
+                before = segment.start - 1
+                known = before >= self.shared and bool(self.known[before])
+                behind = self.behind[before] if before >= 0 else -1
+                self.known[segment.start : segment.stop] = known
+                self.behind[segment.start : segment.stop] = behind

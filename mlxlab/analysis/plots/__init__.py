@@ -1,0 +1,32 @@
+"""Figures of comparisons, findings, misses and sweeps. They draw, and compute no more.
+
+Along an axis of requests ``2 #7`` is request 7, of the second session; ``2b #7`` is its
+second sub-agent's.
+"""
+
+from mlxlab.analysis.plots.fidelity import plot_pareto, plot_shift, save_fidelity_plots
+from mlxlab.analysis.plots.misses import plot_causes, plot_strip, save_misses_plots
+from mlxlab.analysis.plots.planning import plot_capacity, plot_costs
+from mlxlab.analysis.plots.reuse import (
+    plot_hit_rate,
+    plot_memory,
+    plot_segments,
+    plot_ttft,
+    save_plots,
+)
+
+__all__ = [
+    "plot_capacity",
+    "plot_causes",
+    "plot_costs",
+    "plot_hit_rate",
+    "plot_memory",
+    "plot_pareto",
+    "plot_segments",
+    "plot_shift",
+    "plot_strip",
+    "plot_ttft",
+    "save_fidelity_plots",
+    "save_misses_plots",
+    "save_plots",
+]

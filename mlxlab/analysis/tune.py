@@ -1,0 +1,205 @@
+"""Searches strategy and parameters for somebody's traffic under a memory budget."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from mlxlab.analysis.fidelity.store import Measurement, known
+from mlxlab.analysis.tuning import Tuning
+from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
+from mlxlab.rendering.renderer import Renderer
+from mlxlab.rendering.rules import parse_rules
+from mlxlab.replay.bounds import INFINITE, Foresight
+from mlxlab.replay.cost_model import CostModel
+from mlxlab.replay.manifest import describe_run
+from mlxlab.replay.simulator import SimulatedTarget
+from mlxlab.replay.sources import AnyTrace, open_sources
+from mlxlab.replay.specs import Contender
+from mlxlab.replay.workload import Workload
+from mlxlab.sizes import format_size
+from mlxlab.strategies import STRATEGIES, Parameter
+
+if TYPE_CHECKING:
+    import optuna
+
+__all__ = ["tune"]
+
+
+def tune(
+    traces: AnyTrace | Sequence[AnyTrace],
+    *,
+    memory: int,
+    model: str | ModelFolder = BUNDLED,
+    token_bytes: int | None = None,
+    rules: str = "all",
+    users: int = 1,
+    costs: CostModel | None = None,
+    kld: float | None = None,
+    trials: int = 60,
+    seed: int = 0,
+    progress: bool = True,
+) -> Tuning:
+    """Find the strategy and parameters that answer this traffic soonest.
+
+    Each strategy says itself which values are worth trying (``Strategy.choices``);
+    Optuna's tree-structured Parzen estimator chooses among them. Every strategy is
+    tried as it is first.
+
+    Args:
+        traces: recorded or hashed.
+        memory: bytes for keys and values.
+        model: name, folder or hub repository.
+        token_bytes: keys and values of one token, if other than the model's.
+        rules: see :func:`mlxlab.rendering.rules.parse_rules`.
+        users: traces replayed at the same time.
+        costs: what seconds are estimated by; without, computed tokens are minimised.
+        kld: the most KL divergence from a full prefill, in nats at the 99.9 %
+            quantile, that may be accepted; approximate strategies that were measured
+            to be below take part. None for exact ones only.
+        trials: how many to try.
+        seed: of the search.
+        progress: whether to show bars.
+
+    Raises:
+        MlxlabError: anything unknown or unreadable, or a budget that holds nothing.
+    """
+    traces = [traces] if isinstance(traces, AnyTrace) else list(traces)
+    folder = find_model(model) if isinstance(model, str) else model
+    renderer = Renderer(folder, parse_rules(rules))
+    workload = Workload(open_sources(traces, renderer, progress), users)
+    token_bytes = token_bytes or folder.token_bytes
+    approximate = [] if kld is None else _close_enough(folder, renderer.rules, kld)
+    search = _Search(workload, token_bytes, memory, costs)
+    found = search.run(approximate, trials, seed, progress)
+    foresight = Foresight(workload)
+    contenders = [Contender(found.strategy.iloc[0], renderer.rules)]
+    return Tuning(
+        trials=found,
+        infinite=sum(foresight.reused(INFINITE)),
+        finite=sum(foresight.reused(memory // token_bytes)),
+        memory=memory,
+        model=folder.name,
+        rules=Contender("", renderer.rules).rules_label,
+        manifest=describe_run(
+            traces,
+            folder,
+            contenders,
+            renderer.notes,
+            {},
+            token_bytes=token_bytes,
+            costs=costs,
+        )
+        | {"seed": seed},
+    )
+
+
+class _Search:
+    """Tries strategies out on one workload."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        token_bytes: int,
+        memory: int,
+        costs: CostModel | None,
+    ) -> None:
+        self.workload = workload
+        self.token_bytes = token_bytes
+        self.memory = memory
+        self.costs = costs
+        self._known: dict[str, dict[str, Any]] = {}
+
+    def run(
+        self, approximate: Sequence[str], trials: int, seed: int, progress: bool
+    ) -> pd.DataFrame:
+        """All that was tried, the best first; of equals what holds less."""
+        import optuna  # slow to import, and needed here only
+
+        logging.getLogger("optuna").setLevel(logging.WARNING)
+        study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
+        exact = {n: s for n, s in STRATEGIES.items() if s.exact}
+        candidates = [*exact, *approximate]
+        for name in candidates:
+            study.enqueue_trial({"strategy": name}, skip_if_exists=True)
+        with tqdm(total=trials, desc="tuning", disable=not progress) as bar:
+            for _ in range(max(trials, len(candidates))):
+                study.optimize(lambda trial: self._try(trial, candidates), n_trials=1)
+                bar.update(1)
+        frame = pd.DataFrame(self._known.values())
+        return frame.sort_values(["cost", "stored_bytes"], ignore_index=True)
+
+    def _try(self, trial: optuna.Trial, candidates: Sequence[str]) -> float:
+        chosen = trial.suggest_categorical("strategy", candidates)
+        spec = chosen
+        if chosen in STRATEGIES:
+            parameters = {
+                key: trial.suggest_categorical(f"{chosen}.{key}", self._values(key, of))
+                for key, of in STRATEGIES[chosen].choices.items()
+            }
+            spec = _spec(chosen, {**parameters, "capacity": self.memory})
+        if spec not in self._known:
+            self._known[spec] = self._measure(spec)
+        return float(self._known[spec]["cost"])
+
+    def _values(self, key: str, values: Sequence[int]) -> list[int]:
+        """Those that hashed traces can tell apart."""
+        unit = self.workload.unit
+        whole = [value for value in values if value % unit == 0]
+        counted = {k for s in STRATEGIES.values() for k in s.in_tokens}
+        return (whole or [unit]) if key in counted else list(values)
+
+    def _measure(self, spec: str) -> dict[str, Any]:
+        contender = Contender(spec, ())
+        strategy = contender.make(self.token_bytes, unit=self.workload.unit)
+        target = SimulatedTarget(strategy, costs=self.costs)
+        seconds, prompt, reused, requests, peak = [], 0, 0, 0, 0
+        for step in self.workload:
+            outcome = target.replay(step)
+            seconds.append(outcome.ttft_s)
+            prompt += step.tokens
+            reused += outcome.reused_tokens
+            peak = max(peak, outcome.stored_bytes)
+            requests += 1
+        row = {
+            "strategy": spec,
+            "name": strategy.name,
+            "cost": (prompt - reused) / requests,
+            "prompt_tokens": prompt,
+            "reused_tokens": reused,
+            "stored_bytes": peak,
+        }
+        if self.costs is None:
+            return row
+        ttft = np.array(seconds, dtype=float)
+        return row | {
+            "cost": ttft.mean(),
+            "ttft_mean_s": ttft.mean(),
+            "ttft_median_s": np.median(ttft),
+            "ttft_p90_s": np.quantile(ttft, 0.9),
+        }
+
+
+def _close_enough(folder: ModelFolder, rules: Sequence[str], kld: float) -> list[str]:
+    """Approximate strategies that were measured to be within the limit."""
+
+    def within(measurement: Measurement) -> bool:
+        same = measurement.subject.rules == tuple(rules)
+        return same and measurement.closeness.kld_999 <= kld
+
+    subjects = [m.subject for m in known(folder.digest) if within(m)]
+    return [_spec(s.strategy, s.parameters) for s in subjects]
+
+
+def _spec(name: str, parameters: Mapping[str, Parameter]) -> str:
+    written = [
+        f"{key}={format_size(int(value)) if key == 'capacity' else value}"
+        for key, value in parameters.items()
+        if not (key == "capacity" and name == "none")
+    ]
+    return f"{name}:{','.join(written)}" if written else name

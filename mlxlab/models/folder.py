@@ -1,0 +1,218 @@
+"""Model folders: where they are, what their KV weighs, how they cut text.
+
+A model is a folder in mlx-lm's format, given by path or hub repository. This module
+reads its configuration and tokenizer and never its weights, so that a simulation
+needs no mlx.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlxlab.errors import ModelError
+from mlxlab.models import tiny
+from mlxlab.models.encoder import Encoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["BUNDLED", "ModelFolder", "find_model"]
+
+#: Name of the model that comes with mlxlab.
+BUNDLED = "tiny"
+
+_ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_HASH_WHOLE_BELOW = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model's files.
+
+    Attributes:
+        name: as the user gave it.
+        path: folder with ``config.json``, tokenizer and safetensors.
+        config: the decoded ``config.json``.
+    """
+
+    name: str
+    path: Path
+    config: Mapping[str, Any]
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of keys and values that one token takes over all layers.
+
+        Raises:
+            ModelError: the configuration does not tell.
+        """
+        config = self._text_config
+        try:
+            heads = config["num_attention_heads"]
+            kv_heads = config.get("num_key_value_heads") or heads
+            head_dim = config.get("head_dim") or config["hidden_size"] // heads
+            layers = config["num_hidden_layers"]
+        except KeyError as error:
+            raise ModelError(
+                f"model {self.name}: config.json lacks {error}; "
+                "mlxlab needs a transformer with one KV cache a layer"
+            ) from None
+        return int(2 * layers * kv_heads * head_dim * self._item_bytes)
+
+    @property
+    def window(self) -> int:
+        """Longest sequence in tokens; a large number if the model names none."""
+        return int(self._text_config.get("max_position_embeddings", 2**31 - 1))
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer with its chat template.
+
+        Raises:
+            ModelError: no fast tokenizer, or no chat template.
+        """
+        # Else importing transformers without torch prints advice on stderr.
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+        from transformers import AutoTokenizer
+
+        try:
+            # The window is ours to check; transformers would only warn of it.
+            tokenizer = AutoTokenizer.from_pretrained(
+                self.path,
+                local_files_only=True,
+                model_max_length=sys.maxsize,
+                trust_remote_code=False,  # by default it asks on the terminal
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"model {self.name}: no tokenizer: {error}") from error
+        if not tokenizer.is_fast or not tokenizer.chat_template:
+            raise ModelError(
+                f"model {self.name}: mlxlab needs a tokenizer.json and a chat template"
+            )
+        return tokenizer
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """What encodes texts with :attr:`tokenizer`, and remembers them."""
+        return Encoder(self.tokenizer)
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Ids that end an answer."""
+        ids = {self.tokenizer.eos_token_id}
+        for named in (self._generation, self.config):
+            eos = named.get("eos_token_id")
+            ids |= set(eos) if isinstance(eos, list) else {eos}
+        return frozenset(i for i in ids if isinstance(i, int))
+
+    @property
+    def sampling(self) -> Mapping[str, float]:
+        """How its makers sample it: temperature, top_p, top_k, min_p, if they tell."""
+        keys = ("temperature", "top_p", "top_k", "min_p")
+        if self._generation.get("do_sample") is False:
+            return {}
+        return {key: self._generation[key] for key in keys if key in self._generation}
+
+    @cached_property
+    def tokenizer_digest(self) -> str:
+        """SHA-256 of ``tokenizer.json``, 16 hex digits: equal digests, equal ids.
+
+        Raises:
+            ModelError: there is none.
+        """
+        try:
+            data = (self.path / "tokenizer.json").read_bytes()
+        except OSError as error:
+            raise ModelError(f"model {self.name}: no tokenizer: {error}") from None
+        return hashlib.sha256(data).hexdigest()[:16]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the files that decide tokens and logits, 16 hex digits.
+
+        Weight files of 64 MiB and more enter with size, header and last MiB.
+        """
+        digest = hashlib.sha256()
+        for file in sorted(self.path.iterdir()):
+            if file.suffix in {".json", ".jinja", ".safetensors"}:
+                digest.update(file.name.encode() + b"\0" + _content_sample(file))
+        return digest.hexdigest()[:16]
+
+    @cached_property
+    def _generation(self) -> Mapping[str, Any]:
+        file = self.path / "generation_config.json"
+        try:
+            found = json.loads(file.read_text()) if file.exists() else {}
+        except (OSError, ValueError) as error:
+            raise ModelError(f"model {self.name}: {file.name}: {error}") from None
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def _text_config(self) -> Mapping[str, Any]:
+        nested = self.config.get("text_config")
+        return nested if isinstance(nested, dict) else self.config
+
+    @property
+    def _item_bytes(self) -> int:
+        config = self._text_config
+        dtype = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
+        return _ITEM_BYTES.get(str(dtype), 2)
+
+
+def find_model(name: str = BUNDLED, *, download: bool = True) -> ModelFolder:
+    """The bundled model, a folder, or a hub repository (``owner/name``).
+
+    Args:
+        name: a repository is looked up in the local hub cache first.
+        download: whether it is downloaded then, if the hub can be reached.
+
+    Raises:
+        ModelError: nothing there, or not a model folder.
+    """
+    path = tiny.PATH if name == BUNDLED else Path(name).expanduser()
+    if not path.is_dir():
+        path = _fetch(name, download)
+    try:
+        config = json.loads((path / "config.json").read_text())
+        if not isinstance(config, dict):
+            raise ValueError("no JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(
+            f"model {name!r}: {path / 'config.json'} cannot be read ({error}); "
+            "give a folder in mlx-lm's format"
+        ) from None
+    return ModelFolder(name, path, config)
+
+
+def _fetch(name: str, download: bool) -> Path:
+    accepted = f"give {BUNDLED!r}, a folder, or a hub repository such as owner/name"
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise ModelError(f"unknown model {name!r}: no such folder; {accepted}")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(snapshot_download(name, local_files_only=not download))
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
+        raise ModelError(
+            f"unknown model {name!r}: not in the hub cache, and the hub did not "
+            f"give it ({type(error).__name__}); {accepted}"
+        ) from error
+
+
+def _content_sample(file: Path) -> bytes:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        if size < _HASH_WHOLE_BELOW:
+            return stream.read()
+        head = stream.read(2**20)
+        stream.seek(-(2**20), os.SEEK_END)
+        return str(size).encode() + head + stream.read()

@@ -1,0 +1,352 @@
+"""Seconds for what a plan restores and computes, by a model fitted on one machine.
+
+Knows points that were measured, not how; needs neither mlx nor weights. Calibrations
+are kept in the user's cache folder, a file a model.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Iterable, Sequence
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any, Self, TypeAlias
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+
+from mlxlab.analysis.tables import write_content
+from mlxlab.files import cache_folder
+from mlxlab.strategies import Plan
+
+__all__ = [
+    "CHUNK",
+    "CostModel",
+    "Machine",
+    "Point",
+    "fit_costs",
+    "format_check",
+    "format_costs",
+    "recall_costs",
+    "remember_costs",
+]
+
+log = logging.getLogger(__name__)
+
+Matrix: TypeAlias = NDArray[np.float64]
+
+#: Tokens computed at a time where nobody says otherwise.
+CHUNK = 2048
+
+_ROUNDS = 20  # of reweighting; it settles in fewer
+_CPU_INFO = Path("/proc/cpuinfo")
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Machine(_Closed):
+    """What seconds depend on, as far as it can be told without mlx."""
+
+    system: str
+    processor: str
+    mlx: str
+    chunk: int
+
+    @classmethod
+    def here(cls, chunk: int) -> Self:
+        """This one, computing so many tokens at a time."""
+        system = f"{platform.system()} {platform.machine()}"
+        return cls(
+            system=system, processor=_processor(), mlx=version("mlx"), chunk=chunk
+        )
+
+
+class Point(_Closed):
+    """One measured request.
+
+    Attributes:
+        start: tokens that were restored.
+        stop: tokens of the prompt.
+        restore_s: seconds to plan and restore.
+        prefill_s: seconds to compute the others, up to the first token's logits.
+    """
+
+    start: int
+    stop: int
+    restore_s: FiniteFloat
+    prefill_s: FiniteFloat
+
+
+class CostModel(_Closed):
+    """Seconds as sums of few terms, none negative.
+
+    A prefill costs something per request, per chunk and per token, and, for attention,
+    per pair of a token and a position in front of its chunk and per pair of two tokens
+    of a chunk. A restore costs something per request and per token.
+
+    Attributes:
+        model: digest of the model's files.
+        machine: where it was fitted.
+        device: what computed.
+        blas: what computed products.
+        day: when, UTC.
+        prefill: seconds per request, chunk, token, pair with a position in front, pair
+            within a chunk, and position of the last token, which is computed by itself.
+        restore: seconds per request and token.
+        points: what it was fitted on.
+    """
+
+    model: str
+    machine: Machine
+    device: str
+    blas: str
+    day: date
+    prefill: tuple[FiniteFloat, ...] = Field(min_length=6, max_length=6)
+    restore: tuple[FiniteFloat, ...] = Field(min_length=2, max_length=2)
+    points: tuple[Point, ...]
+
+    def prefill_s(self, start: int, stop: int) -> float:
+        """Seconds to compute positions ``[start, stop)`` and what comes out of them."""
+        if start >= stop:
+            return 0.0
+        return float(_prefill_terms(start, stop, self.machine.chunk) @ self.prefill)
+
+    def restore_s(self, tokens: int) -> float:
+        """Seconds to find so many tokens and put them in place."""
+        return float(_restore_terms(tokens) @ self.restore)
+
+    def ttft_s(self, reused: int, tokens: int) -> float:
+        """Seconds to the first token of a prompt that begins with what is reused."""
+        return self.restore_s(reused) + self.prefill_s(reused, tokens)
+
+    def estimate(self, plan: Plan, unit: int, tokens: int) -> tuple[float, float]:
+        """Seconds to restore, and to compute, for a prompt of so many tokens.
+
+        Args:
+            plan: in units.
+            unit: tokens that a position of the plan stands for.
+            tokens: of the prompt.
+        """
+        gaps = [(a * unit, min(b * unit, tokens)) for a, b in plan.gaps]
+        reused = plan.reused * unit
+        if len(gaps) == 1:
+            return self.restore_s(reused), self.prefill_s(*gaps[0])
+        # Behind the first moved span everything left open is computed in one go.
+        middle = sum((a + b) * (b - a) for a, b in gaps) // (2 * (tokens - reused))
+        half = (tokens - reused) // 2
+        start = min(max(middle - half, 0), reused)
+        return self.restore_s(reused), self.prefill_s(start, start + tokens - reused)
+
+    def describe(self) -> dict[str, Any]:
+        """What a manifest says of seconds that were estimated."""
+        return {
+            "calibrated": str(self.day),
+            "points": len(self.points),
+            "median_error": round(self.error, 4),
+            "device": self.device,
+            "blas": self.blas,
+            "machine": self.machine.model_dump(),
+        }
+
+    @property
+    def errors(self) -> list[float]:
+        """Share by which the estimate of each size is off, restore and prefill."""
+        return [
+            abs(
+                (self.restore_s(p.start) + self.prefill_s(p.start, p.stop))
+                / (p.restore_s + p.prefill_s)
+                - 1
+            )
+            for p in _typical(self.points)
+        ]
+
+    @property
+    def error(self) -> float:
+        """The median of :attr:`errors`."""
+        return float(np.median(self.errors))
+
+
+def fit_costs(
+    points: Sequence[Point],
+    *,
+    model: str,
+    machine: Machine,
+    device: str,
+    blas: str,
+    day: date,
+) -> CostModel:
+    """The cost model that is off by the smallest shares, in sum, at these points.
+
+    Of points of one size the median counts. (The fastest tells what a machine could do,
+    and was 15 % short of what replays took.)
+    """
+    chunk = machine.chunk
+    kept = tuple(points)
+    points = _typical(points)
+    prefill = _fit(
+        np.array([_prefill_terms(p.start, p.stop, chunk) for p in points]),
+        np.array([p.prefill_s for p in points]),
+    )
+    restored = [p for p in points if p.start]
+    restore = _fit(
+        np.array([_restore_terms(p.start) for p in restored]).reshape(-1, 2),
+        np.array([p.restore_s for p in restored]),
+    )
+    return CostModel(
+        model=model,
+        machine=machine,
+        device=device,
+        blas=blas,
+        day=day,
+        prefill=tuple(prefill),
+        restore=tuple(restore),
+        points=kept,
+    )
+
+
+def remember_costs(costs: CostModel) -> Path:
+    """Keep a calibration; replaces that of the same model on the same machine.
+
+    Returns:
+        The file.
+
+    Raises:
+        MlxlabError: it cannot be written.
+    """
+    others = [c for c in _kept(costs.model) if c.machine != costs.machine]
+    path = _file(costs.model)
+    content = [c.model_dump(mode="json") for c in (*others, costs)]
+    write_content({"calibrations": content}, path)
+    return path
+
+
+def recall_costs(model: str, chunk: int) -> CostModel | None:
+    """What was calibrated for the model of that digest on this machine."""
+    here = Machine.here(chunk)
+    return next((c for c in _kept(model) if c.machine == here), None)
+
+
+def format_costs(costs: CostModel) -> pd.DataFrame:
+    """Seconds behind so many tokens in the cache, as text under short headings."""
+    most = max(point.stop for point in costs.points)
+    starts = [start for start in (0, 4096, 8192, 16384, 32768) if start < most]
+    return pd.DataFrame(
+        {
+            "cached\ntokens": [f"{start:,}" for start in starts],
+            "restore\nms": [f"{costs.restore_s(s) * 1e3:.1f}" for s in starts],
+            **{
+                f"{new:,} new\nms": [
+                    f"{costs.prefill_s(s, s + new) * 1e3:,.0f}" for s in starts
+                ]
+                for new in (1, 64, 256, 1024, 4096)
+            },
+        }
+    )
+
+
+def format_check(found: pd.DataFrame) -> pd.DataFrame:
+    """What :func:`mlxlab.analysis.calibrate.check_costs` found, as text."""
+    share = "{:.1%}".format
+    return pd.DataFrame(
+        {
+            "strategy": found.index,
+            "requests": found.requests.map(str),
+            "TTFT off\nmedian": found["median"].map(share),
+            "TTFT off\n90 %": found.p90.map(share),
+            "sum off": found.total.map(share),
+        }
+    )
+
+
+class _Calibrations(_Closed):
+    calibrations: tuple[CostModel, ...]
+
+
+def _kept(model: str) -> tuple[CostModel, ...]:
+    path = _file(model)
+    try:
+        return _Calibrations.model_validate_json(path.read_bytes()).calibrations
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValidationError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not of this format"
+        log.warning("%s: %s; calibrate again", path, reason)
+        return ()
+
+
+def _file(model: str) -> Path:
+    return cache_folder() / "calibration" / f"{model}.json"
+
+
+def _typical(points: Sequence[Point]) -> list[Point]:
+    """Of each size a point with the median prefill and the median restore."""
+    sizes: dict[tuple[int, int], list[Point]] = {}
+    for point in points:
+        sizes.setdefault((point.start, point.stop), []).append(point)
+    return [
+        own[0].model_copy(
+            update={
+                "prefill_s": median(point.prefill_s for point in own),
+                "restore_s": median(point.restore_s for point in own),
+            }
+        )
+        for own in sizes.values()
+    ]
+
+
+def _prefill_terms(start: int, stop: int, chunk: int) -> Matrix:
+    """What a prefill of positions ``[start, stop)`` consists of."""
+    # The last token is computed by itself, the others in chunks.
+    starts = np.arange(start, stop - 1, chunk, dtype=np.float64)
+    lengths = np.minimum(starts + chunk, stop - 1) - starts
+    pairs = starts @ lengths, lengths @ lengths
+    return np.array([1.0, len(starts), stop - start, *pairs, stop])
+
+
+def _restore_terms(tokens: int) -> Matrix:
+    return np.array([1.0, tokens]) if tokens else np.zeros(2)
+
+
+def _fit(terms: Matrix, seconds: Matrix) -> list[float]:
+    """Least absolute shares, by reweighted least squares; nothing negative."""
+    found = np.zeros(terms.shape[1])
+    if len(seconds) == 0:
+        return found.tolist()
+    shares = terms / seconds[:, None]
+    weights = np.ones(len(seconds))
+    for _ in range(_ROUNDS):
+        found = _not_negative(shares * weights[:, None], weights)
+        weights = 1 / np.sqrt(np.maximum(abs(shares @ found - 1), 1e-3))
+    return found.tolist()
+
+
+def _not_negative(terms: Matrix, target: Matrix) -> Matrix:
+    """Least squares over the terms that do not come out negative."""
+    used = np.ones(terms.shape[1], dtype=bool)
+    scale = np.linalg.norm(terms, axis=0)
+    scale[scale == 0] = 1
+    while True:
+        found = np.zeros(terms.shape[1])
+        solved = np.linalg.lstsq(terms[:, used] / scale[used], target, rcond=None)[0]
+        found[used] = solved / scale[used]
+        if (found >= 0).all():
+            return found
+        used[int(np.argmin(found * scale))] = False
+
+
+def _processor() -> str:
+    """A name that tells machines apart; ``platform`` has none on Linux."""
+    names: Iterable[str] = ()
+    if _CPU_INFO.exists():
+        lines = _CPU_INFO.read_text().splitlines()
+        names = (
+            line.partition(":")[2].strip() for line in lines if "model name" in line
+        )
+    return next(iter(names), "") or platform.processor() or "unknown"

@@ -1,0 +1,156 @@
+"""From a trace to what a target is driven with: rendered prompts and their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mlxlab.errors import ModelError, RequestError
+from mlxlab.prompt import Prompt, Tokens, common_prefix
+from mlxlab.rendering.renderer import Renderer
+from mlxlab.traces import Exchange, Trace
+from mlxlab.traces.schema import Json
+
+__all__ = ["Step", "label_sessions", "render_steps"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One recorded exchange, rendered for a model.
+
+    Attributes:
+        session: session id, ``/`` and the agent's id for a sub-agent.
+        request: the exchange's id in its trace.
+        answer: ids that were answered, the end of turn included; empty if the trace
+            does not tell.
+        unit: tokens that an id of the prompt stands for.
+        side: whether the client asked on the side, as for a title: it is no turn of
+            the session's conversation, which its prompt cannot tell.
+    """
+
+    session: str
+    request: int
+    prompt: Prompt
+    answer: Tokens
+    unit: int = 1
+    side: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.prompt)
+
+    def tokens_between(self, start: int, stop: int) -> int:
+        """Tokens at positions ``[start, stop)`` of the prompt, which are in units."""
+        return min(stop * self.unit, self.tokens) - min(start * self.unit, self.tokens)
+
+    @property
+    def computed(self) -> Prompt:
+        """What has been fed to a model once the answer is out: all but its last id."""
+        length = len(self.prompt) + len(self.answer) - 1
+        return self.prompt.extended(self.answer).head(length)
+
+
+def render_steps(
+    trace: Trace,
+    renderer: Renderer,
+    progress: Callable[[int], object] = lambda requests: None,
+) -> list[Step]:
+    """The trace's inference requests in order of arrival.
+
+    An answer that was not recorded is read off a later request that repeats it.
+
+    Args:
+        trace: what was recorded.
+        renderer: for the model and rules that the prompts are for.
+        progress: called with the number of requests just rendered.
+
+    Raises:
+        RequestError: a request that is no valid Messages request, or none at all.
+        ModelError: a prompt beyond the model's window, or one that cannot be rendered.
+    """
+    steps: list[Step] = []
+    equipped = {e.session for e in trace.inference if e.body and e.body.get("tools")}
+    for exchange in trace.inference:
+        side = _is_aside(exchange, equipped)
+        steps.append(replace(_step(trace, exchange, renderer), side=side))
+        progress(1)
+    if not steps:
+        raise RequestError(
+            f"trace {trace.name}: no POST /v1/messages in it; record one with a client "
+            "that sends some"
+        )
+    end = renderer.tokenizer.eos_token_id
+    return [
+        step
+        if len(step.answer)
+        else replace(step, answer=_repeated(step, steps[i:], end))
+        for i, step in enumerate(steps, start=1)
+    ]
+
+
+def label_sessions(
+    traces: Sequence[Trace], rendered: Sequence[list[Step]]
+) -> list[list[Step]]:
+    """Put traces' names before sessions' if there are several: ids may be the same."""
+    if len(traces) == 1:
+        return list(rendered)
+    return [
+        [replace(step, session=f"{trace.name}:{step.session}") for step in steps]
+        for trace, steps in zip(traces, rendered, strict=True)
+    ]
+
+
+def _step(trace: Trace, exchange: Exchange, renderer: Renderer) -> Step:
+    where = f"trace {trace.name}: request {exchange.id}"
+    response = exchange.response
+    body = _asked(exchange)
+    prompt: Prompt
+    answer: Tokens = np.empty(0, dtype=np.int32)
+    if response and response.status == 200 and response.message:
+        prompt, answer = renderer.render_exchange(body, response.message, where)
+    else:
+        prompt = renderer.render(body, where)
+    generated = response.generated if response else None
+    if generated and generated.tokenizer == renderer.model.tokenizer_digest:
+        answer = np.array(generated.ids, dtype=np.int32)
+    length, window = len(prompt) + len(answer), renderer.model.window
+    if length > window:
+        raise ModelError(
+            f"{where}: prompt is too long: {length} tokens > {window} maximum of "
+            f"model {renderer.model.name}"
+        )
+    agent = f"/{exchange.agent[:8]}" if exchange.agent else ""
+    return Step(exchange.session + agent, exchange.id, prompt, answer)
+
+
+def _is_aside(exchange: Exchange, equipped: Collection[str]) -> bool:
+    """Whether no tools are offered in a session that has some, or JSON is asked for."""
+    body = exchange.body or {}
+    output = body.get("output_config")
+    form = output.get("format") if isinstance(output, dict) else None
+    asks_json = isinstance(form, dict) and form.get("type") == "json_schema"
+    return asks_json or (exchange.session in equipped and not body.get("tools"))
+
+
+def _asked(exchange: Exchange) -> dict[str, Json] | None:
+    """The request, with the server's word on reasoning where it had the last one."""
+    generated = exchange.response.generated if exchange.response else None
+    if exchange.body is None or generated is None or generated.thinking is None:
+        return exchange.body
+    kind = "adaptive" if generated.thinking else "disabled"
+    return {**exchange.body, "thinking": {"type": kind}}
+
+
+def _repeated(step: Step, later: Sequence[Step], end: int | None) -> Tokens:
+    """The answer as it stands in the first later prompt that begins with this one."""
+    own = step.prompt.tokens
+    for other in later:
+        ids = other.prompt.tokens
+        if other.session == step.session and common_prefix(own, ids) == len(own):
+            ends = np.flatnonzero(ids[len(own) :] == end)
+            if len(ends):
+                return ids[len(own) : len(own) + ends[0] + 1]
+    return step.answer

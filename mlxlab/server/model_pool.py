@@ -1,0 +1,158 @@
+"""Models in memory, and the engines that run them, under one memory budget.
+
+Everything but :func:`folder_bytes` belongs on the worker thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+
+from mlxlab.engine import Engine, load_model
+from mlxlab.errors import ModelError
+from mlxlab.models.folder import ModelFolder
+from mlxlab.strategies import parse_strategy
+
+__all__ = ["EngineKey", "ModelPool", "default_budget", "folder_bytes"]
+
+log = logging.getLogger(__name__)
+
+_MIB = 2**20
+#: A cancelled request ends with the chunk in work.
+_CHUNK_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineKey:
+    """What must not share a cache: another strategy, or another's credential."""
+
+    strategy: str
+    credential: str
+
+
+@dataclass(slots=True)
+class _Loaded:
+    model: Any
+    weights: int
+    engines: OrderedDict[EngineKey, Engine] = field(default_factory=OrderedDict)
+
+    @property
+    def nbytes(self) -> int:
+        return self.weights + sum(e.store.nbytes for e in self.engines.values())
+
+
+class ModelPool:
+    """Loads models when they are asked for; the least recently used ones make room.
+
+    Args:
+        budget: bytes that weights and stored keys and values may take together.
+        chunk: tokens that engines compute at a time.
+    """
+
+    def __init__(self, budget: int, *, chunk: int = 2048) -> None:
+        self.budget = budget
+        self.chunk = chunk
+        self._loaded: OrderedDict[str, _Loaded] = OrderedDict()  # least recent first
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights and stored keys and values."""
+        return sum(loaded.nbytes for loaded in self._loaded.values())
+
+    @property
+    def stored(self) -> dict[tuple[str, str], int]:
+        """Bytes of keys and values by model and strategy."""
+        stored: dict[tuple[str, str], int] = {}
+        for name, loaded in self._loaded.items():
+            for key, engine in loaded.engines.items():
+                at = (name, key.strategy)
+                stored[at] = stored.get(at, 0) + engine.store.nbytes
+        return stored
+
+    def engine(self, folder: ModelFolder, key: EngineKey) -> Engine:
+        """The engine for a model, a strategy and a credential.
+
+        Raises:
+            ModelError: see :meth:`load`.
+        """
+        loaded = self._load(folder)
+        if key not in loaded.engines:
+            loaded.engines[key] = self._new_engine(loaded, folder, key.strategy)
+        loaded.engines.move_to_end(key)
+        self._make_room(0, keep=folder.name)
+        while self.nbytes > self.budget and len(loaded.engines) > 1:
+            loaded.engines.popitem(last=False)
+        return loaded.engines[key]
+
+    def load(self, folder: ModelFolder, strategy: str) -> None:
+        """Have a model in memory before the first request for it.
+
+        Raises:
+            ModelError: it cannot be loaded, is larger than the budget, or cannot be
+                run under this strategy.
+        """
+        self._new_engine(self._load(folder), folder, strategy)
+
+    def keep_only(self, wanted: Collection[tuple[str, str]]) -> None:
+        """Drop engines whose model and strategy no alias names any more."""
+        for name, loaded in list(self._loaded.items()):
+            for key in list(loaded.engines):
+                if (name, key.strategy) not in wanted:
+                    del loaded.engines[key]
+            if not any(name == model for model, _ in wanted):
+                del self._loaded[name]
+        mx.clear_cache()
+
+    def _new_engine(
+        self, loaded: _Loaded, folder: ModelFolder, strategy: str
+    ) -> Engine:
+        return Engine(
+            loaded.model,
+            parse_strategy(strategy, token_bytes=folder.token_bytes),
+            chunk=self.chunk,
+            window=folder.window,
+            chunk_s=_CHUNK_S,
+        )
+
+    def _load(self, folder: ModelFolder) -> _Loaded:
+        if folder.name in self._loaded:
+            self._loaded.move_to_end(folder.name)
+            return self._loaded[folder.name]
+        weights = folder_bytes(folder)
+        if weights > self.budget:
+            raise ModelError(
+                f"model {folder.name}: its weights take {weights // _MIB} MiB, the "
+                f"memory budget is {self.budget // _MIB} MiB; raise --memory"
+            )
+        self._make_room(weights)
+        loaded = _Loaded(load_model(folder), weights)
+        self._loaded[folder.name] = loaded
+        return loaded
+
+    def _make_room(self, needed: int, keep: str | None = None) -> None:
+        while self.nbytes + needed > self.budget:
+            name = next((n for n in self._loaded if n != keep), None)
+            if name is None:
+                break
+            log.warning("model %s unloaded to make room", name)
+            del self._loaded[name]
+            mx.clear_cache()
+
+
+def folder_bytes(folder: ModelFolder) -> int:
+    """Bytes of a model's weight files."""
+    return sum(file.stat().st_size for file in folder.path.glob("*.safetensors"))
+
+
+def default_budget() -> int:
+    """Three quarters of the memory that the device can use."""
+    size = mx.device_info().get("max_recommended_working_set_size")
+    if size is None:
+        size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(size) * 3 // 4

@@ -1,0 +1,257 @@
+"""From a request to a job: which model, which prompt, how to sample and decode it.
+
+Runs on any one thread at a time (tokenizers are not safe on several), and touches no
+array: what the job needs of those it makes on the worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any
+
+from mlxlab.decoding import Decoder, Grammar
+from mlxlab.engine import Barred, Engine, Forced, LogitsProcessor, Sampler
+from mlxlab.engine.json_constraint import JsonConstraint, constraint_tokenizer
+from mlxlab.errors import ModelError, RequestError
+from mlxlab.models.folder import ModelFolder, find_model
+from mlxlab.prompt import Prompt, Role, Tokens
+from mlxlab.rendering.context_edits import AppliedEdit
+from mlxlab.rendering.messages import Thinking, Tool
+from mlxlab.rendering.renderer import Renderer
+from mlxlab.rendering.rules import parse_rules
+from mlxlab.rendering.signature import sign
+from mlxlab.server.aliases import Alias, Aliases
+from mlxlab.server.generation import Job, StopReason
+from mlxlab.server.sampling import reasoning_budget, reasoning_sampler, sampling_of
+from mlxlab.server.schema import InferenceRequest, TokenCountRequest, check_supported
+from mlxlab.traces.recording.script import Script
+
+__all__ = ["EngineSource", "Preparation", "Prepared"]
+
+EngineSource = Callable[[ModelFolder, str], Engine]
+"""Model and strategy to an engine; called on the worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request, rendered for the model that an alias names.
+
+    ``edits`` are those that were made of the client's; None if it asked for none.
+    ``thinking`` is whether the model is to reason, where that is not up to the client.
+    """
+
+    name: str
+    alias: Alias
+    folder: ModelFolder
+    renderer: Renderer
+    prompt: Prompt
+    edits: tuple[AppliedEdit, ...] | None
+    thinking: bool | None = None
+
+    @property
+    def generation(self) -> Tokens:
+        """The prompt's tail, with which the template opens the answer."""
+        roles = [segment.role for segment in self.prompt.segments]
+        start = len(roles) - 1 - roles[::-1].index(Role.GENERATION)
+        return self.prompt.tokens[self.prompt.segments[start].start :]
+
+
+class Preparation:
+    """Prepares requests under one set of aliases.
+
+    Args:
+        aliases: model ids to models and settings.
+        script: answers to be given in place of sampled ones, for tests and notebooks.
+    """
+
+    def __init__(self, aliases: Aliases, script: Script | None = None) -> None:
+        self.aliases = aliases
+        self.script = script
+        # One object a model, so that tokenizers are loaded once.
+        self._folder = cache(find_model)
+        self._renderer = cache(self._make_renderer)
+        self._grammar = cache(lambda name: Grammar.of(self._folder(name)))
+        self._constraints = cache(
+            lambda name: constraint_tokenizer(self._folder(name).tokenizer)
+        )
+
+    @property
+    def folder(self) -> ModelFolder:
+        """The default alias's model.
+
+        Raises:
+            ModelError: it is not there.
+        """
+        return self._folder(self.aliases.default.model)
+
+    def render(self, request: TokenCountRequest) -> Prepared:
+        """Choose the model and render the prompt.
+
+        Raises:
+            UnknownModelError: no alias answers to the model id.
+            RequestError: something that would be answered wrongly.
+            ModelError: the model is not there.
+        """
+        name, alias = self.aliases.resolve(request.model)
+        check_supported(request, alias.model)
+        renderer = self._renderer(alias.model, alias.rules)
+        asked = _with_thinking(request, alias)
+        try:
+            edited, applied = renderer.edited(asked)
+            prompt = renderer.render(edited)
+        except ModelError as error:
+            # The template refuses what this client sent; the model is fine.
+            raise RequestError(str(error)) from error
+        folder = self._folder(alias.model)
+        edits = applied if request.context_management else None
+        thinking = None if asked is request else asked.thinks
+        return Prepared(name, alias, folder, renderer, prompt, edits, thinking)
+
+    def job(
+        self, request: InferenceRequest, prepared: Prepared, engines: EngineSource
+    ) -> Job:
+        """What the worker is to do.
+
+        Raises:
+            RequestError: the prompt is too long, or a schema cannot be enforced.
+        """
+        folder, prompt = prepared.folder, prepared.prompt
+        if len(prompt) > folder.window:
+            raise RequestError(
+                f"prompt is too long: {len(prompt)} tokens > {folder.window} maximum"
+            )
+        # The last id is never fed to the model, so it needs no room.
+        room = folder.window - len(prompt) + 1
+        exhausted: StopReason = "max_tokens"
+        if room < request.max_tokens:
+            exhausted = "model_context_window_exceeded"
+        choice = request.tool_choice
+        return Job(
+            engine=partial(engines, folder, prepared.alias.strategy),
+            prompt=prompt,
+            decoder=self._decoder(request, prepared),
+            sampler=self._sampler(request, prepared),
+            processors=self._processors(request, prepared),
+            stop=folder.end_ids,
+            max_tokens=min(request.max_tokens, room),
+            exhausted=exhausted,
+            single_call=bool(choice and choice.disable_parallel_tool_use),
+        )
+
+    def sign(self, prepared: Prepared, ids: tuple[int, ...]) -> str:
+        """The signature of reasoning, an opening tag in the prompt included."""
+        grammar = self._grammar(prepared.alias.model)
+        tail = prepared.generation.tolist()
+        if ids[-len(grammar.think_end_ids) :] != grammar.think_end_ids:
+            ids = ()  # a tag cut otherwise than its text is: the text has to do
+        if ids and grammar.opens_in_thinking(tail):
+            start = len(tail) - 1 - tail[::-1].index(grammar.think_start_ids[0])
+            ids = (*tail[start:], *ids)
+        return sign(ids, prepared.folder.tokenizer_digest)
+
+    def _make_renderer(self, model: str, rules: str) -> Renderer:
+        return Renderer(self._folder(model), parse_rules(rules))
+
+    def _decoder(
+        self, request: InferenceRequest, prepared: Prepared
+    ) -> Callable[[], Decoder]:
+        grammar = self._grammar(prepared.alias.model)
+        return partial(
+            Decoder,
+            grammar if request.tools else replace(grammar, calls=None),
+            thinking=grammar.opens_in_thinking(prepared.generation.tolist()),
+            tools=[_function(tool) for tool in request.tools],
+            stop=request.stop_sequences,
+        )
+
+    def _sampler(
+        self, request: InferenceRequest, prepared: Prepared
+    ) -> Callable[[], Sampler]:
+        folder, alias = prepared.folder, prepared.alias
+        sampler = sampling_of(request, alias.sampling, folder)
+        if self.script:
+            return partial(Forced, self._recited(request, prepared), sampler())
+        grammar = self._grammar(alias.model)
+        thinking = _with_thinking(request, alias).thinking
+        if thinking and thinking.type != "disabled":
+            sampler = reasoning_sampler(
+                sampler,
+                grammar,
+                folder,
+                opened=grammar.opens_in_thinking(prepared.generation.tolist()),
+                force=thinking.type == "enabled",
+                budget=reasoning_budget(request, alias.max_thinking_tokens),
+            )
+        return _chosen_tool(request, sampler, grammar, folder)
+
+    def _recited(self, request: InferenceRequest, prepared: Prepared) -> list[int]:
+        assert self.script
+        body = request.model_dump(mode="json", by_alias=True)
+        asked = _with_thinking(request, prepared.alias)
+        message = self.script.answer(body)
+        _, ids = prepared.renderer.render_exchange(asked, message)
+        return [*ids.tolist(), prepared.folder.tokenizer.eos_token_id]
+
+    def _processors(
+        self, request: InferenceRequest, prepared: Prepared
+    ) -> list[Callable[[], LogitsProcessor]]:
+        config = request.output_config
+        if not config or not config.format or self.script:
+            return []
+        make = partial(
+            JsonConstraint,
+            self._constraints(prepared.alias.model),
+            config.format.schema_,
+        )
+        make()  # a schema that cannot be enforced is refused now
+        return [make]
+
+
+def _with_thinking(request: TokenCountRequest, alias: Alias) -> TokenCountRequest:
+    """The request with the thinking that is really done.
+
+    An alias may decide. Answers that must begin with a call or with JSON cannot begin
+    with reasoning.
+    """
+    choice, config = request.tool_choice, request.output_config
+    forced = (choice and choice.type in {"any", "tool"}) or (config and config.format)
+    if forced or alias.thinking == "off":
+        kind = "disabled"
+    elif alias.thinking == "on" and not request.thinks:
+        kind = "adaptive"
+    else:
+        return request
+    if request.thinking and request.thinking.type == kind:
+        return request
+    return request.model_copy(update={"thinking": Thinking(type=kind)})
+
+
+def _chosen_tool(
+    request: InferenceRequest,
+    make: Callable[[], Sampler],
+    grammar: Grammar,
+    folder: ModelFolder,
+) -> Callable[[], Sampler]:
+    choice = request.tool_choice
+    if choice is None or choice.type == "auto":
+        return make
+    name = choice.name if choice.type == "tool" else None
+    opening = folder.tokenizer.encode(
+        grammar.call_opening(name), add_special_tokens=False
+    )
+    if choice.type == "none":
+        return lambda: Barred(opening[:1], make())
+    return lambda: Forced(opening, make())
+
+
+def _function(tool: Tool) -> dict[str, Any]:
+    return {
+        "type": "function",
+        "function": {
+            "name": tool.name,
+            "description": tool.description,
+            "parameters": tool.input_schema,
+        },
+    }

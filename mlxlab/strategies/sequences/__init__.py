@@ -1,0 +1,1 @@
+"""Data structures over token sequences that strategies share."""

@@ -1,0 +1,1 @@
+"""Anonymised traces: other words, the same structure and the same reuse."""

@@ -1,0 +1,1 @@
+"""Hashed traces: salted hashes of blocks in place of text."""

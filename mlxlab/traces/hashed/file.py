@@ -1,0 +1,282 @@
+"""Our own form of hashed traces: chained and content hashes, and segment roles.
+
+One JSON object a line, told apart by ``kind``. The first line is the header. A line of
+kind ``chained`` or ``content`` numbers new hashes on from those before it, so hashes
+stand in the file once; a ``request`` refers to them by runs ``[first, count]``.
+
+A chained hash stands for a unit of tokens and all before it, a content hash for a unit
+of one segment by itself, wherever it stands: a tool whose description moved has other
+chained hashes and the same content hashes. All are keyed with a salt, so nobody without
+it can try out what a text would hash to.
+
+Knows nothing of tokenizers and rendering.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from hashlib import blake2b
+from pathlib import Path
+from typing import IO, Annotated, Literal, TypeAlias
+
+import numpy as np
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    TypeAdapter,
+    ValidationError,
+)
+
+from mlxlab.errors import TraceError
+from mlxlab.files import replaced, unpacked
+from mlxlab.prompt import Role, Segment, Tokens
+from mlxlab.traces.hashed.trace import HashedRequest, HashedTrace
+from mlxlab.traces.schema import HeaderLine, Json, encode
+
+__all__ = ["Hasher", "open_hashed", "read_hashed", "write_hashed"]
+
+HASH_BYTES = 8
+_Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
+_Runs: TypeAlias = list[tuple[_Count, Annotated[int, Field(ge=1, le=2**31 - 1)]]]
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class _Header(HeaderLine):
+    kind: Literal["hashed"] = "hashed"  # type: ignore[assignment]
+    unit: Annotated[int, Field(ge=1)]
+
+
+class _Hashes(_Closed):
+    kind: Literal["chained", "content"]
+    hashes: list[str]
+
+
+class _Part(_Closed):
+    role: Role
+    tokens: _Count
+    content: _Runs = []
+
+
+class _Request(_Closed):
+    kind: Literal["request"]
+    t: float
+    session: str
+    agent: str = ""
+    tokens: Annotated[int, Field(ge=1)]
+    answer_tokens: _Count = 0
+    chained: _Runs = []
+    parts: list[_Part] = []
+
+
+_LINES: TypeAdapter[_Hashes | _Request] = TypeAdapter(
+    Annotated[_Hashes | _Request, Discriminator("kind")]
+)
+
+
+class Hasher:
+    """Turns rendered sequences into hashed requests, hashes numbered as they are met.
+
+    Args:
+        unit: tokens to a hash.
+        salt: files of one salt can be compared.
+    """
+
+    def __init__(self, unit: int, salt: bytes) -> None:
+        self.unit = unit
+        self._salt = blake2b(salt).digest()  # a key may not be longer
+        self.chained: dict[bytes, int] = {}
+        self.content: dict[bytes, int] = {}
+
+    def request(
+        self,
+        t: float,
+        tokens: Tokens,
+        answer: Tokens,
+        segments: Iterable[Segment],
+        *,
+        session: str,
+        agent: str = "",
+    ) -> HashedRequest:
+        """A prompt, its answer and where the prompt's tokens came from."""
+        segments = tuple(segments)
+        stored = np.concatenate([tokens, answer])[: len(tokens) + len(answer) - 1]
+        return HashedRequest(
+            t,
+            len(tokens),
+            self._chain(stored if len(answer) else tokens),
+            len(answer),
+            tuple((segment.role, len(segment)) for segment in segments),
+            tuple(self._parts(tokens[s.start : s.stop]) for s in segments),
+            session,
+            agent,
+        )
+
+    def _chain(self, tokens: Tokens) -> Tokens:
+        numbers, before = [], b""
+        for start in range(0, len(tokens) // self.unit * self.unit, self.unit):
+            before = self._hash(before + self._bytes(tokens, start))
+            numbers.append(self.chained.setdefault(before, len(self.chained)))
+        return np.array(numbers, np.int32)
+
+    def _parts(self, tokens: Tokens) -> Tokens:
+        hashes = [
+            self._hash(self._bytes(tokens, start))
+            for start in range(0, len(tokens), self.unit)
+        ]
+        numbers = [self.content.setdefault(h, len(self.content)) for h in hashes]
+        return np.array(numbers, np.int32)
+
+    def _bytes(self, tokens: Tokens, start: int) -> bytes:
+        return tokens[start : start + self.unit].tobytes()
+
+    def _hash(self, data: bytes) -> bytes:
+        return blake2b(data, digest_size=HASH_BYTES, key=self._salt).digest()
+
+
+def write_hashed(
+    path: Path,
+    hasher: Hasher,
+    requests: Iterable[HashedRequest],
+    notes: Mapping[str, Json],
+) -> None:
+    """Write what ``hasher`` makes, whole or not at all; packed if it ends in ``.gz``.
+
+    Args:
+        path: the file.
+        hasher: what made ``requests``, while they are read.
+        requests: in order of time.
+        notes: on provenance, for the header.
+
+    Raises:
+        TraceError: the file cannot be written.
+    """
+    header = _Header.model_validate({**notes, "unit": hasher.unit})
+    packed = path.suffix == ".gz"
+    try:
+        with replaced(path) as file:
+            # Without the time and name of the file: equal content, equal files.
+            out = gzip.GzipFile("", "wb", fileobj=file, mtime=0) if packed else file
+            out.write(encode(header.model_dump(mode="json")) + b"\n")
+            counts = {"chained": 0, "content": 0}
+            for request in requests:
+                for kind, numbered in _tables(hasher).items():
+                    new = [h.hex() for h in list(numbered)[counts[kind] :]]
+                    counts[kind] += len(new)
+                    if new:
+                        out.write(encode({"kind": kind, "hashes": new}) + b"\n")
+                out.write(encode(_line(request)) + b"\n")
+            if packed:
+                out.close()
+    except OSError as error:
+        raise TraceError(f"{path}: {error.strerror}; give a file to write") from None
+
+
+def open_hashed(path: Path) -> HashedTrace:
+    """The trace in a file.
+
+    Raises:
+        TraceError: its first line is no header of this version.
+    """
+    with _opened(path) as lines:
+        return HashedTrace(path, _header(path, lines.readline()).unit, read_hashed)
+
+
+def read_hashed(path: Path) -> Iterator[HashedRequest]:
+    """Requests in the order of the file, one in memory at a time.
+
+    Raises:
+        TraceError: a damaged line; the message names file and line.
+    """
+    counts = {"chained": 0, "content": 0}
+    with _opened(path) as lines:
+        _header(path, lines.readline())
+        for number, data in enumerate(lines, start=2):
+            try:
+                line = _LINES.validate_json(data)
+                if isinstance(line, _Hashes):
+                    counts[line.kind] += len(line.hashes)
+                else:
+                    yield _request(line, counts)
+            except ValidationError as error:
+                raise _refusal(path, number, error) from None
+            except ValueError as error:
+                raise TraceError(f"{path}:{number}: {error}") from None
+
+
+def _tables(hasher: Hasher) -> dict[str, dict[bytes, int]]:
+    return {"chained": hasher.chained, "content": hasher.content}
+
+
+def _line(request: HashedRequest) -> dict[str, Json]:
+    content = request.content or [np.empty(0, np.int32)] * len(request.roles)
+    return {
+        "kind": "request",
+        "t": round(request.t, 3),
+        "session": request.session,
+        **({"agent": request.agent} if request.agent else {}),
+        "tokens": request.tokens,
+        "answer_tokens": request.answer,
+        "chained": _runs(request.chained),
+        "parts": [
+            {"role": str(role), "tokens": tokens, "content": _runs(numbers)}
+            for (role, tokens), numbers in zip(request.roles, content, strict=True)
+        ],
+    }
+
+
+def _runs(numbers: Tokens) -> list[tuple[int, int]]:
+    """Stretches of numbers that follow on from each other: first and count."""
+    if len(numbers) == 0:
+        return []
+    starts = np.flatnonzero(np.diff(numbers, prepend=numbers[0] - 2) != 1)
+    counts = np.diff(starts, append=len(numbers))
+    return list(zip(numbers[starts].tolist(), counts.tolist(), strict=True))
+
+
+def _request(line: _Request, counts: Mapping[str, int]) -> HashedRequest:
+    return HashedRequest(
+        line.t,
+        line.tokens,
+        _numbers(line.chained, counts["chained"]),
+        line.answer_tokens,
+        tuple((part.role, part.tokens) for part in line.parts),
+        tuple(_numbers(part.content, counts["content"]) for part in line.parts),
+        line.session,
+        line.agent,
+    )
+
+
+def _numbers(runs: _Runs, known: int) -> Tokens:
+    if any(first + count > known for first, count in runs):
+        raise ValueError(f"a run beyond the {known} hashes so far; accepted: earlier")
+    ranges = [np.arange(f, f + count, dtype=np.int32) for f, count in runs]
+    return np.concatenate(ranges) if ranges else np.empty(0, np.int32)
+
+
+def _header(path: Path, data: bytes) -> _Header:
+    try:
+        return _Header.model_validate_json(data)
+    except ValidationError as error:
+        raise _refusal(path, 1, error) from None
+
+
+def _refusal(path: Path, number: int, error: ValidationError) -> TraceError:
+    first = error.errors(include_url=False, include_context=False)[0]
+    at = ".".join(map(str, first["loc"])) or "line"
+    return TraceError(f"{path}:{number}: {at}: {first['msg']}; accepted: version 1")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    try:
+        with unpacked(path) as lines:
+            yield lines
+    except OSError as error:
+        raise TraceError(f"{path}: {error.strerror}; give a hashed trace") from None

@@ -1,0 +1,103 @@
+"""Hashed Claude Code sessions as ``callanjfox/kv-cache-tester`` publishes them.
+
+One JSON object a file, packed or not: ``block_size``, ``tool_tokens``,
+``system_tokens``, ``requests``; a request of type ``subagent`` nests others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+
+from mlxlab.errors import TraceError
+from mlxlab.files import unpacked
+from mlxlab.prompt import Role
+from mlxlab.traces.hashed.trace import HashedRequest, HashedTrace
+
+__all__ = ["open_weka", "read_weka"]
+
+_MOST = 2**31 - 1
+_Count = Annotated[int, Field(ge=0, le=_MOST)]
+
+
+class _Request(BaseModel):
+    type: Literal["n", "s"]
+    t: float
+    tokens: Annotated[int, Field(alias="in", ge=1, le=_MOST)]
+    hash_ids: list[_Count]
+
+
+class _Agent(BaseModel):
+    type: Literal["subagent"]
+    t: float
+    agent_id: str = ""
+    tool_tokens: _Count = 0
+    system_tokens: _Count = 0
+    requests: list[_Request]
+
+
+class _Session(BaseModel):
+    block_size: Annotated[int, Field(ge=1)]
+    tool_tokens: _Count = 0
+    system_tokens: _Count = 0
+    requests: list[Annotated[_Request | _Agent, Field(discriminator="type")]]
+
+
+_SESSION = TypeAdapter(_Session)
+
+
+def open_weka(path: Path) -> HashedTrace:
+    """The trace in a file.
+
+    Raises:
+        TraceError: it cannot be read, or is no such session.
+    """
+    return HashedTrace(path, _parse(path).block_size, read_weka)
+
+
+def read_weka(path: Path) -> Iterator[HashedRequest]:
+    """Requests in order of time, those of sub-agents among them.
+
+    Tools are taken to stand in front of the system text, as the API has them.
+
+    Raises:
+        TraceError: as :func:`open_weka`.
+    """
+    yield from sorted(_requests(_parse(path)), key=lambda request: request.t)
+
+
+def _requests(session: _Session) -> Iterator[HashedRequest]:
+    for request in session.requests:
+        if isinstance(request, _Agent):
+            for own in request.requests:
+                yield _hashed(own, request.t, request, request.agent_id)
+        else:
+            yield _hashed(request, 0.0, session, "")
+
+
+def _hashed(
+    request: _Request, begun: float, owner: _Session | _Agent, agent: str
+) -> HashedRequest:
+    roles = (Role.TOOLS, owner.tool_tokens), (Role.SYSTEM, owner.system_tokens)
+    chained = np.array(request.hash_ids, dtype=np.int32)
+    return HashedRequest(
+        begun + request.t, request.tokens, chained, roles=roles, agent=agent
+    )
+
+
+def _parse(path: Path) -> _Session:
+    try:
+        with unpacked(path) as file:
+            return _SESSION.validate_json(file.read())
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        at = ".".join(map(str, first["loc"])) or "file"
+        raise TraceError(
+            f"{path}: {at}: {first['msg']}; accepted: a hashed session"
+        ) from None
+    except OSError as error:
+        raise TraceError(f"{path}: {error.strerror}; give a hashed session") from None

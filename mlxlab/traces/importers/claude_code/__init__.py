@@ -1,0 +1,1 @@
+"""Claude Code's own history in ~/.claude/projects."""

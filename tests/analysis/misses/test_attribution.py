@@ -1,0 +1,171 @@
+"""Every token of every request has one fate, and evictions are blamed rightly."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlxlab.analysis.misses.attribution import Account, attribute
+from mlxlab.analysis.misses.causes import BY_STRATEGY, Cause
+from mlxlab.analysis.misses.evictions import leading
+from mlxlab.prompt import Prompt, Tokens
+from mlxlab.replay.bounds import InfiniteMemory
+from mlxlab.replay.requests import Step
+from mlxlab.strategies import STRATEGIES, Strategy, parse_strategy
+from tests.strategies.test_contract import ROWS
+from tests.support.ledger import Request
+from tests.support.traffic import DETERMINISTIC, traffic
+
+SESSIONS = ("a", "b", "a/agent")
+LAST = 9
+"""Ends every answer; never fed to a model."""
+
+EXACT = {name: row for name, row in ROWS.items() if STRATEGIES[name].exact}
+exact_strategies = pytest.mark.parametrize("name", [*EXACT, "ceiling"])
+
+
+def make(name: str) -> Strategy:
+    return EXACT[name].make() if name in EXACT else InfiniteMemory()
+
+
+def words(tokens: Tokens) -> str:
+    return " ".join(map(str, tokens.tolist()))
+
+
+def steps_of(requests: list[Request], sessions: list[int]) -> list[Step]:
+    return [
+        Step(
+            SESSIONS[session],
+            number,
+            request.prompt,
+            np.array([*request.answer, LAST], np.int32),
+        )
+        for number, (request, session) in enumerate(
+            zip(requests, sessions, strict=False)
+        )
+    ]
+
+
+FEWER = settings(DETERMINISTIC, max_examples=40)
+
+#: More sessions than requests, so that every request has one.
+sessions = st.lists(st.integers(0, 2), min_size=12, max_size=12)
+
+
+def check_books(account: Account) -> None:
+    """Parts tile the prompt, and those with a cause are the ones computed."""
+    edges = [(part.start, part.stop) for part in account.parts]
+    assert [0, *(stop for _, stop in edges)] == [
+        *(start for start, _ in edges),
+        len(account.step.prompt),
+    ]
+    computed = sum(len(part) for part in account.parts if part.cause)
+    assert computed + account.plan.recompute == account.missed
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_causes_of_a_request_add_up_to_its_missed_tokens(name: str) -> None:
+    @FEWER
+    @given(requests=traffic(), sessions=sessions)
+    def check(requests: list[Request], sessions: list[int]) -> None:
+        steps = steps_of(requests, sessions)
+        accounts = list(attribute(steps, ROWS[name].make(), words))
+        assert [account.step for account in accounts] == steps
+        replayed = ROWS[name].make()
+        for account in accounts:
+            check_books(account)
+            plan = replayed.plan(account.step.prompt)
+            replayed.commit(account.step.computed, plan)
+            assert account.plan == plan
+
+    check()
+
+
+def past_reach(name: str, steps: list[Step], prompt: Prompt) -> list[int]:
+    """What of ``prompt`` could be restored after each commit, by trying."""
+    strategy, reach = make(name), []
+    for step in steps:
+        strategy.commit(step.computed, strategy.plan(step.prompt))
+        reach.append(leading(strategy, strategy.plan(prompt)))
+    return reach
+
+
+@exact_strategies
+def test_blames_the_commit_after_which_a_token_could_not_be_restored(
+    name: str,
+) -> None:
+    seen: Counter[Cause] = Counter()
+
+    @FEWER
+    @given(requests=traffic(), sessions=sessions)
+    def check(requests: list[Request], sessions: list[int]) -> None:
+        steps = steps_of(requests, sessions)
+        for number, account in enumerate(attribute(steps, make(name), words)):
+            prompt = account.step.prompt
+            reach = past_reach(name, steps[:number], prompt)
+            for part in account.parts:
+                by_prompt = part.cause not in {*BY_STRATEGY, Cause.LAST, None}
+                assert by_prompt == (part.start >= account.known)
+                if part.cause not in BY_STRATEGY:
+                    continue
+                seen[part.cause] += len(part)
+                for position in range(part.start, part.stop):
+                    after = [i for i, held in enumerate(reach) if held > position]
+                    if part.cause is Cause.EVICTED:
+                        assert part.evictor is steps[after[-1] + 1]
+                    elif part.cause is Cause.MINIMUM:
+                        assert after[-1] == number - 1
+                    else:
+                        assert not after
+
+    check()
+    if name not in {"none", "ceiling"}:
+        assert seen[Cause.EVICTED]
+    if name in {"block-hash", "paged"}:
+        assert seen[Cause.BLOCK]
+    assert bool(seen[Cause.MINIMUM]) == (name == "block-hash")
+    assert (set(seen) == {Cause.NOT_KEPT}) == (name == "none")
+
+
+def test_a_repeated_prompt_lacks_its_last_token_only() -> None:
+    steps = steps_of([Request([1] * 30), Request([1] * 30)], [0, 0])
+    _, again = attribute(steps, parse_strategy("prefix"), words)
+    assert [(part.start, part.cause) for part in again.parts] == [
+        (0, None),
+        (29, Cause.LAST),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("session", "side", "cause"),
+    [
+        ("b", False, Cause.SESSION),
+        ("a/agent", False, Cause.AGENT),
+        ("a", True, Cause.SIDE),
+    ],
+)
+def test_the_first_of_a_kind_has_nothing_to_be_compared_with(
+    session: str, side: bool, cause: Cause
+) -> None:
+    first, other = Request(list(range(40)), static=30), Request([50] * 40, static=30)
+    steps = [
+        Step("a", 0, first.prompt, np.array([LAST], np.int32)),
+        Step(session, 1, other.prompt, np.array([LAST], np.int32), side=side),
+    ]
+    *_, account = attribute(steps, parse_strategy("paged"), words)
+    assert [part.cause for part in account.parts] == [cause, cause]
+    assert account.reference is None
+
+
+def test_who_evicted_is_the_request_and_not_the_latest_of_its_session() -> None:
+    """Three sessions in one slot: the one in between took it."""
+    ids = [list(range(40)), list(range(100, 140)), list(range(40, 80))]
+    requests = [Request(ids[0]), Request(ids[1]), Request(ids[2]), Request(ids[0])]
+    steps = steps_of(requests, [0, 1, 2, 0])
+    *_, account = attribute(steps, parse_strategy("prefix"), words)
+    evicted = [part for part in account.parts if part.cause is Cause.EVICTED]
+    assert [part.evictor for part in evicted] == [steps[1]]

@@ -1,0 +1,95 @@
+"""What replay says about the recorded traces, and the gate on how they render."""
+
+from functools import cache
+from itertools import pairwise
+
+import pandas as pd
+import pytest
+
+from mlxlab.analysis.compare import compare
+from mlxlab.analysis.tables import contender_names
+from mlxlab.models.folder import find_model
+from mlxlab.prompt import common_prefix
+from mlxlab.rendering.conversation import Conversation
+from mlxlab.rendering.messages import parse_request
+from mlxlab.rendering.renderer import Renderer
+from mlxlab.rendering.rules import RULES, canonicalize
+from mlxlab.replay.requests import Step, render_steps
+from mlxlab.traces import bundled_traces, load_trace
+
+#: How often the client edited a session's history. ``/compact`` does so twice: the
+#: order for a summary takes the place of the last answer, then the summary that of all.
+EDITED = {"compact": 2}
+
+
+@cache
+def steps_of(name: str) -> tuple[Renderer, list[Step]]:
+    renderer = Renderer(find_model())
+    return renderer, render_steps(load_trace(name), renderer)
+
+
+def extends(later: Conversation, earlier: Conversation) -> bool:
+    """Whether a conversation goes on with an answer to an earlier one."""
+    n = len(earlier.turns)
+    return (
+        later.system == earlier.system
+        and [tool.function for tool in later.tools]
+        == [tool.function for tool in earlier.tools]
+        and later.turns[:n] == earlier.turns
+        and later.turns[n].role == "assistant"
+    )
+
+
+@pytest.mark.parametrize("name", bundled_traces())
+def test_a_turns_tokens_extend_the_last_turns_unless_history_was_edited(
+    name: str,
+) -> None:
+    renderer, steps = steps_of(name)
+    bodies = {e.id: e.body for e in load_trace(name).inference}
+    edited = 0
+    for session in {step.session for step in steps}:
+        own = [step for step in steps if step.session == session]
+        for earlier, later in pairwise(own):
+            shared = common_prefix(earlier.prompt.tokens, later.prompt.tokens)
+            appended = extends(
+                *(
+                    canonicalize(parse_request(bodies[step.request]), RULES)
+                    for step in (later, earlier)
+                )
+            )
+            assert appended == (shared == len(earlier.prompt))
+            edited += not appended
+    assert edited == EDITED.get(name, 0)
+    assert all(step.prompt.exact_segments for step in steps)
+    assert not renderer.notes
+
+
+@cache
+def rows_of(name: str) -> pd.DataFrame:
+    specs = "prefix@none,paged@-environment-first,paged"
+    rows = compare(load_trace(name), strategies=specs, simulate=True, progress=False)
+    return rows.assign(contender=contender_names(rows))
+
+
+@pytest.mark.parametrize(
+    ("contender", "least", "most"),
+    [
+        ("prefix@none", 0, 40 / 14_000),
+        ("paged@-environment-first", 0.75, 0.95),
+        ("paged", 0.95, 1),
+    ],
+)
+def test_a_second_sessions_first_request(
+    contender: str, least: float, most: float
+) -> None:
+    rows = rows_of("sessions").query("contender == @contender")
+    first = rows[rows.session == rows.session.unique()[1]].iloc[0]
+    assert least <= first.reused_tokens / first.prompt_tokens <= most
+
+
+@pytest.mark.parametrize(
+    ("contender", "least", "most"), [("prefix@none", 0, 0.15), ("paged", 0.75, 1)]
+)
+def test_parallel_agents(contender: str, least: float, most: float) -> None:
+    rows = rows_of("subagents").query("contender == @contender")
+    assert least <= rows.reused_tokens.sum() / rows.prompt_tokens.sum() <= most

@@ -1,0 +1,52 @@
+"""Calibrating for real, on the bundled model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mlxlab.analysis.calibrate import LEAST, calibrate, check_costs
+from mlxlab.errors import ModelError
+from mlxlab.models.folder import find_model
+from mlxlab.replay.cost_model import recall_costs
+from mlxlab.traces import load_trace
+from tests.support.exchanges import small_trace
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def test_what_is_measured_here_tells_what_a_replay_takes() -> None:
+    costs = calibrate(tokens=2500, seconds=90, progress=False)
+    assert recall_costs(find_model().digest, 2048) == costs
+    assert len(costs.points) > 30
+    # Restoring is what all of this is for.
+    assert costs.restore_s(2000) < costs.prefill_s(0, 2000) / 10
+    assert costs.prefill_s(0, 2000) > 3 * costs.prefill_s(0, 200)
+    assert costs.error < 0.5  # a busy machine is noisy
+    found = check_costs(
+        costs, small_trace(), strategies="none,paged:block=16", progress=False
+    )
+    assert found.index.tolist() == ["none", "paged:block=16"]
+    assert found.requests.tolist() == [10, 10]
+    assert (found["median"] < 1.5).all()
+
+
+def test_a_time_that_is_up_leaves_the_least_that_can_be_fitted() -> None:
+    assert len(calibrate(tokens=300, seconds=0, progress=False).points) == LEAST
+
+
+def test_a_prompt_that_is_too_short_is_refused() -> None:
+    with pytest.raises(ModelError, match="255 tokens are too few to calibrate with"):
+        calibrate(tokens=255, progress=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sessions", "subagents"])
+def test_estimates_are_close_on_recorded_traces(name: str) -> None:
+    costs = calibrate(progress=False)
+    found = check_costs(costs, load_trace(name), strategies="prefix,paged")
+    assert (found["median"] <= 0.15).all()

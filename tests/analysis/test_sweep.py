@@ -1,0 +1,228 @@
+"""A sweep gives the same wherever it runs, goes on where it stopped, and is true."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from distributed import LocalCluster
+
+from mlxlab import compare
+from mlxlab.analysis import jobs
+from mlxlab.analysis.jobs import HERE, Row, Task, run_tasks
+from mlxlab.analysis.sweep import (
+    format_sweep,
+    format_sweep_ceilings,
+    sweep,
+    sweep_title,
+)
+from mlxlab.errors import MlxlabError, StrategyError, TraceError
+from mlxlab.replay.export import export_trace
+from mlxlab.traces.hashed.weka import open_weka
+from tests.replay.test_cost_model import fitted
+from tests.support.exchanges import small_trace
+from tests.support.hashes import weka_session, write_weka
+
+SMALL = 40 << 10  # bytes; some eighty tokens of the bundled model
+QUICK: dict[str, Any] = {"scheduler": HERE, "progress": False}
+
+
+def test_totals_are_those_of_single_requests() -> None:
+    specs = "none,prefix,paged:block=16,mlx-lm,prefix@none"
+    swept = sweep(small_trace(), strategies=specs, **QUICK)
+    rows = compare(
+        small_trace(), strategies=specs, simulate=True, progress=False
+    ).groupby(["strategy", "rules"])
+    assert len(swept) == 5
+    for found in swept.itertuples():
+        own = rows.get_group((found.strategy, found.rules))
+        assert found.requests == len(own) == 10
+        assert found.prompt_tokens == own.prompt_tokens.sum()
+        assert found.reused_tokens == own.reused_tokens.sum()
+        assert found.evicted == own.evicted.sum()
+        assert found.stored_bytes == own.stored_bytes.max()
+    (ceiling,) = (frame for name, frame in rows if name == ("ceiling", "all"))
+    assert set(swept.infinite) == {ceiling.reused_tokens.sum()}
+    assert set(swept.ceiling_tokens) == {ceiling.prompt_tokens.sum()}
+
+
+def test_seconds_are_those_of_single_requests() -> None:
+    costs = fitted()
+    specs = "none,paged:block=16"
+    swept = sweep(small_trace(), strategies=specs, costs=costs, **QUICK)
+    rows = compare(
+        small_trace(), strategies=specs, simulate=True, costs=costs, progress=False
+    ).groupby("strategy")
+    for found in swept.itertuples():
+        own = rows.get_group(found.strategy)
+        for name in ("ttft_s", "infinite_s", "finite_s", "any_position_s"):
+            assert getattr(found, name) == pytest.approx(own[name].sum())
+    text = format_sweep_ceilings(swept)
+    assert text["TTFT est.\nmean s"].iloc[0] == f"{own.infinite_s.mean():.2f}"
+
+
+def test_capacities_and_users_make_a_difference() -> None:
+    traces = [small_trace("a"), small_trace("b")]
+    frame = sweep(
+        traces,
+        strategies="paged:block=16",
+        capacities=[SMALL * 8, SMALL * 64],
+        users=[1, 2],
+        **QUICK,
+    )
+    assert frame.capacity.tolist() == [SMALL * 8, SMALL * 64] * 2
+    assert frame.users.tolist() == [1, 1, 2, 2]
+    small, large = frame.reused_tokens[frame.users == 2]
+    assert small < large
+    assert (frame.stored_bytes <= frame.capacity).all()
+    assert (frame.reused_tokens <= frame.finite).all()
+    assert (frame.finite <= frame.infinite).all()
+    assert (frame.infinite <= frame.any_position).all()
+
+
+def test_an_exported_trace_is_reused_like_the_recorded_one(tmp_path: Path) -> None:
+    trace = small_trace()
+    hashed = export_trace(trace, tmp_path / "h.jsonl.gz", progress=False)
+    specs = "none,block-hash:block=64,minimum=64,paged"
+    capacities = [200 << 10, 4 << 30]
+    frames = [
+        sweep(t, strategies=specs, capacities=capacities, **QUICK)
+        for t in (trace, hashed)
+    ]
+    same = ["strategy", "requests", "prompt_tokens", "reused_tokens", "evicted"]
+    pd.testing.assert_frame_equal(frames[0][same], frames[1][same])
+    assert (frames[1].evicted > 0).any()
+    # Content that moved shows in both; pieces of it are found less than runs.
+    assert (frames[0].any_position >= frames[1].any_position).all()
+    assert (frames[1].any_position > frames[1].infinite).all()
+
+
+def test_hashes_hold_no_text_and_no_names(tmp_path: Path) -> None:
+    path = tmp_path / "h.jsonl"
+    export_trace(small_trace(), path, progress=False)
+    text = path.read_text()
+    assert "aaaaaaaa" not in text
+    assert "Bash" not in text
+    assert '"role":"tools"' in text
+
+
+@pytest.fixture
+def hashed(tmp_path: Path) -> list[Any]:
+    return [open_weka(write_weka(tmp_path / f"{i}.json.gz")) for i in range(3)]
+
+
+def test_a_sweep_is_the_same_on_a_cluster(hashed: list[Any]) -> None:
+    settings: dict[str, Any] = {
+        "strategies": "prefix,paged",
+        "capacities": [1 << 16, 1 << 30],
+        "users": [1, 3],
+        "token_bytes": 1 << 10,
+        "progress": False,
+    }
+    here = sweep(hashed, scheduler=HERE, **settings)
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, dashboard_address=None
+    ) as others:
+        there = sweep(hashed, scheduler=others.scheduler_address, **settings)
+    pd.testing.assert_frame_equal(here, there)
+
+
+@pytest.mark.slow
+def test_a_sweep_is_the_same_in_processes_of_its_own(hashed: list[Any]) -> None:
+    here = sweep(hashed, **QUICK)
+    pd.testing.assert_frame_equal(here, sweep(hashed, progress=False))
+
+
+def test_a_stopped_sweep_goes_on(
+    hashed: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = sweep(hashed, **QUICK)
+    folder = tmp_path / "kept"
+    keep = jobs._keep
+
+    def stop(folder: Path | None, task: Task, rows: list[Row]) -> None:
+        keep(folder, task, rows)
+        if folder and len(list(folder.iterdir())) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs, "_keep", stop)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(hashed, folder=folder, **QUICK)
+    kept = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert len(kept) == 3
+    monkeypatch.setattr(jobs, "_keep", keep)
+    frame = sweep(hashed, folder=folder, **QUICK)
+    pd.testing.assert_frame_equal(frame, whole)
+    now = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert len(now) == 7
+    assert kept.items() <= now.items()
+
+
+def test_damaged_results_are_found_out_again(tmp_path: Path) -> None:
+    task = Task({"a": 1}, "x")
+    calls: list[Any] = []
+
+    def run(task: Task, data: Any) -> list[Row]:
+        calls.append(data)
+        return [{"found": 7, "name": "n", "none": None}]
+
+    settings: dict[str, Any] = {"folder": tmp_path, **QUICK}
+    first = run_tasks(run, [task], {"x": 5}, **settings)
+    assert run_tasks(run, [task], {"x": 5}, **settings) == first
+    assert calls == [5]
+    (tmp_path / f"{task.digest}.parquet").write_bytes(b"PAR1")
+    assert run_tasks(run, [task], {"x": 5}, **settings) == first
+    assert calls == [5, 5]
+
+
+def test_other_traces_are_other_results(tmp_path: Path) -> None:
+    session = weka_session()
+    one = open_weka(write_weka(tmp_path / "one.json", session))
+    session["requests"].pop()
+    other = open_weka(write_weka(tmp_path / "other.json", session))
+    folder = tmp_path / "kept"
+    tokens = [
+        sweep(trace, strategies="none", folder=folder, **QUICK).prompt_tokens.sum()
+        for trace in (one, other)
+    ]
+    assert tokens[0] - tokens[1] == 200
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"strategies": "suffix"}, "suffix: nothing can be moved in a hashed trace"),
+        ({"strategies": "paged:block=32"}, "paged: block=32 is not in units of 64"),
+        ({"strategies": "lru"}, "no strategy 'lru'"),
+        ({"capacities": [1]}, "paged: capacity=1 holds no block"),
+    ],
+)
+def test_bad_settings_are_refused(
+    settings: dict[str, Any], says: str, hashed: list[Any]
+) -> None:
+    with pytest.raises(StrategyError, match=says):
+        sweep(hashed, **QUICK | settings)
+
+
+def test_recorded_and_hashed_traces_do_not_mix(hashed: list[Any]) -> None:
+    with pytest.raises(TraceError, match="units of tokens: 1, 64"):
+        sweep([small_trace(), *hashed], **QUICK)
+
+
+def test_a_cluster_that_is_not_there_is_named(hashed: list[Any]) -> None:
+    with pytest.raises(MlxlabError, match=r"scheduler nowhere:1: .*give the address"):
+        sweep(hashed, scheduler="nowhere:1", progress=False)
+
+
+def test_a_sweep_fits_a_terminal(hashed: list[Any]) -> None:
+    frame = sweep(hashed, capacities=[1 << 20, 1 << 30], **QUICK)
+    text = format_sweep(frame)
+    assert "users" not in text
+    assert "of any\nplace" not in text  # hashes do not tell
+    assert text.strategy.tolist().count("none") == 1
+    assert text.strategy.tolist().count("paged") == 2
+    possible = format_sweep_ceilings(frame)
+    assert list(possible.memory) == ["", "1MiB", "1GiB"]
+    assert sweep_title(frame) == "0, 1, 2: 15 requests, 3,348 tokens of 1536, simulated"

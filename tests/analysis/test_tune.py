@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlxlab import compare
+from mlxlab.analysis.tune import tune
+from mlxlab.analysis.tuning import Tuning
+from mlxlab.errors import StrategyError
+from mlxlab.jupyter.magics import ServeMagics
+from mlxlab.server.aliases import Aliases
+from mlxlab.strategies import STRATEGIES
+from tests.replay.test_cost_model import fitted
+from tests.support.exchanges import small_trace
+
+
+@pytest.fixture(scope="module")
+def found() -> Tuning:
+    return tune(small_trace(), memory=1 << 20, trials=40, progress=False)
+
+
+def test_every_exact_strategy_is_tried_and_the_best_comes_first(found: Tuning) -> None:
+    trials = found.trials
+    assert set(trials.name) == {n for n, s in STRATEGIES.items() if s.exact}
+    assert trials.cost.is_monotonic_increasing
+    assert trials.strategy.is_unique
+    assert (trials.stored_bytes <= 1 << 20).all()
+    assert found.best.reused_tokens <= found.finite <= found.infinite
+    assert found.runner_up["name"] != found.best["name"]
+
+
+def test_what_is_recommended_does_what_was_promised(found: Tuning) -> None:
+    for row in (found.best, found.runner_up):
+        rows = compare(
+            small_trace(), strategies=row.strategy, simulate=True, progress=False
+        )
+        own = rows[rows.strategy == row.strategy]
+        assert own.reused_tokens.sum() == row.reused_tokens
+        assert own.computed_tokens.mean() == row.cost
+
+
+def test_the_same_seed_finds_the_same(found: Tuning) -> None:
+    again = tune(small_trace(), memory=1 << 20, trials=40, progress=False)
+    assert again.trials.equals(found.trials)
+    assert again.lines() == found.lines()
+
+
+def test_the_recommendation_can_be_served(found: Tuning, tmp_path: Any) -> None:
+    path = tmp_path / "model_aliases.json"
+    path.write_text(found.alias)
+    assert Aliases.load(path).default.strategy == found.best.strategy
+    options = ServeMagics.serve.parser.parse_argstring(found.serve_line[7:])
+    assert (options.strategy, options.model) == (found.best.strategy, "tiny")
+
+
+def test_it_says_why(found: Tuning) -> None:
+    text = repr(found)
+    assert found.serve_line in text
+    assert f"Runner-up: {found.runner_up.strategy}" in text
+    assert "infinite memory would reuse" in text
+    for name in set(found.trials.name) - {found.best["name"]}:
+        assert f"- {name} at its best" in text
+    assert "tokens to compute" in text
+    assert "<li>" in found._repr_html_()
+
+
+def test_with_a_calibration_it_is_seconds_that_count() -> None:
+    found = tune(
+        small_trace(), memory=1 << 20, costs=fitted(), trials=8, progress=False
+    )
+    assert found.best.cost == found.best.ttft_mean_s
+    assert "time to first token" in repr(found)
+    assert found.manifest["estimated"]["points"] == 96
+
+
+def test_little_memory_is_told() -> None:
+    little = tune(small_trace(), memory=300 << 10, trials=8, progress=False)
+    assert "Memory is short" in repr(little)
+    plenty = tune(small_trace(), memory=1 << 40, trials=8, progress=False)
+    assert "a budget of that would do" in repr(plenty)
+
+
+def test_approximate_ones_take_part_if_they_were_measured_to_be_close(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What comes with mlxlab for the bundled model says how close they are."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # others measure too
+
+    def names(kld: float | None) -> set[str]:
+        settings: dict[str, Any] = {"trials": 1, "progress": False}
+        return set(tune(small_trace(), memory=1 << 30, kld=kld, **settings).trials.name)
+
+    exact = names(None)
+    assert all(STRATEGIES[name].exact for name in exact)
+    assert names(0.0) == exact
+    assert {"suffix", "segmented"} <= names(1.0) - exact
+    assert "suffix-naive" not in names(1.0)
+    monkeypatch.setattr("mlxlab.analysis.fidelity.store._PREPARED", tmp_path / "none")
+    assert names(1.0) == exact
+
+
+def test_a_budget_that_holds_nothing_is_refused() -> None:
+    with pytest.raises(StrategyError, match="capacity=9 holds no block"):
+        tune(small_trace(), memory=9, progress=False)

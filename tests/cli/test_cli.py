@@ -1,0 +1,268 @@
+"""The command line: what it prints, and how it refuses."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from mlxlab.models.folder import find_model
+from mlxlab.rendering.rules import RULES
+from mlxlab.strategies import STRATEGIES
+from mlxlab.traces import load_trace, write_trace
+from tests.support import wire
+from tests.support.endpoint import copy_tiny
+from tests.support.exchanges import small_trace
+from tests.support.histories import SessionLog
+
+COMMAND = [sys.executable, "-c", "from mlxlab.cli import main; main()"]
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    path = tmp_path / "small.jsonl"
+    write_trace(small_trace(), path)
+    return path
+
+
+def test_compare_prints_a_table_and_writes_what_was_asked(
+    trace: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.json"
+    done = run(
+        "compare", trace, "--simulate", "--json", out, "--plots", tmp_path / "plots"
+    )
+    assert done.returncode == 0, done.stderr
+    exact = [name for name, strategy in STRATEGIES.items() if strategy.exact]
+    assert all(name in done.stdout for name in [*exact, "ceiling"])
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "…" not in done.stdout
+    assert json.loads(out.read_text())["rows"]
+    assert (tmp_path / "plots" / "hit_rate.png").exists()
+
+
+def test_fidelity_prints_a_table_and_writes_what_was_asked(
+    trace: Path, tmp_path: Path, measured: Path
+) -> None:
+    out, plots = tmp_path / "out.json", tmp_path / "plots"
+    few = ["--strategies", "paged,suffix-naive", "--ruler", "4", "--tokens", "2"]
+    options = [*few, "--edits", "date", "--by-edit"]
+    done = run("fidelity", trace, *options, "--json", out, "--plots", plots)
+    assert done.returncode == 0, done.stderr
+    shown = ["noise floor", "4-bit weights", "paged", "suffix-naive", "edit "]
+    assert all(name in done.stdout for name in shown)
+    assert max(map(len, done.stdout.splitlines())) <= 100
+    assert "…" not in done.stdout
+    assert json.loads(out.read_text())["requests"]
+    assert (plots / "pareto.png").exists()
+    assert [path.stem for path in measured.iterdir()] == [find_model().digest]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--strategies", "nope"], "no strategy 'nope'"),
+        (["--edits", "nope"], "no edit 'nope'; choose from header, date"),
+        (["--ruler", "7"], "ruler '7': give none"),
+        (["--ruler", "x"], "ruler 'x': give none"),
+        (["--tokens", "0"], "tokens"),
+    ],
+)
+def test_fidelity_refuses_bad_options(
+    options: list[str], says: str, trace: Path
+) -> None:
+    done = run("fidelity", trace, *options)
+    assert done.returncode == 2
+    assert says in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_verbose_logs_hits_and_misses(trace: Path) -> None:
+    done = run("-v", "compare", trace, "--simulate", "--strategies", "prefix")
+    assert "Cache HIT: reusing" in done.stderr
+    assert "Cache MISS" in done.stderr
+
+
+def test_lists_strategies_and_rules() -> None:
+    for command, names in {"strategies": STRATEGIES, "rules": RULES}.items():
+        printed = run(command).stdout
+        assert all(name in printed for name in names)
+
+
+NEWER = '{"kind": "trace", "version": 99, "recorder": "x", "created": "y"}\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (NEWER, ":1: version 99"),
+        ("", "empty"),
+        ("{}\n", ":1: "),
+        ("\0\1\2\n" * 3, ":1: "),
+        ("[" * 100_000 + "\n", ":1: "),
+    ],
+)
+def test_a_bad_trace_is_one_line_and_exit_code_2(
+    content: str, says: str, tmp_path: Path
+) -> None:
+    bad, out = tmp_path / "bad.jsonl", tmp_path / "out.json"
+    bad.write_text(content)
+    done = run("compare", bad, "--simulate", "--json", out)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--strategies", "nope"], "no strategy 'nope'; choose from none, prefix"),
+        (["--rules", "nope"], "unknown rule 'nope'; known: all, none"),
+        (["--model", "nope"], "unknown model 'nope'"),
+        (["--model", "/"], "config.json cannot be read"),
+        (["--chunk", "0"], "chunk"),
+        (["--capacity", "1GB"], "--capacity: '1GB' is no size; give bytes, or"),
+    ],
+)
+def test_a_bad_option_is_exit_code_2(
+    options: list[str], says: str, trace: Path
+) -> None:
+    done = run("compare", trace, "--simulate", *options)
+    assert done.returncode == 2
+    assert says in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_trace_lists_the_recorded_ones() -> None:
+    done = run("compare", "nope")
+    assert done.returncode == 2
+    assert "no trace 'nope'" in done.stderr
+
+
+def test_imports_a_capture(tmp_path: Path) -> None:
+    exchange = small_trace().exchanges[0]
+    line = {
+        "t": exchange.t,
+        "method": "POST",
+        "path": exchange.path,
+        "headers": {"X-Api-Key": "sk-secret"},
+        "body": exchange.body,
+    }
+    capture, out = tmp_path / "capture.jsonl", tmp_path / "trace.jsonl"
+    capture.write_text(json.dumps(line) + "\n")
+    done = run("import", capture, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "sk-secret" not in out.read_text()
+    assert run("compare", out, "--simulate").returncode == 0
+
+
+def test_imports_a_history_and_says_what_it_left_out(tmp_path: Path) -> None:
+    log = SessionLog(tmp_path / "projects/-me-app/s.jsonl")
+    log.say("user", "Why does the sum fail?")
+    log.answer("a1", {"type": "text", "text": "It subtracts."})
+    log.raw(b"broken\n")
+    out = tmp_path / "trace.jsonl"
+    options = ["--since", "2020-01-01", "--project", "app", "--limit", "5"]
+    done = run("import", tmp_path / "projects", "--out", out, *options)
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    assert "line that is no JSON object skipped (1 times)" in said
+    assert "request rebuilt from the conversation, without system and tools" in said
+    assert "s.jsonl:3" in "".join(done.stderr.split())
+    compared = run("compare", out, "--simulate", "--strategies", "prefix")
+    assert compared.returncode == 0, compared.stderr
+    assert "no JSON object skipped" in compared.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--format", "x"], "no format 'x'; choose from auto, claude-code"),
+        (["--since", "soon"], "'soon': no date"),
+        (["--limit", "0"], "limit"),
+        ([], "no request of format claude-code found"),
+    ],
+)
+def test_import_refuses_what_it_cannot_do(
+    options: list[str], says: str, tmp_path: Path
+) -> None:
+    SessionLog(tmp_path / "s.jsonl").record("mode")
+    done = run("import", tmp_path, "--out", tmp_path / "out.jsonl", *options)
+    assert done.returncode == 2
+    assert says in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_anonymizes_a_trace(trace: Path, tmp_path: Path) -> None:
+    out = tmp_path / "anonymous.jsonl"
+    assert run("anonymize", trace, "--out", out).returncode == 0
+    assert "Why does the sum fail" in trace.read_text()
+    assert "Why does the sum fail" not in out.read_text()
+    assert out.stat().st_mode & 0o777 == 0o600
+
+
+def test_records_until_it_is_interrupted(tmp_path: Path) -> None:
+    script, out = tmp_path / "script.json", tmp_path / "out.jsonl"
+    script.write_text(
+        '{"conversations": [], "otherwise": [{"type": "text", "text": "x"}]}'
+    )
+    command = [*COMMAND, "record", "--out", str(out), "--script", str(script)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as recorder:
+        assert recorder.stdout is not None
+        url = recorder.stdout.readline().strip().rpartition("=")[2]
+        answer = httpx.post(f"{url}/v1/messages", json=wire.first_body(), timeout=20)
+        recorder.send_signal(signal.SIGINT)
+    assert answer.status_code == 200
+    assert recorder.returncode == 0
+    assert len(load_trace(out).inference) == 1
+
+
+def test_serve_prints_what_was_measured(tmp_path: Path) -> None:
+    brackets = copy_tiny(tmp_path / "a [red] model")
+    aliases = tmp_path / "aliases.json"
+    aliases.write_text(
+        json.dumps({"aliases": {"other": {"model": brackets, "strategy": "segmented"}}})
+    )
+    options = ["--port", "0", "--strategy", "suffix:run=77", "--aliases", str(aliases)]
+    command = [*COMMAND, "serve", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        shown = [server.stdout.readline().rstrip() for _ in range(7)]
+        server.send_signal(signal.SIGINT)
+        server.communicate()
+    assert shown[0].startswith("Server(tiny, suffix:run=77) at http://127.0.0.1:")
+    assert shown[1].startswith("suffix:run=77 on tiny is approximate")
+    assert shown[2].startswith("Nothing was measured for it")
+    assert shown[3] == "mlxlab fidelity TRACE --model tiny --strategies suffix:run=77"
+    assert shown[6].endswith(f"--model '{brackets}' --strategies segmented")
+    assert server.returncode == 0
+
+
+@pytest.mark.parametrize(
+    "options", [[], ["--script", "nope"], ["--upstream", "nope"]], ids=str
+)
+def test_record_refuses_what_it_cannot_answer_from(
+    options: list[str], tmp_path: Path
+) -> None:
+    done = run("record", "--out", tmp_path / "out.jsonl", *options)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_partial_last_line_is_skipped_and_said(trace: Path) -> None:
+    trace.write_bytes(trace.read_bytes()[:-20])
+    done = run("compare", trace, "--simulate")
+    assert done.returncode == 0
+    assert "small: partial last line skipped (1 times)" in done.stdout

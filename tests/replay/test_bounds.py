@@ -1,0 +1,153 @@
+"""Nothing beats its ceiling, and no ceiling is higher than it has to be."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+
+from mlxlab.replay.bounds import (
+    INFINITE,
+    AnyPosition,
+    Foresight,
+    InfiniteMemory,
+    any_position,
+)
+from mlxlab.replay.hashed import HashedSource
+from mlxlab.replay.requests import Step
+from mlxlab.replay.simulator import SimulatedTarget
+from mlxlab.replay.workload import Workload
+from mlxlab.strategies import parse_strategy
+from mlxlab.traces.hashed.weka import open_weka
+from tests.support.hashes import write_weka
+from tests.support.ledger import Request
+from tests.support.traffic import DETERMINISTIC, traffic
+
+Kept = frozenset[tuple[int, ...]]
+
+
+def steps_of(requests: Sequence[Request]) -> list[Step]:
+    return [
+        Step("s", i, r.prompt, np.array([*r.answer, 9], np.int32))
+        for i, r in enumerate(requests)
+    ]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "prefix",
+        "static-prefix",
+        "paged:block=1",
+        "paged:block=3",
+        "mlx-lm",
+        "block-hash:block=2,minimum=2",
+    ],
+)
+def test_no_exact_strategy_reuses_more_than_the_ceilings(spec: str) -> None:
+    seen: Counter[str] = Counter()
+
+    @DETERMINISTIC
+    @given(requests=traffic())
+    def check(requests: list[Request]) -> None:
+        steps = steps_of(requests)
+        foresight = Foresight(steps)
+        infinite = sum(foresight.reused(INFINITE))
+        for capacity in (12, 30):
+            comma = "," if ":" in spec else ":"
+            strategy = parse_strategy(f"{spec}{comma}capacity={capacity}")
+            target = SimulatedTarget(strategy)
+            reused = sum(target.replay(step).reused_tokens for step in steps)
+            finite = sum(foresight.reused(capacity))
+            assert reused <= finite <= infinite
+            seen["reached"] += 0 < reused == finite
+            seen["limited"] += finite < infinite
+
+    check()
+    assert seen["limited"]
+    assert seen["reached"]
+
+
+@DETERMINISTIC
+@given(requests=traffic())
+def test_infinite_memory_is_the_same_with_and_without_foresight(
+    requests: list[Request],
+) -> None:
+    steps = steps_of(requests)
+    target = SimulatedTarget(InfiniteMemory())
+    reused = [target.replay(step).reused_tokens for step in steps]
+    assert list(Foresight(steps).reused(INFINITE)) == reused
+
+
+@pytest.mark.parametrize("capacity", [1, 3, 6])
+def test_finite_memory_gives_what_the_best_choices_would(capacity: int) -> None:
+    """All choices of what to keep, tried out on short traffic."""
+    sequences = [
+        ([1, 2], [1, 2, 3]),
+        ([4], [4, 5, 5]),
+        ([1, 2, 3, 6], [1, 2, 3, 6]),
+        ([4, 5, 7], [4, 5, 7]),
+        ([1, 2, 8, 8], [1, 2, 8, 8]),
+        ([4, 5, 5, 9], [4, 5, 5, 9]),
+        ([1, 2, 3, 6, 6], [1, 2, 3, 6, 6]),
+    ]
+
+    def prefixes(ids: Sequence[int]) -> Kept:
+        return frozenset(tuple(ids[: i + 1]) for i in range(len(ids)))
+
+    def choices(there: Kept) -> set[Kept]:
+        """All that can be kept: whole prefixes, no more than fit."""
+        found: set[Kept] = {frozenset()}
+        for path in sorted(there, key=len):
+            parent = path[:-1]
+            found |= {
+                kept | {path}
+                for kept in found
+                if len(kept) < capacity and (not parent or parent in kept)
+            }
+        return found
+
+    @cache
+    def best(i: int, kept: Kept) -> int:
+        if i == len(sequences):
+            return 0
+        asked, made = sequences[i]
+        reused = len(prefixes(asked[:-1]) & kept)
+        options = choices(kept | prefixes(made))
+        return reused + max(best(i + 1, option) for option in options)
+
+    requests = [Request(asked, made[len(asked) :]) for asked, made in sequences]
+    found = sum(Foresight(steps_of(requests)).reused(capacity))
+    assert found == best(0, frozenset())
+
+
+def test_content_counts_wherever_it_stood() -> None:
+    tool, other = list(range(100, 200)), list(range(300, 340))
+    requests = [
+        Request([1, 2, 3, *tool, *other, 9]),
+        Request([1, 2, 4, 4, *other, *tool, 9]),  # both moved
+        Request([1, 2, 5, *tool[10:50], 9]),  # a part of one
+    ]
+    ceiling = AnyPosition(window=40)
+    reused = [ceiling.reused(step) for step in steps_of(requests)]
+    assert reused == [0, 2 + 40 + 100, 2 + 40]
+
+
+def test_the_last_token_is_always_computed() -> None:
+    ceiling = AnyPosition(window=2)
+    steps = steps_of([Request([1, 2, 3, 4]), Request([5, 1, 2, 3, 4])])
+    assert [ceiling.reused(step) for step in steps] == [0, 4]
+
+
+def test_hashes_of_prefixes_do_not_tell_of_other_places(tmp_path: Path) -> None:
+    source = HashedSource(open_weka(write_weka(tmp_path / "w.json")))
+    workload = Workload((source,))
+    assert any_position(workload) is None
+    assert list(Foresight(workload).reused(INFINITE)) == [0, 0, 256, 128, 128]
+    # Of four units the first two are asked for again.
+    assert list(Foresight(workload).reused(2 * 64)) == [0, 0, 128, 0, 128]

@@ -1,0 +1,168 @@
+"""The real Claude Code at work on a server of ours, and what came of it.
+
+Knows no scenario: what is asked and answered is up to the tests.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from data.record import TOOLS
+from mlxlab.analysis.compare import compare
+from mlxlab.models.folder import find_model
+from mlxlab.prompt import common_prefix
+from mlxlab.rendering.renderer import Renderer
+from mlxlab.replay.requests import Step, render_steps
+from mlxlab.server.server import Server
+from mlxlab.traces import Exchange, Trace, read_trace
+
+__all__ = ["Evidence", "Workplace", "simulated"]
+
+CLIENT_S = 120
+#: What the client says of any model that is not its publisher's.
+REMARK = "[claude-code:unrecognized_model]"
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """An empty home and a project, in which the client is asked to do things."""
+
+    client: Path
+    home: Path
+    project: Path
+
+    def ask(self, server: Server, prompt: str, *arguments: str) -> str:
+        """Start the client as a user does; what it says in the end."""
+        command = [sys.executable, "-m", "mlxlab", "claude", "--url", server.url]
+        flags = ["--output-format", "json", "--allowedTools", TOOLS]
+        done = subprocess.run(
+            [*command, "--", "-p", prompt, *arguments, *flags],
+            cwd=self.project,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=CLIENT_S,
+            check=False,
+        )
+        complaints = [x for x in done.stderr.splitlines() if not x.startswith(REMARK)]
+        assert (done.returncode, complaints) == (0, []), done.stdout
+        said = json.loads(done.stdout)
+        assert not said["is_error"], said
+        assert said["permission_denials"] == []
+        return str(said["result"])
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of the user who starts the client; the launcher does the rest."""
+        return {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.home),
+            "MLXLAB_CLAUDE": str(self.client),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "CLAUDE_CODE_TMPDIR": str(self.home),
+            "IS_SANDBOX": "1",
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a server recorded and counted.
+
+    Attributes:
+        steps: the trace's inference requests, rendered.
+        requests: of the server, in order of arrival.
+    """
+
+    trace: Trace
+    steps: list[Step]
+    requests: pd.DataFrame
+
+    @classmethod
+    def of(cls, path: Path, server: Server) -> Evidence:
+        """Of a server that has stopped, so that all of its trace is written."""
+        trace = read_trace(path)
+        steps = render_steps(trace, Renderer(find_model()))
+        return cls(trace, steps, server.requests.sort_values("t"))
+
+    @property
+    def failures(self) -> list[tuple[str, int | None]]:
+        """Requests that were not answered to the end: path and status."""
+        return [
+            (exchange.path, exchange.response.status if exchange.response else None)
+            for exchange in self.trace
+            if not _is_answered(exchange)
+        ]
+
+    @property
+    def repeated(self) -> list[str]:
+        """Sessions and agents that sent a prompt more than once, in whatever form."""
+        sent = Counter((s.session, s.prompt.tokens.tobytes()) for s in self.steps)
+        return [session for (session, _), times in sent.items() if times > 1]
+
+    @property
+    def diversions(self) -> list[tuple[int, int]]:
+        """Successive requests of a session or agent of which the second does not go
+        on, id for id, from the first and the answer to it.
+        """
+        latest: dict[str, Step] = {}
+        found = []
+        for step in self.steps:
+            before = latest.get(step.session)
+            if before and not _extends(step, before):
+                found.append((before.request, step.request))
+            latest[step.session] = step
+        return found
+
+    @property
+    def rendered(self) -> list[int]:
+        """Prompt tokens of each request, counted anew."""
+        return [len(step.prompt) for step in self.steps]
+
+    @property
+    def prompts(self) -> list[int]:
+        """Prompt tokens of each request as the client was told: its usage's sum."""
+        kinds = ("input", "cache_creation_input", "cache_read_input")
+        return [sum(u[f"{kind}_tokens"] for kind in kinds) for u in self._usage()]
+
+    @property
+    def reused(self) -> list[int]:
+        """Tokens reused of each request as the client was told."""
+        return [usage["cache_read_input_tokens"] for usage in self._usage()]
+
+    def _usage(self) -> Iterator[dict[str, Any]]:
+        for exchange in self.trace.inference:
+            assert exchange.response
+            assert exchange.response.message
+            yield exchange.response.message["usage"]
+
+
+def simulated(
+    trace: Trace, strategy: str, exchanges: Sequence[Exchange] | None = None
+) -> list[int]:
+    """Tokens reused of each request by simulation, of some exchanges or of all."""
+    part = trace if exchanges is None else replace(trace, exchanges=tuple(exchanges))
+    rows = compare(part, strategies=strategy, simulate=True, progress=False)
+    return [int(n) for n in rows[rows.strategy == strategy].reused_tokens]
+
+
+def _is_answered(exchange: Exchange) -> bool:
+    response = exchange.response
+    if response is None or response.status != 200 or response.message is None:
+        return False
+    return not exchange.is_inference or bool(response.message.get("stop_reason"))
+
+
+def _extends(later: Step, earlier: Step) -> bool:
+    whole = earlier.prompt.extended(earlier.answer).tokens
+    return common_prefix(whole, later.prompt.tokens) == len(whole)

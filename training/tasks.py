@@ -13,16 +13,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
+from pathlib import Path
 from random import Random
 
-from mlxlab.models.tiny import PATH
 from mlxlab.traces.schema import Json
 from training.corpus import read_prose
 
 __all__ = ["Kind", "Task", "TaskWriter"]
 
 #: Words that the bundled tokenizer keeps whole, also without a space in front.
-WORDS = tuple((PATH / "words.txt").read_text(encoding="utf-8").split())
+WORDS = tuple(
+    Path(__file__).with_name("words.txt").read_text(encoding="utf-8").split()
+)
 
 #: Characters that make one token, about.
 _CHARACTERS = 3.3

@@ -16,7 +16,7 @@ from rich.console import Console
 import mlxlab.analysis.fidelity
 from mlxlab import fidelity, load_trace
 from mlxlab.analysis.fidelity.store import remember
-from mlxlab.replay.specs import FIDELITY_CONTENDERS
+from mlxlab.replay.specs import FIDELITY_SPECS
 
 FOLDER = Path(__file__).parents[1] / "data/fidelity"
 #: What comes with mlxlab, for the server to show.
@@ -39,7 +39,7 @@ class Run:
 
     trace: str
     edits: str = "classes"
-    strategies: str = FIDELITY_CONTENDERS
+    strategies: str = FIDELITY_SPECS
     keep: bool = False
 
 

@@ -22,8 +22,8 @@ from rich.table import Table
 
 from mlxlab.analysis.sweep import sweep
 from mlxlab.replay.hashed import HashedSource
-from mlxlab.replay.simulator import SimulatedTarget
-from mlxlab.replay.specs import EXACT_CONTENDERS, parse_contenders
+from mlxlab.replay.simulator import Simulator
+from mlxlab.replay.specs import EXACT_SPECS, parse_specs
 from mlxlab.replay.workload import Workload
 from mlxlab.traces.hashed.trace import HashedTrace
 from mlxlab.traces.open import open_traces
@@ -92,13 +92,13 @@ def peak_mib(folder: Path, copies: int) -> float:
     """The same, in this process."""
     traces = [t for t in open_traces([folder]) if isinstance(t, HashedTrace)]
     workload = Workload([HashedSource(t) for t in traces * copies], USERS)
-    targets = [
-        SimulatedTarget(contender.make(TOKEN_BYTES, unit=workload.unit))
-        for contender in parse_contenders(EXACT_CONTENDERS, capacity=CAPACITY)
+    replayers = [
+        Simulator(spec.make(TOKEN_BYTES, unit=workload.unit))
+        for spec in parse_specs(EXACT_SPECS, capacity=CAPACITY)
     ]
-    for step in workload:
-        for target in targets:
-            target.replay(step)
+    for request in workload:
+        for replayer in replayers:
+            replayer.replay(request)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 

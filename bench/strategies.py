@@ -29,7 +29,7 @@ from mlxlab.models.encoder import Encoder
 from mlxlab.models.folder import find_model
 from mlxlab.prompt import Prompt, Role, Segment
 from mlxlab.rendering.renderer import Renderer
-from mlxlab.replay.requests import render_steps
+from mlxlab.replay.requests import render_trace
 from mlxlab.strategies import make_strategy
 from mlxlab.traces import load_trace
 
@@ -102,7 +102,7 @@ def fetch_insert() -> float:
 def encode_turn() -> Row:
     """A turn's text after that of the turn before, against the tokenizer alone."""
     folder = find_model()
-    *_, earlier, later = render_steps(load_trace("loop"), Renderer(folder))
+    *_, earlier, later = render_trace(load_trace("loop"), Renderer(folder))
     before, text = (
         str(folder.tokenizer.decode(step.prompt.tokens)) for step in (earlier, later)
     )

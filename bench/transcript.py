@@ -92,8 +92,8 @@ def transcribe(scenario: Path, client: Path, strategy: str) -> Transcript:
         with serve(strategy=strategy, record=recorded, options=options) as server:
             title = f"{scenario.name}: {version} on {server!r}, {device_name()}"
             env = client_environment(server.endpoint, _surroundings(home))
-            for step in json.loads((scenario / "steps.json").read_text()):
-                take(step, client, project, env)
+            for request in json.loads((scenario / "steps.json").read_text()):
+                take(request, client, project, env)
         # By arrival, as the trace is.
         ttft_s = server.requests.sort_values("t").ttft_s.tolist()
         turns = tuple(_turns(read_trace(recorded), strategy, ttft_s))

@@ -22,9 +22,7 @@ from training.corpus import read_prose
 __all__ = ["Kind", "Task", "TaskWriter"]
 
 #: Words that the bundled tokenizer keeps whole, also without a space in front.
-WORDS = tuple(
-    Path(__file__).with_name("words.txt").read_text(encoding="utf-8").split()
-)
+WORDS = tuple(Path(__file__).with_name("words.txt").read_text(encoding="utf-8").split())
 
 #: Characters that make one token, about.
 _CHARACTERS = 3.3

@@ -12,7 +12,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from mlxlab.analysis.compare import compare
-from mlxlab.analysis.tables import contender_names
+from mlxlab.analysis.tables import spec_names
 from mlxlab.engine import Engine
 from mlxlab.errors import ModelError
 from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
@@ -25,7 +25,7 @@ from mlxlab.replay.cost_model import (
     remember_costs,
 )
 from mlxlab.replay.live import LiveModel, live_model
-from mlxlab.replay.specs import DEFAULT_CONTENDERS
+from mlxlab.replay.specs import DEFAULT_SPECS
 from mlxlab.strategies import make_strategy
 from mlxlab.traces import Trace
 
@@ -141,7 +141,7 @@ def check_costs(
     traces: Trace | Sequence[Trace],
     *,
     model: str | ModelFolder = BUNDLED,
-    strategies: str = DEFAULT_CONTENDERS,
+    strategies: str = DEFAULT_SPECS,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Replay traces live and simulated, and compare the seconds.
@@ -167,7 +167,7 @@ def check_costs(
         for simulate in (False, True)
     ]
     measured, estimated = (rows.dropna(subset="ttft_s") for rows in both)
-    names = contender_names(measured)
+    names = spec_names(measured)
     measured = measured.assign(estimated_s=estimated.ttft_s.loc[measured.index])
     found = {}
     for name, rows in measured.groupby(names, sort=False):

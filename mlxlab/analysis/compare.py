@@ -17,10 +17,9 @@ from mlxlab.rendering.rules import parse_rules
 from mlxlab.replay.bounds import InfiniteMemory, Reachable, reachable
 from mlxlab.replay.cost_model import CostModel, Machine, Point, fit_costs
 from mlxlab.replay.manifest import describe_run
-from mlxlab.replay.requests import Step, label_sessions, render_steps
-from mlxlab.replay.simulator import SimulatedTarget
-from mlxlab.replay.specs import DEFAULT_CONTENDERS, Contender, parse_contenders
-from mlxlab.replay.targets import Outcome, Progress, Target
+from mlxlab.replay.requests import RenderedRequest, label_sessions, render_trace
+from mlxlab.replay.simulator import Outcome, Progress, Replayer, Simulator
+from mlxlab.replay.specs import DEFAULT_SPECS, StrategySpec, parse_specs
 from mlxlab.traces import Trace
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ def compare(
     traces: Trace | Sequence[Trace],
     *,
     model: str | ModelFolder = BUNDLED,
-    strategies: str = DEFAULT_CONTENDERS,
+    strategies: str = DEFAULT_SPECS,
     rules: str = "all",
     capacity: int | None = None,
     simulate: bool = False,
@@ -49,7 +48,7 @@ def compare(
     Args:
         traces: one or more.
         model: name, folder or hub repository.
-        strategies: see :func:`mlxlab.replay.specs.parse_contenders`.
+        strategies: see :func:`mlxlab.replay.specs.parse_specs`.
         rules: for strategies that name none of their own.
         capacity: bytes, likewise; None for what each takes by default.
         simulate: count tokens only; needs no mlx and no weights.
@@ -76,38 +75,38 @@ def compare(
     """
     traces = [traces] if isinstance(traces, Trace) else list(traces)
     folder = find_model(model) if isinstance(model, str) else model
-    ceiling = Contender(InfiniteMemory.name, parse_rules(rules), capacity)
-    named = parse_contenders(strategies, rules, capacity)
-    contenders = tuple(dict.fromkeys([*named, ceiling]))
-    made = {c: c.make(folder.token_bytes) for c in contenders}
-    renderers = {c.rules: Renderer(folder, c.rules) for c in contenders}
+    ceiling = StrategySpec(InfiniteMemory.name, parse_rules(rules), capacity)
+    named = parse_specs(strategies, rules, capacity)
+    specs = tuple(dict.fromkeys([*named, ceiling]))
+    made = {c: c.make(folder.token_bytes) for c in specs}
+    renderers = {c.rules: Renderer(folder, c.rules) for c in specs}
     rows: list[dict[str, Any]] = []
     possible: list[tuple[Reachable, int]] = []  # with the capacity that counts
-    requests = len(renderers) * sum(len(trace.inference) for trace in traces)
+    renderings = len(renderers) * sum(len(trace.inference) for trace in traces)
     with (
         _stage(folder, chunk, simulate, costs) as stage,
-        tqdm(total=requests, desc="rendering", disable=not progress) as bar,
+        tqdm(total=renderings, desc="rendering", disable=not progress) as bar,
     ):
-        for contender in contenders:
+        for spec in specs:
             # A model that cannot serve one of them is refused before any work.
-            stage.target(contender, bar.update)
+            stage.replayer(spec, bar.update)
         workload = {
             rules_in_force: label_sessions(
-                traces, [render_steps(t, renderer, bar.update) for t in traces]
+                traces, [render_trace(t, renderer, bar.update) for t in traces]
             )
             for rules_in_force, renderer in renderers.items()
         }
         sizes = {strategy.capacity_tokens for strategy in made.values()}
-        ceilings = [reachable(steps, sizes) for steps in workload[ceiling.rules]]
-        bar.reset(sum(_tokens(workload[c.rules]) for c in contenders))
-        for contender in contenders:
-            bar.set_description(contender.strategy)
-            for steps, most in zip(workload[contender.rules], ceilings, strict=True):
-                target = stage.target(contender, bar.update)
-                strategy = made[contender]
+        ceilings = [reachable(requests, sizes) for requests in workload[ceiling.rules]]
+        bar.reset(sum(_tokens(workload[c.rules]) for c in specs))
+        for spec in specs:
+            bar.set_description(spec.strategy)
+            for requests, most in zip(workload[spec.rules], ceilings, strict=True):
+                replayer = stage.replayer(spec, bar.update)
+                strategy = made[spec]
                 rows += [
-                    _row(contender, strategy.capacity, step, target.replay(step))
-                    for step in steps
+                    _row(spec, strategy.capacity, request, replayer.replay(request))
+                    for request in requests
                 ]
                 possible += [(at_most, strategy.capacity_tokens) for at_most in most]
     frame = pd.DataFrame(rows)
@@ -120,13 +119,13 @@ def compare(
     frame = frame.join(pd.DataFrame([_ceilings(*own, costs) for own in possible]))
     notes = sum((r.notes for r in renderers.values()), Counter())
     frame.attrs["manifest"] = describe_run(
-        traces, folder, contenders, notes, stage.environment, costs=costs
+        traces, folder, specs, notes, stage.environment, costs=costs
     )
     return frame
 
 
-def _tokens(workload: Iterable[Iterable[Step]]) -> int:
-    return sum(len(step.prompt) for steps in workload for step in steps)
+def _tokens(workload: Iterable[Iterable[RenderedRequest]]) -> int:
+    return sum(len(request.prompt) for requests in workload for request in requests)
 
 
 class _Stage:
@@ -140,11 +139,11 @@ class _Stage:
         self.costs = costs
         self.environment = live.describe() if live else {}
 
-    def target(self, contender: Contender, progress: Progress) -> Target:
-        strategy = contender.make(self.token_bytes)
-        if self.live is None or contender.is_ceiling:
-            return SimulatedTarget(strategy, progress, self.costs)
-        return self.live.target(strategy, progress)
+    def replayer(self, spec: StrategySpec, progress: Progress) -> Replayer:
+        strategy = spec.make(self.token_bytes)
+        if self.live is None or spec.is_ceiling:
+            return Simulator(strategy, progress, self.costs)
+        return self.live.replayer(strategy, progress)
 
 
 @contextmanager
@@ -198,17 +197,17 @@ def _ceilings(
 
 
 def _row(
-    contender: Contender, capacity: int, step: Step, outcome: Outcome
+    spec: StrategySpec, capacity: int, request: RenderedRequest, outcome: Outcome
 ) -> dict[str, Any]:
     return {
-        "strategy": contender.strategy,
-        "rules": contender.rules_label,
+        "strategy": spec.strategy,
+        "rules": spec.rules_label,
         "capacity": capacity,
-        "session": step.session,
-        "request": step.request,
-        "prompt_tokens": len(step.prompt),
+        "session": request.session,
+        "request": request.id,
+        "prompt_tokens": len(request.prompt),
         "reused_tokens": outcome.reused_tokens,
-        "computed_tokens": len(step.prompt) - outcome.reused_tokens,
+        "computed_tokens": len(request.prompt) - outcome.reused_tokens,
         "prefill_s": outcome.prefill_s,
         "ttft_s": outcome.ttft_s,
         "restore_s": outcome.restore_s,

@@ -35,7 +35,7 @@ from mlxlab.errors import MlxlabError
 from mlxlab.files import replaced
 from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
 from mlxlab.replay.cost_model import CostModel
-from mlxlab.replay.specs import DEFAULT_CONTENDERS
+from mlxlab.replay.specs import DEFAULT_SPECS
 from mlxlab.strategies.base import CAPACITY
 from mlxlab.traces import Trace
 
@@ -53,7 +53,7 @@ def write_page(
     path: str | Path,
     *,
     model: str | ModelFolder = BUNDLED,
-    strategies: str = DEFAULT_CONTENDERS,
+    strategies: str = DEFAULT_SPECS,
     rules: str = "all",
     memory: int = CAPACITY,
     costs: CostModel | None = None,

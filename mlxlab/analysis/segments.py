@@ -9,7 +9,7 @@ import pandas as pd
 from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.rendering.rules import parse_rules
-from mlxlab.replay.requests import label_sessions, render_steps
+from mlxlab.replay.requests import label_sessions, render_trace
 from mlxlab.traces import Trace
 
 __all__ = ["count_segments"]
@@ -33,16 +33,16 @@ def count_segments(
     traces = [traces] if isinstance(traces, Trace) else list(traces)
     folder = find_model(model) if isinstance(model, str) else model
     renderer = Renderer(folder, parse_rules(rules))
-    rendered = label_sessions(traces, [render_steps(t, renderer) for t in traces])
+    rendered = label_sessions(traces, [render_trace(t, renderer) for t in traces])
     return pd.DataFrame(
         {
-            "session": step.session,
-            "request": step.request,
+            "session": request.session,
+            "request": request.id,
             "label": segment.label,
             "role": str(segment.role),
             "tokens": len(segment),
         }
-        for steps in rendered
-        for step in steps
-        for segment in step.prompt.segments
+        for requests in rendered
+        for request in requests
+        for segment in request.prompt.segments
     )

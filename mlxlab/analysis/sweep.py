@@ -19,10 +19,10 @@ from mlxlab.analysis.jobs import Row, Task, run_tasks
 from mlxlab.analysis.tables import (
     CEILING_NAMES,
     Forms,
-    contender_names,
     format_ceilings,
     format_columns,
     name_traces,
+    spec_names,
 )
 from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
 from mlxlab.rendering.renderer import Renderer
@@ -30,9 +30,9 @@ from mlxlab.rendering.rules import parse_rules
 from mlxlab.replay.bounds import CEILINGS, INFINITE, Foresight, any_position
 from mlxlab.replay.cost_model import CostModel
 from mlxlab.replay.manifest import describe_run
-from mlxlab.replay.simulator import SimulatedTarget
+from mlxlab.replay.simulator import Simulator
 from mlxlab.replay.sources import AnyTrace, Sources, open_sources
-from mlxlab.replay.specs import EXACT_CONTENDERS, Contender, parse_contenders
+from mlxlab.replay.specs import EXACT_SPECS, StrategySpec, parse_specs
 from mlxlab.replay.workload import Workload
 from mlxlab.sizes import format_size
 from mlxlab.strategies import Strategy
@@ -59,7 +59,7 @@ Rules: TypeAlias = tuple[str, ...]
 def sweep(
     traces: AnyTrace | Sequence[AnyTrace],
     *,
-    strategies: str = EXACT_CONTENDERS,
+    strategies: str = EXACT_SPECS,
     capacities: Sequence[int] = (CAPACITY,),
     users: Sequence[int] = (1,),
     model: str | ModelFolder = BUNDLED,
@@ -78,7 +78,7 @@ def sweep(
 
     Args:
         traces: recorded ones or hashed ones, not both.
-        strategies: see :func:`mlxlab.replay.specs.parse_contenders`; exact ones
+        strategies: see :func:`mlxlab.replay.specs.parse_specs`; exact ones
             only for hashed traces, under whatever rules they were hashed.
         capacities: bytes, for strategies whose parameters name none.
         users: how many traces are replayed at the same time into one cache.
@@ -109,14 +109,14 @@ def sweep(
     traces = [traces] if isinstance(traces, AnyTrace) else list(traces)
     model = find_model(model) if isinstance(model, str) else model
     token_bytes = token_bytes or model.token_bytes
-    contenders = parse_contenders(strategies, rules)
-    every = dict.fromkeys([parse_rules(rules), *(c.rules for c in contenders)])
+    specs = parse_specs(strategies, rules)
+    every = dict.fromkeys([parse_rules(rules), *(c.rules for c in specs)])
     renderers = {own: Renderer(model, own) for own in every}
     data = {
         own: open_sources(traces, renderer, progress)
         for own, renderer in renderers.items()
     }
-    tasks = list(_tasks(contenders, data, capacities, users, token_bytes, costs))
+    tasks = list(_tasks(specs, data, capacities, users, token_bytes, costs))
     rows = run_tasks(
         _run,
         tasks,
@@ -128,13 +128,13 @@ def sweep(
     frame = _joined(pd.DataFrame(rows))
     notes = sum((r.notes for r in renderers.values()), Counter())
     frame.attrs["manifest"] = describe_run(
-        traces, model, contenders, notes, {}, token_bytes=token_bytes, costs=costs
+        traces, model, specs, notes, {}, token_bytes=token_bytes, costs=costs
     )
     return frame
 
 
 def _tasks(
-    contenders: Sequence[Contender],
+    specs: Sequence[StrategySpec],
     data: Mapping[Rules, Sources],
     capacities: Sequence[int],
     users: Sequence[int],
@@ -145,11 +145,11 @@ def _tasks(
     first = next(iter(data))
     unit = Workload(data[first]).unit
     made = {
-        contender: [
-            replace(contender, capacity=size).make(token_bytes, unit=unit)
+        spec: [
+            replace(spec, capacity=size).make(token_bytes, unit=unit)
             for size in capacities
         ]
-        for contender in contenders
+        for spec in specs
     }
     sizes = {c: sorted({s.capacity for s in own}) for c, own in made.items()}
     every = sorted(set(chain(*sizes.values())))
@@ -157,14 +157,14 @@ def _tasks(
         (first, {"strategy": None, "capacities": every}),
         *(
             (
-                contender.rules,
+                spec.rules,
                 {
-                    "strategy": contender.strategy,
+                    "strategy": spec.strategy,
                     "parameters": [dict(strategy.parameters) for strategy in own],
-                    "capacities": sizes[contender],
+                    "capacities": sizes[spec],
                 },
             )
-            for contender, own in made.items()
+            for spec, own in made.items()
         ),
     ]
     for number in users:
@@ -187,16 +187,15 @@ def _run(task: Task, data: tuple[Sources, CostModel | None]) -> list[Row]:
     if what["strategy"] is None:
         found = _ceilings(workload, what["token_bytes"], what["capacities"], costs)
     else:
-        contenders = [
-            Contender(what["strategy"], tuple(what["rules"]), size)
+        specs = [
+            StrategySpec(what["strategy"], tuple(what["rules"]), size)
             for size in what["capacities"]
         ]
         strategies = [
-            contender.make(what["token_bytes"], unit=workload.unit)
-            for contender in contenders
+            spec.make(what["token_bytes"], unit=workload.unit) for spec in specs
         ]
         found = _simulated(strategies, workload, costs)
-    rules = Contender("", tuple(what["rules"])).rules_label
+    rules = StrategySpec("", tuple(what["rules"])).rules_label
     common = {"strategy": what["strategy"], "rules": rules, "users": what["users"]}
     return [{**common, **row} for row in found]
 
@@ -205,13 +204,13 @@ def _simulated(
     strategies: Sequence[Strategy], workload: Workload, costs: CostModel | None
 ) -> Iterator[Row]:
     """Totals of strategies, all in one pass, which may take long to make."""
-    targets = [SimulatedTarget(strategy, costs=costs) for strategy in strategies]
+    replayers = [Simulator(strategy, costs=costs) for strategy in strategies]
     totals: list[dict[str, Any]] = [Counter() for _ in strategies]
-    for step in workload:
-        for target, total in zip(targets, totals, strict=True):
-            outcome = target.replay(step)
+    for request in workload:
+        for replayer, total in zip(replayers, totals, strict=True):
+            outcome = replayer.replay(request)
             total["requests"] += 1
-            total["prompt_tokens"] += step.tokens
+            total["prompt_tokens"] += request.tokens
             total["reused_tokens"] += outcome.reused_tokens
             total["evicted"] += outcome.evicted
             total["stored_bytes"] = max(total["stored_bytes"], outcome.stored_bytes)
@@ -275,7 +274,7 @@ def format_sweep(frame: pd.DataFrame) -> pd.DataFrame:
     reused = frame.reused_tokens / frame.prompt_tokens
     shares = {name: reused / (frame[name] / frame.ceiling_tokens) for name in CEILINGS}
     shown = frame.assign(
-        strategy=contender_names(frame),
+        strategy=spec_names(frame),
         capacity=frame.capacity.map(format_size).where(frame.stored_bytes > 0),
         stored_gib=frame.stored_bytes / 2**30,
         reused=reused,

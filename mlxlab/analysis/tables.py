@@ -19,7 +19,6 @@ from mlxlab.sizes import format_size
 __all__ = [
     "CEILING_NAMES",
     "Forms",
-    "contender_names",
     "format_ceilings",
     "format_columns",
     "format_summary",
@@ -27,6 +26,7 @@ __all__ = [
     "list_notes",
     "name_traces",
     "read_content",
+    "spec_names",
     "summarize",
     "title_of",
     "write_content",
@@ -83,7 +83,7 @@ def summarize(rows: pd.DataFrame) -> pd.DataFrame:
         rows: from :func:`mlxlab.compare`.
     """
     tokens = int(rows[rows.strategy == InfiniteMemory.name].prompt_tokens.sum())
-    groups = rows.groupby(contender_names(rows), sort=False)
+    groups = rows.groupby(spec_names(rows), sort=False)
     summaries = {name: _summarize(own, tokens) for name, own in groups}
     summary = pd.DataFrame(summaries.values(), index=pd.Index(summaries, name=None))
     summary = summary.dropna(axis="columns", how="all")
@@ -126,7 +126,7 @@ def list_ceilings(rows: pd.DataFrame) -> pd.DataFrame:
     mib = -(-most >> 20) << 20
     frames: list[tuple[str, Any, pd.DataFrame]] = [("infinite", mib, own)]
     for capacity, same in rows[rows.capacity < most].groupby("capacity"):
-        one = same[contender_names(same) == contender_names(same).iloc[0]]
+        one = same[spec_names(same) == spec_names(same).iloc[0]]
         frames.append(("finite", capacity, one))
     frames.append(("any_position", None, own))
     return pd.DataFrame(
@@ -146,7 +146,7 @@ def format_ceilings(ceilings: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(format_columns(shown, _CEILING_FORMS))
 
 
-def contender_names(rows: pd.DataFrame) -> pd.Series[str]:
+def spec_names(rows: pd.DataFrame) -> pd.Series[str]:
     """A strategy's name for every row, with its rules where not all are in force."""
     rules = rows.rules.where(rows.rules != "all")
     return rows.strategy + ("@" + rules).fillna("")
@@ -242,7 +242,7 @@ def _summarize(rows: pd.DataFrame, tokens: int) -> dict[str, Any]:
     """A row of the summary.
 
     Args:
-        rows: of one contender.
+        rows: of one spec.
         tokens: of all prompts under the rules that the ceilings are for.
     """
     reused = _hit_rate(rows)

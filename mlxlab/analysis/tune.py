@@ -18,9 +18,9 @@ from mlxlab.rendering.rules import parse_rules
 from mlxlab.replay.bounds import INFINITE, Foresight
 from mlxlab.replay.cost_model import CostModel
 from mlxlab.replay.manifest import describe_run
-from mlxlab.replay.simulator import SimulatedTarget
+from mlxlab.replay.simulator import Simulator
 from mlxlab.replay.sources import AnyTrace, open_sources
-from mlxlab.replay.specs import Contender
+from mlxlab.replay.specs import StrategySpec
 from mlxlab.replay.workload import Workload
 from mlxlab.sizes import format_size
 from mlxlab.strategies import STRATEGIES, Parameter
@@ -78,18 +78,18 @@ def tune(
     search = _Search(workload, token_bytes, memory, costs)
     found = search.run(approximate, trials, seed, progress)
     foresight = Foresight(workload)
-    contenders = [Contender(found.strategy.iloc[0], renderer.rules)]
+    specs = [StrategySpec(found.strategy.iloc[0], renderer.rules)]
     return Tuning(
         trials=found,
         infinite=sum(foresight.reused(INFINITE)),
         finite=sum(foresight.reused(memory // token_bytes)),
         memory=memory,
         model=folder.name,
-        rules=Contender("", renderer.rules).rules_label,
+        rules=StrategySpec("", renderer.rules).rules_label,
         manifest=describe_run(
             traces,
             folder,
-            contenders,
+            specs,
             renderer.notes,
             {},
             token_bytes=token_bytes,
@@ -155,14 +155,15 @@ class _Search:
         return (whole or [unit]) if key in counted else list(values)
 
     def _measure(self, spec: str) -> dict[str, Any]:
-        contender = Contender(spec, ())
-        strategy = contender.make(self.token_bytes, unit=self.workload.unit)
-        target = SimulatedTarget(strategy, costs=self.costs)
+        strategy = StrategySpec(spec, ()).make(
+            self.token_bytes, unit=self.workload.unit
+        )
+        replayer = Simulator(strategy, costs=self.costs)
         seconds, prompt, reused, requests, peak = [], 0, 0, 0, 0
-        for step in self.workload:
-            outcome = target.replay(step)
+        for request in self.workload:
+            outcome = replayer.replay(request)
             seconds.append(outcome.ttft_s)
-            prompt += step.tokens
+            prompt += request.tokens
             reused += outcome.reused_tokens
             peak = max(peak, outcome.stored_bytes)
             requests += 1

@@ -44,8 +44,8 @@ from mlxlab.models.folder import BUNDLED, find_model
 from mlxlab.rendering.rules import RULES
 from mlxlab.replay.cost_model import CHUNK, recall_costs
 from mlxlab.replay.specs import (
-    DEFAULT_CONTENDERS,
-    FIDELITY_CONTENDERS,
+    DEFAULT_SPECS,
+    FIDELITY_SPECS,
 )
 from mlxlab.strategies import STRATEGIES
 from mlxlab.strategies.base import CAPACITY
@@ -61,7 +61,7 @@ _FINDINGS_WIDTH = 100
 def compare(
     traces: Traces = None,
     model: Model = BUNDLED,
-    strategies: Strategies = DEFAULT_CONTENDERS,
+    strategies: Strategies = DEFAULT_SPECS,
     rules: Rules = "all",
     capacity: Capacity = None,
     simulate: Annotated[
@@ -101,7 +101,7 @@ def compare(
 def fidelity(
     traces: Traces = None,
     model: Model = BUNDLED,
-    strategies: Strategies = FIDELITY_CONTENDERS,
+    strategies: Strategies = FIDELITY_SPECS,
     rules: Rules = "all",
     edits: Annotated[
         str,
@@ -191,7 +191,7 @@ def write_report(
         "report.html"
     ),
     model: Model = BUNDLED,
-    strategies: Strategies = DEFAULT_CONTENDERS,
+    strategies: Strategies = DEFAULT_SPECS,
     rules: Rules = "all",
     memory: Memory = CAPACITY,
     text: Text = "redacted",
@@ -238,7 +238,7 @@ def _print_findings(found: Fidelity, *, by_edit: bool) -> None:
     wide = console if console.is_terminal else Console(width=_FINDINGS_WIDTH)
     wide.print(found.title, highlight=False)
     if by_edit:
-        for edit, summary in found.summary(("edit", "contender")).groupby("edit"):
+        for edit, summary in found.summary(("edit", "variant")).groupby("edit"):
             wide.print(f"\nedit {edit}", highlight=False)
             wide.print(table(format_findings(summary.droplevel("edit")), wide))
     else:

@@ -23,7 +23,7 @@ from mlxlab.cli.options import (
 )
 from mlxlab.models.folder import BUNDLED, find_model
 from mlxlab.replay.cost_model import CHUNK, format_check, format_costs, recall_costs
-from mlxlab.replay.specs import EXACT_CONTENDERS
+from mlxlab.replay.specs import EXACT_SPECS
 from mlxlab.strategies.base import CAPACITY
 from mlxlab.traces import load_trace
 from mlxlab.traces.bundled import DEFAULT_TRACE
@@ -62,7 +62,7 @@ def calibrate(
 @app.command()
 def sweep(
     traces: AnyTraces = None,
-    strategies: Strategies = EXACT_CONTENDERS,
+    strategies: Strategies = EXACT_SPECS,
     capacities: Annotated[
         str, typer.Option(help="Bytes that strategies may hold: 1GiB,4GiB,...")
     ] = "4GiB",

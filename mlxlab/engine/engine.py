@@ -29,9 +29,9 @@ __all__ = [
     "Engine",
     "LogitsProcessor",
     "Prefill",
+    "PrefillProgress",
     "Replayed",
     "Sampler",
-    "TakenIn",
     "device_name",
     "load_model",
 ]
@@ -78,7 +78,7 @@ def device_name() -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class TakenIn:
+class PrefillProgress:
     """Prompt tokens just restored or computed."""
 
     tokens: int
@@ -255,7 +255,7 @@ class Engine:
         sampler: Sampler | None = None,
         processors: Sequence[LogitsProcessor] = (),
         stop: Container[int] = frozenset(),
-    ) -> Generator[Plan | TakenIn | int, None, None]:
+    ) -> Generator[Plan | PrefillProgress | int, None, None]:
         """Prefill, then decode token by token.
 
         What was computed is cached at the end, also when the iterator is closed
@@ -300,14 +300,14 @@ class Engine:
         cache = make_prompt_cache(self.model)
         return Prefill(prompt, plan, cache, perf_counter() - started)
 
-    def _take_in(self, prefill: Prefill) -> Iterator[TakenIn]:
+    def _take_in(self, prefill: Prefill) -> Iterator[PrefillProgress]:
         plan = prefill.plan
         moved = next((span.target for span in plan.spans if span.moved), plan.length)
         yield from self._append(prefill, plan.head(moved))
         if moved < plan.length:
             yield from self._patch(prefill)
 
-    def _append(self, prefill: Prefill, plan: Plan) -> Iterator[TakenIn]:
+    def _append(self, prefill: Prefill, plan: Plan) -> Iterator[PrefillProgress]:
         """Take in a plan in which nothing is moved, one piece behind the other."""
         last = len(prefill.prompt) - 1
         pace = _Pace(self.chunk, self.chunk_s)
@@ -317,14 +317,14 @@ class Engine:
                 begun = perf_counter()
                 self.store.restore(run, prefill.cache)
                 prefill.restore_s += perf_counter() - begun
-                yield TakenIn(sum(span.length for span in run))
+                yield PrefillProgress(sum(span.length for span in run))
             for piece in pace.pieces(np.arange(start, min(stop, last))):
                 begun = perf_counter()
                 self._feed(prefill.prompt.tokens[piece], prefill.cache)
                 prefill.compute_s += pace.record(perf_counter() - begun)
-                yield TakenIn(len(piece))
+                yield PrefillProgress(len(piece))
 
-    def _patch(self, prefill: Prefill) -> Iterator[TakenIn]:
+    def _patch(self, prefill: Prefill) -> Iterator[PrefillProgress]:
         """Put all that is left to restore in its place and compute in between."""
         plan, cache = prefill.plan, prefill.cache
         if (rotary := self._rotary) is None:
@@ -340,7 +340,7 @@ class Engine:
         if plan.recompute:
             open_[select(patch, plan.selection, plan.recompute, self.chunk)] = True
         prefill.compute_s += perf_counter() - begun
-        yield TakenIn(sum(span.length for span in spans) - plan.recompute)
+        yield PrefillProgress(sum(span.length for span in spans) - plan.recompute)
         positions = np.flatnonzero(open_[:-1])
         pace = _Pace(self.chunk, self.chunk_s)
         for piece in pace.pieces(positions):
@@ -348,7 +348,7 @@ class Engine:
             begun = perf_counter()
             patch.compute(piece)
             prefill.compute_s += pace.record(perf_counter() - begun)
-            yield TakenIn(len(piece))
+            yield PrefillProgress(len(piece))
         prefill.advance(plan.length - 1)
 
     def _greedy(

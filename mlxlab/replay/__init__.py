@@ -1,7 +1,6 @@
 """Replay: the same traffic through many strategies, simulated or live."""
 
-from mlxlab.replay.requests import Step, render_steps
-from mlxlab.replay.simulator import SimulatedTarget
-from mlxlab.replay.targets import Outcome, Target
+from mlxlab.replay.requests import RenderedRequest, render_trace
+from mlxlab.replay.simulator import Outcome, Replayer, Simulator
 
-__all__ = ["Outcome", "SimulatedTarget", "Step", "Target", "render_steps"]
+__all__ = ["Outcome", "RenderedRequest", "Replayer", "Simulator", "render_trace"]

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxlab.prompt import Prompt, Tokens
-from mlxlab.replay.hashed import HashedStep
-from mlxlab.replay.requests import Step
+from mlxlab.replay.hashed import NumberedRequest
+from mlxlab.replay.requests import RenderedRequest
 from mlxlab.strategies import Parameter
 from mlxlab.strategies.paged import Paged
 from mlxlab.strategies.sequences.hashing import window_hashes
@@ -58,7 +58,7 @@ class InfiniteMemory(Paged):
 
 @dataclass(frozen=True, slots=True)
 class _Access:
-    """One step: nodes that its prompt begins with, and those that it leaves behind."""
+    """One request: nodes its prompt begins with, and those it leaves behind."""
 
     asked: tuple[int, ...]
     made: tuple[int, ...]
@@ -72,20 +72,20 @@ class Foresight:
     parent's next use never comes after its child's, so what stays is always a prefix.
 
     Args:
-        steps: all of the traffic, in order; read once, here.
+        requests: all of the traffic, in order; read once, here.
     """
 
-    def __init__(self, steps: Iterable[Step]) -> None:
+    def __init__(self, requests: Iterable[RenderedRequest]) -> None:
         tree = RadixTree(None)
         sequences = []
         self._prompts: list[tuple[int, int]] = []  # tokens, and those of an id
-        for step in steps:
+        for request in requests:
             # Its last token is always computed.
-            asked, made = step.prompt.tokens[:-1], step.computed.tokens
+            asked, made = request.prompt.tokens[:-1], request.computed.tokens
             _insert(tree, asked)
             _insert(tree, made)
             sequences.append((asked, made))
-            self._prompts.append((step.tokens, step.unit))
+            self._prompts.append((request.tokens, request.unit))
         nodes = list(tree)
         number = {node: i for i, node in enumerate(nodes)}
         self._lengths = [len(node.tokens) for node in nodes]
@@ -98,11 +98,11 @@ class Foresight:
 
     @property
     def tokens(self) -> list[int]:
-        """Tokens of each step's prompt."""
+        """Tokens of each request's prompt."""
         return [tokens for tokens, _ in self._prompts]
 
     def reused(self, capacity: int) -> Iterator[int]:
-        """Tokens that each step can reuse if so many are kept between steps."""
+        """Tokens that each request can reuse if so many are kept between requests."""
         for ids, (tokens, unit) in zip(
             self._held(capacity), self._prompts, strict=True
         ):
@@ -172,20 +172,20 @@ class AnyPosition:
         self._seen: NDArray[np.uint64] = np.empty(0, np.uint64)  # in order
         self._pieces: set[int] = set()
 
-    def reused(self, step: Step) -> int | None:
-        """Tokens of the step's prompt that could be reused; takes the step in.
+    def reused(self, request: RenderedRequest) -> int | None:
+        """Tokens of the request's prompt that could be reused; takes the request in.
 
-        None for a hashed step without numbers for content.
+        None for a hashed request without numbers for content.
         """
-        plan = self._memory.plan(step.prompt)
-        self._memory.commit(step.computed, plan)
-        if isinstance(step, HashedStep):
-            found = self._known_pieces(step.content, plan.reused * step.unit)
-            known = len(step.content) > 0
+        plan = self._memory.plan(request.prompt)
+        self._memory.commit(request.computed, plan)
+        if isinstance(request, NumberedRequest):
+            found = self._known_pieces(request.content, plan.reused * request.unit)
+            known = len(request.content) > 0
         else:
-            found, known = self._known_windows(step.prompt.tokens, plan.reused), True
-            self._remember(step.computed, plan.reused)
-        reused = min(plan.reused * step.unit + found, step.tokens - 1)
+            found, known = self._known_windows(request.prompt.tokens, plan.reused), True
+            self._remember(request.computed, plan.reused)
+        reused = min(plan.reused * request.unit + found, request.tokens - 1)
         return reused if known else None
 
     def _known_pieces(self, pieces: NDArray[np.int64], start: int) -> int:
@@ -237,9 +237,11 @@ class Reachable:
         return dict(zip(CEILINGS, at_most, strict=True))
 
 
-def reachable(steps: Sequence[Step], capacities: Iterable[int]) -> list[Reachable]:
-    """All ceilings for each step of one trace; capacities are in tokens."""
-    foresight = Foresight(steps)
+def reachable(
+    requests: Sequence[RenderedRequest], capacities: Iterable[int]
+) -> list[Reachable]:
+    """All ceilings for each request of one trace; capacities are in tokens."""
+    foresight = Foresight(requests)
     finite = {size: list(foresight.reused(size)) for size in capacities}
     anywhere = AnyPosition()
     return [
@@ -250,17 +252,17 @@ def reachable(steps: Sequence[Step], capacities: Iterable[int]) -> list[Reachabl
             any_position=anywhere.reused(s),
         )
         for i, (s, infinite) in enumerate(
-            zip(steps, foresight.reused(INFINITE), strict=True)
+            zip(requests, foresight.reused(INFINITE), strict=True)
         )
     ]
 
 
-def any_position(steps: Iterable[Step]) -> list[int] | None:
+def any_position(requests: Iterable[RenderedRequest]) -> list[int] | None:
     """Tokens of each prompt that stood anywhere before; None if that is not known."""
     ceiling = AnyPosition()
     found = []
-    for step in steps:
-        reused = ceiling.reused(step)
+    for request in requests:
+        reused = ceiling.reused(request)
         if reused is None:
             return None
         found.append(reused)

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.rendering.rules import parse_rules
-from mlxlab.replay.requests import Step, render_steps
+from mlxlab.replay.requests import RenderedRequest, render_trace
 from mlxlab.traces import Trace
 from mlxlab.traces.hashed.file import Hasher, open_hashed, write_hashed
 from mlxlab.traces.hashed.trace import HashedRequest, HashedTrace
@@ -54,29 +54,29 @@ def export_trace(
     with tqdm(
         total=len(trace.inference), desc="rendering", disable=not progress
     ) as bar:
-        steps = render_steps(trace, renderer, bar.update)
+        requests = render_trace(trace, renderer, bar.update)
     notes = {
         "tokenizer": folder.tokenizer_digest,
         "rules": list(renderer.rules),
         "salted": True,
     }
-    write_hashed(Path(path), hasher, _requests(trace, steps, hasher), notes)
+    write_hashed(Path(path), hasher, _requests(trace, requests, hasher), notes)
     return open_hashed(Path(path))
 
 
 def _requests(
-    trace: Trace, steps: Sequence[Step], hasher: Hasher
+    trace: Trace, requests: Sequence[RenderedRequest], hasher: Hasher
 ) -> Iterator[HashedRequest]:
     sessions: dict[str, str] = {}
     agents: dict[str, str] = {}
     begun = trace.inference[0].t
-    for exchange, step in zip(trace.inference, steps, strict=True):
+    for exchange, request in zip(trace.inference, requests, strict=True):
         agent = exchange.agent
         yield hasher.request(
             exchange.t - begun,
-            step.prompt.tokens,
-            step.answer,
-            step.prompt.segments,
+            request.prompt.tokens,
+            request.answer,
+            request.prompt.segments,
             session=sessions.setdefault(exchange.session, str(len(sessions) + 1)),
             agent=agents.setdefault(agent, str(len(agents) + 1)) if agent else "",
         )

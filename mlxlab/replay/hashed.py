@@ -9,18 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxlab.prompt import Prompt, Role, Segment, Tokens
-from mlxlab.replay.requests import Step
+from mlxlab.replay.requests import RenderedRequest
 from mlxlab.replay.workload import Numbers, Timed
 from mlxlab.traces.hashed.trace import HashedRequest, HashedTrace
 
-__all__ = ["HashedSource", "HashedStep"]
+__all__ = ["HashedSource", "NumberedRequest"]
 
 #: A prompt's last ids, where they are less than a unit.
 _REST = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HashedStep(Step):
+class NumberedRequest(RenderedRequest):
     """One hashed request; its prompt holds a number for each unit of tokens.
 
     Attributes:
@@ -62,15 +62,15 @@ class HashedSource:
     def unit(self) -> int:
         return self.trace.unit
 
-    def steps(self, numbers: Numbers) -> Timed:
+    def requests(self, numbers: Numbers) -> Timed:
         chained, content = numbers.table(), Numbers().table()
         for i, request in enumerate(self.trace):
             numbered = replace(request, chained=chained(request.chained))
-            yield request.t, self._step(i, numbered, content)
+            yield request.t, self._render(i, numbered, content)
 
-    def _step(
+    def _render(
         self, i: int, request: HashedRequest, content: Callable[[Tokens], Tokens]
-    ) -> HashedStep:
+    ) -> NumberedRequest:
         unit, ids = self.unit, request.chained
         whole, rest = divmod(request.tokens, unit)
         # The last token of an answer is never stored.
@@ -79,9 +79,9 @@ class HashedSource:
         asked = np.concatenate([ids[:whole], tail])
         session = ":".join(filter(None, (self.name, request.session)))
         agent = f"/{request.agent[:9]}" if request.agent else ""
-        return HashedStep(
+        return NumberedRequest(
             session=session + agent,
-            request=i,
+            id=i,
             prompt=Prompt(asked, _segments(request, len(asked), unit), False),
             answer=ids[whole:stored],
             unit=unit,

@@ -12,20 +12,20 @@ from mlxlab import blas
 from mlxlab.engine import Engine, Worker, device_name, load_model
 from mlxlab.models.folder import ModelFolder
 from mlxlab.prompt import Prompt
-from mlxlab.replay.requests import Step
-from mlxlab.replay.targets import Outcome, Progress
+from mlxlab.replay.requests import RenderedRequest
+from mlxlab.replay.simulator import Outcome, Progress
 from mlxlab.strategies import Strategy, make_strategy
 
-__all__ = ["EngineTarget", "LiveModel", "live_model"]
+__all__ = ["LiveModel", "LiveReplay", "live_model"]
 
 
-class EngineTarget:
+class LiveReplay:
     """Drives one engine on its worker thread.
 
     Args:
         worker: the thread that owns the engine's model.
         engine: with a fresh strategy.
-        progress: see :data:`mlxlab.replay.targets.Progress`.
+        progress: see :data:`mlxlab.replay.simulator.Progress`.
     """
 
     def __init__(
@@ -38,9 +38,9 @@ class EngineTarget:
         self.engine = engine
         self.progress = progress
 
-    def replay(self, step: Step) -> Outcome:
+    def replay(self, request: RenderedRequest) -> Outcome:
         done = self.worker.call(
-            self.engine.replay, step.prompt, step.answer, self.progress
+            self.engine.replay, request.prompt, request.answer, self.progress
         )
         return Outcome(
             reused_tokens=done.plan.reused,
@@ -53,7 +53,7 @@ class EngineTarget:
 
 
 class LiveModel:
-    """A model in memory, from which targets with an empty cache are made."""
+    """A model in memory, from which replayers with an empty cache are made."""
 
     def __init__(self, folder: ModelFolder, worker: Worker, *, chunk: int) -> None:
         self.folder = folder
@@ -64,11 +64,11 @@ class LiveModel:
         warm_up = Engine(self.model, make_strategy("none"))
         worker.call(warm_up.replay, Prompt.of(range(64)), np.empty(0, np.int32))
 
-    def target(
+    def replayer(
         self, strategy: Strategy, progress: Progress | None = None
-    ) -> EngineTarget:
+    ) -> LiveReplay:
         """A target with a store of its own."""
-        return EngineTarget(self.worker, self.engine(strategy), progress)
+        return LiveReplay(self.worker, self.engine(strategy), progress)
 
     def engine(
         self, strategy: Strategy, *, model: Any = None, chunk: int | None = None

@@ -9,7 +9,7 @@ from typing import Any
 
 from mlxlab.models.folder import ModelFolder
 from mlxlab.replay.cost_model import CostModel
-from mlxlab.replay.specs import Contender
+from mlxlab.replay.specs import StrategySpec
 from mlxlab.traces import Trace
 from mlxlab.traces.hashed.trace import HashedTrace
 
@@ -21,7 +21,7 @@ _PACKAGES = ("mlxlab", "mlx", "mlx-lm", "numpy", "transformers")
 def describe_run(
     traces: Iterable[Trace | HashedTrace],
     folder: ModelFolder,
-    contenders: Iterable[Contender],
+    specs: Iterable[StrategySpec],
     notes: Mapping[str, int],
     environment: Mapping[str, Any],
     *,
@@ -33,14 +33,14 @@ def describe_run(
     Args:
         traces: what was replayed.
         folder: the model that rendered and, in a live replay, computed it.
-        contenders: what was compared.
+        specs: what was compared.
         notes: what could not be rendered as meant, and how often.
         environment: device, BLAS and chunk of a live replay; empty when simulated.
         token_bytes: keys and values of one token, if other than the model's.
         costs: what seconds were estimated by.
 
     Raises:
-        StrategyError: a contender that cannot be made.
+        StrategyError: a spec that cannot be made.
     """
     return {
         "traces": [_trace(trace) for trace in traces],
@@ -50,7 +50,7 @@ def describe_run(
             "token_bytes": token_bytes or folder.token_bytes,
             "window": folder.window,
         },
-        "contenders": [_contender(c, folder.token_bytes) for c in contenders],
+        "strategies": [_spec(c, folder.token_bytes) for c in specs],
         "notes": dict(notes),
         "simulated": not environment,
         **({"estimated": costs.describe()} if costs else {}),
@@ -71,13 +71,13 @@ def _trace(trace: Trace | HashedTrace) -> dict[str, Any]:
     return {**described, "requests": len(trace.inference), "skipped": skipped}
 
 
-def _contender(contender: Contender, token_bytes: int) -> dict[str, Any]:
-    strategy = contender.make(token_bytes)
+def _spec(spec: StrategySpec, token_bytes: int) -> dict[str, Any]:
+    strategy = spec.make(token_bytes)
     return {
-        "strategy": contender.strategy,
+        "strategy": spec.strategy,
         "parameters": dict(strategy.parameters),
         "exact": strategy.exact,
-        "rules": list(contender.rules),
+        "rules": list(spec.rules),
     }
 
 

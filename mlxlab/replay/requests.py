@@ -13,16 +13,16 @@ from mlxlab.rendering.renderer import Renderer
 from mlxlab.traces import Exchange, Trace
 from mlxlab.traces.schema import Json
 
-__all__ = ["Step", "label_sessions", "render_steps"]
+__all__ = ["RenderedRequest", "label_sessions", "render_trace"]
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class RenderedRequest:
     """One recorded exchange, rendered for a model.
 
     Attributes:
         session: session id, ``/`` and the agent's id for a sub-agent.
-        request: the exchange's id in its trace.
+        id: the exchange's id in its trace.
         answer: ids that were answered, the end of turn included; empty if the trace
             does not tell.
         unit: tokens that an id of the prompt stands for.
@@ -31,7 +31,7 @@ class Step:
     """
 
     session: str
-    request: int
+    id: int
     prompt: Prompt
     answer: Tokens
     unit: int = 1
@@ -53,11 +53,11 @@ class Step:
         return self.prompt.extended(self.answer).head(length)
 
 
-def render_steps(
+def render_trace(
     trace: Trace,
     renderer: Renderer,
     progress: Callable[[int], object] = lambda requests: None,
-) -> list[Step]:
+) -> list[RenderedRequest]:
     """The trace's inference requests in order of arrival.
 
     An answer that was not recorded is read off a later request that repeats it.
@@ -71,39 +71,42 @@ def render_steps(
         RequestError: a request that is no valid Messages request, or none at all.
         ModelError: a prompt beyond the model's window, or one that cannot be rendered.
     """
-    steps: list[Step] = []
+    requests: list[RenderedRequest] = []
     equipped = {e.session for e in trace.inference if e.body and e.body.get("tools")}
     for exchange in trace.inference:
         side = _is_aside(exchange, equipped)
-        steps.append(replace(_step(trace, exchange, renderer), side=side))
+        requests.append(replace(_render(trace, exchange, renderer), side=side))
         progress(1)
-    if not steps:
+    if not requests:
         raise RequestError(
             f"trace {trace.name}: no POST /v1/messages in it; record one with a client "
             "that sends some"
         )
     end = renderer.tokenizer.eos_token_id
     return [
-        step
-        if len(step.answer)
-        else replace(step, answer=_repeated(step, steps[i:], end))
-        for i, step in enumerate(steps, start=1)
+        request
+        if len(request.answer)
+        else replace(request, answer=_repeated(request, requests[i:], end))
+        for i, request in enumerate(requests, start=1)
     ]
 
 
 def label_sessions(
-    traces: Sequence[Trace], rendered: Sequence[list[Step]]
-) -> list[list[Step]]:
+    traces: Sequence[Trace], rendered: Sequence[list[RenderedRequest]]
+) -> list[list[RenderedRequest]]:
     """Put traces' names before sessions' if there are several: ids may be the same."""
     if len(traces) == 1:
         return list(rendered)
     return [
-        [replace(step, session=f"{trace.name}:{step.session}") for step in steps]
-        for trace, steps in zip(traces, rendered, strict=True)
+        [
+            replace(request, session=f"{trace.name}:{request.session}")
+            for request in requests
+        ]
+        for trace, requests in zip(traces, rendered, strict=True)
     ]
 
 
-def _step(trace: Trace, exchange: Exchange, renderer: Renderer) -> Step:
+def _render(trace: Trace, exchange: Exchange, renderer: Renderer) -> RenderedRequest:
     where = f"trace {trace.name}: request {exchange.id}"
     response = exchange.response
     body = _asked(exchange)
@@ -123,7 +126,7 @@ def _step(trace: Trace, exchange: Exchange, renderer: Renderer) -> Step:
             f"model {renderer.model.name}"
         )
     agent = f"/{exchange.agent[:8]}" if exchange.agent else ""
-    return Step(exchange.session + agent, exchange.id, prompt, answer)
+    return RenderedRequest(exchange.session + agent, exchange.id, prompt, answer)
 
 
 def _is_aside(exchange: Exchange, equipped: Collection[str]) -> bool:
@@ -144,13 +147,15 @@ def _asked(exchange: Exchange) -> dict[str, Json] | None:
     return {**exchange.body, "thinking": {"type": kind}}
 
 
-def _repeated(step: Step, later: Sequence[Step], end: int | None) -> Tokens:
+def _repeated(
+    request: RenderedRequest, later: Sequence[RenderedRequest], end: int | None
+) -> Tokens:
     """The answer as it stands in the first later prompt that begins with this one."""
-    own = step.prompt.tokens
+    own = request.prompt.tokens
     for other in later:
         ids = other.prompt.tokens
-        if other.session == step.session and common_prefix(own, ids) == len(own):
+        if other.session == request.session and common_prefix(own, ids) == len(own):
             ends = np.flatnonzero(ids[len(own) :] == end)
             if len(ends):
                 return ids[len(own) : len(own) + ends[0] + 1]
-    return step.answer
+    return request.answer

@@ -1,21 +1,56 @@
-"""Replay without a model: the strategy alone, in no time. Imports no mlx."""
+"""Replay without a model: the strategy alone. Imports no mlx."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
 from mlxlab.replay.cost_model import CostModel
-from mlxlab.replay.requests import Step
-from mlxlab.replay.targets import Outcome, Progress
+from mlxlab.replay.requests import RenderedRequest
 from mlxlab.strategies import Strategy
 
-__all__ = ["SimulatedTarget"]
+__all__ = ["Outcome", "Progress", "Replayer", "Simulator"]
+
+Progress: TypeAlias = Callable[[int], object]
+"""Called with the number of prompt tokens just taken in, from any thread."""
 
 
-class SimulatedTarget:
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one request cost on a target.
+
+    Attributes:
+        reused_tokens: prompt tokens restored from the cache.
+        stored_bytes: keys and values held once the request is done.
+        evicted: tokens that could be restored before the request and cannot be after.
+        restore_s: seconds to find and restore them; None where time does not pass.
+        prefill_s: seconds to compute the others; None likewise.
+        ttft_s: seconds to the first token's logits; None likewise.
+    """
+
+    reused_tokens: int
+    stored_bytes: int
+    evicted: int
+    restore_s: float | None = None
+    prefill_s: float | None = None
+    ttft_s: float | None = None
+
+
+class Replayer(Protocol):
+    """Takes a trace's requests in order."""
+
+    def replay(self, request: RenderedRequest) -> Outcome:
+        """Answer ``request.prompt`` with ``request.answer`` and report the cost."""
+        ...
+
+
+class Simulator:
     """Runs a strategy as the engine would, storing nothing.
 
     Args:
         strategy: fresh.
-        progress: see :data:`mlxlab.replay.targets.Progress`.
+        progress: see :data:`mlxlab.replay.simulator.Progress`.
         costs: what seconds are estimated by; without, none pass.
     """
 
@@ -29,17 +64,17 @@ class SimulatedTarget:
         self.progress = progress
         self.costs = costs
 
-    def replay(self, step: Step) -> Outcome:
-        plan = self.strategy.plan(step.prompt)
-        commit = self.strategy.commit(step.computed, plan)
+    def replay(self, request: RenderedRequest) -> Outcome:
+        plan = self.strategy.plan(request.prompt)
+        commit = self.strategy.commit(request.computed, plan)
         if self.progress:
-            self.progress(step.tokens)
+            self.progress(request.tokens)
         # The last token is always computed, but what ids say ends with whole units.
-        reused = min(plan.reused * step.unit, step.tokens - 1)
-        evicted = commit.evicted * step.unit
+        reused = min(plan.reused * request.unit, request.tokens - 1)
+        evicted = commit.evicted * request.unit
         stored = self.strategy.stored_bytes
         if self.costs is None:
             return Outcome(reused, stored, evicted)
-        restore_s, prefill_s = self.costs.estimate(plan, step.unit, step.tokens)
+        restore_s, prefill_s = self.costs.estimate(plan, request.unit, request.tokens)
         ttft_s = restore_s + prefill_s
         return Outcome(reused, stored, evicted, restore_s, prefill_s, ttft_s)

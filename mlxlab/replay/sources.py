@@ -1,4 +1,4 @@
-"""Sources of steps: recorded traces, rendered for a model, and hashed ones."""
+"""Sources of requests: recorded traces, rendered for a model, and hashed ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.replay.hashed import HashedSource
-from mlxlab.replay.requests import Step, label_sessions, render_steps
+from mlxlab.replay.requests import RenderedRequest, label_sessions, render_trace
 from mlxlab.replay.workload import RenderedTrace, Source
 from mlxlab.traces import Trace
 from mlxlab.traces.hashed.trace import HashedTrace
@@ -31,14 +31,14 @@ def open_sources(
         progress: whether to show a bar.
 
     Raises:
-        MlxlabError: see :func:`mlxlab.replay.requests.render_steps`.
+        MlxlabError: see :func:`mlxlab.replay.requests.render_trace`.
     """
     recorded = [trace for trace in traces if isinstance(trace, Trace)]
     requests = sum(len(trace.inference) for trace in recorded)
     with tqdm(
         total=requests, desc="rendering", disable=not progress or not requests
     ) as bar:
-        rendered = [render_steps(trace, renderer, bar.update) for trace in recorded]
+        rendered = [render_trace(trace, renderer, bar.update) for trace in recorded]
     named = iter(label_sessions(recorded, rendered))
     return tuple(
         _rendered(trace, next(named), renderer)
@@ -48,8 +48,10 @@ def open_sources(
     )
 
 
-def _rendered(trace: Trace, steps: Sequence[Step], renderer: Renderer) -> RenderedTrace:
+def _rendered(
+    trace: Trace, requests: Sequence[RenderedRequest], renderer: Renderer
+) -> RenderedTrace:
     begun = trace.inference[0].t
     times = [exchange.t - begun for exchange in trace.inference]
     digest = f"{trace.digest}-{renderer.model.digest}-{','.join(renderer.rules)}"
-    return RenderedTrace(trace.name, digest, tuple(zip(times, steps, strict=True)))
+    return RenderedTrace(trace.name, digest, tuple(zip(times, requests, strict=True)))

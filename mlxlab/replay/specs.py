@@ -11,24 +11,22 @@ from mlxlab.replay.bounds import InfiniteMemory
 from mlxlab.strategies import STRATEGIES, Selection, Strategy, parse_strategy
 
 __all__ = [
-    "DEFAULT_CONTENDERS",
-    "EXACT_CONTENDERS",
-    "FIDELITY_CONTENDERS",
-    "Contender",
-    "parse_contenders",
+    "DEFAULT_SPECS",
+    "EXACT_SPECS",
+    "FIDELITY_SPECS",
+    "StrategySpec",
+    "parse_specs",
 ]
 
 #: Every exact strategy.
-EXACT_CONTENDERS = ",".join(
-    name for name, strategy in STRATEGIES.items() if strategy.exact
-)
+EXACT_SPECS = ",".join(name for name, strategy in STRATEGIES.items() if strategy.exact)
 
 #: The same, behind what local servers do today: one slot, no rules.
-DEFAULT_CONTENDERS = f"prefix@none,{EXACT_CONTENDERS}"
+DEFAULT_SPECS = f"prefix@none,{EXACT_SPECS}"
 
 #: Exact reuse, approximate reuse as it is meant to be, and its controls: done naively,
 #: without rotation, and with some or all tokens computed again.
-FIDELITY_CONTENDERS = ",".join(
+FIDELITY_SPECS = ",".join(
     [
         "paged",
         "suffix",
@@ -43,7 +41,7 @@ FIDELITY_CONTENDERS = ",".join(
 
 
 @dataclass(frozen=True, slots=True)
-class Contender:
+class StrategySpec:
     """A strategy and the rules that its prompts are rendered under.
 
     Attributes:
@@ -95,13 +93,13 @@ class Contender:
         )
 
 
-def parse_contenders(
-    spec: str, rules: str = "all", capacity: int | None = None
-) -> tuple[Contender, ...]:
+def parse_specs(
+    text: str, rules: str = "all", capacity: int | None = None
+) -> tuple[StrategySpec, ...]:
     """Read ``name[:key=value,...][@rules],...``.
 
     Args:
-        spec: strategies; a rule set behind ``@`` is ``all``, ``none``, or names (or
+        text: strategies; a rule set behind ``@`` is ``all``, ``none``, or names (or
             exceptions) joined with ``+``.
         rules: for strategies without ``@``; see
             :func:`mlxlab.rendering.rules.parse_rules`.
@@ -111,13 +109,13 @@ def parse_contenders(
         StrategyError: one is named twice.
         RuleError: an unknown rule.
     """
-    contenders: list[Contender] = []
+    specs: list[StrategySpec] = []
     # A comma before key=value belongs to the parameters of one strategy.
-    for item in re.split(r",(?!\s*\w+\s*=)", spec):
+    for item in re.split(r",(?!\s*\w+\s*=)", text):
         strategy, at, own = item.strip().partition("@")
         chosen = parse_rules(own.replace("+", ",") if at else rules)
-        contender = Contender(strategy, chosen, capacity)
-        if contender in contenders:
+        spec = StrategySpec(strategy, chosen, capacity)
+        if spec in specs:
             raise StrategyError(f"strategies: {item.strip()} is named twice")
-        contenders.append(contender)
-    return tuple(contenders)
+        specs.append(spec)
+    return tuple(specs)

@@ -17,11 +17,11 @@ import numpy as np
 
 from mlxlab.errors import TraceError
 from mlxlab.prompt import Tokens
-from mlxlab.replay.requests import Step
+from mlxlab.replay.requests import RenderedRequest
 
 __all__ = ["Numbers", "RenderedTrace", "Source", "Timed", "Workload"]
 
-Timed: TypeAlias = Iterator[tuple[float, Step]]
+Timed: TypeAlias = Iterator[tuple[float, RenderedRequest]]
 """Steps and the seconds since their trace began, in order."""
 
 
@@ -49,7 +49,7 @@ class Numbers:
 
 
 class Source(Protocol):
-    """A trace that steps can be made of, over and over."""
+    """A trace that requests can be made of, over and over."""
 
     @property
     def name(self) -> str:
@@ -57,14 +57,14 @@ class Source(Protocol):
 
     @property
     def digest(self) -> str:
-        """The same for the same steps."""
+        """The same for the same requests."""
 
     @property
     def unit(self) -> int:
         """Tokens that an id of its prompts stands for."""
 
-    def steps(self, numbers: Numbers) -> Timed:
-        """Its steps; ids that mean something in this trace only are renumbered."""
+    def requests(self, numbers: Numbers) -> Timed:
+        """Its requests; ids that mean something in this trace only are renumbered."""
 
 
 @dataclass(frozen=True)
@@ -73,15 +73,15 @@ class RenderedTrace:
 
     Attributes:
         digest: of trace, tokenizer and rules.
-        timed: steps and seconds since the first of them.
+        timed: requests and seconds since the first of them.
     """
 
     name: str
     digest: str
-    timed: tuple[tuple[float, Step], ...] = field(repr=False)
+    timed: tuple[tuple[float, RenderedRequest], ...] = field(repr=False)
     unit: int = 1
 
-    def steps(self, numbers: Numbers) -> Timed:
+    def requests(self, numbers: Numbers) -> Timed:
         return iter(self.timed)
 
 
@@ -111,31 +111,31 @@ class Workload:
         """Tokens that an id of the prompts stands for."""
         return self.sources[0].unit
 
-    def __iter__(self) -> Iterator[Step]:
+    def __iter__(self) -> Iterator[RenderedRequest]:
         numbers = Numbers()
-        waiting = iter([partial(source.steps, numbers) for source in self.sources])
+        waiting = iter([partial(source.requests, numbers) for source in self.sources])
         order = count()
-        running: list[tuple[float, int, float, Step, Timed]] = []
+        running: list[tuple[float, int, float, RenderedRequest, Timed]] = []
 
         def begin(now: float) -> None:
-            """Let a user take the next source that has steps."""
+            """Let a user take the next source that has requests."""
             for make in waiting:
-                steps = make()
-                first = next(steps, None)
+                requests = make()
+                first = next(requests, None)
                 if first is not None:
                     start = now - first[0]
-                    entry = (now, next(order), start, first[1], steps)
+                    entry = (now, next(order), start, first[1], requests)
                     heapq.heappush(running, entry)
                     return
 
         for _ in range(self.users):
             begin(0.0)
         while running:
-            now, turn, start, step, steps = heapq.heappop(running)
-            yield step
-            following = next(steps, None)
+            now, turn, start, request, requests = heapq.heappop(running)
+            yield request
+            following = next(requests, None)
             if following is None:
                 begin(now)
             else:
-                entry = (start + following[0], turn, start, following[1], steps)
+                entry = (start + following[0], turn, start, following[1], requests)
                 heapq.heappush(running, entry)

@@ -22,7 +22,7 @@ from mlxlab.decoding import (
     ThinkingEnd,
 )
 from mlxlab.rendering.context_edits import AppliedEdit
-from mlxlab.server.generation import Begun, Finished, Item
+from mlxlab.server.generation import Completed, Item, PromptPlanned
 
 __all__ = ["AnswerWriter", "Usage", "WireEvent"]
 
@@ -40,7 +40,7 @@ class Usage:
     input: int
 
     @classmethod
-    def of(cls, begun: Begun) -> Usage:
+    def of(cls, begun: PromptPlanned) -> Usage:
         """Disjoint counts that add up to the prompt."""
         reused = begun.plan.reused
         created = max(0, begun.kept - reused)
@@ -88,13 +88,13 @@ class AnswerWriter:
     def write(self, item: Item) -> Iterator[WireEvent]:
         """The events that follow from an item."""
         match item:
-            case Begun():
+            case PromptPlanned():
                 self.usage = Usage.of(item)
                 yield self._message_start(self.usage)
             case tuple():
                 for event in item:
                     yield from self._write(event)
-            case Finished():
+            case Completed():
                 yield from self._finish(item)
 
     def _write(self, event: Event) -> Iterator[WireEvent]:
@@ -134,7 +134,7 @@ class AnswerWriter:
         }
         return {"type": "message_start", "message": message}
 
-    def _finish(self, finished: Finished) -> Iterator[WireEvent]:
+    def _finish(self, finished: Completed) -> Iterator[WireEvent]:
         yield from self._close()
         assert self.usage is not None
         self.stop_reason = finished.reason

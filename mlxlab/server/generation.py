@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from mlxlab.decoding import CallEnd, Decoder, Event
-from mlxlab.engine import Engine, LogitsProcessor, Sampler, TakenIn
+from mlxlab.engine import Engine, LogitsProcessor, PrefillProgress, Sampler
 from mlxlab.prompt import Prompt
 from mlxlab.strategies import Plan
 
-__all__ = ["Begun", "Finished", "Item", "Job", "StopReason", "generate"]
+__all__ = ["Completed", "Item", "Job", "PromptPlanned", "StopReason", "generate"]
 
 StopReason: TypeAlias = Literal[
     "end_turn",
@@ -50,7 +50,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
+class PromptPlanned:
     """What is reused of the prompt, and what of it will be kept."""
 
     plan: Plan
@@ -58,7 +58,7 @@ class Begun:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class Completed:
     """Why the answer ended, and what it took.
 
     Attributes:
@@ -71,7 +71,7 @@ class Finished:
     ids: tuple[int, ...]
 
 
-Item: TypeAlias = Begun | TakenIn | tuple[Event, ...] | Finished
+Item: TypeAlias = PromptPlanned | PrefillProgress | tuple[Event, ...] | Completed
 """Of each id the events that it completed, so that there is an item for every id."""
 
 
@@ -90,8 +90,10 @@ def generate(job: Job) -> Iterator[Item]:
     try:
         for item in stream:
             if isinstance(item, Plan):
-                yield Begun(item, engine.strategy.kept(len(job.prompt)))
-            elif isinstance(item, TakenIn):
+                yield PromptPlanned(
+                    item, engine.strategy.restorable_after(len(job.prompt))
+                )
+            elif isinstance(item, PrefillProgress):
                 yield item
             else:
                 yield answer.take(item)
@@ -101,7 +103,7 @@ def generate(job: Job) -> Iterator[Item]:
         # Caches what was computed, and before anybody hears that it is done.
         stream.close()
     yield answer.finish()
-    yield Finished(answer.stop_reason, decoder.stopped, tuple(answer.ids))
+    yield Completed(answer.stop_reason, decoder.stopped, tuple(answer.ids))
 
 
 class _Answer:

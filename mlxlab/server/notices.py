@@ -12,7 +12,7 @@ from mlxlab.analysis.fidelity.store import Measurement, Subject, recall
 from mlxlab.errors import ModelError
 from mlxlab.models.folder import find_model
 from mlxlab.rendering.rules import parse_rules
-from mlxlab.replay.specs import Contender
+from mlxlab.replay.specs import StrategySpec
 from mlxlab.server.aliases import Aliases
 from mlxlab.strategies import parse_strategy
 
@@ -35,7 +35,7 @@ def _notice(model: str, strategy: str, rules: str) -> Iterator[str]:
         f"{strategy} on {model} is approximate: "
         "answers may differ from those of a full prefill."
     )
-    measurement = _measured(model, Contender(strategy, parse_rules(rules)))
+    measurement = _measured(model, StrategySpec(strategy, parse_rules(rules)))
     if measurement:
         yield from measurement.lines()
         return
@@ -47,9 +47,9 @@ def _notice(model: str, strategy: str, rules: str) -> Iterator[str]:
     yield shlex.join(command)
 
 
-def _measured(model: str, contender: Contender) -> Measurement | None:
+def _measured(model: str, spec: StrategySpec) -> Measurement | None:
     try:
         digest = find_model(model, download=False).digest
-        return recall(Subject.of(digest, contender))
+        return recall(Subject.of(digest, spec))
     except (ModelError, OSError):
         return None  # what is not here has not been measured here

@@ -18,7 +18,7 @@ from mlxlab.errors import ServerError
 from mlxlab.models.folder import ModelFolder
 from mlxlab.server.aliases import Aliases
 from mlxlab.server.events import AnswerWriter, WireEvent
-from mlxlab.server.generation import Finished, Item, Job, generate
+from mlxlab.server.generation import Completed, Item, Job, generate
 from mlxlab.server.metrics import Metrics, Served
 from mlxlab.server.model_pool import EngineKey, ModelPool
 from mlxlab.server.prepare import Preparation, Prepared
@@ -165,7 +165,7 @@ class Service:
             async for item in items:
                 if item is not None:
                     request_log.hear(item)
-                    if isinstance(item, Finished):
+                    if isinstance(item, Completed):
                         finished(_generated(prepared, item))
                     for event in writer.write(item):
                         yield event
@@ -217,7 +217,7 @@ class Service:
         return self.pool.engine(folder, EngineKey(strategy, credential))
 
 
-def _generated(prepared: Prepared, finished: Finished) -> Generated:
+def _generated(prepared: Prepared, finished: Completed) -> Generated:
     return Generated(
         tokenizer=prepared.folder.tokenizer_digest,
         ids=finished.ids,

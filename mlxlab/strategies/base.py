@@ -271,7 +271,7 @@ class Strategy(ABC):
             plan: what :meth:`plan` returned for it.
         """
 
-    def kept(self, length: int) -> int:
+    def restorable_after(self, length: int) -> int:
         """Leading tokens that can be restored right after a commit of ``length``."""
         return length
 

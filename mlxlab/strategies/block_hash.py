@@ -133,7 +133,7 @@ class BlockHash(Strategy):
             evicted=self._lost(gone),
         )
 
-    def kept(self, length: int) -> int:
+    def restorable_after(self, length: int) -> int:
         whole = min(length, self.capacity_tokens) // self.block * self.block
         return whole if whole >= self.minimum else 0
 

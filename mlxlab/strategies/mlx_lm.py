@@ -133,7 +133,7 @@ class MlxLmLru(Strategy):
         evicted = lost_tokens(dropped, self._sequences.values())
         return Commit(drop=tuple(gone), put=put, evicted=evicted)
 
-    def kept(self, length: int) -> int:
+    def restorable_after(self, length: int) -> int:
         return length if length * self.token_bytes <= self.capacity else 0
 
     def _insert(self, handle: Handle, tokens: Tokens) -> None:

@@ -21,7 +21,7 @@ class NoReuse(Strategy):
         """Store nothing."""
         return Commit()
 
-    def kept(self, length: int) -> int:
+    def restorable_after(self, length: int) -> int:
         return 0
 
     @property

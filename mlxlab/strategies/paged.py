@@ -109,7 +109,7 @@ class Paged(Strategy):
 
     def commit(self, prompt: Prompt, plan: Plan) -> Commit:
         """Add the blocks that are not resident yet; drop what no longer fits."""
-        tokens = prompt.tokens[: self.kept(len(prompt))]
+        tokens = prompt.tokens[: self.restorable_after(len(prompt))]
         change = _Change(self._handles)
         exact = len(tokens)
         if plan.generation:  # else an answer goes on as exactly as its prompt
@@ -128,7 +128,7 @@ class Paged(Strategy):
         self._evict(evicted, change)
         return change.commit(evicted)
 
-    def kept(self, length: int) -> int:
+    def restorable_after(self, length: int) -> int:
         return min(length // self.block * self.block, self._limit)
 
     def _resident(self, tokens: Tokens, exact: int) -> list[Node[Stored]]:

@@ -68,7 +68,7 @@ class Prefix(Strategy):
         put = (Put(self._handle, 0, len(tokens)),)
         return Commit(drop=drop, put=put, evicted=evicted)
 
-    def kept(self, length: int) -> int:
+    def restorable_after(self, length: int) -> int:
         return min(length, self.capacity_tokens)
 
     @property

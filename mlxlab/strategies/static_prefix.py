@@ -118,7 +118,7 @@ class StaticPrefix(Strategy):
             evicted=lost_tokens([entry.tokens for entry in gone], self._sequences()),
         )
 
-    def kept(self, length: int) -> int:
+    def restorable_after(self, length: int) -> int:
         return min(length, self.capacity_tokens)
 
     def _refresh(self, plan: Plan) -> None:

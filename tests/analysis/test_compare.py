@@ -17,7 +17,7 @@ from mlxlab.analysis.tables import list_ceilings, summarize, write_json
 from mlxlab.errors import MlxlabError, RuleError, StrategyError
 from mlxlab.models.folder import find_model
 from mlxlab.replay.cost_model import CostModel, Point
-from mlxlab.replay.specs import DEFAULT_CONTENDERS, parse_contenders
+from mlxlab.replay.specs import DEFAULT_SPECS, parse_specs
 from mlxlab.strategies import STRATEGIES
 from tests.replay.test_cost_model import fitted
 from tests.support.exchanges import small_trace
@@ -105,7 +105,7 @@ def test_a_capacity_is_for_those_that_name_none() -> None:
     own = ["capacity", "reused_tokens", "stored_bytes", "evicted", "finite"]
     rest = given.strategy != "ceiling"
     pd.testing.assert_frame_equal(given[own][rest], named[own][rest])
-    described = given.attrs["manifest"]["contenders"][0]["parameters"]
+    described = given.attrs["manifest"]["strategies"][0]["parameters"]
     assert described == {"block": 16, "capacity": 300 << 10}
 
 
@@ -200,7 +200,7 @@ def test_json_has_manifest_and_rows(rows: pd.DataFrame, tmp_path: Path) -> None:
     assert manifest["traces"][0]["digest"] == small_trace().digest
     assert manifest["model"]["token_bytes"] == find_model().token_bytes
     assert manifest["simulated"] is True
-    paged = next(c for c in manifest["contenders"] if c["strategy"] == "paged")
+    paged = next(c for c in manifest["strategies"] if c["strategy"] == "paged")
     assert paged["parameters"]["block"] > 0
     assert "drop-attribution" in paged["rules"]
 
@@ -253,7 +253,7 @@ def test_the_ceiling_may_be_named_too() -> None:
 
 
 def test_reads_contenders_with_parameters_and_rules() -> None:
-    found = parse_contenders(
+    found = parse_specs(
         "prefix@none, paged:block=32,capacity=1GiB ,block-hash@-environment-first,"
         "none@drop-attribution+inline-system"
     )
@@ -266,8 +266,8 @@ def test_reads_contenders_with_parameters_and_rules() -> None:
 
 
 def test_nothing_approximate_is_compared_unless_asked_for() -> None:
-    for contender in parse_contenders(DEFAULT_CONTENDERS):
-        assert contender.make(token_bytes=1).exact
+    for spec in parse_specs(DEFAULT_SPECS):
+        assert spec.make(token_bytes=1).exact
 
 
 @pytest.mark.parametrize(

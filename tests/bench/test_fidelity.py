@@ -5,7 +5,7 @@ import pytest
 from bench.fidelity import FOLDER, MEASUREMENTS, RUNS, main
 from mlxlab import RULES, Fidelity, find_model, load_trace
 from mlxlab.analysis.fidelity.store import Subject, recall
-from mlxlab.replay.specs import Contender, parse_contenders
+from mlxlab.replay.specs import StrategySpec, parse_specs
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -14,14 +14,16 @@ def test_kept_findings_are_of_the_bundled_model_and_trace(name: str) -> None:
     assert found.manifest["model"]["digest"] == find_model().digest
     (trace,) = found.manifest["traces"]
     assert trace["digest"] == load_trace(RUNS[name].trace).digest
-    named = {c.name for c in parse_contenders(RUNS[name].strategies)}
-    assert named <= set(found.requests.contender)
+    named = {c.name for c in parse_specs(RUNS[name].strategies)}
+    assert named <= set(found.requests.variant)
 
 
 def test_what_the_server_shows_is_what_was_found() -> None:
     assert MEASUREMENTS.exists()
     found = Fidelity.read_json(FOLDER / "tasks.json.gz")
-    suffix = recall(Subject.of(find_model().digest, Contender("suffix", tuple(RULES))))
+    suffix = recall(
+        Subject.of(find_model().digest, StrategySpec("suffix", tuple(RULES)))
+    )
     assert suffix is not None
     assert suffix.traces == ("tasks",)
     assert suffix.recovered == pytest.approx(found.summary().recovered["suffix"], 1e-4)

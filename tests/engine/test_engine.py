@@ -12,7 +12,7 @@ from mlx_lm.models.cache import KVCache, RotatingKVCache
 from mlx_lm.sample_utils import make_sampler
 from mlx_lm.utils import load
 
-from mlxlab.engine import Engine, TakenIn, Worker, load_model
+from mlxlab.engine import Engine, PrefillProgress, Worker, load_model
 from mlxlab.errors import ModelError
 from mlxlab.models.folder import ModelFolder, find_model
 from mlxlab.prompt import Prompt, Tokens
@@ -66,7 +66,7 @@ def make_engine(model: Any, name: str, **options: Any) -> Engine:
     return Engine(model, make_strategy(name, **PARAMETERS.get(name, {})), **options)
 
 
-def ids_of(stream: Iterable[Plan | TakenIn | int]) -> list[int]:
+def ids_of(stream: Iterable[Plan | PrefillProgress | int]) -> list[int]:
     return [item for item in stream if isinstance(item, int)]
 
 
@@ -194,7 +194,7 @@ def test_an_abandoned_prefill_keeps_what_was_computed(
 
     def abandon_after(chunks: int, prompt: Prompt) -> None:
         stream = engine.stream(prompt)
-        taken = (item for item in stream if isinstance(item, TakenIn))
+        taken = (item for item in stream if isinstance(item, PrefillProgress))
         for _ in range(chunks):
             next(taken)
         stream.close()
@@ -215,7 +215,7 @@ def test_chunks_that_take_long_get_smaller(
 
     def taken() -> list[int]:
         items = engine.stream(Prompt.of(range(1800)), max_tokens=0)
-        return [item.tokens for item in items if isinstance(item, TakenIn)]
+        return [item.tokens for item in items if isinstance(item, PrefillProgress)]
 
     assert worker.call(taken) == [1024, 512, 256, 7]
 
@@ -226,7 +226,7 @@ def test_an_answer_of_no_tokens_fills_the_cache(
     engine = make_engine(model, "prefix")
     prompt = steps[0][0]
     items = list(worker.stream(engine.stream, prompt, max_tokens=0))
-    taken = sum(item.tokens for item in items if isinstance(item, TakenIn))
+    taken = sum(item.tokens for item in items if isinstance(item, PrefillProgress))
     assert (items[0], taken) == (Plan(len(prompt)), len(prompt) - 1)
     assert ids_of(items) == []
     assert worker.call(engine.prefill, prompt).plan.reused == len(prompt) - 1

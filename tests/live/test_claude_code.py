@@ -38,7 +38,7 @@ def check(evidence: Evidence) -> None:
     assert evidence.failures == []
     assert evidence.repeated == []
     assert evidence.diversions == []
-    assert evidence.prompts == evidence.rendered
+    assert evidence.prompts == evidence.prompt_lengths
     assert evidence.prompts == evidence.requests.prompt_tokens.tolist()
     assert evidence.reused == evidence.requests.reused_tokens.tolist()
 
@@ -50,7 +50,7 @@ def test_a_tool_loop_edits_the_file(workplace: Workplace, trace: Path) -> None:
     assert "return a + b\n" in (workplace.project / "calc.py").read_text()
     evidence = Evidence.of(trace, server)
     check(evidence)
-    assert len(evidence.steps) == 4
+    assert len(evidence.rendered) == 4
     assert evidence.reused == simulated(evidence.trace, STRATEGY)
 
 
@@ -60,7 +60,7 @@ def test_two_agents_work_at_the_same_time(workplace: Workplace, trace: Path) -> 
     assert said == "One returns a difference, one says hello."
     evidence = Evidence.of(trace, server)
     check(evidence)
-    sessions = [step.session for step in evidence.steps]
+    sessions = [request.session for request in evidence.rendered]
     main, *agents = dict.fromkeys(sessions)
     assert len(agents) == 2
     assert set(sessions[1:3]) == set(agents)
@@ -82,7 +82,7 @@ def test_reasoning_comes_back_id_for_id(workplace: Workplace, trace: Path) -> No
     assert reasoning(last.body["messages"]) == blocks
     # The client wants no text; what comes back can only be from the signature.
     assert [block["thinking"] for block in blocks] == ["", ""]
-    prompt = find_model().tokenizer.decode(evidence.steps[-1].prompt.tokens)
+    prompt = find_model().tokenizer.decode(evidence.rendered[-1].prompt.tokens)
     assert "to run it is surer.\n\nSo I do." in prompt
     assert evidence.reused == simulated(evidence.trace, STRATEGY)
 
@@ -94,8 +94,8 @@ def test_a_conversation_is_continued(workplace: Workplace, trace: Path) -> None:
     assert said == "For a hello."
     evidence = Evidence.of(trace, server)
     check(evidence)
-    assert len(evidence.steps) == 3
-    assert len({step.session for step in evidence.steps}) == 1
+    assert len(evidence.rendered) == 3
+    assert len({request.session for request in evidence.rendered}) == 1
     assert evidence.reused == simulated(evidence.trace, STRATEGY)
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from mlxlab.models.encoder import Encoded, Encoder
 from mlxlab.models.folder import find_model
 from mlxlab.rendering.renderer import Renderer
-from mlxlab.replay.requests import render_steps
+from mlxlab.replay.requests import render_trace
 from mlxlab.traces import load_trace
 
 bundled: Any = find_model().tokenizer
@@ -126,13 +126,13 @@ def test_a_recorded_session_renders_as_if_encoded_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     trace = load_trace("sessions")
-    pieces = render_steps(trace, Renderer(find_model()))
+    pieces = render_trace(trace, Renderer(find_model()))
     monkeypatch.setattr("mlxlab.models.encoder._find_ends", lambda added: [])
-    whole = render_steps(trace, Renderer(find_model()))
-    for step, other in zip(pieces, whole, strict=True):
-        assert step.prompt.tokens.tolist() == other.prompt.tokens.tolist()
-        assert step.prompt.segments == other.prompt.segments
-        assert step.answer.tolist() == other.answer.tolist()
+    whole = render_trace(trace, Renderer(find_model()))
+    for request, other in zip(pieces, whole, strict=True):
+        assert request.prompt.tokens.tolist() == other.prompt.tokens.tolist()
+        assert request.prompt.segments == other.prompt.segments
+        assert request.answer.tolist() == other.answer.tolist()
 
 
 def test_what_was_seen_is_not_encoded_again() -> None:

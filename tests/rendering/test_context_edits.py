@@ -377,7 +377,7 @@ def test_an_exchange_is_rendered_with_its_edits(tiny: ModelFolder) -> None:
     body = agent_body(always(keep={"value": 1}))
     prompt, answer = renderer.render_exchange(body, wire.answer(9))
     assert same(prompt, renderer.render(body))
-    assert "Step 9" in renderer.tokenizer.decode(answer.tolist())
+    assert "RenderedRequest 9" in renderer.tokenizer.decode(answer.tolist())
 
 
 def test_only_the_latest_uses_are_computed_again(tiny: ModelFolder) -> None:

@@ -174,7 +174,7 @@ def test_answer_ends_with_the_end_of_turn(tiny: ModelFolder) -> None:
     renderer = Renderer(tiny)
     _, answer = renderer.render_exchange(wire.first_body(), wire.answer())
     assert answer[-1] == renderer.tokenizer.eos_token_id
-    assert "Step 0" in renderer.tokenizer.decode(answer.tolist())
+    assert "RenderedRequest 0" in renderer.tokenizer.decode(answer.tolist())
 
 
 def test_thinking_switch_reaches_the_template(tiny: ModelFolder) -> None:

@@ -19,8 +19,8 @@ from mlxlab.replay.bounds import (
     any_position,
 )
 from mlxlab.replay.hashed import HashedSource
-from mlxlab.replay.requests import Step
-from mlxlab.replay.simulator import SimulatedTarget
+from mlxlab.replay.requests import RenderedRequest
+from mlxlab.replay.simulator import Simulator
 from mlxlab.replay.workload import Workload
 from mlxlab.strategies import parse_strategy
 from mlxlab.traces.hashed.weka import open_weka
@@ -31,9 +31,9 @@ from tests.support.traffic import DETERMINISTIC, traffic
 Kept = frozenset[tuple[int, ...]]
 
 
-def steps_of(requests: Sequence[Request]) -> list[Step]:
+def rendered(requests: Sequence[Request]) -> list[RenderedRequest]:
     return [
-        Step("s", i, r.prompt, np.array([*r.answer, 9], np.int32))
+        RenderedRequest("s", i, r.prompt, np.array([*r.answer, 9], np.int32))
         for i, r in enumerate(requests)
     ]
 
@@ -55,14 +55,14 @@ def test_no_exact_strategy_reuses_more_than_the_ceilings(spec: str) -> None:
     @DETERMINISTIC
     @given(requests=traffic())
     def check(requests: list[Request]) -> None:
-        steps = steps_of(requests)
-        foresight = Foresight(steps)
+        asked = rendered(requests)
+        foresight = Foresight(asked)
         infinite = sum(foresight.reused(INFINITE))
         for capacity in (12, 30):
             comma = "," if ":" in spec else ":"
             strategy = parse_strategy(f"{spec}{comma}capacity={capacity}")
-            target = SimulatedTarget(strategy)
-            reused = sum(target.replay(step).reused_tokens for step in steps)
+            replayer = Simulator(strategy)
+            reused = sum(replayer.replay(request).reused_tokens for request in asked)
             finite = sum(foresight.reused(capacity))
             assert reused <= finite <= infinite
             seen["reached"] += 0 < reused == finite
@@ -78,10 +78,10 @@ def test_no_exact_strategy_reuses_more_than_the_ceilings(spec: str) -> None:
 def test_infinite_memory_is_the_same_with_and_without_foresight(
     requests: list[Request],
 ) -> None:
-    steps = steps_of(requests)
-    target = SimulatedTarget(InfiniteMemory())
-    reused = [target.replay(step).reused_tokens for step in steps]
-    assert list(Foresight(steps).reused(INFINITE)) == reused
+    asked = rendered(requests)
+    replayer = Simulator(InfiniteMemory())
+    reused = [replayer.replay(request).reused_tokens for request in asked]
+    assert list(Foresight(asked).reused(INFINITE)) == reused
 
 
 @pytest.mark.parametrize("capacity", [1, 3, 6])
@@ -122,7 +122,7 @@ def test_finite_memory_gives_what_the_best_choices_would(capacity: int) -> None:
         return reused + max(best(i + 1, option) for option in options)
 
     requests = [Request(asked, made[len(asked) :]) for asked, made in sequences]
-    found = sum(Foresight(steps_of(requests)).reused(capacity))
+    found = sum(Foresight(rendered(requests)).reused(capacity))
     assert found == best(0, frozenset())
 
 
@@ -134,14 +134,14 @@ def test_content_counts_wherever_it_stood() -> None:
         Request([1, 2, 5, *tool[10:50], 9]),  # a part of one
     ]
     ceiling = AnyPosition(window=40)
-    reused = [ceiling.reused(step) for step in steps_of(requests)]
+    reused = [ceiling.reused(request) for request in rendered(requests)]
     assert reused == [0, 2 + 40 + 100, 2 + 40]
 
 
 def test_the_last_token_is_always_computed() -> None:
     ceiling = AnyPosition(window=2)
-    steps = steps_of([Request([1, 2, 3, 4]), Request([5, 1, 2, 3, 4])])
-    assert [ceiling.reused(step) for step in steps] == [0, 4]
+    asked = rendered([Request([1, 2, 3, 4]), Request([5, 1, 2, 3, 4])])
+    assert [ceiling.reused(request) for request in asked] == [0, 4]
 
 
 def test_hashes_of_prefixes_do_not_tell_of_other_places(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from mlxlab.errors import ModelError, RequestError
 from mlxlab.models.folder import ModelFolder, find_model
 from mlxlab.rendering.renderer import Renderer
-from mlxlab.replay.requests import render_steps
+from mlxlab.replay.requests import render_trace
 from mlxlab.traces import Exchange, Response, Trace
 from mlxlab.traces.schema import Generated
 from tests.support import wire
@@ -27,37 +27,37 @@ def without_answers(trace: Trace) -> Trace:
 
 
 def test_sub_agents_are_sessions_of_their_own(renderer: Renderer) -> None:
-    steps = render_steps(small_trace(), renderer)
-    assert {s.session for s in steps} == {
+    requests = render_trace(small_trace(), renderer)
+    assert {s.session for s in requests} == {
         "aaaaaaaa",
         "aaaaaaaa/ag1",
         "bbbbbbbb",
         "cccccccc",
     }
-    assert [s.request for s in steps] == list(range(10))
+    assert [s.id for s in requests] == list(range(10))
 
 
 def test_computed_is_all_but_the_last_token(renderer: Renderer) -> None:
-    step = render_steps(small_trace(), renderer)[0]
-    assert len(step.computed) == len(step.prompt) + len(step.answer) - 1
+    request = render_trace(small_trace(), renderer)[0]
+    assert len(request.computed) == len(request.prompt) + len(request.answer) - 1
 
 
 def test_an_answer_not_recorded_is_read_off_the_next_request(
     renderer: Renderer,
 ) -> None:
-    recorded = render_steps(small_trace(), renderer)
-    inferred = render_steps(without_answers(small_trace()), renderer)
+    recorded = render_trace(small_trace(), renderer)
+    inferred = render_trace(without_answers(small_trace()), renderer)
     for a, b in zip(recorded[:3], inferred[:3], strict=True):
         assert a.answer.tolist() == b.answer.tolist()
     assert len(inferred[8].answer) == 0  # the session's last
 
 
 def test_failed_responses_are_no_answers(renderer: Renderer) -> None:
-    step = render_steps(Trace("t", (small_trace().exchanges[0],)), renderer)[0]
-    assert len(step.answer)
+    request = render_trace(Trace("t", (small_trace().exchanges[0],)), renderer)[0]
+    assert len(request.answer)
     failed = exchange(0, wire.first_body(), {"type": "error"})
     object.__setattr__(failed.response, "status", 529)
-    assert len(render_steps(Trace("t", (failed,)), renderer)[0].answer) == 0
+    assert len(render_trace(Trace("t", (failed,)), renderer)[0].answer) == 0
 
 
 def test_reasoning_that_the_server_forbade_is_not_rendered(renderer: Renderer) -> None:
@@ -67,23 +67,23 @@ def test_reasoning_that_the_server_forbade_is_not_rendered(renderer: Renderer) -
     )
     answered = replace(asked, response=Response(0.0, 200, 0.0, generated=generated))
     off = replace(asked, body={**wire.first_body(), "thinking": {"type": "disabled"}})
-    steps = (
-        render_steps(Trace("t", (e,)), renderer)[0] for e in (asked, answered, off)
+    requests = (
+        render_trace(Trace("t", (e,)), renderer)[0] for e in (asked, answered, off)
     )
-    as_asked, as_done, as_off = (step.prompt.tokens.tolist() for step in steps)
+    as_asked, as_done, as_off = (request.prompt.tokens.tolist() for request in requests)
     assert as_done == as_off != as_asked
 
 
 def test_empty_messages_name_the_request(renderer: Renderer) -> None:
     body = {**wire.first_body(), "messages": []}
     with pytest.raises(RequestError, match="trace t: request 3: messages is empty"):
-        render_steps(Trace("t", (exchange(3, body, None),)), renderer)
+        render_trace(Trace("t", (exchange(3, body, None),)), renderer)
 
 
 def test_a_trace_without_inference_is_refused(renderer: Renderer) -> None:
     ping = Exchange(0, 0.0, "HEAD", "/api/hello", {}, None)
     with pytest.raises(RequestError, match="no POST /v1/messages"):
-        render_steps(Trace("t", (ping,)), renderer)
+        render_trace(Trace("t", (ping,)), renderer)
 
 
 def test_a_prompt_beyond_the_window_names_the_request() -> None:
@@ -94,4 +94,4 @@ def test_a_prompt_beyond_the_window_names_the_request() -> None:
     with pytest.raises(
         ModelError, match=r"trace small: request 0: prompt is too long: \d+ tokens > 64"
     ):
-        render_steps(small_trace(), Renderer(narrow))
+        render_trace(small_trace(), Renderer(narrow))

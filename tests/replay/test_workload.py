@@ -9,8 +9,8 @@ import pytest
 
 from mlxlab.errors import TraceError
 from mlxlab.prompt import Prompt, Role
-from mlxlab.replay.hashed import HashedSource, HashedStep
-from mlxlab.replay.requests import Step
+from mlxlab.replay.hashed import HashedSource, NumberedRequest
+from mlxlab.replay.requests import RenderedRequest
 from mlxlab.replay.workload import Numbers, Source, Workload
 from mlxlab.strategies import make_strategy
 from mlxlab.traces.hashed.mooncake import open_mooncake
@@ -31,17 +31,20 @@ class Listed:
     def digest(self) -> str:
         return self.name
 
-    def steps(self, numbers: Numbers) -> Iterator[tuple[float, Step]]:
+    def requests(self, numbers: Numbers) -> Iterator[tuple[float, RenderedRequest]]:
         self.open[0] += 1
         self.open[1] = max(self.open)
         for i, t in enumerate(self.times):
-            yield t, Step(self.name, i, Prompt.of([1]), np.empty(0, np.int32))
+            yield (
+                t,
+                RenderedRequest(self.name, i, Prompt.of([1]), np.empty(0, np.int32)),
+            )
         self.open[0] -= 1
 
 
 def order(users: int, *sources: Source) -> str:
     return " ".join(
-        f"{step.session}{step.request}" for step in Workload(sources, users)
+        f"{request.session}{request.id}" for request in Workload(sources, users)
     )
 
 
@@ -76,13 +79,13 @@ def test_traces_of_different_units_do_not_mix(tmp_path: Path) -> None:
 def test_a_hashed_step_is_a_prompt_of_units(tmp_path: Path) -> None:
     source = HashedSource(open_weka(write_weka(tmp_path / "w.json")))
     first, agent, second, _, cut = Workload((source,))
-    assert isinstance(second, HashedStep)
+    assert isinstance(second, NumberedRequest)
     assert (first.session, agent.session) == ("w", "w/agent_001")
     # 256 tokens are four whole units; 330 are five and a rest.
     assert (first.tokens, len(first.prompt)) == (256, 4)
     assert (second.tokens, len(second.prompt)) == (330, 6)
     assert len(second.computed) == 5
-    ids = [step.prompt.tokens.tolist() for step in (first, agent, second, cut)]
+    ids = [request.prompt.tokens.tolist() for request in (first, agent, second, cut)]
     assert ids == [[0, 1, 2, 3], [4, 5, -1], [0, 1, 2, 3, 6, -1], [0, 1, 8, -1]]
     roles = [(s.role, s.start, s.stop) for s in first.prompt.segments]
     assert roles == [(Role.TOOLS, 0, 1), (Role.SYSTEM, 1, 2), (Role.UNKNOWN, 2, 4)]
@@ -94,9 +97,9 @@ def test_equal_numbers_of_different_traces_are_different_here(tmp_path: Path) ->
     sources = [HashedSource(open_weka(path)) for path in paths]
     strategy = make_strategy("paged", unit=64)
     reused = 0
-    for step in Workload(sources, 2):
-        plan = strategy.plan(step.prompt)
-        strategy.commit(step.computed, plan)
+    for request in Workload(sources, 2):
+        plan = strategy.plan(request.prompt)
+        strategy.commit(request.computed, plan)
         reused += plan.reused
     # In each: 2 of the sub-agent's, then 4 and 2 of the main loop's.
     assert reused == 2 * 8
@@ -107,12 +110,12 @@ def test_what_is_reused_in_units_is_what_would_be_in_tokens(tmp_path: Path) -> N
     source = HashedSource(open_weka(write_weka(tmp_path / "w.json", session)))
     units = make_strategy("paged", unit=64, token_bytes=3)
     tokens = make_strategy("paged", token_bytes=3)
-    for step in Workload((source,)):
+    for request in Workload((source,)):
         # 64 ids that only this unit has, and a rest that nothing has.
-        ids = np.repeat(np.maximum(step.prompt.tokens, 0), 64)[: step.tokens]
-        long = Prompt.of(ids * 64 + np.arange(step.tokens) % 64)
-        plan, whole = units.plan(step.prompt), tokens.plan(long)
+        ids = np.repeat(np.maximum(request.prompt.tokens, 0), 64)[: request.tokens]
+        long = Prompt.of(ids * 64 + np.arange(request.tokens) % 64)
+        plan, whole = units.plan(request.prompt), tokens.plan(long)
         assert plan.reused * 64 == whole.reused
-        units.commit(step.computed, plan)
-        tokens.commit(long.head(len(step.computed) * 64), whole)
+        units.commit(request.computed, plan)
+        tokens.commit(long.head(len(request.computed) * 64), whole)
         assert units.stored_bytes == tokens.stored_bytes

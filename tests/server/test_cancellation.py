@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from mlxlab.engine import TakenIn
+from mlxlab.engine import PrefillProgress
 from mlxlab.server import service
 from mlxlab.server.generation import Item, Job, generate
 from mlxlab.server.server import Server
@@ -57,7 +57,7 @@ class Watched:
         with closing(generate(job)) as items:  # type: ignore[type-var]
             taken_in = 0
             for item in items:
-                if isinstance(item, TakenIn):
+                if isinstance(item, PrefillProgress):
                     taken_in += item.tokens
                     if taken_in > 100:
                         self.in_prefill.set()

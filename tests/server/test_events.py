@@ -17,7 +17,7 @@ from mlxlab.decoding import (
     ThinkingEnd,
 )
 from mlxlab.server.events import AnswerWriter, Usage
-from mlxlab.server.generation import Begun, Finished
+from mlxlab.server.generation import Completed, PromptPlanned
 from mlxlab.strategies import Plan, Span
 
 DELTAS = {
@@ -33,9 +33,9 @@ def writer(**options: Any) -> AnswerWriter:
     return AnswerWriter("tiny", sign=lambda ids: f"signed {len(ids)}", **options)
 
 
-def begun(length: int = 10, reused: int = 4, kept: int = 8) -> Begun:
+def begun(length: int = 10, reused: int = 4, kept: int = 8) -> PromptPlanned:
     spans = (Span(1, 0, 0, reused),) if reused else ()
-    return Begun(Plan(length, spans), kept)
+    return PromptPlanned(Plan(length, spans), kept)
 
 
 class Order:
@@ -139,7 +139,7 @@ class AnyDecoder(RuleBasedStateMachine):
     @rule()
     def finish(self) -> None:
         self.done = True
-        self._write(Finished("end_turn", None, tuple(range(7))))
+        self._write(Completed("end_turn", None, tuple(range(7))))
 
     @precondition(lambda self: self.done)
     @rule()
@@ -178,7 +178,7 @@ def test_usage_adds_up_to_the_prompt(data: st.DataObject) -> None:
 def test_usage_is_in_the_first_event_and_the_last() -> None:
     w = writer()
     start = next(iter(w.write(begun())))["message"]["usage"]
-    end = next(iter(w.write(Finished("max_tokens", None, tuple(range(9))))))["usage"]
+    end = next(iter(w.write(Completed("max_tokens", None, tuple(range(9))))))["usage"]
     assert start | {"output_tokens": 9} == end
     assert (w.stop_reason, w.ids) == ("max_tokens", tuple(range(9)))
 
@@ -196,5 +196,5 @@ def test_thinking_that_is_not_shown_still_has_its_signature() -> None:
 def test_a_matched_stop_sequence_is_given_back() -> None:
     w = writer()
     list(w.write(begun()))
-    delta = next(iter(w.write(Finished("stop_sequence", "END", (1, 2)))))["delta"]
+    delta = next(iter(w.write(Completed("stop_sequence", "END", (1, 2)))))["delta"]
     assert delta == {"stop_reason": "stop_sequence", "stop_sequence": "END"}

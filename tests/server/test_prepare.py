@@ -18,7 +18,7 @@ from mlxlab.models.folder import ModelFolder
 from mlxlab.prompt import common_prefix
 from mlxlab.server.aliases import Alias, Aliases
 from mlxlab.server.events import AnswerWriter
-from mlxlab.server.generation import Finished, Job, generate
+from mlxlab.server.generation import Completed, Job, generate
 from mlxlab.server.prepare import Preparation, Prepared
 from mlxlab.server.schema import InferenceRequest, TokenCountRequest
 from mlxlab.strategies import make_strategy
@@ -104,7 +104,7 @@ class Answer:
         self.deltas: list[str] = []
         self.ids: tuple[int, ...] = ()
         for item in generate(job):
-            if isinstance(item, Finished):
+            if isinstance(item, Completed):
                 self.ids = item.ids
             for event in writer.write(item):
                 if event["type"] == "content_block_delta":

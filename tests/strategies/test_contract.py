@@ -181,7 +181,7 @@ def test_what_is_kept_can_be_restored(row: Row) -> None:
             computed = request.sequence
             strategy.commit(computed, strategy.plan(request.prompt))
             longer = Prompt.of([*computed.tokens.tolist(), 10**6])
-            kept = strategy.kept(len(computed))
+            kept = strategy.restorable_after(len(computed))
             reused = strategy.plan(longer).reused
             assert reused == kept if i == 0 else reused >= kept
 

@@ -22,7 +22,7 @@ from mlxlab.analysis.compare import compare
 from mlxlab.models.folder import find_model
 from mlxlab.prompt import common_prefix
 from mlxlab.rendering.renderer import Renderer
-from mlxlab.replay.requests import Step, render_steps
+from mlxlab.replay.requests import RenderedRequest, render_trace
 from mlxlab.server.server import Server
 from mlxlab.traces import Exchange, Trace, read_trace
 
@@ -80,20 +80,20 @@ class Evidence:
     """What a server recorded and counted.
 
     Attributes:
-        steps: the trace's inference requests, rendered.
+        rendered: the trace's inference requests, rendered.
         requests: of the server, in order of arrival.
     """
 
     trace: Trace
-    steps: list[Step]
+    rendered: list[RenderedRequest]
     requests: pd.DataFrame
 
     @classmethod
     def of(cls, path: Path, server: Server) -> Evidence:
         """Of a server that has stopped, so that all of its trace is written."""
         trace = read_trace(path)
-        steps = render_steps(trace, Renderer(find_model()))
-        return cls(trace, steps, server.requests.sort_values("t"))
+        rendered = render_trace(trace, Renderer(find_model()))
+        return cls(trace, rendered, server.requests.sort_values("t"))
 
     @property
     def failures(self) -> list[tuple[str, int | None]]:
@@ -107,7 +107,7 @@ class Evidence:
     @property
     def repeated(self) -> list[str]:
         """Sessions and agents that sent a prompt more than once, in whatever form."""
-        sent = Counter((s.session, s.prompt.tokens.tobytes()) for s in self.steps)
+        sent = Counter((s.session, s.prompt.tokens.tobytes()) for s in self.rendered)
         return [session for (session, _), times in sent.items() if times > 1]
 
     @property
@@ -115,19 +115,19 @@ class Evidence:
         """Successive requests of a session or agent of which the second does not go
         on, id for id, from the first and the answer to it.
         """
-        latest: dict[str, Step] = {}
+        latest: dict[str, RenderedRequest] = {}
         found = []
-        for step in self.steps:
-            before = latest.get(step.session)
-            if before and not _extends(step, before):
-                found.append((before.request, step.request))
-            latest[step.session] = step
+        for request in self.rendered:
+            before = latest.get(request.session)
+            if before and not _extends(request, before):
+                found.append((before.id, request.id))
+            latest[request.session] = request
         return found
 
     @property
-    def rendered(self) -> list[int]:
+    def prompt_lengths(self) -> list[int]:
         """Prompt tokens of each request, counted anew."""
-        return [len(step.prompt) for step in self.steps]
+        return [len(request.prompt) for request in self.rendered]
 
     @property
     def prompts(self) -> list[int]:
@@ -163,6 +163,6 @@ def _is_answered(exchange: Exchange) -> bool:
     return not exchange.is_inference or bool(response.message.get("stop_reason"))
 
 
-def _extends(later: Step, earlier: Step) -> bool:
+def _extends(later: RenderedRequest, earlier: RenderedRequest) -> bool:
     whole = earlier.prompt.extended(earlier.answer).tokens
     return common_prefix(whole, later.prompt.tokens) == len(whole)

@@ -6,7 +6,7 @@ import pandas as pd
 
 from mlxlab.analysis.fidelity.result import REQUEST_TYPES, Fidelity
 from mlxlab.models.folder import ModelFolder, find_model
-from mlxlab.replay.specs import parse_contenders
+from mlxlab.replay.specs import parse_specs
 from mlxlab.strategies import parse_strategy
 
 __all__ = ["findings"]
@@ -29,12 +29,12 @@ def findings(
         lost: tokens lost to exact reuse in each request, all recovered.
         tasks: whether the trace holds some.
     """
-    made = parse_contenders(strategies)
+    made = parse_specs(strategies)
     kinds = {"full prefill": "reference", "noise floor": "floor"}
-    kinds |= {contender.name: "approximate" for contender in made}
+    kinds |= {spec.name: "approximate" for spec in made}
     requests = [
         {
-            "contender": name,
+            "variant": name,
             "kind": kind,
             "prompt_tokens": 100,
             "reused_tokens": 50,
@@ -66,13 +66,13 @@ def findings(
     frame.attrs["manifest"] = {
         "traces": [{"name": "one"}, {"name": "two"}],
         "model": {"digest": (folder or find_model()).digest},
-        "contenders": [
+        "strategies": [
             {
-                "strategy": contender.strategy,
-                "exact": parse_strategy(contender.strategy).exact,
-                "rules": list(contender.rules),
+                "strategy": spec.strategy,
+                "exact": parse_strategy(spec.strategy).exact,
+                "rules": list(spec.rules),
             }
-            for contender in made
+            for spec in made
         ],
         "day": "2026-11-23",
         "edits": ["date", "header"],

@@ -100,7 +100,7 @@ def answer(n: int = 0, thinking: str = "") -> dict[str, Any]:
         "role": "assistant",
         "content": [
             *([thought] if thinking else []),
-            {"type": "text", "text": f"Step {n}: let me look."},
+            {"type": "text", "text": f"RenderedRequest {n}: let me look."},
             {
                 "type": "tool_use",
                 "id": f"toolu_{n}",

@@ -7,7 +7,7 @@ import pytest
 from mlxlab.analysis.fidelity.edits import EDITS, apply_edit
 from mlxlab.models.folder import find_model
 from mlxlab.rendering.renderer import Renderer
-from mlxlab.replay.requests import render_steps
+from mlxlab.replay.requests import render_trace
 from mlxlab.traces import Trace, load_trace
 from training.trace import SEED, task_trace
 
@@ -39,7 +39,7 @@ def test_the_bundled_one_has_answers_that_its_requests_go_on_from(
 def test_the_bundled_one_is_of_a_length_that_the_model_was_trained_on(
     bundled: Trace,
 ) -> None:
-    steps = render_steps(bundled, Renderer(find_model()))
+    steps = render_trace(bundled, Renderer(find_model()))
     assert 3000 < len(steps[-1].prompt) < 4096
 
 

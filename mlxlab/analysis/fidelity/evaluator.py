@@ -19,9 +19,9 @@ from mlxlab.engine import Engine, Replayed
 from mlxlab.engine.quantize import round_weights, stored_bits
 from mlxlab.prompt import Role, common_prefix
 from mlxlab.replay.live import LiveModel
-from mlxlab.replay.requests import Step
-from mlxlab.replay.specs import Contender
-from mlxlab.replay.targets import Progress
+from mlxlab.replay.requests import RenderedRequest
+from mlxlab.replay.simulator import Progress
+from mlxlab.replay.specs import StrategySpec
 from mlxlab.strategies import make_strategy
 
 __all__ = ["Entrant", "Judge", "Kind", "Verdict"]
@@ -76,10 +76,10 @@ class Verdict:
 
 
 class Judge:
-    """Judges entrants step by step.
+    """Judges entrants request by request.
 
     Attributes:
-        yardsticks: what every step is answered by before the contenders: the full
+        yardsticks: what every request is answered by before the specs: the full
             prefill that is the reference, the same in smaller chunks, and the same
             with rounded weights.
         ruler: bits that weights are rounded to, those that they do not have left out.
@@ -114,24 +114,26 @@ class Judge:
             *map(self._rounded, self.ruler),
         )
 
-    def entrant(self, contender: Contender) -> Entrant:
-        """A contender with an empty cache.
+    def entrant(self, spec: StrategySpec) -> Entrant:
+        """A spec with an empty cache.
 
         Raises:
             ModelError: the strategy cannot serve this model.
         """
-        strategy = contender.make(self._live.folder.token_bytes)
+        strategy = spec.make(self._live.folder.token_bytes)
         kind = Kind.EXACT if strategy.exact else Kind.APPROXIMATE
-        return Entrant(contender.name, kind, self._live.engine(strategy))
+        return Entrant(spec.name, kind, self._live.engine(strategy))
 
-    def fill(self, step: Step, entrants: Iterable[Entrant], progress: Progress) -> None:
-        """Have entrants take in a step for their caches only."""
+    def fill(
+        self, request: RenderedRequest, entrants: Iterable[Entrant], progress: Progress
+    ) -> None:
+        """Have entrants take in a request for their caches only."""
         for entrant in entrants:
-            self._replay(entrant, step, progress, score=1, greedy=0)
+            self._replay(entrant, request, progress, score=1, greedy=0)
 
     def judge(
         self,
-        step: Step,
+        request: RenderedRequest,
         entrants: Iterable[Entrant],
         progress: Progress,
         *,
@@ -140,18 +142,18 @@ class Judge:
         """Judge the yardsticks, the reference itself first, and then ``entrants``.
 
         Args:
-            step: what they are to answer.
-            entrants: they take the step into their caches, too.
-            progress: see :data:`mlxlab.replay.targets.Progress`.
+            request: what they are to answer.
+            entrants: they take the request into their caches, too.
+            progress: see :data:`mlxlab.replay.simulator.Progress`.
             task: whether the recorded answer is the right one. As many tokens as it
                 has are decoded then.
         """
-        greedy = max(self.greedy, len(step.answer) if task else 0)
+        greedy = max(self.greedy, len(request.answer) if task else 0)
         reference: Replayed | None = None
         for entrant in (*self.yardsticks, *entrants):
-            done = self._replay(entrant, step, progress, self.tokens, greedy)
+            done = self._replay(entrant, request, progress, self.tokens, greedy)
             reference = reference or done
-            yield self._verdict(entrant, step, reference, done, task)
+            yield self._verdict(entrant, request, reference, done, task)
 
     def _full(self, name: str, kind: Kind, **options: Any) -> Entrant:
         """One that reuses nothing."""
@@ -162,12 +164,17 @@ class Judge:
         return self._full(f"{bits}-bit weights", Kind.RULER, model=model)
 
     def _replay(
-        self, entrant: Entrant, step: Step, progress: Progress, score: int, greedy: int
+        self,
+        entrant: Entrant,
+        request: RenderedRequest,
+        progress: Progress,
+        score: int,
+        greedy: int,
     ) -> Replayed:
         return self._live.worker.call(
             entrant.engine.replay,
-            step.prompt,
-            step.answer,
+            request.prompt,
+            request.answer,
             progress,
             score=score,
             greedy=greedy,
@@ -177,7 +184,7 @@ class Judge:
     def _verdict(
         self,
         entrant: Entrant,
-        step: Step,
+        request: RenderedRequest,
         reference: Replayed,
         done: Replayed,
         task: bool,
@@ -187,18 +194,18 @@ class Judge:
             entrant=entrant,
             reused_tokens=done.plan.reused,
             shift=max((abs(s.shift) for s in done.plan.spans if s.moved), default=None),
-            divergence=diverge(reference.logits, done.logits, step.answer),
+            divergence=diverge(reference.logits, done.logits, request.answer),
             greedy_prefix=common_prefix(own, theirs),
             greedy_tokens=len(own),
             answer=str(self._live.folder.tokenizer.decode(done.greedy)),
-            calls=agree(self._calls(step, reference), self._calls(step, done)),
-            right=done.greedy == tuple(step.answer.tolist()) if task else None,
+            calls=agree(self._calls(request, reference), self._calls(request, done)),
+            right=done.greedy == tuple(request.answer.tolist()) if task else None,
             ttft_s=done.ttft_s,
         )
 
-    def _calls(self, step: Step, done: Replayed) -> tuple[AskedCall, ...]:
-        openings = [s for s in step.prompt.segments if s.role is Role.GENERATION]
-        tail = step.prompt.tokens[openings[-1].start :]
+    def _calls(self, request: RenderedRequest, done: Replayed) -> tuple[AskedCall, ...]:
+        openings = [s for s in request.prompt.segments if s.role is Role.GENERATION]
+        tail = request.prompt.tokens[openings[-1].start :]
         thinking = self._grammar.opens_in_thinking(tail.tolist())
         ids = [token for token in done.greedy if token not in self._stop]
         return read_calls(self._grammar, ids, thinking=thinking)

@@ -81,8 +81,8 @@ class Fidelity:
     """Answers over reused keys and values beside those of a full prefill.
 
     Attributes:
-        requests: a row per judged request and contender. ``trace``, ``edit``,
-            ``session``, ``request``, ``contender`` (with its rules where not all are
+        requests: a row per judged request and spec. ``trace``, ``edit``,
+            ``session``, ``request``, ``spec`` (with its rules where not all are
             in force), ``kind`` (reference, floor, ruler, exact or approximate);
             ``prompt_tokens``, ``reused_tokens``, ``exact_tokens`` (what infinite
             memory would reuse), ``lost_tokens`` (what it would reuse beyond that
@@ -121,7 +121,7 @@ class Fidelity:
             f"{lost:.1%} of their tokens lost to exact reuse"
         )
 
-    def summary(self, by: Sequence[str] = ("contender",)) -> pd.DataFrame:
+    def summary(self, by: Sequence[str] = ("variant",)) -> pd.DataFrame:
         """A row per group, in the order of the run; what nothing is known of is left.
 
         Columns: ``requests``; ``reused`` and ``lost`` (shares of all prompt tokens),
@@ -183,8 +183,8 @@ class Fidelity:
 
     def __repr__(self) -> str:
         judged = (self.requests.kind == "reference").sum()
-        contenders = self.requests.contender.nunique()
-        return f"Fidelity({judged} requests, {contenders} contenders)"
+        specs = self.requests.variant.nunique()
+        return f"Fidelity({judged} requests, {specs} specs)"
 
     def _repr_html_(self) -> str:
         table = format_findings(self.summary())
@@ -195,9 +195,9 @@ class Fidelity:
 
 
 def format_findings(summary: pd.DataFrame) -> pd.DataFrame:
-    """A summary by contender as text under short headings, 100 columns at most."""
+    """A summary by spec as text under short headings, 100 columns at most."""
     names = map(_folded, summary.index)
-    return pd.DataFrame({"contender": list(names), **format_columns(summary, _FORMS)})
+    return pd.DataFrame({"variant": list(names), **format_columns(summary, _FORMS)})
 
 
 def _folded(name: str) -> str:

@@ -24,13 +24,13 @@ from mlxlab.errors import MlxlabError
 from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.replay.manifest import describe_run
-from mlxlab.replay.requests import Step
+from mlxlab.replay.requests import RenderedRequest
+from mlxlab.replay.simulator import Progress
 from mlxlab.replay.specs import (
-    FIDELITY_CONTENDERS,
-    Contender,
-    parse_contenders,
+    FIDELITY_SPECS,
+    StrategySpec,
+    parse_specs,
 )
-from mlxlab.replay.targets import Progress
 from mlxlab.traces import Trace
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def fidelity(
     traces: Trace | Sequence[Trace],
     *,
     model: str | ModelFolder = BUNDLED,
-    strategies: str = FIDELITY_CONTENDERS,
+    strategies: str = FIDELITY_SPECS,
     rules: str = "all",
     edits: str | Sequence[str] = "classes",
     ruler: Sequence[int] = RULER,
@@ -66,10 +66,10 @@ def fidelity(
 ) -> Fidelity:
     """Replay edited traces through strategies and judge the answers.
 
-    For every trace and edit each contender starts from an empty cache. Requests are
+    For every trace and edit each spec starts from an empty cache. Requests are
     taken in order; the unedited ones only fill the caches. Each edited one is answered
     after a full prefill, the reference; after the same in other chunks, the noise
-    floor; by the model with rounded weights, the ruler; and by every contender. An
+    floor; by the model with rounded weights, the ruler; and by every spec. An
     answer that was recorded is forced on all of them, token by token, and then goes
     into the caches.
 
@@ -81,7 +81,7 @@ def fidelity(
             the right ones.
         model: name, folder or hub repository. It is in memory once more for each bit
             width of ``ruler``.
-        strategies: see :func:`mlxlab.replay.specs.parse_contenders`. They take
+        strategies: see :func:`mlxlab.replay.specs.parse_specs`. They take
             turns, so all their caches are in memory together.
         rules: for strategies that name none of their own.
         edits: ``none`` (every request is judged as it was recorded), or names out of
@@ -103,9 +103,9 @@ def fidelity(
     """
     traces = [traces] if isinstance(traces, Trace) else list(traces)
     folder = find_model(model) if isinstance(model, str) else model
-    contenders = parse_contenders(strategies, rules)
-    for contender in contenders:
-        contender.make(folder.token_bytes)
+    specs = parse_specs(strategies, rules)
+    for spec in specs:
+        spec.make(folder.token_bytes)
     _check_ruler(ruler)
     if floor_chunk == chunk:
         raise MlxlabError(
@@ -116,7 +116,7 @@ def fidelity(
     refused = [reason for own in edited for reason in own.refused]
     if not any(own.variants for own in edited):
         raise MlxlabError(f"nothing to judge: {'; '.join(refused)}")
-    renderers = {c.rules: Renderer(folder, c.rules) for c in contenders}
+    renderers = {c.rules: Renderer(folder, c.rules) for c in specs}
     # The command line has to know the defaults without loading mlx.
     from mlxlab.analysis.fidelity.evaluator import Judge
     from mlxlab.replay.live import live_model
@@ -128,7 +128,7 @@ def fidelity(
         judge = Judge(
             live, ruler=ruler, floor_chunk=floor_chunk, tokens=tokens, greedy=greedy
         )
-        requests, positions = _judge_all(judge, contenders, edited, renderers, bar)
+        requests, positions = _judge_all(judge, specs, edited, renderers, bar)
         environment = live.describe()
     environment |= {
         "day": datetime.now(UTC).date().isoformat(),
@@ -144,9 +144,7 @@ def fidelity(
         ],
     }
     notes = sum((r.notes for r in renderers.values()), Counter())
-    requests.attrs["manifest"] = describe_run(
-        traces, folder, contenders, notes, environment
-    )
+    requests.attrs["manifest"] = describe_run(traces, folder, specs, notes, environment)
     found = Fidelity(requests, positions)
     try:
         remember(found)
@@ -181,15 +179,15 @@ def _ruler_error(given: str) -> MlxlabError:
 
 def _judge_all(
     judge: Judge,
-    contenders: Sequence[Contender],
+    specs: Sequence[StrategySpec],
     edited: Sequence[Edited],
     renderers: Mapping[tuple[str, ...], Renderer],
     bar: tqdm[NoReturn],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Render all traces, then run all contenders; requests and positions."""
-    for contender in contenders:
+    """Render all traces, then run all specs; requests and positions."""
+    for spec in specs:
         # A model that cannot serve one of them is refused before any work.
-        judge.entrant(contender)
+        judge.entrant(spec)
     bar.reset(len(renderers) * sum(own.requests for own in edited))
     cases = [
         case
@@ -197,39 +195,39 @@ def _judge_all(
         for renderer in renderers.values()
         for case in render_cases(own, renderer, bar.update)
     ]
-    bar.reset(sum(_tokens(case, judge, contenders) for case in cases))
+    bar.reset(sum(_tokens(case, judge, specs) for case in cases))
     rows = _Rows()
     for case in cases:
         bar.set_description(f"{case.trace} {case.edit}")
-        _run(case, judge, contenders, rows, bar.update)
+        _run(case, judge, specs, rows, bar.update)
     return rows.frames()
 
 
-def _tokens(case: Case, judge: Judge, contenders: Iterable[Contender]) -> int:
+def _tokens(case: Case, judge: Judge, specs: Iterable[StrategySpec]) -> int:
     """Prompt tokens that are taken in for a case, by all together."""
-    entrants = sum(contender.rules == case.rules for contender in contenders)
+    entrants = sum(spec.rules == case.rules for spec in specs)
     return sum(
-        len(step.prompt)
-        * (entrants + (step.request in case.judged) * len(judge.yardsticks))
-        for step in case.steps
+        len(request.prompt)
+        * (entrants + (request.id in case.judged) * len(judge.yardsticks))
+        for request in case.requests
     )
 
 
 def _run(
     case: Case,
     judge: Judge,
-    contenders: Iterable[Contender],
+    specs: Iterable[StrategySpec],
     rows: _Rows,
     progress: Progress,
 ) -> None:
-    """Take a case's steps in order, all contenders side by side."""
-    entrants = [judge.entrant(c) for c in contenders if c.rules == case.rules]
-    for step in case.steps:
-        if step.request in case.judged:
-            for verdict in judge.judge(step, entrants, progress, task=case.task):
-                rows.add(case, step, verdict)
+    """Take a case's requests in order, all specs side by side."""
+    entrants = [judge.entrant(c) for c in specs if c.rules == case.rules]
+    for request in case.requests:
+        if request.id in case.judged:
+            for verdict in judge.judge(request, entrants, progress, task=case.task):
+                rows.add(case, request, verdict)
         else:
-            judge.fill(step, entrants, progress)
+            judge.fill(request, entrants, progress)
 
 
 class _Rows:
@@ -239,7 +237,7 @@ class _Rows:
         self._requests: list[dict[str, Any]] = []
         self._positions: list[pd.DataFrame] = []
 
-    def add(self, case: Case, step: Step, verdict: Verdict) -> None:
+    def add(self, case: Case, request: RenderedRequest, verdict: Verdict) -> None:
         found = verdict.divergence
         positions = {
             "row": len(self._requests),
@@ -250,7 +248,7 @@ class _Rows:
             "surprisal": found.surprisal,
         }
         self._positions.append(pd.DataFrame(positions))
-        self._requests.append(_row(case, step, verdict))
+        self._requests.append(_row(case, request, verdict))
 
     def frames(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Requests and positions."""
@@ -258,17 +256,17 @@ class _Rows:
         return requests, pd.concat(self._positions, ignore_index=True)
 
 
-def _row(case: Case, step: Step, verdict: Verdict) -> dict[str, Any]:
-    exact, lost = case.exact[step.request], case.lost[step.request]
+def _row(case: Case, request: RenderedRequest, verdict: Verdict) -> dict[str, Any]:
+    exact, lost = case.exact[request.id], case.lost[request.id]
     beyond = max(verdict.reused_tokens - exact, 0)
     return {
         "trace": case.trace,
         "edit": case.edit,
-        "session": step.session,
-        "request": step.request,
-        "contender": verdict.entrant.name,
+        "session": request.session,
+        "request": request.id,
+        "variant": verdict.entrant.name,
         "kind": str(verdict.entrant.kind),
-        "prompt_tokens": len(step.prompt),
+        "prompt_tokens": len(request.prompt),
         "reused_tokens": verdict.reused_tokens,
         "exact_tokens": exact,
         "lost_tokens": lost,

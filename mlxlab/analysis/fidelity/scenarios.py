@@ -12,9 +12,8 @@ from mlxlab.analysis.fidelity.edits import EDIT_GROUPS, EDITS, EditedTrace, appl
 from mlxlab.errors import TraceError
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.replay.bounds import InfiniteMemory
-from mlxlab.replay.requests import Step, render_steps
-from mlxlab.replay.simulator import SimulatedTarget
-from mlxlab.replay.targets import Progress
+from mlxlab.replay.requests import RenderedRequest, render_trace
+from mlxlab.replay.simulator import Progress, Simulator
 from mlxlab.traces import Trace
 
 __all__ = ["Case", "Edited", "apply_edits", "render_cases"]
@@ -82,7 +81,7 @@ class Case:
     trace: str
     edit: str
     rules: tuple[str, ...]
-    steps: Sequence[Step]
+    requests: Sequence[RenderedRequest]
     judged: frozenset[int]
     exact: Mapping[int, int]
     lost: Mapping[int, int]
@@ -100,38 +99,39 @@ def render_cases(
         progress: called with the number of requests just rendered.
 
     Raises:
-        RequestError: see :func:`mlxlab.replay.requests.render_steps`.
+        RequestError: see :func:`mlxlab.replay.requests.render_trace`.
         ModelError: likewise.
     """
     trace = edited.trace
-    recorded = {s.request: s for s in render_steps(trace, renderer, progress)}
+    recorded = {s.id: s for s in render_trace(trace, renderer, progress)}
     before = _exact_reuse(recorded.values())
     for variant in edited.variants:
-        steps = render_steps(variant.trace, renderer, progress)
-        exact = _exact_reuse(steps)
+        requests = render_trace(variant.trace, renderer, progress)
+        exact = _exact_reuse(requests)
         yield Case(
             trace=trace.name,
             edit=variant.edit,
             rules=renderer.rules,
-            steps=steps,
+            requests=requests,
             judged=variant.changed,
             exact=exact,
-            lost={
-                s.request: _lost(s, recorded[s.request], before, exact) for s in steps
-            },
+            lost={s.id: _lost(s, recorded[s.id], before, exact) for s in requests},
             task=trace.header.notes.get("tasks") is True,
         )
 
 
-def _exact_reuse(steps: Iterable[Step]) -> dict[int, int]:
-    target = SimulatedTarget(InfiniteMemory())
-    return {step.request: target.replay(step).reused_tokens for step in steps}
+def _exact_reuse(requests: Iterable[RenderedRequest]) -> dict[int, int]:
+    replayer = Simulator(InfiniteMemory())
+    return {request.id: replayer.replay(request).reused_tokens for request in requests}
 
 
 def _lost(
-    edited: Step, recorded: Step, before: Mapping[int, int], exact: Mapping[int, int]
+    edited: RenderedRequest,
+    recorded: RenderedRequest,
+    before: Mapping[int, int],
+    exact: Mapping[int, int],
 ) -> int:
     """What was computed anyway is not lost, nor is what an edit took out."""
-    request = edited.request
+    request = edited.id
     gone = max(len(recorded.prompt) - len(edited.prompt), 0)
     return max(before[request] - gone - exact[request], 0)

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 from mlxlab.analysis.fidelity.result import Fidelity, format_nats, format_share
 from mlxlab.analysis.tables import write_content
 from mlxlab.files import cache_folder
-from mlxlab.replay.specs import Contender
+from mlxlab.replay.specs import StrategySpec
 from mlxlab.strategies import Parameter
 
 __all__ = ["Closeness", "Measurement", "Subject", "known", "recall", "remember"]
@@ -48,18 +48,18 @@ class Subject(_Closed):
     rules: tuple[str, ...]
 
     @classmethod
-    def of(cls, digest: str, contender: Contender) -> Self:
-        """A contender's under the model of that digest.
+    def of(cls, digest: str, spec: StrategySpec) -> Self:
+        """A spec's under the model of that digest.
 
         Raises:
-            StrategyError: see :meth:`Contender.make`.
+            StrategyError: see :meth:`StrategySpec.make`.
         """
-        strategy = contender.make(token_bytes=1)  # no parameter depends on it
+        strategy = spec.make(token_bytes=1)  # no parameter depends on it
         return cls(
             model=digest,
             strategy=strategy.name,
             parameters=dict(strategy.parameters),
-            rules=contender.rules,
+            rules=spec.rules,
         )
 
 
@@ -204,15 +204,15 @@ def _read(path: Path) -> tuple[Measurement, ...]:
 def _measurements(found: Fidelity) -> Iterator[Measurement]:
     manifest = found.manifest
     rows: dict[Hashable, dict[Hashable, Any]] = found.summary().to_dict(orient="index")
-    names = dict(zip(found.requests.kind, found.requests.contender, strict=True))
+    names = dict(zip(found.requests.kind, found.requests.variant, strict=True))
     floor, reference = rows[names["floor"]], rows[names["reference"]]
-    for described in manifest["contenders"]:
+    for described in manifest["strategies"]:
         if described["exact"]:
             continue
-        contender = Contender(described["strategy"], tuple(described["rules"]))
-        row = rows[contender.name]
+        spec = StrategySpec(described["strategy"], tuple(described["rules"]))
+        row = rows[spec.name]
         yield Measurement(
-            subject=Subject.of(manifest["model"]["digest"], contender),
+            subject=Subject.of(manifest["model"]["digest"], spec),
             traces=tuple(trace["name"] for trace in manifest["traces"]),
             edits=tuple(manifest["edits"]),
             answers=row["requests"],

@@ -1,6 +1,6 @@
 """For every token of replayed requests: reused, or computed and why.
 
-Drives a strategy as :class:`mlxlab.replay.simulator.SimulatedTarget` does. Knows
+Drives a strategy as :class:`mlxlab.replay.simulator.Simulator` does. Knows
 nothing of traces and models.
 """
 
@@ -17,7 +17,7 @@ from mlxlab.analysis.misses.predecessors import Reference, References
 from mlxlab.analysis.misses.prompt_diff import align
 from mlxlab.prompt import Role, Segment
 from mlxlab.replay.bounds import InfiniteMemory
-from mlxlab.replay.requests import Step
+from mlxlab.replay.requests import RenderedRequest
 from mlxlab.strategies import Plan, Strategy
 
 __all__ = ["Account", "Fate", "attribute"]
@@ -36,7 +36,7 @@ class Fate:
     start: int
     stop: int
     cause: Cause | None
-    evictor: Step | None = None
+    evictor: RenderedRequest | None = None
     change: Change | None = None
     label: str = ""
     role: Role = Role.UNKNOWN
@@ -56,32 +56,32 @@ class Account:
         parts: cover the prompt in order.
     """
 
-    step: Step
+    request: RenderedRequest
     plan: Plan
     known: int
-    reference: Step | None
+    reference: RenderedRequest | None
     change: Change | None
     parts: tuple[Fate, ...]
 
     @property
     def missed(self) -> int:
         """Tokens computed, the recomputed ones included."""
-        return self.step.tokens_between(self.plan.reused, self.plan.length)
+        return self.request.tokens_between(self.plan.reused, self.plan.length)
 
 
 def attribute(
-    steps: Iterable[Step], strategy: Strategy, decode: Decode
+    requests: Iterable[RenderedRequest], strategy: Strategy, decode: Decode
 ) -> Iterator[Account]:
-    """Replay ``steps`` through a fresh strategy and account for every token.
+    """Replay ``requests`` through a fresh strategy and account for every token.
 
     Args:
-        steps: in order of arrival.
+        requests: in order of arrival.
         strategy: empty.
         decode: text of ids.
     """
     desk = _Desk(strategy, decode)
-    for step in steps:
-        yield desk.account(step)
+    for request in requests:
+        yield desk.account(request)
 
 
 class _Desk:
@@ -93,67 +93,71 @@ class _Desk:
         self.memory = InfiniteMemory()
         self.evictions = Evictions(strategy)
         self.references = References()
-        self.steps: list[Step] = []
+        self.requests: list[RenderedRequest] = []
 
-    def account(self, step: Step) -> Account:
-        plan = self.strategy.plan(step.prompt)
-        known = restorable(self.memory, step.prompt.tokens)
-        reference = self.references.find(step)
-        change, dues = self._compare(step, known, reference)
-        parts = [*self._known_parts(step, plan, known), *dues]
+    def account(self, request: RenderedRequest) -> Account:
+        plan = self.strategy.plan(request.prompt)
+        known = restorable(self.memory, request.prompt.tokens)
+        reference = self.references.find(request)
+        change, dues = self._compare(request, known, reference)
+        parts = [*self._known_parts(request, plan, known), *dues]
         account = Account(
-            step,
+            request,
             plan,
             known,
-            reference.step if reference else None,
+            reference.request if reference else None,
             change,
-            tuple(_split(_with_spans(parts, plan), step.prompt.segments)),
+            tuple(_split(_with_spans(parts, plan), request.prompt.segments)),
         )
-        self._commit(step, plan)
+        self._commit(request, plan)
         return account
 
-    def _commit(self, step: Step, plan: Plan) -> None:
-        computed = step.computed
+    def _commit(self, request: RenderedRequest, plan: Plan) -> None:
+        computed = request.computed
         commit = self.strategy.commit(computed, plan)
-        self.evictions.note(len(self.steps), computed.tokens, commit.evicted)
+        self.evictions.note(len(self.requests), computed.tokens, commit.evicted)
         self.memory.commit(computed, Plan(len(computed)))
-        self.references.add(step)
-        self.steps.append(step)
+        self.references.add(request)
+        self.requests.append(request)
 
-    def _known_parts(self, step: Step, plan: Plan, known: int) -> Iterator[Fate]:
+    def _known_parts(
+        self, request: RenderedRequest, plan: Plan, known: int
+    ) -> Iterator[Fate]:
         """Parts of what was computed before in this very place."""
-        last = min(known, len(step.prompt) - 1)
+        last = min(known, len(request.prompt) - 1)
         restored = min(next(plan.gaps)[0], last)
         matched = min(max(leading(self.strategy, plan), restored), last)
         block = block_of(self.strategy)
         whole = max(last // block * block, matched)
         yield Fate(0, restored, None)
         yield Fate(restored, matched, Cause.MINIMUM)
-        for start, stop, by in self.evictions.find(step.prompt.tokens, matched, whole):
+        for start, stop, by in self.evictions.find(
+            request.prompt.tokens, matched, whole
+        ):
             if by is None:
                 yield Fate(start, stop, Cause.NOT_KEPT)
             else:
-                yield Fate(start, stop, Cause.EVICTED, self.steps[by])
+                yield Fate(start, stop, Cause.EVICTED, self.requests[by])
         yield Fate(whole, last, Cause.BLOCK)
         if known > last:
             yield Fate(last, known, Cause.LAST)
 
     def _compare(
-        self, step: Step, known: int, reference: Reference | None
+        self, request: RenderedRequest, known: int, reference: Reference | None
     ) -> tuple[Change | None, list[Fate]]:
         """The break, and parts of what was never computed in this place."""
-        length = len(step.prompt)
+        length = len(request.prompt)
         if known >= length:
             return None, []
-        hashed = step.unit > 1
-        if reference and hashed and reference.step.session == step.session:
-            return None, list(_chained_fates(step, known, reference))
+        hashed = request.unit > 1
+        if reference and hashed and reference.request.session == request.session:
+            return None, list(_chained_fates(request, known, reference))
         if reference is None or hashed:
-            return None, [Fate(known, length, _first_cause(step))]
+            return None, [Fate(known, length, _first_cause(request))]
         found = align(
-            step.prompt,
+            request.prompt,
             reference,
-            same_session=reference.step.session == step.session,
+            same_session=reference.request.session == request.session,
             decode=self.decode,
         )
         parts = [
@@ -169,25 +173,27 @@ class _Desk:
         return next(iter(found.changes), None), parts
 
 
-def _chained_fates(step: Step, known: int, reference: Reference) -> Iterator[Fate]:
+def _chained_fates(
+    request: RenderedRequest, known: int, reference: Reference
+) -> Iterator[Fate]:
     """Of units that stand for all before them: behind a change nothing looks the same.
 
     So what takes the place of something is blamed on the change, and only what stands
     behind the end of the earlier prompt is new.
     """
-    length, before = len(step.prompt), len(reference.step.prompt) - 1
+    length, before = len(request.prompt), len(reference.request.prompt) - 1
     replaced = min(max(before, known), length)
-    static = known < step.prompt.static_length
+    static = known < request.prompt.static_length
     cut = Cause.CUT if length <= before else Cause.EDITED
     yield Fate(known, replaced, Cause.SYSTEM if static else cut)
     yield Fate(replaced, length, Cause.FRESH)
 
 
-def _first_cause(step: Step) -> Cause:
+def _first_cause(request: RenderedRequest) -> Cause:
     """Of what has nothing to be compared with."""
-    if step.side:
+    if request.side:
         return Cause.SIDE
-    return Cause.AGENT if "/" in step.session else Cause.SESSION
+    return Cause.AGENT if "/" in request.session else Cause.SESSION
 
 
 def _with_spans(parts: Iterable[Fate], plan: Plan) -> Iterator[Fate]:

@@ -30,9 +30,9 @@ from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
 from mlxlab.prompt import Role, Tokens
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.replay.manifest import describe_run
-from mlxlab.replay.requests import Step
+from mlxlab.replay.requests import RenderedRequest
 from mlxlab.replay.sources import AnyTrace, open_sources
-from mlxlab.replay.specs import Contender, parse_contenders
+from mlxlab.replay.specs import StrategySpec, parse_specs
 from mlxlab.replay.workload import Workload
 from mlxlab.strategies import Strategy
 
@@ -179,22 +179,22 @@ def explain(
     """
     traces = [traces] if isinstance(traces, AnyTrace) else list(traces)
     folder = find_model(model) if isinstance(model, str) else model
-    contender, shown = _one(strategy, rules, capacity), _shown(text)
+    spec, shown = _one(strategy, rules, capacity), _shown(text)
     size = token_bytes or folder.token_bytes
-    contender.make(size)
-    renderer = Renderer(folder, contender.rules)
-    ledger = _Ledger(contender, costs, shown)
+    spec.make(size)
+    renderer = Renderer(folder, spec.rules)
+    ledger = _Ledger(spec, costs, shown)
     sources = open_sources(traces, renderer, progress)
-    with tqdm(desc=contender.strategy, disable=not progress) as bar:
+    with tqdm(desc=spec.strategy, disable=not progress) as bar:
         whole = [Workload(sources, users)] if users else map(Workload, zip(sources))
         for workload in whole:
-            replayed = contender.make(size, unit=workload.unit)
+            replayed = spec.make(size, unit=workload.unit)
             decode = _decoder(renderer) if workload.unit == 1 else _no_text
             for account in attribute(workload, replayed, decode):
                 ledger.enter(account, replayed)
                 bar.update(1)
     manifest = describe_run(
-        traces, folder, [contender], renderer.notes, {}, token_bytes=size
+        traces, folder, [spec], renderer.notes, {}, token_bytes=size
     )
     return ledger.close(manifest)
 
@@ -219,13 +219,11 @@ def format_breaks(breaks: pd.DataFrame) -> Iterator[str]:
             yield f"    {row['change']}"
 
 
-def _one(strategy: str, rules: str, capacity: int | None) -> Contender:
-    contenders = parse_contenders(strategy, rules, capacity)
-    if len(contenders) != 1:
-        raise StrategyError(
-            f"strategy {strategy!r}: {len(contenders)} of them; give one"
-        )
-    return contenders[0]
+def _one(strategy: str, rules: str, capacity: int | None) -> StrategySpec:
+    specs = parse_specs(strategy, rules, capacity)
+    if len(specs) != 1:
+        raise StrategyError(f"strategy {strategy!r}: {len(specs)} of them; give one")
+    return specs[0]
 
 
 def _shown(text: str) -> TextShown:
@@ -253,9 +251,9 @@ class _Ledger:
     """Turns accounts into rows."""
 
     def __init__(
-        self, contender: Contender, costs: Costs | None, shown: TextShown
+        self, spec: StrategySpec, costs: Costs | None, shown: TextShown
     ) -> None:
-        self.contender = contender
+        self.spec = spec
         self.costs = costs
         self.shown = shown
         self.causes: list[dict[str, Any]] = []
@@ -263,19 +261,19 @@ class _Ledger:
         self.parts: list[dict[str, Any]] = []
 
     def enter(self, account: Account, strategy: Strategy) -> None:
-        step = account.step
-        name = {"session": step.session, "request": step.request}
+        request = account.request
+        name = {"session": request.session, "request": request.id}
         own = [self._cause_row(account, part, strategy) for part in account.parts]
         for part, row in zip(account.parts, own, strict=True):
-            start = step.tokens_between(0, part.start)
-            stop = step.tokens_between(0, part.stop)
+            start = request.tokens_between(0, part.start)
+            stop = request.tokens_between(0, part.stop)
             shape = {"start": start, "stop": stop, "label": part.label}
             fate = {"cause": row["cause"], "remedy": row["remedy"]}
             self.parts.append({**name, **shape, "role": str(part.role), **fate})
         rows = [row for row in own if row["cause"]]
         if account.plan.recompute:
             rows.append(self._again_row(account, strategy))
-        rows = [{**name, "strategy": self.contender.name, **row} for row in rows]
+        rows = [{**name, "strategy": self.spec.name, **row} for row in rows]
         self.causes += rows
         self.breaks.append({**name, **self._break_row(account, rows)})
 
@@ -298,18 +296,18 @@ class _Ledger:
         remedy = remedy_of(
             part.cause,
             strategy,
-            self.contender.rules,
+            self.spec.rules,
             lost=part.role,
             changed=change.role if change else part.role,
             deferred=change is not None and change.deferred,
-            unit=account.step.unit,
+            unit=account.request.unit,
         )
         evictor = part.evictor
         return {
             "cause": str(part.cause),
-            "tokens": account.step.tokens_between(part.start, part.stop),
+            "tokens": account.request.tokens_between(part.start, part.stop),
             **self._priced(account, part.start, part.stop),
-            "evicted_by": _named(evictor, account.step) if evictor else "",
+            "evicted_by": _named(evictor, account.request) if evictor else "",
             "remedy": remedy,
         }
 
@@ -319,7 +317,7 @@ class _Ledger:
             return {}
         first = next(a for a, b in account.plan.gaps if a <= start < b)
         first, start, stop = (
-            account.step.tokens_between(0, position)
+            account.request.tokens_between(0, position)
             for position in (first, start, stop)
         )
         before = self.costs.prefill_s(first, start) if start > first else 0.0
@@ -332,7 +330,7 @@ class _Ledger:
             "cause": str(Cause.AGAIN),
             "tokens": plan.recompute,
             "evicted_by": "",
-            "remedy": remedy_of(Cause.AGAIN, strategy, self.contender.rules),
+            "remedy": remedy_of(Cause.AGAIN, strategy, self.spec.rules),
         }
         if self.costs is None:
             return row
@@ -343,8 +341,8 @@ class _Ledger:
     def _break_row(
         self, account: Account, rows: Sequence[dict[str, Any]]
     ) -> dict[str, Any]:
-        step, change = account.step, account.change
-        position = min(account.known, len(step.prompt) - 1)
+        request, change = account.request, account.change
+        position = min(account.known, len(request.prompt) - 1)
         block = _block_at(account.parts, position)
         if change is None or not any(part.change for part in account.parts):
             label, role, shown = block.label, block.role, ""
@@ -355,13 +353,13 @@ class _Ledger:
         telling = tokens.drop([Cause.BLOCK, Cause.LAST], errors="ignore")
         lost = [r["tokens"] for r in rows if not r["remedy"].startswith(NOTHING)]
         return {
-            "prompt_tokens": step.tokens,
-            "reused_tokens": step.tokens - account.missed,
+            "prompt_tokens": request.tokens,
+            "reused_tokens": request.tokens - account.missed,
             "missed_tokens": account.missed,
-            "position": step.tokens_between(0, position),
+            "position": request.tokens_between(0, position),
             "label": label,
             "role": str(role),
-            "reference": account.reference.request if account.reference else None,
+            "reference": account.reference.id if account.reference else None,
             "cause": str((telling if len(telling) else tokens).idxmax()),
             "lost_tokens": sum(lost),
             "change": shown,
@@ -375,7 +373,7 @@ def _block_at(parts: Sequence[Fate], position: int) -> Fate:
     return next((part for part in behind if part.role not in glue), behind[0])
 
 
-def _named(evictor: Step, loser: Step) -> str:
+def _named(evictor: RenderedRequest, loser: RenderedRequest) -> str:
     """``request 3 (sub-agent 1a2b3c4d)``: who it was, seen from who lost by it."""
     session, _, agent = evictor.session.partition("/")
     if evictor.session == loser.session:
@@ -387,7 +385,7 @@ def _named(evictor: Step, loser: Step) -> str:
     else:
         who = f"session {session}"
     aside = ", side request" if evictor.side else ""
-    return f"request {evictor.request} ({who}{aside})"
+    return f"request {evictor.id} ({who}{aside})"
 
 
 def _records(frame: pd.DataFrame) -> Any:

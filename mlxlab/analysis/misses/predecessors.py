@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxlab.prompt import STATIC_ROLES, Prompt, Role, Tokens, common_prefix
-from mlxlab.replay.requests import Step
+from mlxlab.replay.requests import RenderedRequest
 
 __all__ = ["Reference", "References", "grams"]
 
@@ -53,11 +53,11 @@ class Reference:
     """
 
     number: int
-    step: Step
+    request: RenderedRequest
 
     @cached_property
     def computed(self) -> Prompt:
-        return self.step.computed
+        return self.request.computed
 
     @cached_property
     def grams(self) -> Grams:
@@ -77,31 +77,31 @@ class References:
         self._sessions: dict[tuple[str, bool], list[Reference]] = {}
         self._count = 0
 
-    def add(self, step: Step) -> Reference:
+    def add(self, request: RenderedRequest) -> Reference:
         """Take in a request that has been answered."""
-        reference = Reference(self._count, step)
+        reference = Reference(self._count, request)
         self._count += 1
-        own = self._sessions.pop(_key(step), [])  # to the end: the latest session
+        own = self._sessions.pop(_key(request), [])  # to the end: the latest session
         recent = own[1:][-_RECENT + 2 :]
-        self._sessions[_key(step)] = [*own[:1], *recent, reference]
+        self._sessions[_key(request)] = [*own[:1], *recent, reference]
         return reference
 
-    def find(self, step: Step) -> Reference | None:
+    def find(self, request: RenderedRequest) -> Reference | None:
         """The request to compare with, if there is one of this kind."""
-        own = self._sessions.get(_key(step), [])
+        own = self._sessions.get(_key(request), [])
         if not own:
-            return self._akin(step)
-        shared = common_prefix(own[-1].computed.tokens, step.prompt.tokens)
-        if shared >= len(own[-1].step.prompt):
+            return self._akin(request)
+        shared = common_prefix(own[-1].computed.tokens, request.prompt.tokens)
+        if shared >= len(own[-1].request.prompt):
             return own[-1]
-        return _closest(own, step.prompt)[-1]
+        return _closest(own, request.prompt)[-1]
 
-    def _akin(self, step: Step) -> Reference | None:
+    def _akin(self, request: RenderedRequest) -> Reference | None:
         """Of another session, of which the latest and the earliest request are tried.
 
         The system text decides: agents with other instructions may have the same tools.
         """
-        system = np.unique(grams(_system_text(step.prompt)))
+        system = np.unique(grams(_system_text(request.prompt)))
         known = [
             reference
             for own in list(self._sessions.values())[-_OTHERS:]
@@ -110,17 +110,17 @@ class References:
         ]
         if not known:
             return None
-        tokens, own = step.prompt.tokens, np.unique(grams(step.prompt.tokens))
+        tokens, own = request.prompt.tokens, np.unique(grams(request.prompt.tokens))
 
         def likeness(reference: Reference) -> tuple[int, float, int]:
             shared = common_prefix(reference.computed.tokens, tokens)
             return shared, _share(own, reference), reference.number
 
-        return max(_closest(known, step.prompt), key=likeness)
+        return max(_closest(known, request.prompt), key=likeness)
 
 
-def _key(step: Step) -> tuple[str, bool]:
-    return step.session, step.side
+def _key(request: RenderedRequest) -> tuple[str, bool]:
+    return request.session, request.side
 
 
 def _closest(references: list[Reference], prompt: Prompt) -> list[Reference]:

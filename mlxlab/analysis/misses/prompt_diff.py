@@ -88,7 +88,7 @@ class _Walk:
     def __init__(
         self, prompt: Prompt, reference: Reference, same_session: bool, decode: Decode
     ) -> None:
-        self.asked = len(reference.step.prompt)
+        self.asked = len(reference.request.prompt)
         self.before = Side(reference.computed, decode)
         self.after = Side(prompt, decode)
         self.verdicts = Verdicts(self.before, self.after, self.asked, same_session)

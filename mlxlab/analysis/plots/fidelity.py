@@ -20,7 +20,7 @@ _SWEEP = "shift-"  # edits that shift by a chosen number of tokens
 
 
 def plot_pareto(found: Fidelity) -> Figure:
-    """What is won against what it costs, a point per contender.
+    """What is won against what it costs, a point per spec.
 
     Across: the share of tokens lost to exact reuse that is restored after all; up: how
     far the predictions of the answers diverge, in the median and at the worst, which
@@ -58,7 +58,7 @@ def plot_shift(found: Fidelity) -> Figure:
     kld, top = figure.subplots(2, sharex=True)
     swept = _swept(found)
     for name, style in _contender_styles(found).items():
-        own = swept[swept.contender == name].sort_values("distance")
+        own = swept[swept.variant == name].sort_values("distance")
         if len(own):
             kld.plot(own.distance, own.kld_median, label=name, **style)
             top.plot(own.distance, own.same_top, **style)
@@ -91,11 +91,11 @@ def save_fidelity_plots(found: Fidelity, folder: Path) -> list[Path]:
 
 
 def _swept(found: Fidelity) -> pd.DataFrame:
-    """Contender, median distance, median divergence and agreement, by shift edit."""
+    """StrategySpec, median distance, median divergence and agreement, by shift edit."""
     requests = found.requests
     moved = requests[requests.edit.str.startswith(_SWEEP) & (requests["shift"] > 0)]
     positions = found.positions.join(moved, on="row", how="inner")
-    groups = positions.groupby(["edit", "contender"], as_index=False, sort=False)
+    groups = positions.groupby(["edit", "variant"], as_index=False, sort=False)
     swept = groups.agg(
         distance=("shift", "median"),
         kld_median=("kld", "median"),
@@ -107,7 +107,7 @@ def _swept(found: Fidelity) -> pd.DataFrame:
 def _contender_styles(found: Fidelity) -> dict[str, dict[str, Any]]:
     """The same in every figure of ``found``."""
     reusing = found.requests.kind.isin(["exact", "approximate"])
-    names = found.requests.contender[reusing].unique()
+    names = found.requests.variant[reusing].unique()
     return dict(zip(names, styles(len(names)), strict=True))
 
 
@@ -116,7 +116,7 @@ def _mark_yardsticks(
 ) -> None:
     """A line for the noise floor and for each bit width, labels ``step`` apart."""
     rows = found.requests[found.requests.kind.isin(["floor", "ruler"])]
-    levels = found.summary()[column].reindex(rows.contender.unique())
+    levels = found.summary()[column].reindex(rows.variant.unique())
     for i, (name, level) in enumerate(levels.clip(lower=_LEAST_KLD).items()):
         axes.axhline(level, color="0.45", linewidth=1, linestyle=":", zorder=1)
         axes.annotate(

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from mlxlab.analysis.plots.figures import SIZE, colors, dress, make_axes, styles
-from mlxlab.analysis.tables import contender_names
+from mlxlab.analysis.tables import spec_names
 from mlxlab.replay.cost_model import CostModel
 from mlxlab.sizes import format_size
 
@@ -24,7 +24,7 @@ def plot_capacity(swept: pd.DataFrame) -> Figure:
         swept: from :func:`mlxlab.sweep`, of one number of users.
     """
     figure, axes = make_axes(height=SIZE[1])
-    share = swept.assign(name=contender_names(swept))
+    share = swept.assign(name=spec_names(swept))
     groups = list(share.groupby("name", sort=False))
     for style, (name, rows) in zip(styles(len(groups)), groups, strict=True):
         axes.plot(rows.capacity, rows.reused_tokens / rows.prompt_tokens, **style)

@@ -19,7 +19,7 @@ from mlxlab.analysis.plots.figures import (
     save,
     styles,
 )
-from mlxlab.analysis.tables import contender_names
+from mlxlab.analysis.tables import spec_names
 from mlxlab.prompt import Role
 
 __all__ = ["plot_hit_rate", "plot_memory", "plot_segments", "plot_ttft", "save_plots"]
@@ -31,7 +31,7 @@ _DARK = 0.6  # shares above this are bright in cividis
 def plot_hit_rate(rows: pd.DataFrame) -> Figure:
     """Share of each prompt that was reused, strategies by requests."""
     share = rows.assign(
-        share=rows.reused_tokens / rows.prompt_tokens, name=contender_names(rows)
+        share=rows.reused_tokens / rows.prompt_tokens, name=spec_names(rows)
     ).pivot_table(
         index="name", columns=["session", "request"], values="share", sort=False
     )
@@ -113,7 +113,7 @@ def _lines(frame: pd.DataFrame, column: str, label: str) -> tuple[Figure, Axes]:
     figure, axes = make_axes(height=SIZE[1])
     order = frame[["session", "request"]].drop_duplicates().reset_index(drop=True)
     position = {tuple(key): i for i, key in enumerate(order.itertuples(index=False))}
-    groups = list(frame.groupby(contender_names(frame), sort=False))
+    groups = list(frame.groupby(spec_names(frame), sort=False))
     for style, (name, rows) in zip(styles(len(groups)), groups, strict=True):
         keys = zip(rows.session, rows.request, strict=True)
         axes.plot([position[k] for k in keys], rows[column], label=name, **style)

@@ -14,7 +14,7 @@ from mlxlab.prompt import common_prefix
 from mlxlab.rendering.messages import parse_request
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.rendering.rules import RULES
-from mlxlab.replay.requests import render_steps
+from mlxlab.replay.requests import render_trace
 from mlxlab.traces import Trace, bundled_traces, load_trace, read_trace, write_trace
 
 SHORTEST, *_, LONGEST = (f"shift-{tokens}" for tokens in SHIFTS)
@@ -87,8 +87,8 @@ def test_later_edited_requests_extend_earlier_ones(
     traces: dict[str, Trace], edit: str
 ) -> None:
     edited = apply_edit(traces["thinking"], edit)
-    steps = render_steps(edited.trace, Renderer(find_model(), tuple(RULES)))
-    own = [step.prompt for step in steps if step.request in edited.changed]
+    requests = render_trace(edited.trace, Renderer(find_model(), tuple(RULES)))
+    own = [request.prompt for request in requests if request.id in edited.changed]
     assert len(own) >= 2
     for earlier, later in itertools.pairwise(own):
         # All but the generation prompt, behind which the answer follows.

@@ -23,7 +23,7 @@ from mlxlab.errors import (
     StrategyError,
     TraceError,
 )
-from mlxlab.replay.specs import FIDELITY_CONTENDERS, parse_contenders
+from mlxlab.replay.specs import FIDELITY_SPECS, parse_specs
 from mlxlab.traces import Trace
 from mlxlab.traces.schema import HeaderLine
 from tests.support.exchanges import exchange, small_trace
@@ -59,10 +59,8 @@ def judged(
 
 @pytest.fixture(scope="module")
 def found() -> Fidelity:
-    contenders = f"{PAGED},{MOVED},{FRESH},suffix-naive:block=16"
-    return judged(
-        small_trace(), contenders, "shift-16,shift-64", (8, 5, 4, 3), tokens=64
-    )
+    specs = f"{PAGED},{MOVED},{FRESH},suffix-naive:block=16"
+    return judged(small_trace(), specs, "shift-16,shift-64", (8, 5, 4, 3), tokens=64)
 
 
 @pytest.fixture(scope="module")
@@ -135,13 +133,13 @@ def test_what_the_edit_lost_is_recovered_by_moving_it(
     room = requests.prompt_tokens - requests.exact_tokens
     assert (requests.lost_tokens < room).all()
     # Later requests of a session find their edited predecessor.
-    own = requests[requests.contender == PAGED]
+    own = requests[requests.variant == PAGED]
     assert 0 < (own.lost_tokens > 0).sum() < len(own)
 
 
 def test_shifts_are_those_of_the_edits(found: Fidelity) -> None:
     requests = found.requests
-    moved = requests[(requests.contender == MOVED) & requests["shift"].notna()]
+    moved = requests[(requests.variant == MOVED) & requests["shift"].notna()]
     near, far = (moved[moved.edit == edit]["shift"] for edit in moved.edit.unique())
     assert 10 < near.min() <= near.max() < 32
     assert 40 < far.min() <= far.max() < 128
@@ -150,7 +148,7 @@ def test_shifts_are_those_of_the_edits(found: Fidelity) -> None:
 
 
 def test_summary_by_edit_keeps_the_order_of_the_run(found: Fidelity) -> None:
-    by_edit = found.summary(("edit", "contender"))
+    by_edit = found.summary(("edit", "variant"))
     assert len(by_edit) == 20
     assert list(by_edit.index[:2]) == [
         ("shift-16", "full prefill"),
@@ -158,14 +156,14 @@ def test_summary_by_edit_keeps_the_order_of_the_run(found: Fidelity) -> None:
     ]
     own = found.requests.query("edit == 'shift-64'").index
     positions = found.positions[found.positions.row.isin(own)].join(
-        found.requests.contender, on="row"
+        found.requests.variant, on="row"
     )
-    median = positions[positions.contender == MOVED].kld.median()
+    median = positions[positions.variant == MOVED].kld.median()
     assert by_edit.kld_median["shift-64", MOVED] == median
 
 
 def test_summary_is_that_of_the_rows(found: Fidelity, summary: pd.DataFrame) -> None:
-    rows = found.requests[found.requests.contender == MOVED]
+    rows = found.requests[found.requests.variant == MOVED]
     positions = found.positions[found.positions.row.isin(rows.index)]
     own = summary.loc[MOVED]
     assert own.reused == rows.reused_tokens.sum() / rows.prompt_tokens.sum()
@@ -241,7 +239,7 @@ def test_notebooks_show_title_table_and_notes(found: Fidelity) -> None:
     assert "4 judged, edits: shift-16, shift-64" in shown
     assert "<td>noise floor</td>" in shown
     assert "BLAS" in shown
-    assert repr(found) == "Fidelity(4 requests, 10 contenders)"
+    assert repr(found) == "Fidelity(4 requests, 10 specs)"
 
 
 def test_draws_recovery_and_shift(found: Fidelity, tmp_path: Path) -> None:
@@ -254,7 +252,7 @@ def test_without_edits_every_request_is_judged(tmp_path: Path) -> None:
     one, two = (small_trace(name) for name in ("one", "two"))
     found = judged([one, two], f"{PAGED}@none,{PAGED}")
     counts = {
-        trace: rows.groupby("contender", sort=False).size().to_dict()
+        trace: rows.groupby("variant", sort=False).size().to_dict()
         for trace, rows in found.requests.groupby("trace")
     }
     # Yardsticks answer once under each set of rules.
@@ -324,10 +322,10 @@ def test_an_edit_that_a_trace_has_no_place_for_is_told() -> None:
 
 
 def test_default_contenders_hold_the_controls() -> None:
-    contenders = parse_contenders(FIDELITY_CONTENDERS)
-    names = [contender.name for contender in contenders]
-    for contender in contenders:
-        contender.make(token_bytes=1)
+    specs = parse_specs(FIDELITY_SPECS)
+    names = [spec.name for spec in specs]
+    for spec in specs:
+        spec.make(token_bytes=1)
     assert {"paged", "suffix-naive", "suffix:rotate=no"} < set(names)
     assert "suffix:recompute=15,selection=random" in names
     assert "suffix:recompute=100" in names

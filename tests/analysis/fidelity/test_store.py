@@ -15,7 +15,7 @@ from mlxlab.analysis.fidelity.store import Measurement, Subject, recall, remembe
 from mlxlab.errors import MlxlabError
 from mlxlab.models.folder import find_model
 from mlxlab.rendering.rules import RULES
-from mlxlab.replay.specs import Contender
+from mlxlab.replay.specs import StrategySpec
 from mlxlab.strategies import parse_strategy
 from tests.support.exchanges import small_trace
 from tests.support.measured import findings
@@ -26,7 +26,7 @@ MOVED = f"suffix:{SMALL}"
 
 
 def of_tiny(strategy: str, rules: tuple[str, ...] = ALL) -> Subject:
-    return Subject.of(find_model().digest, Contender(strategy, rules))
+    return Subject.of(find_model().digest, StrategySpec(strategy, rules))
 
 
 def run(strategies: str, edits: str = "shift-16") -> Fidelity:
@@ -122,7 +122,7 @@ def test_other_rules_are_another_subject(measured: Path) -> None:
 
 def test_another_model_is_another_subject(measured: Path) -> None:
     remember(findings("suffix"))
-    other = Subject.of("0" * 16, Contender("suffix", ALL))
+    other = Subject.of("0" * 16, StrategySpec("suffix", ALL))
     assert recall(other) is None
 
 

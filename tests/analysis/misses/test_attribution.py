@@ -14,7 +14,7 @@ from mlxlab.analysis.misses.causes import BY_STRATEGY, Cause
 from mlxlab.analysis.misses.evictions import leading
 from mlxlab.prompt import Prompt, Tokens
 from mlxlab.replay.bounds import InfiniteMemory
-from mlxlab.replay.requests import Step
+from mlxlab.replay.requests import RenderedRequest
 from mlxlab.strategies import STRATEGIES, Strategy, parse_strategy
 from tests.strategies.test_contract import ROWS
 from tests.support.ledger import Request
@@ -36,9 +36,9 @@ def words(tokens: Tokens) -> str:
     return " ".join(map(str, tokens.tolist()))
 
 
-def steps_of(requests: list[Request], sessions: list[int]) -> list[Step]:
+def rendered(requests: list[Request], sessions: list[int]) -> list[RenderedRequest]:
     return [
-        Step(
+        RenderedRequest(
             SESSIONS[session],
             number,
             request.prompt,
@@ -61,7 +61,7 @@ def check_books(account: Account) -> None:
     edges = [(part.start, part.stop) for part in account.parts]
     assert [0, *(stop for _, stop in edges)] == [
         *(start for start, _ in edges),
-        len(account.step.prompt),
+        len(account.request.prompt),
     ]
     computed = sum(len(part) for part in account.parts if part.cause)
     assert computed + account.plan.recompute == account.missed
@@ -72,24 +72,24 @@ def test_the_causes_of_a_request_add_up_to_its_missed_tokens(name: str) -> None:
     @FEWER
     @given(requests=traffic(), sessions=sessions)
     def check(requests: list[Request], sessions: list[int]) -> None:
-        steps = steps_of(requests, sessions)
-        accounts = list(attribute(steps, ROWS[name].make(), words))
-        assert [account.step for account in accounts] == steps
+        asked = rendered(requests, sessions)
+        accounts = list(attribute(asked, ROWS[name].make(), words))
+        assert [account.request for account in accounts] == asked
         replayed = ROWS[name].make()
         for account in accounts:
             check_books(account)
-            plan = replayed.plan(account.step.prompt)
-            replayed.commit(account.step.computed, plan)
+            plan = replayed.plan(account.request.prompt)
+            replayed.commit(account.request.computed, plan)
             assert account.plan == plan
 
     check()
 
 
-def past_reach(name: str, steps: list[Step], prompt: Prompt) -> list[int]:
+def past_reach(name: str, asked: list[RenderedRequest], prompt: Prompt) -> list[int]:
     """What of ``prompt`` could be restored after each commit, by trying."""
     strategy, reach = make(name), []
-    for step in steps:
-        strategy.commit(step.computed, strategy.plan(step.prompt))
+    for request in asked:
+        strategy.commit(request.computed, strategy.plan(request.prompt))
         reach.append(leading(strategy, strategy.plan(prompt)))
     return reach
 
@@ -103,10 +103,10 @@ def test_blames_the_commit_after_which_a_token_could_not_be_restored(
     @FEWER
     @given(requests=traffic(), sessions=sessions)
     def check(requests: list[Request], sessions: list[int]) -> None:
-        steps = steps_of(requests, sessions)
-        for number, account in enumerate(attribute(steps, make(name), words)):
-            prompt = account.step.prompt
-            reach = past_reach(name, steps[:number], prompt)
+        asked = rendered(requests, sessions)
+        for number, account in enumerate(attribute(asked, make(name), words)):
+            prompt = account.request.prompt
+            reach = past_reach(name, asked[:number], prompt)
             for part in account.parts:
                 by_prompt = part.cause not in {*BY_STRATEGY, Cause.LAST, None}
                 assert by_prompt == (part.start >= account.known)
@@ -116,7 +116,7 @@ def test_blames_the_commit_after_which_a_token_could_not_be_restored(
                 for position in range(part.start, part.stop):
                     after = [i for i, held in enumerate(reach) if held > position]
                     if part.cause is Cause.EVICTED:
-                        assert part.evictor is steps[after[-1] + 1]
+                        assert part.evictor is asked[after[-1] + 1]
                     elif part.cause is Cause.MINIMUM:
                         assert after[-1] == number - 1
                     else:
@@ -132,8 +132,8 @@ def test_blames_the_commit_after_which_a_token_could_not_be_restored(
 
 
 def test_a_repeated_prompt_lacks_its_last_token_only() -> None:
-    steps = steps_of([Request([1] * 30), Request([1] * 30)], [0, 0])
-    _, again = attribute(steps, parse_strategy("prefix"), words)
+    asked = rendered([Request([1] * 30), Request([1] * 30)], [0, 0])
+    _, again = attribute(asked, parse_strategy("prefix"), words)
     assert [(part.start, part.cause) for part in again.parts] == [
         (0, None),
         (29, Cause.LAST),
@@ -152,11 +152,13 @@ def test_the_first_of_a_kind_has_nothing_to_be_compared_with(
     session: str, side: bool, cause: Cause
 ) -> None:
     first, other = Request(list(range(40)), static=30), Request([50] * 40, static=30)
-    steps = [
-        Step("a", 0, first.prompt, np.array([LAST], np.int32)),
-        Step(session, 1, other.prompt, np.array([LAST], np.int32), side=side),
+    asked = [
+        RenderedRequest("a", 0, first.prompt, np.array([LAST], np.int32)),
+        RenderedRequest(
+            session, 1, other.prompt, np.array([LAST], np.int32), side=side
+        ),
     ]
-    *_, account = attribute(steps, parse_strategy("paged"), words)
+    *_, account = attribute(asked, parse_strategy("paged"), words)
     assert [part.cause for part in account.parts] == [cause, cause]
     assert account.reference is None
 
@@ -165,7 +167,7 @@ def test_who_evicted_is_the_request_and_not_the_latest_of_its_session() -> None:
     """Three sessions in one slot: the one in between took it."""
     ids = [list(range(40)), list(range(100, 140)), list(range(40, 80))]
     requests = [Request(ids[0]), Request(ids[1]), Request(ids[2]), Request(ids[0])]
-    steps = steps_of(requests, [0, 1, 2, 0])
-    *_, account = attribute(steps, parse_strategy("prefix"), words)
+    asked = rendered(requests, [0, 1, 2, 0])
+    *_, account = attribute(asked, parse_strategy("prefix"), words)
     evicted = [part for part in account.parts if part.cause is Cause.EVICTED]
-    assert [part.evictor for part in evicted] == [steps[1]]
+    assert [part.evictor for part in evicted] == [asked[1]]

@@ -24,8 +24,8 @@ from mlxlab.models.folder import find_model
 from mlxlab.prompt import Prompt, Role, Segment
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.rendering.rules import parse_rules
-from mlxlab.replay.requests import Step, render_steps
-from mlxlab.replay.simulator import SimulatedTarget
+from mlxlab.replay.requests import RenderedRequest, render_trace
+from mlxlab.replay.simulator import Simulator
 from mlxlab.strategies import STRATEGIES, make_strategy
 from mlxlab.traces import Trace, load_trace, write_trace
 from mlxlab.traces.hashed.weka import open_weka
@@ -72,8 +72,8 @@ def test_causes_add_up_to_what_a_comparison_says_was_computed(strategy: str) -> 
 
 
 @cache
-def steps_of(name: str, rules: str) -> list[Step]:
-    return render_steps(load_trace(name), Renderer(find_model(), parse_rules(rules)))
+def requests_of(name: str, rules: str) -> list[RenderedRequest]:
+    return render_trace(load_trace(name), Renderer(find_model(), parse_rules(rules)))
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -85,13 +85,15 @@ def test_every_strategy_adds_up_on_recorded_traces(
     name: str, rules: str, strategy: str
 ) -> None:
     size = {"token_bytes": find_model().token_bytes}
-    target = SimulatedTarget(make_strategy(strategy, **size))
-    steps = steps_of(name, rules)
-    accounts = attribute(steps, make_strategy(strategy, **size), lambda ids: str(ids))
-    for step, account in zip(steps, accounts, strict=True):
+    replayer = Simulator(make_strategy(strategy, **size))
+    requests = requests_of(name, rules)
+    accounts = attribute(
+        requests, make_strategy(strategy, **size), lambda ids: str(ids)
+    )
+    for request, account in zip(requests, accounts, strict=True):
         computed = sum(len(part) for part in account.parts if part.cause)
-        reused = target.replay(step).reused_tokens
-        assert computed + account.plan.recompute == len(step.prompt) - reused
+        reused = replayer.replay(request).reused_tokens
+        assert computed + account.plan.recompute == len(request.prompt) - reused
 
 
 def test_seconds_add_up_to_the_cost_of_each_gap(priced: Misses) -> None:
@@ -196,10 +198,14 @@ def test_coarse_segments_give_coarse_causes() -> None:
         coarse([*tools[:9], 5, *tools[9:], *[4] * 20, *talk], 31, 51, 81),
     ]
     answer = Prompt.of([]).tokens
-    steps = [Step("a", i, prompt, answer) for i, prompt in enumerate(prompts)]
+    requests = [
+        RenderedRequest("a", i, prompt, answer) for i, prompt in enumerate(prompts)
+    ]
     found = [
         account.change.cause if account.change else None
-        for account in attribute(steps, make_strategy("prefix"), lambda ids: str(ids))
+        for account in attribute(
+            requests, make_strategy("prefix"), lambda ids: str(ids)
+        )
     ]
     assert found == [None, None, Cause.TOOLS, Cause.CUT, Cause.SYSTEM]
 
@@ -244,7 +250,7 @@ def test_writes_what_it_found(priced: Misses, tmp_path: Path) -> None:
     priced.write_json(tmp_path / "misses.json")
     content = json.loads((tmp_path / "misses.json").read_text())
     assert set(content) == {"manifest", "summary", "causes", "breaks"}
-    assert content["manifest"]["contenders"][0]["strategy"] == "prefix"
+    assert content["manifest"]["strategies"][0]["strategy"] == "prefix"
     assert content["manifest"]["model"]["digest"] == find_model().digest
     assert sum(row["tokens"] for row in content["causes"]) == 47_570
 

@@ -15,7 +15,7 @@ from mlxlab.models.folder import find_model
 from mlxlab.prompt import Tokens
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.rendering.rules import RULES, parse_rules
-from mlxlab.replay.requests import render_steps
+from mlxlab.replay.requests import render_trace
 from mlxlab.strategies import make_strategy
 from mlxlab.traces import load_trace
 
@@ -48,9 +48,9 @@ def first_changed(trace: str, edit: str, rules: str) -> Account:
     def decode(tokens: Tokens) -> str:
         return str(renderer.tokenizer.decode(tokens, skip_special_tokens=True))
 
-    steps = render_steps(replace(edited.trace, exchanges=kept), renderer)
-    *_, account = attribute(steps, make_strategy("prefix"), decode)
-    assert account.step.request == last
+    requests = render_trace(replace(edited.trace, exchanges=kept), renderer)
+    *_, account = attribute(requests, make_strategy("prefix"), decode)
+    assert account.request.id == last
     return account
 
 
@@ -89,7 +89,7 @@ def test_an_edit_comes_out_as_its_cause(trace: str, edit: str, rules: str) -> No
 def test_what_stands_behind_an_edit_is_due_to_it(edit: str, least: float) -> None:
     account = first_changed("resume", edit, "none")
     due = sum(len(p) for p in account.parts if p.cause is CAUSES[edit])
-    assert due / len(account.step.prompt) >= least
+    assert due / len(account.request.prompt) >= least
 
 
 def test_a_break_names_its_block_and_how_it_changed() -> None:
@@ -111,9 +111,11 @@ def test_a_deferred_tool_is_known_as_one() -> None:
     renderer = Renderer(
         find_model(), [name for name in RULES if name != "deferred-tools"]
     )
-    steps = render_steps(load_trace("deferred"), renderer)
+    requests = render_trace(load_trace("deferred"), renderer)
     accounts = attribute(
-        steps, make_strategy("prefix"), lambda ids: str(renderer.tokenizer.decode(ids))
+        requests,
+        make_strategy("prefix"),
+        lambda ids: str(renderer.tokenizer.decode(ids)),
     )
     changes = [account.change for account in accounts if account.change]
     assert [c.cause for c in changes if c.deferred] == [Cause.TOOLS]

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from mlxlab.analysis.fidelity.store import Measurement, known
+from mlxlab.analysis.fidelity.store import FidelityRecord, known
 from mlxlab.analysis.tuning import Tuning
 from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
 from mlxlab.rendering.renderer import Renderer
@@ -189,12 +189,12 @@ class _Search:
 def _close_enough(folder: ModelFolder, rules: Sequence[str], kld: float) -> list[str]:
     """Approximate strategies that were measured to be within the limit."""
 
-    def within(measurement: Measurement) -> bool:
-        same = measurement.subject.rules == tuple(rules)
-        return same and measurement.closeness.kld_999 <= kld
+    def within(record: FidelityRecord) -> bool:
+        same = record.key.rules == tuple(rules)
+        return same and record.closeness.kld_999 <= kld
 
-    subjects = [m.subject for m in known(folder.digest) if within(m)]
-    return [_spec(s.strategy, s.parameters) for s in subjects]
+    keys = [m.key for m in known(folder.digest) if within(m)]
+    return [_spec(s.strategy, s.parameters) for s in keys]
 
 
 def _spec(name: str, parameters: Mapping[str, Parameter]) -> str:

@@ -1,4 +1,4 @@
-"""Commands that replay traces and judge what comes of it."""
+"""Commands that replay traces and analyse the results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console
 
 from mlxlab.analysis.compare import compare as compare_traces
 from mlxlab.analysis.fidelity.result import Fidelity, format_findings
-from mlxlab.analysis.fidelity.run import RULER, parse_ruler
+from mlxlab.analysis.fidelity.run import QUANTIZED, parse_quantized
 from mlxlab.analysis.fidelity.run import fidelity as judge_answers
 from mlxlab.analysis.misses.explain import Misses, format_breaks, format_causes
 from mlxlab.analysis.misses.explain import explain as explain_misses
@@ -107,9 +107,9 @@ def fidelity(
         str,
         typer.Option(help="Edits to make: classes, shifts, none, or names."),
     ] = "classes",
-    ruler: Annotated[
+    quantized: Annotated[
         str, typer.Option(help="Bits to round weights to for scale, or none.")
-    ] = ",".join(map(str, RULER)),
+    ] = ",".join(map(str, QUANTIZED)),
     tokens: Annotated[
         int, typer.Option(min=1, help="Most tokens of each answer to compare.")
     ] = 64,
@@ -120,14 +120,14 @@ def fidelity(
     json: Json = None,
     plots: Plots = None,
 ) -> None:
-    """Judge the answers that strategies give on edited traces."""
+    """Score the answers that strategies give on edited traces."""
     found = judge_answers(
         [load_trace(trace) for trace in traces or [DEFAULT_TRACE]],
         model=model,
         strategies=strategies,
         rules=rules,
         edits=edits,
-        ruler=parse_ruler(ruler),
+        quantized=parse_quantized(quantized),
         tokens=tokens,
         chunk=chunk,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
-from mlxlab.analysis.fidelity.store import Measurement, Subject, recall
+from mlxlab.analysis.fidelity.store import FidelityRecord, RecordKey, recall
 from mlxlab.errors import ModelError
 from mlxlab.models.folder import find_model
 from mlxlab.rendering.rules import parse_rules
@@ -35,9 +35,9 @@ def _notice(model: str, strategy: str, rules: str) -> Iterator[str]:
         f"{strategy} on {model} is approximate: "
         "answers may differ from those of a full prefill."
     )
-    measurement = _measured(model, StrategySpec(strategy, parse_rules(rules)))
-    if measurement:
-        yield from measurement.lines()
+    record = _measured(model, StrategySpec(strategy, parse_rules(rules)))
+    if record:
+        yield from record.lines()
         return
     command = ["mlxlab", "fidelity", "TRACE", "--model", model]
     command += ["--strategies", strategy]
@@ -47,9 +47,9 @@ def _notice(model: str, strategy: str, rules: str) -> Iterator[str]:
     yield shlex.join(command)
 
 
-def _measured(model: str, spec: StrategySpec) -> Measurement | None:
+def _measured(model: str, spec: StrategySpec) -> FidelityRecord | None:
     try:
         digest = find_model(model, download=False).digest
-        return recall(Subject.of(digest, spec))
+        return recall(RecordKey.of(digest, spec))
     except (ModelError, OSError):
         return None  # what is not here has not been measured here

@@ -4,7 +4,7 @@ import pytest
 
 from bench.fidelity import FOLDER, MEASUREMENTS, RUNS, main
 from mlxlab import RULES, Fidelity, find_model, load_trace
-from mlxlab.analysis.fidelity.store import Subject, recall
+from mlxlab.analysis.fidelity.store import RecordKey, recall
 from mlxlab.replay.specs import StrategySpec, parse_specs
 
 
@@ -22,7 +22,7 @@ def test_what_the_server_shows_is_what_was_found() -> None:
     assert MEASUREMENTS.exists()
     found = Fidelity.read_json(FOLDER / "tasks.json.gz")
     suffix = recall(
-        Subject.of(find_model().digest, StrategySpec("suffix", tuple(RULES)))
+        RecordKey.of(find_model().digest, StrategySpec("suffix", tuple(RULES)))
     )
     assert suffix is not None
     assert suffix.traces == ("tasks",)

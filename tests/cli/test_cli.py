@@ -54,7 +54,7 @@ def test_fidelity_prints_a_table_and_writes_what_was_asked(
     trace: Path, tmp_path: Path, measured: Path
 ) -> None:
     out, plots = tmp_path / "out.json", tmp_path / "plots"
-    few = ["--strategies", "paged,suffix-naive", "--ruler", "4", "--tokens", "2"]
+    few = ["--strategies", "paged,suffix-naive", "--quantized", "4", "--tokens", "2"]
     options = [*few, "--edits", "date", "--by-edit"]
     done = run("fidelity", trace, *options, "--json", out, "--plots", plots)
     assert done.returncode == 0, done.stderr
@@ -72,8 +72,8 @@ def test_fidelity_prints_a_table_and_writes_what_was_asked(
     [
         (["--strategies", "nope"], "no strategy 'nope'"),
         (["--edits", "nope"], "no edit 'nope'; choose from header, date"),
-        (["--ruler", "7"], "ruler '7': give none"),
-        (["--ruler", "x"], "ruler 'x': give none"),
+        (["--quantized", "7"], "quantized '7': give none"),
+        (["--quantized", "x"], "quantized 'x': give none"),
         (["--tokens", "0"], "tokens"),
     ],
 )

@@ -24,7 +24,7 @@ from mlxlab.replay.simulator import Progress
 from mlxlab.replay.specs import StrategySpec
 from mlxlab.strategies import make_strategy
 
-__all__ = ["Entrant", "Judge", "Kind", "Verdict"]
+__all__ = ["AnswerScore", "Evaluator", "Kind", "Variant"]
 
 
 class Kind(StrEnum):
@@ -32,13 +32,13 @@ class Kind(StrEnum):
 
     REFERENCE = "reference"
     FLOOR = "floor"
-    RULER = "ruler"
+    QUANTIZED = "quantized"
     EXACT = "exact"
     APPROXIMATE = "approximate"
 
 
 @dataclass(frozen=True, slots=True)
-class Entrant:
+class Variant:
     """Who answers: an engine under a name."""
 
     name: str
@@ -47,7 +47,7 @@ class Entrant:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class AnswerScore:
     """One answer beside the reference's.
 
     Attributes:
@@ -63,7 +63,7 @@ class Verdict:
         ttft_s: seconds from the prompt's arrival to the first token's logits.
     """
 
-    entrant: Entrant
+    variant: Variant
     reused_tokens: int
     shift: int | None
     divergence: Divergence
@@ -75,18 +75,18 @@ class Verdict:
     ttft_s: float
 
 
-class Judge:
-    """Judges entrants request by request.
+class Evaluator:
+    """Evaluates variants request by request.
 
     Attributes:
-        yardsticks: what every request is answered by before the specs: the full
+        baselines: what every request is answered by before the specs: the full
             prefill that is the reference, the same in smaller chunks, and the same
             with rounded weights.
-        ruler: bits that weights are rounded to, those that they do not have left out.
+        quantized: bits that weights are rounded to, where they have more.
 
     Args:
-        live: the model; one more in memory for each of ``ruler``.
-        ruler: bits to round weights to.
+        live: the model; one more in memory for each of ``quantized``.
+        quantized: bits to round weights to.
         floor_chunk: tokens that the noise floor's prefill computes at a time.
         tokens: most tokens of a recorded answer whose predictions are compared.
         greedy: most tokens to decode greedily.
@@ -96,7 +96,7 @@ class Judge:
         self,
         live: LiveModel,
         *,
-        ruler: Iterable[int],
+        quantized: Iterable[int],
         floor_chunk: int,
         tokens: int,
         greedy: int,
@@ -107,14 +107,14 @@ class Judge:
         self._grammar = Grammar.of(live.folder)
         self._stop = live.folder.end_ids
         own = stored_bits(live.model)
-        self.ruler = tuple(bits for bits in ruler if own is None or bits < own)
-        self.yardsticks = (
+        self.quantized = tuple(bits for bits in quantized if own is None or bits < own)
+        self.baselines = (
             self._full("full prefill", Kind.REFERENCE),
             self._full("noise floor", Kind.FLOOR, chunk=floor_chunk),
-            *map(self._rounded, self.ruler),
+            *map(self._quantized, self.quantized),
         )
 
-    def entrant(self, spec: StrategySpec) -> Entrant:
+    def variant(self, spec: StrategySpec) -> Variant:
         """A spec with an empty cache.
 
         Raises:
@@ -122,57 +122,57 @@ class Judge:
         """
         strategy = spec.make(self._live.folder.token_bytes)
         kind = Kind.EXACT if strategy.exact else Kind.APPROXIMATE
-        return Entrant(spec.name, kind, self._live.engine(strategy))
+        return Variant(spec.name, kind, self._live.engine(strategy))
 
     def fill(
-        self, request: RenderedRequest, entrants: Iterable[Entrant], progress: Progress
+        self, request: RenderedRequest, variants: Iterable[Variant], progress: Progress
     ) -> None:
-        """Have entrants take in a request for their caches only."""
-        for entrant in entrants:
-            self._replay(entrant, request, progress, score=1, greedy=0)
+        """Have variants take in a request for their caches only."""
+        for variant in variants:
+            self._replay(variant, request, progress, score=1, greedy=0)
 
-    def judge(
+    def evaluate(
         self,
         request: RenderedRequest,
-        entrants: Iterable[Entrant],
+        variants: Iterable[Variant],
         progress: Progress,
         *,
         task: bool = False,
-    ) -> Iterator[Verdict]:
-        """Judge the yardsticks, the reference itself first, and then ``entrants``.
+    ) -> Iterator[AnswerScore]:
+        """Score the baselines, the reference itself first, and then ``variants``.
 
         Args:
             request: what they are to answer.
-            entrants: they take the request into their caches, too.
+            variants: they take the request into their caches, too.
             progress: see :data:`mlxlab.replay.simulator.Progress`.
             task: whether the recorded answer is the right one. As many tokens as it
                 has are decoded then.
         """
         greedy = max(self.greedy, len(request.answer) if task else 0)
         reference: Replayed | None = None
-        for entrant in (*self.yardsticks, *entrants):
-            done = self._replay(entrant, request, progress, self.tokens, greedy)
+        for variant in (*self.baselines, *variants):
+            done = self._replay(variant, request, progress, self.tokens, greedy)
             reference = reference or done
-            yield self._verdict(entrant, request, reference, done, task)
+            yield self._score(variant, request, reference, done, task)
 
-    def _full(self, name: str, kind: Kind, **options: Any) -> Entrant:
+    def _full(self, name: str, kind: Kind, **options: Any) -> Variant:
         """One that reuses nothing."""
-        return Entrant(name, kind, self._live.engine(make_strategy("none"), **options))
+        return Variant(name, kind, self._live.engine(make_strategy("none"), **options))
 
-    def _rounded(self, bits: int) -> Entrant:
+    def _quantized(self, bits: int) -> Variant:
         model = self._live.worker.call(round_weights, self._live.model, bits)
-        return self._full(f"{bits}-bit weights", Kind.RULER, model=model)
+        return self._full(f"{bits}-bit weights", Kind.QUANTIZED, model=model)
 
     def _replay(
         self,
-        entrant: Entrant,
+        variant: Variant,
         request: RenderedRequest,
         progress: Progress,
         score: int,
         greedy: int,
     ) -> Replayed:
         return self._live.worker.call(
-            entrant.engine.replay,
+            variant.engine.replay,
             request.prompt,
             request.answer,
             progress,
@@ -181,17 +181,17 @@ class Judge:
             stop=self._stop,
         )
 
-    def _verdict(
+    def _score(
         self,
-        entrant: Entrant,
+        variant: Variant,
         request: RenderedRequest,
         reference: Replayed,
         done: Replayed,
         task: bool,
-    ) -> Verdict:
+    ) -> AnswerScore:
         own, theirs = np.array(reference.greedy), np.array(done.greedy)
-        return Verdict(
-            entrant=entrant,
+        return AnswerScore(
+            variant=variant,
             reused_tokens=done.plan.reused,
             shift=max((abs(s.shift) for s in done.plan.spans if s.moved), default=None),
             divergence=diverge(reference.logits, done.logits, request.answer),

@@ -81,9 +81,9 @@ class Fidelity:
     """Answers over reused keys and values beside those of a full prefill.
 
     Attributes:
-        requests: a row per judged request and spec. ``trace``, ``edit``,
+        requests: a row per evaluated request and spec. ``trace``, ``edit``,
             ``session``, ``request``, ``spec`` (with its rules where not all are
-            in force), ``kind`` (reference, floor, ruler, exact or approximate);
+            in force), ``kind`` (reference, floor, quantized, exact or approximate);
             ``prompt_tokens``, ``reused_tokens``, ``exact_tokens`` (what infinite
             memory would reuse), ``lost_tokens`` (what it would reuse beyond that
             without the edit, if the prompt has room for it), ``recovered_tokens`` (how
@@ -93,8 +93,8 @@ class Fidelity:
             answer, and how many of them lead this one), ``answer`` (greedy, as text),
             ``tool_name_agrees`` and ``tool_arguments_agree`` (missing where the
             reference calls no tool), ``task_right`` (missing unless the trace holds
-            tasks), ``ttft_s`` (missing for the ruler, which rounds weights but computes
-            as before).
+            tasks), ``ttft_s`` (missing for quantized weights, which are rounded but
+            compute as before).
         positions: a row per scored token of a recorded answer. ``row`` (in the index
             of ``requests``), ``position`` (in the answer), ``kld``, ``same_top``,
             ``delta_p`` and ``surprisal``, see
@@ -112,12 +112,12 @@ class Fidelity:
 
     @property
     def title(self) -> str:
-        """One line on what was judged, and how much exact reuse loses there."""
-        judged = self.requests[self.requests.kind == "reference"]
-        lost = judged.lost_tokens.sum() / judged.prompt_tokens.sum()
-        edits = ", ".join(judged.edit.unique())
+        """One line on what was evaluated, and how much exact reuse loses there."""
+        evaluated = self.requests[self.requests.kind == "reference"]
+        lost = evaluated.lost_tokens.sum() / evaluated.prompt_tokens.sum()
+        edits = ", ".join(evaluated.edit.unique())
         return (
-            f"{title_of(self.requests)}; {len(judged)} judged, edits: {edits}; "
+            f"{title_of(self.requests)}; {len(evaluated)} evaluated, edits: {edits}; "
             f"{lost:.1%} of their tokens lost to exact reuse"
         )
 
@@ -182,9 +182,9 @@ class Fidelity:
         write_content(content, path)
 
     def __repr__(self) -> str:
-        judged = (self.requests.kind == "reference").sum()
+        evaluated = (self.requests.kind == "reference").sum()
         specs = self.requests.variant.nunique()
-        return f"Fidelity({judged} requests, {specs} specs)"
+        return f"Fidelity({evaluated} requests, {specs} specs)"
 
     def _repr_html_(self) -> str:
         table = format_findings(self.summary())

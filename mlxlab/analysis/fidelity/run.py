@@ -1,7 +1,7 @@
 """Measures what reusing keys and values behind edits does to the answers.
 
 Earlier requests of a trace are replayed as they were recorded, later ones with an
-edit; each edited one is also computed from scratch, by which all answers are judged.
+edit; each edited one is also computed from scratch, by which all answers are evaluated.
 """
 
 from __future__ import annotations
@@ -18,7 +18,12 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from mlxlab.analysis.fidelity.result import REQUEST_TYPES, Fidelity
-from mlxlab.analysis.fidelity.scenarios import Case, Edited, apply_edits, render_cases
+from mlxlab.analysis.fidelity.scenarios import (
+    EditSet,
+    Scenario,
+    apply_edits,
+    render_scenarios,
+)
 from mlxlab.analysis.fidelity.store import remember
 from mlxlab.errors import MlxlabError
 from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
@@ -34,14 +39,14 @@ from mlxlab.replay.specs import (
 from mlxlab.traces import Trace
 
 if TYPE_CHECKING:
-    from mlxlab.analysis.fidelity.evaluator import Judge, Verdict
+    from mlxlab.analysis.fidelity.evaluator import AnswerScore, Evaluator
 
-__all__ = ["RULER", "fidelity", "parse_ruler"]
+__all__ = ["QUANTIZED", "fidelity", "parse_quantized"]
 
 log = logging.getLogger(__name__)
 
 #: Bits to which weights are rounded, for scale.
-RULER = (8, 5, 4, 3)
+QUANTIZED = (8, 5, 4, 3)
 
 #: What MLX can store weights with.
 _BITS = (2, 3, 4, 5, 6, 8)
@@ -57,19 +62,19 @@ def fidelity(
     strategies: str = FIDELITY_SPECS,
     rules: str = "all",
     edits: str | Sequence[str] = "classes",
-    ruler: Sequence[int] = RULER,
+    quantized: Sequence[int] = QUANTIZED,
     tokens: int = 64,
     greedy: int = 32,
     chunk: int = 2048,
     floor_chunk: int = 512,
     progress: bool = True,
 ) -> Fidelity:
-    """Replay edited traces through strategies and judge the answers.
+    """Replay edited traces through strategies and score the answers.
 
     For every trace and edit each spec starts from an empty cache. Requests are
     taken in order; the unedited ones only fill the caches. Each edited one is answered
     after a full prefill, the reference; after the same in other chunks, the noise
-    floor; by the model with rounded weights, the ruler; and by every spec. An
+    floor; by the model with quantized weights; and by every spec. An
     answer that was recorded is forced on all of them, token by token, and then goes
     into the caches.
 
@@ -80,15 +85,15 @@ def fidelity(
         traces: one or more. In one whose header says ``tasks`` recorded answers are
             the right ones.
         model: name, folder or hub repository. It is in memory once more for each bit
-            width of ``ruler``.
+            width of ``quantized``.
         strategies: see :func:`mlxlab.replay.specs.parse_specs`. They take
             turns, so all their caches are in memory together.
         rules: for strategies that name none of their own.
-        edits: ``none`` (every request is judged as it was recorded), or names out of
+        edits: ``none`` (every request is evaluated as it was recorded), or names out of
             :data:`mlxlab.analysis.fidelity.edits.EDITS` and its groups ``classes`` and
             ``shifts``, joined with commas or in a list. One that cannot be made to a
             trace is left out there, and the notes say so.
-        ruler: bits to round weights to. Those that the model's own weights have not
+        quantized: bits to round weights to. Those that the model's own weights have not
             more than are left out, and the notes say so.
         tokens: most tokens of a recorded answer whose predictions are compared.
         greedy: most tokens to decode greedily; as many as the recorded answer has
@@ -106,7 +111,7 @@ def fidelity(
     specs = parse_specs(strategies, rules)
     for spec in specs:
         spec.make(folder.token_bytes)
-    _check_ruler(ruler)
+    _check_quantized(quantized)
     if floor_chunk == chunk:
         raise MlxlabError(
             f"floor_chunk={floor_chunk}: as large as chunk; give another size, or "
@@ -114,32 +119,36 @@ def fidelity(
         )
     edited = [apply_edits(trace, edits) for trace in traces]
     refused = [reason for own in edited for reason in own.refused]
-    if not any(own.variants for own in edited):
-        raise MlxlabError(f"nothing to judge: {'; '.join(refused)}")
+    if not any(own.edited for own in edited):
+        raise MlxlabError(f"nothing to evaluate: {'; '.join(refused)}")
     renderers = {c.rules: Renderer(folder, c.rules) for c in specs}
     # The command line has to know the defaults without loading mlx.
-    from mlxlab.analysis.fidelity.evaluator import Judge
+    from mlxlab.analysis.fidelity.evaluator import Evaluator
     from mlxlab.replay.live import live_model
 
     with (
         live_model(folder, chunk=chunk) as live,
         tqdm(desc="rendering", disable=not progress) as bar,
     ):
-        judge = Judge(
-            live, ruler=ruler, floor_chunk=floor_chunk, tokens=tokens, greedy=greedy
+        evaluator = Evaluator(
+            live,
+            quantized=quantized,
+            floor_chunk=floor_chunk,
+            tokens=tokens,
+            greedy=greedy,
         )
-        requests, positions = _judge_all(judge, specs, edited, renderers, bar)
+        requests, positions = _evaluate_all(evaluator, specs, edited, renderers, bar)
         environment = live.describe()
     environment |= {
         "day": datetime.now(UTC).date().isoformat(),
         "floor_chunk": floor_chunk,
-        "ruler": list(judge.ruler),
+        "quantized": list(evaluator.quantized),
         "tokens": tokens,
         "greedy": greedy,
         "edits": list(requests.edit.unique()),
         "warnings": [
             *_untrained(folder, requests, positions),
-            *_left_out(ruler, judge.ruler),
+            *_left_out(quantized, evaluator.quantized),
             *refused,
         ],
     }
@@ -153,7 +162,7 @@ def fidelity(
     return found
 
 
-def parse_ruler(spec: str) -> tuple[int, ...]:
+def parse_quantized(spec: str) -> tuple[int, ...]:
     """Read ``none``, or bits joined with commas.
 
     Raises:
@@ -161,73 +170,79 @@ def parse_ruler(spec: str) -> tuple[int, ...]:
     """
     words = [] if spec == "none" else [word.strip() for word in spec.split(",")]
     if not all(word.isdecimal() for word in words):
-        raise _ruler_error(spec)
+        raise _quantized_error(spec)
     return tuple(map(int, words))
 
 
-def _check_ruler(ruler: Sequence[int]) -> None:
-    if any(bits not in _BITS for bits in ruler) or len(set(ruler)) < len(ruler):
-        raise _ruler_error(",".join(map(str, ruler)))
+def _check_quantized(quantized: Sequence[int]) -> None:
+    if any(bits not in _BITS for bits in quantized) or len(set(quantized)) < len(
+        quantized
+    ):
+        raise _quantized_error(",".join(map(str, quantized)))
 
 
-def _ruler_error(given: str) -> MlxlabError:
+def _quantized_error(given: str) -> MlxlabError:
     return MlxlabError(
-        f"ruler {given!r}: give none, or different ones of "
+        f"quantized {given!r}: give none, or different ones of "
         f"{', '.join(map(str, _BITS))} bits"
     )
 
 
-def _judge_all(
-    judge: Judge,
+def _evaluate_all(
+    evaluator: Evaluator,
     specs: Sequence[StrategySpec],
-    edited: Sequence[Edited],
+    edited: Sequence[EditSet],
     renderers: Mapping[tuple[str, ...], Renderer],
     bar: tqdm[NoReturn],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Render all traces, then run all specs; requests and positions."""
     for spec in specs:
         # A model that cannot serve one of them is refused before any work.
-        judge.entrant(spec)
+        evaluator.variant(spec)
     bar.reset(len(renderers) * sum(own.requests for own in edited))
-    cases = [
-        case
+    scenarios = [
+        scenario
         for own in edited
         for renderer in renderers.values()
-        for case in render_cases(own, renderer, bar.update)
+        for scenario in render_scenarios(own, renderer, bar.update)
     ]
-    bar.reset(sum(_tokens(case, judge, specs) for case in cases))
+    bar.reset(sum(_tokens(scenario, evaluator, specs) for scenario in scenarios))
     rows = _Rows()
-    for case in cases:
-        bar.set_description(f"{case.trace} {case.edit}")
-        _run(case, judge, specs, rows, bar.update)
+    for scenario in scenarios:
+        bar.set_description(f"{scenario.trace} {scenario.edit}")
+        _run(scenario, evaluator, specs, rows, bar.update)
     return rows.frames()
 
 
-def _tokens(case: Case, judge: Judge, specs: Iterable[StrategySpec]) -> int:
-    """Prompt tokens that are taken in for a case, by all together."""
-    entrants = sum(spec.rules == case.rules for spec in specs)
+def _tokens(
+    scenario: Scenario, evaluator: Evaluator, specs: Iterable[StrategySpec]
+) -> int:
+    """Prompt tokens that are taken in for a scenario, by all together."""
+    variants = sum(spec.rules == scenario.rules for spec in specs)
     return sum(
         len(request.prompt)
-        * (entrants + (request.id in case.judged) * len(judge.yardsticks))
-        for request in case.requests
+        * (variants + (request.id in scenario.evaluated) * len(evaluator.baselines))
+        for request in scenario.requests
     )
 
 
 def _run(
-    case: Case,
-    judge: Judge,
+    scenario: Scenario,
+    evaluator: Evaluator,
     specs: Iterable[StrategySpec],
     rows: _Rows,
     progress: Progress,
 ) -> None:
     """Take a case's requests in order, all specs side by side."""
-    entrants = [judge.entrant(c) for c in specs if c.rules == case.rules]
-    for request in case.requests:
-        if request.id in case.judged:
-            for verdict in judge.judge(request, entrants, progress, task=case.task):
-                rows.add(case, request, verdict)
+    variants = [evaluator.variant(c) for c in specs if c.rules == scenario.rules]
+    for request in scenario.requests:
+        if request.id in scenario.evaluated:
+            for score in evaluator.evaluate(
+                request, variants, progress, task=scenario.task
+            ):
+                rows.add(scenario, request, score)
         else:
-            judge.fill(request, entrants, progress)
+            evaluator.fill(request, variants, progress)
 
 
 class _Rows:
@@ -237,8 +252,10 @@ class _Rows:
         self._requests: list[dict[str, Any]] = []
         self._positions: list[pd.DataFrame] = []
 
-    def add(self, case: Case, request: RenderedRequest, verdict: Verdict) -> None:
-        found = verdict.divergence
+    def add(
+        self, scenario: Scenario, request: RenderedRequest, score: AnswerScore
+    ) -> None:
+        found = score.divergence
         positions = {
             "row": len(self._requests),
             "position": np.arange(len(found.kld)),
@@ -248,7 +265,7 @@ class _Rows:
             "surprisal": found.surprisal,
         }
         self._positions.append(pd.DataFrame(positions))
-        self._requests.append(_row(case, request, verdict))
+        self._requests.append(_row(scenario, request, score))
 
     def frames(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Requests and positions."""
@@ -256,30 +273,32 @@ class _Rows:
         return requests, pd.concat(self._positions, ignore_index=True)
 
 
-def _row(case: Case, request: RenderedRequest, verdict: Verdict) -> dict[str, Any]:
-    exact, lost = case.exact[request.id], case.lost[request.id]
-    beyond = max(verdict.reused_tokens - exact, 0)
+def _row(
+    scenario: Scenario, request: RenderedRequest, score: AnswerScore
+) -> dict[str, Any]:
+    exact, lost = scenario.exact[request.id], scenario.lost[request.id]
+    beyond = max(score.reused_tokens - exact, 0)
     return {
-        "trace": case.trace,
-        "edit": case.edit,
+        "trace": scenario.trace,
+        "edit": scenario.edit,
         "session": request.session,
         "request": request.id,
-        "variant": verdict.entrant.name,
-        "kind": str(verdict.entrant.kind),
+        "variant": score.variant.name,
+        "kind": str(score.variant.kind),
         "prompt_tokens": len(request.prompt),
-        "reused_tokens": verdict.reused_tokens,
+        "reused_tokens": score.reused_tokens,
         "exact_tokens": exact,
         "lost_tokens": lost,
         "recovered_tokens": min(beyond, lost),
-        "shift": verdict.shift,
-        "first_kl": verdict.divergence.kld[0],
-        "greedy_prefix": verdict.greedy_prefix,
-        "greedy_tokens": verdict.greedy_tokens,
-        "answer": verdict.answer,
-        "tool_name_agrees": verdict.calls.names,
-        "tool_arguments_agree": verdict.calls.arguments,
-        "task_right": verdict.right,
-        "ttft_s": None if verdict.entrant.kind == "ruler" else verdict.ttft_s,
+        "shift": score.shift,
+        "first_kl": score.divergence.kld[0],
+        "greedy_prefix": score.greedy_prefix,
+        "greedy_tokens": score.greedy_tokens,
+        "answer": score.answer,
+        "tool_name_agrees": score.calls.names,
+        "tool_arguments_agree": score.calls.arguments,
+        "task_right": score.right,
+        "ttft_s": None if score.variant.kind == "quantized" else score.ttft_s,
     }
 
 
@@ -302,7 +321,7 @@ def _untrained(
         )
 
 
-def _left_out(ruler: Iterable[int], used: Iterable[int]) -> Iterator[str]:
-    rest = [str(bits) for bits in ruler if bits not in set(used)]
+def _left_out(quantized: Iterable[int], used: Iterable[int]) -> Iterator[str]:
+    rest = [str(bits) for bits in quantized if bits not in set(used)]
     if rest:
-        yield f"ruler: {', '.join(rest)} bits left out, the weights have no more"
+        yield f"quantized: {', '.join(rest)} bits left out, the weights have no more"

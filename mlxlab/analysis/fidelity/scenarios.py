@@ -16,31 +16,31 @@ from mlxlab.replay.requests import RenderedRequest, render_trace
 from mlxlab.replay.simulator import Progress, Simulator
 from mlxlab.traces import Trace
 
-__all__ = ["Case", "Edited", "apply_edits", "render_cases"]
+__all__ = ["EditSet", "Scenario", "apply_edits", "render_scenarios"]
 
 
 @dataclass(frozen=True, slots=True)
-class Edited:
+class EditSet:
     """A trace and what became of it.
 
     Attributes:
         trace: as it was recorded.
-        variants: the trace with an edit each.
+        edited: the trace with an edit each.
         refused: why other edits could not be made to it.
     """
 
     trace: Trace
-    variants: tuple[EditedTrace, ...]
+    edited: tuple[EditedTrace, ...]
     refused: tuple[str, ...] = ()
 
     @property
     def requests(self) -> int:
         """To be rendered, all in all."""
-        variants = (variant.trace for variant in self.variants)
-        return sum(len(trace.inference) for trace in (self.trace, *variants))
+        traces = (edited.trace for edited in self.edited)
+        return sum(len(trace.inference) for trace in (self.trace, *traces))
 
 
-def apply_edits(trace: Trace, edits: str | Sequence[str]) -> Edited:
+def apply_edits(trace: Trace, edits: str | Sequence[str]) -> EditSet:
     """Make every edit to a trace that can be made to it.
 
     Args:
@@ -52,7 +52,7 @@ def apply_edits(trace: Trace, edits: str | Sequence[str]) -> Edited:
     """
     if edits == "none":
         every = frozenset(exchange.id for exchange in trace.inference)
-        return Edited(trace, (EditedTrace(trace, "none", every),))
+        return EditSet(trace, (EditedTrace(trace, "none", every),))
     given = edits.split(",") if isinstance(edits, str) else edits
     names = [n for word in map(str.strip, given) for n in EDIT_GROUPS.get(word, [word])]
     made: list[EditedTrace] = []
@@ -64,15 +64,15 @@ def apply_edits(trace: Trace, edits: str | Sequence[str]) -> Edited:
             if name not in EDITS:
                 raise
             refused.append(str(error))
-    return Edited(trace, tuple(made), tuple(refused))
+    return EditSet(trace, tuple(made), tuple(refused))
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class Scenario:
     """A trace with an edit, rendered under a set of rules.
 
     Attributes:
-        judged: ids of the requests to judge.
+        evaluated: ids of the requests to evaluate.
         exact: by id, what infinite memory would reuse.
         lost: by id, what it would have reused beyond that without the edit.
         task: whether recorded answers are the right ones.
@@ -82,19 +82,19 @@ class Case:
     edit: str
     rules: tuple[str, ...]
     requests: Sequence[RenderedRequest]
-    judged: frozenset[int]
+    evaluated: frozenset[int]
     exact: Mapping[int, int]
     lost: Mapping[int, int]
     task: bool
 
 
-def render_cases(
-    edited: Edited, renderer: Renderer, progress: Progress
-) -> Iterator[Case]:
-    """A case for each edit.
+def render_scenarios(
+    edits: EditSet, renderer: Renderer, progress: Progress
+) -> Iterator[Scenario]:
+    """A scenario for each edit.
 
     Args:
-        edited: the trace with its edits.
+        edits: the trace with its edits.
         renderer: for the model and the rules that the prompts are for.
         progress: called with the number of requests just rendered.
 
@@ -102,18 +102,18 @@ def render_cases(
         RequestError: see :func:`mlxlab.replay.requests.render_trace`.
         ModelError: likewise.
     """
-    trace = edited.trace
+    trace = edits.trace
     recorded = {s.id: s for s in render_trace(trace, renderer, progress)}
     before = _exact_reuse(recorded.values())
-    for variant in edited.variants:
-        requests = render_trace(variant.trace, renderer, progress)
+    for edited in edits.edited:
+        requests = render_trace(edited.trace, renderer, progress)
         exact = _exact_reuse(requests)
-        yield Case(
+        yield Scenario(
             trace=trace.name,
-            edit=variant.edit,
+            edit=edited.edit,
             rules=renderer.rules,
             requests=requests,
-            judged=variant.changed,
+            evaluated=edited.changed,
             exact=exact,
             lost={s.id: _lost(s, recorded[s.id], before, exact) for s in requests},
             task=trace.header.notes.get("tasks") is True,

@@ -21,7 +21,7 @@ from mlxlab.files import cache_folder
 from mlxlab.replay.specs import StrategySpec
 from mlxlab.strategies import Parameter
 
-__all__ = ["Closeness", "Measurement", "Subject", "known", "recall", "remember"]
+__all__ = ["Closeness", "FidelityRecord", "RecordKey", "known", "recall", "remember"]
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class _Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class Subject(_Closed):
+class RecordKey(_Closed):
     """What was measured; equal ones were asked the same of the same model.
 
     Attributes:
@@ -82,14 +82,14 @@ class Closeness(_Closed):
         return median, highest, format_share(self.same_top)
 
 
-class Measurement(_Closed):
+class FidelityRecord(_Closed):
     """What one run found for one approximate strategy.
 
     Attributes:
-        subject: what was measured.
+        key: what was measured.
         traces: names.
-        edits: names; ``none`` alone where requests were judged as recorded.
-        answers: how many were judged.
+        edits: names; ``none`` alone where requests were evaluated as recorded.
+        answers: how many were evaluated.
         recovered: share of the tokens lost to exact reuse; None where none were lost.
         closeness: of its answers.
         floor: that of a full prefill in other chunks, in the same run.
@@ -99,7 +99,7 @@ class Measurement(_Closed):
         version: mlxlab's; None where it was not installed.
     """
 
-    subject: Subject
+    key: RecordKey
     traces: tuple[str, ...]
     edits: tuple[str, ...]
     answers: int
@@ -137,7 +137,7 @@ class Measurement(_Closed):
 
 class _File(_Closed):
     version: Literal[1] = 1
-    measurements: tuple[Measurement, ...] = ()
+    measurements: tuple[FidelityRecord, ...] = ()
 
 
 def remember(found: Fidelity, path: Path | None = None) -> None:
@@ -151,45 +151,45 @@ def remember(found: Fidelity, path: Path | None = None) -> None:
         MlxlabError: the file cannot be written.
         OSError: see :func:`mlxlab.files.cache_folder`.
     """
-    new = list(_measurements(found))
+    new = list(_records(found))
     if not new:
         return
     path = path or _path(found.manifest["model"]["digest"])
-    subjects = [measurement.subject for measurement in new]
-    kept = [old for old in _read(path) if old.subject not in subjects]
+    keys = [record.key for record in new]
+    kept = [old for old in _read(path) if old.key not in keys]
     content = _File(measurements=(*kept, *new)).model_dump(mode="json")
     write_content(content, path)
 
 
-def recall(subject: Subject) -> Measurement | None:
+def recall(key: RecordKey) -> FidelityRecord | None:
     """What the user measured last, else what comes with mlxlab, if there is any.
 
     Raises:
         OSError: see :func:`mlxlab.files.cache_folder`.
     """
-    for path in (_path(subject.model), _PREPARED):
-        for measurement in _read(path):
-            if measurement.subject == subject:
-                return measurement
+    for path in (_path(key.model), _PREPARED):
+        for record in _read(path):
+            if record.key == key:
+                return record
     return None
 
 
-def known(model: str) -> list[Measurement]:
-    """All that was measured for the model of that digest, the latest of each subject.
+def known(model: str) -> list[FidelityRecord]:
+    """All that was measured for the model of that digest, the latest of each key.
 
     Raises:
         OSError: see :func:`mlxlab.files.cache_folder`.
     """
     found = [m for path in (_PREPARED, _path(model)) for m in _read(path)]
-    own = [m for m in found if m.subject.model == model]
-    return [m for m in own if recall(m.subject) == m]
+    own = [m for m in found if m.key.model == model]
+    return [m for m in own if recall(m.key) == m]
 
 
 def _path(digest: str) -> Path:
     return cache_folder() / "fidelity" / f"{digest}.json"
 
 
-def _read(path: Path) -> tuple[Measurement, ...]:
+def _read(path: Path) -> tuple[FidelityRecord, ...]:
     """A file's measurements; none if there is no such file or it is not ours."""
     try:
         return _File.model_validate_json(path.read_bytes()).measurements
@@ -201,7 +201,7 @@ def _read(path: Path) -> tuple[Measurement, ...]:
         return ()
 
 
-def _measurements(found: Fidelity) -> Iterator[Measurement]:
+def _records(found: Fidelity) -> Iterator[FidelityRecord]:
     manifest = found.manifest
     rows: dict[Hashable, dict[Hashable, Any]] = found.summary().to_dict(orient="index")
     names = dict(zip(found.requests.kind, found.requests.variant, strict=True))
@@ -211,8 +211,8 @@ def _measurements(found: Fidelity) -> Iterator[Measurement]:
             continue
         spec = StrategySpec(described["strategy"], tuple(described["rules"]))
         row = rows[spec.name]
-        yield Measurement(
-            subject=Subject.of(manifest["model"]["digest"], spec),
+        yield FidelityRecord(
+            key=RecordKey.of(manifest["model"]["digest"], spec),
             traces=tuple(trace["name"] for trace in manifest["traces"]),
             edits=tuple(manifest["edits"]),
             answers=row["requests"],

@@ -13,18 +13,18 @@ from mlxlab.analysis.misses.blocks import Decode
 from mlxlab.analysis.misses.causes import Cause
 from mlxlab.analysis.misses.classify import Change
 from mlxlab.analysis.misses.evictions import Evictions, block_of, leading, restorable
-from mlxlab.analysis.misses.predecessors import Reference, References
-from mlxlab.analysis.misses.prompt_diff import align
+from mlxlab.analysis.misses.predecessors import Predecessor, PredecessorIndex
+from mlxlab.analysis.misses.prompt_diff import diff_prompts
 from mlxlab.prompt import Role, Segment
 from mlxlab.replay.bounds import InfiniteMemory
 from mlxlab.replay.requests import RenderedRequest
 from mlxlab.strategies import Plan, Strategy
 
-__all__ = ["Account", "Fate", "attribute"]
+__all__ = ["CauseSpan", "RequestAttribution", "attribute"]
 
 
 @dataclass(frozen=True, slots=True)
-class Fate:
+class CauseSpan:
     """Tokens ``[start, stop)`` of a prompt that share block and fate.
 
     Attributes:
@@ -46,12 +46,12 @@ class Fate:
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class RequestAttribution:
     """What became of the tokens of one request.
 
     Attributes:
         known: leading tokens that had been computed before, whoever keeps them.
-        reference: the request that the prompt was compared with.
+        predecessor: the request that the prompt was compared with.
         change: the first block that is not as it was there.
         parts: cover the prompt in order.
     """
@@ -59,9 +59,9 @@ class Account:
     request: RenderedRequest
     plan: Plan
     known: int
-    reference: RenderedRequest | None
+    predecessor: RenderedRequest | None
     change: Change | None
-    parts: tuple[Fate, ...]
+    parts: tuple[CauseSpan, ...]
 
     @property
     def missed(self) -> int:
@@ -71,7 +71,7 @@ class Account:
 
 def attribute(
     requests: Iterable[RenderedRequest], strategy: Strategy, decode: Decode
-) -> Iterator[Account]:
+) -> Iterator[RequestAttribution]:
     """Replay ``requests`` through a fresh strategy and account for every token.
 
     Args:
@@ -79,12 +79,12 @@ def attribute(
         strategy: empty.
         decode: text of ids.
     """
-    desk = _Desk(strategy, decode)
+    attributor = _Attributor(strategy, decode)
     for request in requests:
-        yield desk.account(request)
+        yield attributor.attribute(request)
 
 
-class _Desk:
+class _Attributor:
     """Keeps the books that blame is taken from."""
 
     def __init__(self, strategy: Strategy, decode: Decode) -> None:
@@ -92,101 +92,101 @@ class _Desk:
         self.decode = decode
         self.memory = InfiniteMemory()
         self.evictions = Evictions(strategy)
-        self.references = References()
+        self.predecessors = PredecessorIndex()
         self.requests: list[RenderedRequest] = []
 
-    def account(self, request: RenderedRequest) -> Account:
+    def attribute(self, request: RenderedRequest) -> RequestAttribution:
         plan = self.strategy.plan(request.prompt)
         known = restorable(self.memory, request.prompt.tokens)
-        reference = self.references.find(request)
-        change, dues = self._compare(request, known, reference)
-        parts = [*self._known_parts(request, plan, known), *dues]
-        account = Account(
+        predecessor = self.predecessors.find(request)
+        change, spans = self._compare(request, known, predecessor)
+        parts = [*self._known_parts(request, plan, known), *spans]
+        attribution = RequestAttribution(
             request,
             plan,
             known,
-            reference.request if reference else None,
+            predecessor.request if predecessor else None,
             change,
             tuple(_split(_with_spans(parts, plan), request.prompt.segments)),
         )
         self._commit(request, plan)
-        return account
+        return attribution
 
     def _commit(self, request: RenderedRequest, plan: Plan) -> None:
         computed = request.computed
         commit = self.strategy.commit(computed, plan)
         self.evictions.note(len(self.requests), computed.tokens, commit.evicted)
         self.memory.commit(computed, Plan(len(computed)))
-        self.references.add(request)
+        self.predecessors.add(request)
         self.requests.append(request)
 
     def _known_parts(
         self, request: RenderedRequest, plan: Plan, known: int
-    ) -> Iterator[Fate]:
+    ) -> Iterator[CauseSpan]:
         """Parts of what was computed before in this very place."""
         last = min(known, len(request.prompt) - 1)
         restored = min(next(plan.gaps)[0], last)
         matched = min(max(leading(self.strategy, plan), restored), last)
         block = block_of(self.strategy)
         whole = max(last // block * block, matched)
-        yield Fate(0, restored, None)
-        yield Fate(restored, matched, Cause.MINIMUM)
+        yield CauseSpan(0, restored, None)
+        yield CauseSpan(restored, matched, Cause.MINIMUM)
         for start, stop, by in self.evictions.find(
             request.prompt.tokens, matched, whole
         ):
             if by is None:
-                yield Fate(start, stop, Cause.NOT_KEPT)
+                yield CauseSpan(start, stop, Cause.NOT_KEPT)
             else:
-                yield Fate(start, stop, Cause.EVICTED, self.requests[by])
-        yield Fate(whole, last, Cause.BLOCK)
+                yield CauseSpan(start, stop, Cause.EVICTED, self.requests[by])
+        yield CauseSpan(whole, last, Cause.BLOCK)
         if known > last:
-            yield Fate(last, known, Cause.LAST)
+            yield CauseSpan(last, known, Cause.LAST)
 
     def _compare(
-        self, request: RenderedRequest, known: int, reference: Reference | None
-    ) -> tuple[Change | None, list[Fate]]:
+        self, request: RenderedRequest, known: int, predecessor: Predecessor | None
+    ) -> tuple[Change | None, list[CauseSpan]]:
         """The break, and parts of what was never computed in this place."""
         length = len(request.prompt)
         if known >= length:
             return None, []
         hashed = request.unit > 1
-        if reference and hashed and reference.request.session == request.session:
-            return None, list(_chained_fates(request, known, reference))
-        if reference is None or hashed:
-            return None, [Fate(known, length, _first_cause(request))]
-        found = align(
+        if predecessor and hashed and predecessor.request.session == request.session:
+            return None, list(_chained_spans(request, known, predecessor))
+        if predecessor is None or hashed:
+            return None, [CauseSpan(known, length, _first_cause(request))]
+        found = diff_prompts(
             request.prompt,
-            reference,
-            same_session=reference.request.session == request.session,
+            predecessor,
+            same_session=predecessor.request.session == request.session,
             decode=self.decode,
         )
         parts = [
-            Fate(
-                max(due.start, known),
-                due.stop,
-                due.change.cause if due.change else Cause.FRESH,
-                change=due.change,
+            CauseSpan(
+                max(span.start, known),
+                span.stop,
+                span.change.cause if span.change else Cause.FRESH,
+                change=span.change,
             )
-            for due in found.dues
-            if due.stop > known
+            for span in found.spans
+            if span.stop > known
         ]
         return next(iter(found.changes), None), parts
 
 
-def _chained_fates(
-    request: RenderedRequest, known: int, reference: Reference
-) -> Iterator[Fate]:
+def _chained_spans(
+    request: RenderedRequest, known: int, predecessor: Predecessor
+) -> Iterator[CauseSpan]:
     """Of units that stand for all before them: behind a change nothing looks the same.
 
     So what takes the place of something is blamed on the change, and only what stands
     behind the end of the earlier prompt is new.
     """
-    length, before = len(request.prompt), len(reference.request.prompt) - 1
+    length, before = len(request.prompt), len(predecessor.request.prompt) - 1
     replaced = min(max(before, known), length)
     static = known < request.prompt.static_length
     cut = Cause.CUT if length <= before else Cause.EDITED
-    yield Fate(known, replaced, Cause.SYSTEM if static else cut)
-    yield Fate(replaced, length, Cause.FRESH)
+    yield CauseSpan(known, replaced, Cause.SYSTEM if static else cut)
+    yield CauseSpan(replaced, length, Cause.FRESH)
 
 
 def _first_cause(request: RenderedRequest) -> Cause:
@@ -196,7 +196,7 @@ def _first_cause(request: RenderedRequest) -> Cause:
     return Cause.AGENT if "/" in request.session else Cause.SESSION
 
 
-def _with_spans(parts: Iterable[Fate], plan: Plan) -> Iterator[Fate]:
+def _with_spans(parts: Iterable[CauseSpan], plan: Plan) -> Iterator[CauseSpan]:
     """Parts without what is restored behind the prefix; that makes parts of its own."""
     gaps = list(plan.gaps)
     for part in parts:
@@ -206,14 +206,16 @@ def _with_spans(parts: Iterable[Fate], plan: Plan) -> Iterator[Fate]:
             if start >= stop:
                 continue
             if start > position:
-                yield Fate(position, start, None)
+                yield CauseSpan(position, start, None)
             yield replace(part, start=start, stop=stop)
             position = stop
         if position < part.stop:
-            yield Fate(position, part.stop, None)
+            yield CauseSpan(position, part.stop, None)
 
 
-def _split(parts: Iterable[Fate], segments: Sequence[Segment]) -> Iterator[Fate]:
+def _split(
+    parts: Iterable[CauseSpan], segments: Sequence[Segment]
+) -> Iterator[CauseSpan]:
     """Parts cut where blocks end, and labelled."""
     for part in parts:
         for segment in segments:

@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 from mlxlab.analysis.misses.predecessors import grams
 from mlxlab.prompt import Prompt, Role, Segment, Tokens
 
-__all__ = ["GLUE", "Decode", "Mask", "Side", "is_reasoning", "occurring", "pair_blocks"]
+__all__ = [
+    "GLUE",
+    "Decode",
+    "Mask",
+    "PromptBlocks",
+    "is_reasoning",
+    "occurring",
+    "pair_blocks",
+]
 
 Decode: TypeAlias = Callable[[Tokens], str]
 """Text of ids, without special tokens."""
@@ -26,7 +34,7 @@ Mask: TypeAlias = NDArray[np.bool_]
 GLUE = frozenset({Role.TEMPLATE, Role.GENERATION})
 
 
-class Side:
+class PromptBlocks:
     """A prompt and the texts of its blocks."""
 
     def __init__(self, prompt: Prompt, decode: Decode) -> None:

@@ -9,12 +9,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mlxlab.analysis.misses.blocks import Side, is_reasoning
+from mlxlab.analysis.misses.blocks import PromptBlocks, is_reasoning
 from mlxlab.analysis.misses.causes import Cause
 from mlxlab.analysis.misses.text_diff import shows_date
 from mlxlab.prompt import Role, Segment
 
-__all__ = ["Change", "Verdicts"]
+__all__ = ["Change", "ChangeClassifier"]
 
 _TAG = re.compile(r"<(?:think|thinking|reasoning)>|\[THINK\]")
 _BEGINNING = 40  # characters of an answer in which its reasoning begins
@@ -41,7 +41,7 @@ class Change:
     deferred: bool = False
 
 
-class Verdicts:
+class ChangeClassifier:
     """Judges blocks of two prompts.
 
     Args:
@@ -52,7 +52,7 @@ class Verdicts:
     """
 
     def __init__(
-        self, before: Side, after: Side, asked: int, same_session: bool
+        self, before: PromptBlocks, after: PromptBlocks, asked: int, same_session: bool
     ) -> None:
         self.before = before
         self.after = after

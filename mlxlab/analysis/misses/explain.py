@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import pandas as pd
 from tqdm.auto import tqdm
 
-from mlxlab.analysis.misses.attribution import Account, Fate, attribute
+from mlxlab.analysis.misses.attribution import CauseSpan, RequestAttribution, attribute
 from mlxlab.analysis.misses.causes import NOTHING, Cause, remedy_of
 from mlxlab.analysis.misses.text_diff import TextShown, describe_change
 from mlxlab.analysis.tables import (
@@ -70,7 +70,7 @@ class Misses:
         breaks: a row per request. ``session``, ``request``, ``prompt_tokens``,
             ``reused_tokens``, ``missed_tokens``, ``position`` (the first token that was
             never computed in its place), ``label`` and ``role`` (of the block that
-            breaks the prompt there, or of the first new one), ``reference`` (the
+            breaks the prompt there, or of the first new one), ``predecessor`` (the
             request that it was compared with; missing if there is none), ``cause`` (the
             costliest but for a block's or token's rest), ``lost_tokens`` (those that
             something would have saved), ``change`` (how the block changed).
@@ -183,20 +183,20 @@ def explain(
     size = token_bytes or folder.token_bytes
     spec.make(size)
     renderer = Renderer(folder, spec.rules)
-    ledger = _Ledger(spec, costs, shown)
+    builder = _RowBuilder(spec, costs, shown)
     sources = open_sources(traces, renderer, progress)
     with tqdm(desc=spec.strategy, disable=not progress) as bar:
         whole = [Workload(sources, users)] if users else map(Workload, zip(sources))
         for workload in whole:
             replayed = spec.make(size, unit=workload.unit)
             decode = _decoder(renderer) if workload.unit == 1 else _no_text
-            for account in attribute(workload, replayed, decode):
-                ledger.enter(account, replayed)
+            for attribution in attribute(workload, replayed, decode):
+                builder.enter(attribution, replayed)
                 bar.update(1)
     manifest = describe_run(
         traces, folder, [spec], renderer.notes, {}, token_bytes=size
     )
-    return ledger.close(manifest)
+    return builder.close(manifest)
 
 
 def format_causes(summary: pd.DataFrame) -> pd.DataFrame:
@@ -247,8 +247,8 @@ def _no_text(tokens: Tokens) -> str:
     return ""
 
 
-class _Ledger:
-    """Turns accounts into rows."""
+class _RowBuilder:
+    """Turns attributions into rows."""
 
     def __init__(
         self, spec: StrategySpec, costs: Costs | None, shown: TextShown
@@ -260,22 +260,24 @@ class _Ledger:
         self.breaks: list[dict[str, Any]] = []
         self.parts: list[dict[str, Any]] = []
 
-    def enter(self, account: Account, strategy: Strategy) -> None:
-        request = account.request
+    def enter(self, attribution: RequestAttribution, strategy: Strategy) -> None:
+        request = attribution.request
         name = {"session": request.session, "request": request.id}
-        own = [self._cause_row(account, part, strategy) for part in account.parts]
-        for part, row in zip(account.parts, own, strict=True):
+        own = [
+            self._cause_row(attribution, part, strategy) for part in attribution.parts
+        ]
+        for part, row in zip(attribution.parts, own, strict=True):
             start = request.tokens_between(0, part.start)
             stop = request.tokens_between(0, part.stop)
             shape = {"start": start, "stop": stop, "label": part.label}
             fate = {"cause": row["cause"], "remedy": row["remedy"]}
             self.parts.append({**name, **shape, "role": str(part.role), **fate})
         rows = [row for row in own if row["cause"]]
-        if account.plan.recompute:
-            rows.append(self._again_row(account, strategy))
+        if attribution.plan.recompute:
+            rows.append(self._again_row(attribution, strategy))
         rows = [{**name, "strategy": self.spec.name, **row} for row in rows]
         self.causes += rows
-        self.breaks.append({**name, **self._break_row(account, rows)})
+        self.breaks.append({**name, **self._break_row(attribution, rows)})
 
     def close(self, manifest: dict[str, Any]) -> Misses:
         causes = pd.DataFrame(self.causes).groupby(_KEYS, sort=False, as_index=False)
@@ -284,11 +286,11 @@ class _Ledger:
         columns = [*_KEYS[:4], *(column for column in order if column in frame)]
         frame = frame[columns]
         frame.attrs["manifest"] = manifest
-        breaks = pd.DataFrame(self.breaks).astype({"reference": "Int64"})
+        breaks = pd.DataFrame(self.breaks).astype({"predecessor": "Int64"})
         return Misses(frame, breaks, pd.DataFrame(self.parts))
 
     def _cause_row(
-        self, account: Account, part: Fate, strategy: Strategy
+        self, attribution: RequestAttribution, part: CauseSpan, strategy: Strategy
     ) -> dict[str, Any]:
         if part.cause is None:
             return {"cause": "", "remedy": ""}
@@ -300,32 +302,36 @@ class _Ledger:
             lost=part.role,
             changed=change.role if change else part.role,
             deferred=change is not None and change.deferred,
-            unit=account.request.unit,
+            unit=attribution.request.unit,
         )
         evictor = part.evictor
         return {
             "cause": str(part.cause),
-            "tokens": account.request.tokens_between(part.start, part.stop),
-            **self._priced(account, part.start, part.stop),
-            "evicted_by": _named(evictor, account.request) if evictor else "",
+            "tokens": attribution.request.tokens_between(part.start, part.stop),
+            **self._priced(attribution, part.start, part.stop),
+            "evicted_by": _named(evictor, attribution.request) if evictor else "",
             "remedy": remedy,
         }
 
-    def _priced(self, account: Account, start: int, stop: int) -> dict[str, float]:
+    def _priced(
+        self, attribution: RequestAttribution, start: int, stop: int
+    ) -> dict[str, float]:
         """The part's share of what the gap that it lies in costs as a whole."""
         if self.costs is None:
             return {}
-        first = next(a for a, b in account.plan.gaps if a <= start < b)
+        first = next(a for a, b in attribution.plan.gaps if a <= start < b)
         first, start, stop = (
-            account.request.tokens_between(0, position)
+            attribution.request.tokens_between(0, position)
             for position in (first, start, stop)
         )
         before = self.costs.prefill_s(first, start) if start > first else 0.0
         return {"seconds": self.costs.prefill_s(first, stop) - before}
 
-    def _again_row(self, account: Account, strategy: Strategy) -> dict[str, Any]:
+    def _again_row(
+        self, attribution: RequestAttribution, strategy: Strategy
+    ) -> dict[str, Any]:
         """Which moved tokens are computed again is known with a model only."""
-        plan = account.plan
+        plan = attribution.plan
         row = {
             "cause": str(Cause.AGAIN),
             "tokens": plan.recompute,
@@ -339,12 +345,12 @@ class _Ledger:
         return {**row, "seconds": sum(whole) * plan.recompute / plan.moved}
 
     def _break_row(
-        self, account: Account, rows: Sequence[dict[str, Any]]
+        self, attribution: RequestAttribution, rows: Sequence[dict[str, Any]]
     ) -> dict[str, Any]:
-        request, change = account.request, account.change
-        position = min(account.known, len(request.prompt) - 1)
-        block = _block_at(account.parts, position)
-        if change is None or not any(part.change for part in account.parts):
+        request, change = attribution.request, attribution.change
+        position = min(attribution.known, len(request.prompt) - 1)
+        block = _block_at(attribution.parts, position)
+        if change is None or not any(part.change for part in attribution.parts):
             label, role, shown = block.label, block.role, ""
         else:
             label, role = change.label, change.role
@@ -354,19 +360,21 @@ class _Ledger:
         lost = [r["tokens"] for r in rows if not r["remedy"].startswith(NOTHING)]
         return {
             "prompt_tokens": request.tokens,
-            "reused_tokens": request.tokens - account.missed,
-            "missed_tokens": account.missed,
+            "reused_tokens": request.tokens - attribution.missed,
+            "missed_tokens": attribution.missed,
             "position": request.tokens_between(0, position),
             "label": label,
             "role": str(role),
-            "reference": account.reference.id if account.reference else None,
+            "predecessor": attribution.predecessor.id
+            if attribution.predecessor
+            else None,
             "cause": str((telling if len(telling) else tokens).idxmax()),
             "lost_tokens": sum(lost),
             "change": shown,
         }
 
 
-def _block_at(parts: Sequence[Fate], position: int) -> Fate:
+def _block_at(parts: Sequence[CauseSpan], position: int) -> CauseSpan:
     """The one that holds ``position``, or the next if the template put that there."""
     behind = [part for part in parts if part.stop > position]
     glue = (Role.TEMPLATE, Role.GENERATION)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mlxlab.prompt import STATIC_ROLES, Prompt, Role, Tokens, common_prefix
 from mlxlab.replay.requests import RenderedRequest
 
-__all__ = ["Reference", "References", "grams"]
+__all__ = ["Predecessor", "PredecessorIndex", "grams"]
 
 _GRAM = 6
 """Tokens in a row that are taken to be the same text wherever they stand."""
@@ -44,7 +44,7 @@ def grams(tokens: Tokens) -> Grams:
 
 # Without slots, so that the hashes are computed once.
 @dataclass(frozen=True, eq=False)
-class Reference:
+class Predecessor:
     """An earlier request and what was in memory right after it.
 
     Attributes:
@@ -64,7 +64,7 @@ class Reference:
         return np.unique(grams(self.computed.tokens))
 
 
-class References:
+class PredecessorIndex:
     """The requests so far, by session.
 
     A request is compared with the latest one of its session and agent. Where several
@@ -74,19 +74,19 @@ class References:
     """
 
     def __init__(self) -> None:
-        self._sessions: dict[tuple[str, bool], list[Reference]] = {}
+        self._sessions: dict[tuple[str, bool], list[Predecessor]] = {}
         self._count = 0
 
-    def add(self, request: RenderedRequest) -> Reference:
+    def add(self, request: RenderedRequest) -> Predecessor:
         """Take in a request that has been answered."""
-        reference = Reference(self._count, request)
+        predecessor = Predecessor(self._count, request)
         self._count += 1
         own = self._sessions.pop(_key(request), [])  # to the end: the latest session
         recent = own[1:][-_RECENT + 2 :]
-        self._sessions[_key(request)] = [*own[:1], *recent, reference]
-        return reference
+        self._sessions[_key(request)] = [*own[:1], *recent, predecessor]
+        return predecessor
 
-    def find(self, request: RenderedRequest) -> Reference | None:
+    def find(self, request: RenderedRequest) -> Predecessor | None:
         """The request to compare with, if there is one of this kind."""
         own = self._sessions.get(_key(request), [])
         if not own:
@@ -96,25 +96,25 @@ class References:
             return own[-1]
         return _closest(own, request.prompt)[-1]
 
-    def _akin(self, request: RenderedRequest) -> Reference | None:
+    def _akin(self, request: RenderedRequest) -> Predecessor | None:
         """Of another session, of which the latest and the earliest request are tried.
 
         The system text decides: agents with other instructions may have the same tools.
         """
         system = np.unique(grams(_system_text(request.prompt)))
         known = [
-            reference
+            predecessor
             for own in list(self._sessions.values())[-_OTHERS:]
-            for reference in dict.fromkeys((own[0], own[-1]))
-            if not len(system) or _share(system, reference) >= _SAME_KIND
+            for predecessor in dict.fromkeys((own[0], own[-1]))
+            if not len(system) or _share(system, predecessor) >= _SAME_KIND
         ]
         if not known:
             return None
         tokens, own = request.prompt.tokens, np.unique(grams(request.prompt.tokens))
 
-        def likeness(reference: Reference) -> tuple[int, float, int]:
-            shared = common_prefix(reference.computed.tokens, tokens)
-            return shared, _share(own, reference), reference.number
+        def likeness(predecessor: Predecessor) -> tuple[int, float, int]:
+            shared = common_prefix(predecessor.computed.tokens, tokens)
+            return shared, _share(own, predecessor), predecessor.number
 
         return max(_closest(known, request.prompt), key=likeness)
 
@@ -123,21 +123,21 @@ def _key(request: RenderedRequest) -> tuple[str, bool]:
     return request.session, request.side
 
 
-def _closest(references: list[Reference], prompt: Prompt) -> list[Reference]:
+def _closest(predecessors: list[Predecessor], prompt: Prompt) -> list[Predecessor]:
     """Those that know nearly as much of the text as any."""
     own = np.unique(grams(prompt.tokens))
-    shares = [_share(own, reference) for reference in references]
+    shares = [_share(own, predecessor) for predecessor in predecessors]
     most = max(shares)
     return [
-        reference
-        for reference, share in zip(references, shares, strict=True)
+        predecessor
+        for predecessor, share in zip(predecessors, shares, strict=True)
         if share >= most - _TIE
     ]
 
 
-def _share(own: Grams, reference: Reference) -> float:
-    """Share of ``own`` that stands in ``reference``."""
-    return float(np.isin(own, reference.grams).mean()) if len(own) else 0.0
+def _share(own: Grams, predecessor: Predecessor) -> float:
+    """Share of ``own`` that stands in ``predecessor``."""
+    return float(np.isin(own, predecessor.grams).mean()) if len(own) else 0.0
 
 
 def _system_text(prompt: Prompt) -> Tokens:

@@ -18,18 +18,18 @@ from mlxlab.analysis.misses.blocks import (
     GLUE,
     Decode,
     Mask,
-    Side,
+    PromptBlocks,
     occurring,
     pair_blocks,
 )
 from mlxlab.analysis.misses.causes import Cause
-from mlxlab.analysis.misses.classify import Change, Verdicts
-from mlxlab.analysis.misses.predecessors import Reference
+from mlxlab.analysis.misses.classify import Change, ChangeClassifier
+from mlxlab.analysis.misses.predecessors import Predecessor
 from mlxlab.prompt import Prompt, Role, Segment, Tokens, common_prefix
 
-__all__ = ["Alignment", "Due", "align"]
+__all__ = ["ChangedSpan", "PromptDiff", "diff_prompts"]
 
-#: Stands for a block that came from the reference's answer, and the share of its
+#: Stands for a block that came from the predecessor's answer, and the share of its
 #: tokens from which it did: clients add defaults to the arguments of calls.
 _FROM_ANSWER = "\0answer"
 _MOSTLY = 0.5
@@ -42,7 +42,7 @@ _SHOWN = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Due:
+class ChangedSpan:
     """Tokens ``[start, stop)`` behind ``change``, or new ones."""
 
     start: int
@@ -51,60 +51,66 @@ class Due:
 
 
 @dataclass(frozen=True, slots=True)
-class Alignment:
-    """A prompt beside its reference.
+class PromptDiff:
+    """A prompt beside its predecessor.
 
     Attributes:
         shared: length of their common prefix.
         changes: in the order of the prompt.
-        dues: parts of the prompt from ``shared`` to its end.
+        spans: parts of the prompt from ``shared`` to its end.
     """
 
     shared: int
     changes: tuple[Change, ...]
-    dues: tuple[Due, ...]
+    spans: tuple[ChangedSpan, ...]
 
 
-def align(
-    prompt: Prompt, reference: Reference, *, same_session: bool, decode: Decode
-) -> Alignment:
-    """Lay ``prompt`` beside the sequence that ``reference`` left.
+def diff_prompts(
+    prompt: Prompt, predecessor: Predecessor, *, same_session: bool, decode: Decode
+) -> PromptDiff:
+    """Lay ``prompt`` beside the sequence that ``predecessor`` left.
 
     Args:
         prompt: the later one.
-        reference: the earlier request.
+        predecessor: the earlier request.
         same_session: whether it was one of the same session and agent, so that other
             messages are an edited history and not another conversation.
         decode: for the texts of changes.
     """
-    walk = _Walk(prompt, reference, same_session, decode)
-    walk.run()
-    return Alignment(walk.shared, tuple(walk.changes), tuple(walk.dues()))
+    builder = _DiffBuilder(prompt, predecessor, same_session, decode)
+    builder.run()
+    return PromptDiff(builder.shared, tuple(builder.changes), tuple(builder.spans()))
 
 
-class _Walk:
+class _DiffBuilder:
     """Goes through two prompts and remembers the change that is nearest in front."""
 
     def __init__(
-        self, prompt: Prompt, reference: Reference, same_session: bool, decode: Decode
+        self,
+        prompt: Prompt,
+        predecessor: Predecessor,
+        same_session: bool,
+        decode: Decode,
     ) -> None:
-        self.asked = len(reference.request.prompt)
-        self.before = Side(reference.computed, decode)
-        self.after = Side(prompt, decode)
-        self.verdicts = Verdicts(self.before, self.after, self.asked, same_session)
-        self.shared = common_prefix(reference.computed.tokens, prompt.tokens)
+        self.asked = len(predecessor.request.prompt)
+        self.before = PromptBlocks(predecessor.computed, decode)
+        self.after = PromptBlocks(prompt, decode)
+        self.classifier = ChangeClassifier(
+            self.before, self.after, self.asked, same_session
+        )
+        self.shared = common_prefix(predecessor.computed.tokens, prompt.tokens)
         self.olds = self.before.blocks(self.shared)
         self.news = self.after.blocks(self.shared)
         self.answer = [s for s in self.olds if s.role is Role.ANSWER]
         self.changes: list[Change] = []
-        #: By position: whether the reference has this text, and which change is in
+        #: By position: whether the predecessor has this text, and which change is in
         #: front of it (-1: none).
         self.known = np.zeros(len(prompt), np.bool_)
         self.behind = np.full(len(prompt), -1, np.int64)
         #: Blocks that stand in both, but not in the same order.
         self.moved_olds: set[Segment] = set()
         self.moved_news: set[Segment] = set()
-        #: What is left of the reference, by role: a changed block may have come
+        #: What is left of the predecessor, by role: a changed block may have come
         #: from several.
         self.rest: dict[Role, Tokens] = {}
 
@@ -137,17 +143,17 @@ class _Walk:
                 self._mark(new.start, new.stop, known=same)
         self._fill_glue()
 
-    def dues(self) -> Iterator[Due]:
+    def spans(self) -> Iterator[ChangedSpan]:
         """Runs of one fate from the common prefix on."""
         fate = np.where(self.known, self.behind, -1)[self.shared :]
         edges = [0, *(np.flatnonzero(np.diff(fate)) + 1).tolist(), len(fate)]
         for a, b in pairwise(edges):
             if b > a:
                 change = self.changes[fate[a]] if fate[a] >= 0 else None
-                yield Due(self.shared + a, self.shared + b, change)
+                yield ChangedSpan(self.shared + a, self.shared + b, change)
 
     def _key(self, new: Segment, before: Sequence[str]) -> str:
-        """Content; the same for all of what the reference was answered.
+        """Content; the same for all of what the predecessor was answered.
 
         By text, as a token at an edge depends on what is beside the block.
         """
@@ -160,7 +166,7 @@ class _Walk:
         return _FROM_ANSWER if from_answer else key
 
     def _said(self, new: Segment) -> Mask:
-        """Which tokens stand in the reference's answer."""
+        """Which tokens stand in the predecessor's answer."""
         source = [self.before.ids(s) for s in self.answer]
         return occurring(
             self.after.ids(new), np.concatenate([self.after.ids(new)[:0], *source])
@@ -197,7 +203,7 @@ class _Walk:
             self.rest[role] = np.concatenate(ids)
 
     def _is_end(self, index: int) -> bool:
-        """Whether nothing but the answer is left of the reference."""
+        """Whether nothing but the answer is left of the predecessor."""
         return all(s.role is Role.ANSWER for s in self.olds[index:])
 
     def _check_answer(self) -> None:
@@ -207,7 +213,7 @@ class _Walk:
         new = next((s for s in self.news if s.role is Role.ASSISTANT), None)
         if new is None or self.shared >= self.answer[0].stop:
             return
-        cause = self.verdicts.of_answer(self.answer[0], new)
+        cause = self.classifier.of_answer(self.answer[0], new)
         # The answer is more than this block: what is shown is the place.
         old, now = (
             side.text_around(self.shared, _SHOWN, new.start)
@@ -221,7 +227,7 @@ class _Walk:
         """Take in a stretch where the two are not the same."""
         moved = [s for s in olds if s in self.moved_olds]
         pairs, gone = pair_blocks([s for s in olds if s not in self.moved_olds], news)
-        history = Cause.MOVED if moved else self.verdicts.of_history(olds, news)
+        history = Cause.MOVED if moved else self.classifier.of_history(olds, news)
         self._lose(moved, history, news[0].start if news else self._next_start())
         for old, new in pairs:
             self._take(old, new, history, grows=end)
@@ -284,13 +290,13 @@ class _Walk:
         what = "moved" if moved else "gone"
         self.changes.append(
             Change(
-                self.verdicts.of_block(old, new, history, moved=moved),
+                self.classifier.of_block(old, new, history, moved=moved),
                 block.label if new else f"{block.label} ({what})",
                 block.role,
                 position,
                 self.before.text(old),
                 self.after.text(new),
-                deferred=self.verdicts.is_loaded(block),
+                deferred=self.classifier.is_loaded(block),
             )
         )
 

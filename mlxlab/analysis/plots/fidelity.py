@@ -24,7 +24,7 @@ def plot_pareto(found: Fidelity) -> Figure:
 
     Across: the share of tokens lost to exact reuse that is restored after all; up: how
     far the predictions of the answers diverge, in the median and at the worst, which
-    makes an answer wrong. Lines are the noise floor and the ruler.
+    makes an answer wrong. Lines are the noise floor and quantized weights.
     """
     summary = found.summary()
     figure = Figure(figsize=(SIZE[0], 1.3 * SIZE[1]), layout="constrained")
@@ -37,7 +37,7 @@ def plot_pareto(found: Fidelity) -> Figure:
             kld = max(summary[column][name], _LEAST_KLD)
             axes.plot(summary.recovered[name], kld, label=label, **point)
         dress(axes)
-        _mark_yardsticks(axes, found, column, step=0.19)
+        _mark_baselines(axes, found, column, step=0.19)
         axes.set_yscale("log")
         axes.set_title(title, size=9)
         axes.set_xlabel("recovered of what exact reuse loses")
@@ -64,7 +64,7 @@ def plot_shift(found: Fidelity) -> Figure:
             top.plot(own.distance, own.same_top, **style)
     for axes, column in ((kld, "kld_median"), (top, "same_top")):
         dress(axes)
-        _mark_yardsticks(axes, found, column)
+        _mark_baselines(axes, found, column)
     kld.set_yscale("log")
     kld.set_ylabel("median KL divergence [nats, log scale]")
     top.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -111,11 +111,11 @@ def _contender_styles(found: Fidelity) -> dict[str, dict[str, Any]]:
     return dict(zip(names, styles(len(names)), strict=True))
 
 
-def _mark_yardsticks(
+def _mark_baselines(
     axes: Axes, found: Fidelity, column: str, step: float = 0.13
 ) -> None:
     """A line for the noise floor and for each bit width, labels ``step`` apart."""
-    rows = found.requests[found.requests.kind.isin(["floor", "ruler"])]
+    rows = found.requests[found.requests.kind.isin(["floor", "quantized"])]
     levels = found.summary()[column].reindex(rows.variant.unique())
     for i, (name, level) in enumerate(levels.clip(lower=_LEAST_KLD).items()):
         axes.axhline(level, color="0.45", linewidth=1, linestyle=":", zorder=1)

@@ -1,4 +1,4 @@
-"""Fidelity: what is judged, against what, and what the numbers have to be."""
+"""Fidelity: what is evaluated, against what, and what the numbers have to be."""
 
 import gzip
 import json
@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from mlxlab.analysis.fidelity.result import Fidelity, format_findings
-from mlxlab.analysis.fidelity.run import fidelity, parse_ruler
+from mlxlab.analysis.fidelity.run import fidelity, parse_quantized
 from mlxlab.analysis.plots import plot_pareto, save_fidelity_plots
 from mlxlab.errors import (
     MlxlabError,
@@ -39,11 +39,11 @@ MOVED, FRESH = f"suffix:{SMALL}", f"suffix:{SMALL},recompute=100"
 PAGED = "paged:block=16"
 
 
-def judged(
+def evaluated(
     traces: Trace | Sequence[Trace],
     strategies: str,
     edits: str = "none",
-    ruler: Sequence[int] = (),
+    quantized: Sequence[int] = (),
     **options: Any,
 ) -> Fidelity:
     small: dict[str, Any] = {"tokens": 8, "greedy": 2, "floor_chunk": 64} | options
@@ -51,7 +51,7 @@ def judged(
         traces,
         strategies=strategies,
         edits=edits,
-        ruler=ruler,
+        quantized=quantized,
         progress=False,
         **small,
     )
@@ -60,7 +60,7 @@ def judged(
 @pytest.fixture(scope="module")
 def found() -> Fidelity:
     specs = f"{PAGED},{MOVED},{FRESH},suffix-naive:block=16"
-    return judged(small_trace(), specs, "shift-16,shift-64", (8, 5, 4, 3), tokens=64)
+    return evaluated(small_trace(), specs, "shift-16,shift-64", (8, 5, 4, 3), tokens=64)
 
 
 @pytest.fixture(scope="module")
@@ -115,11 +115,11 @@ def test_exact_reuse_and_recomputing_all_land_on_the_noise_floor(
 
 
 def test_fewer_bits_diverge_more(summary: pd.DataFrame) -> None:
-    ruler = [f"{bits}-bit weights" for bits in (8, 5, 4, 3)]
-    assert summary.kld_mean[ruler].is_monotonic_increasing
-    assert summary.kld_mean[ruler[0]] > summary.kld_mean["noise floor"]
-    assert summary.same_top[ruler[0]] > summary.same_top[ruler[-1]]
-    assert summary.ttft_median_s[ruler].isna().all()
+    quantized = [f"{bits}-bit weights" for bits in (8, 5, 4, 3)]
+    assert summary.kld_mean[quantized].is_monotonic_increasing
+    assert summary.kld_mean[quantized[0]] > summary.kld_mean["noise floor"]
+    assert summary.same_top[quantized[0]] > summary.same_top[quantized[-1]]
+    assert summary.ttft_median_s[quantized].isna().all()
 
 
 def test_what_the_edit_lost_is_recovered_by_moving_it(
@@ -143,7 +143,7 @@ def test_shifts_are_those_of_the_edits(found: Fidelity) -> None:
     near, far = (moved[moved.edit == edit]["shift"] for edit in moved.edit.unique())
     assert 10 < near.min() <= near.max() < 32
     assert 40 < far.min() <= far.max() < 128
-    others = requests[requests.kind.isin(["reference", "floor", "ruler", "exact"])]
+    others = requests[requests.kind.isin(["reference", "floor", "quantized", "exact"])]
     assert others["shift"].isna().all()
 
 
@@ -185,7 +185,7 @@ def test_json_holds_manifest_summary_and_all_rows(
     assert read.kld.tolist() == pytest.approx(kld, rel=1e-4, abs=1e-14)
     manifest = written["manifest"]
     assert manifest["edits"] == ["shift-16", "shift-64"]
-    assert manifest["ruler"] == [8, 5, 4, 3]
+    assert manifest["quantized"] == [8, 5, 4, 3]
     assert (manifest["tokens"], manifest["floor_chunk"]) == (64, 64)
     assert manifest["simulated"] is False
 
@@ -236,7 +236,7 @@ def test_table_fits_a_hundred_columns(summary: pd.DataFrame) -> None:
 
 def test_notebooks_show_title_table_and_notes(found: Fidelity) -> None:
     shown = found._repr_html_()
-    assert "4 judged, edits: shift-16, shift-64" in shown
+    assert "4 evaluated, edits: shift-16, shift-64" in shown
     assert "<td>noise floor</td>" in shown
     assert "BLAS" in shown
     assert repr(found) == "Fidelity(4 requests, 10 specs)"
@@ -250,7 +250,7 @@ def test_draws_recovery_and_shift(found: Fidelity, tmp_path: Path) -> None:
 
 def test_without_edits_every_request_is_judged(tmp_path: Path) -> None:
     one, two = (small_trace(name) for name in ("one", "two"))
-    found = judged([one, two], f"{PAGED}@none,{PAGED}")
+    found = evaluated([one, two], f"{PAGED}@none,{PAGED}")
     counts = {
         trace: rows.groupby("variant", sort=False).size().to_dict()
         for trace, rows in found.requests.groupby("trace")
@@ -279,7 +279,7 @@ def task_trace() -> Trace:
 
 
 def test_recorded_answers_to_tasks_are_the_right_ones() -> None:
-    found = judged(task_trace(), PAGED, greedy=1)
+    found = evaluated(task_trace(), PAGED, greedy=1)
     assert found.requests.task_right.notna().all()
     # Else none that is longer than one token could be right.
     assert (found.requests.greedy_tokens > 1).all()
@@ -292,7 +292,7 @@ def test_recorded_answers_to_tasks_are_the_right_ones() -> None:
 
 def test_a_model_of_random_weights_is_warned_of(tmp_path: Path) -> None:
     random = str(save_model(tmp_path / "random"))
-    found = judged(small_trace(), PAGED, model=random)
+    found = evaluated(small_trace(), PAGED, model=random)
     (warning,) = found.manifest["warnings"]
     assert "no better than chance" in warning
     assert "may be random" in warning
@@ -300,7 +300,7 @@ def test_a_model_of_random_weights_is_warned_of(tmp_path: Path) -> None:
 
 
 def test_a_model_that_does_what_is_asked_is_not_warned_of() -> None:
-    assert judged(task_trace(), PAGED).manifest["warnings"] == []
+    assert evaluated(task_trace(), PAGED).manifest["warnings"] == []
 
 
 def test_bits_that_the_weights_do_not_have_are_left_out(
@@ -309,13 +309,13 @@ def test_bits_that_the_weights_do_not_have_are_left_out(
     monkeypatch.setattr(
         "mlxlab.analysis.fidelity.evaluator.stored_bits", lambda model: 4
     )
-    found = judged(small_trace(), PAGED, ruler=(8, 4, 3))
-    assert found.manifest["ruler"] == [3]
-    assert "ruler: 8, 4 bits left out" in found.manifest["warnings"][-1]
+    found = evaluated(small_trace(), PAGED, quantized=(8, 4, 3))
+    assert found.manifest["quantized"] == [3]
+    assert "quantized: 8, 4 bits left out" in found.manifest["warnings"][-1]
 
 
 def test_an_edit_that_a_trace_has_no_place_for_is_told() -> None:
-    found = judged(small_trace(), PAGED, "block-moved,shift-16,shift-16")
+    found = evaluated(small_trace(), PAGED, "block-moved,shift-16,shift-16")
     assert len(found.requests) == 2 * 3
     assert set(found.requests.edit) == {"shift-16"}
     assert "trace small: block-moved: not two" in found.manifest["warnings"][-1]
@@ -337,11 +337,19 @@ def test_default_contenders_hold_the_controls() -> None:
         ({"strategies": "nope"}, StrategyError, "choose from none, prefix"),
         ({"strategies": "suffix@nope"}, RuleError, "known: all, none"),
         ({"model": "nope"}, ModelError, "unknown model 'nope'"),
-        ({"ruler": (8, 7)}, MlxlabError, "'8,7': give none, or different ones of 2, 3"),
-        ({"ruler": (8, 8)}, MlxlabError, "different ones"),
+        (
+            {"quantized": (8, 7)},
+            MlxlabError,
+            "'8,7': give none, or different ones of 2, 3",
+        ),
+        ({"quantized": (8, 8)}, MlxlabError, "different ones"),
         ({"chunk": 512, "floor_chunk": 512}, MlxlabError, "give another size"),
         ({"edits": "date,nope"}, TraceError, "no edit 'nope'; choose from header"),
-        ({"edits": "block-moved"}, MlxlabError, "nothing to judge: trace small: block"),
+        (
+            {"edits": "block-moved"},
+            MlxlabError,
+            "nothing to evaluator: trace small: block",
+        ),
     ],
 )
 def test_bad_options_are_refused_before_a_model_is_loaded(
@@ -362,9 +370,9 @@ def test_a_model_that_cannot_be_moved_is_refused_before_anything_is_rendered(
         raise ModelError("no rotary embedding")
 
     monkeypatch.setattr("mlxlab.engine.engine.Rotary", refuse)
-    monkeypatch.setattr(module, "render_cases", None)
+    monkeypatch.setattr(module, "render_scenarios", None)
     with pytest.raises(ModelError, match="no rotary"):
-        judged(small_trace(), "paged,suffix")
+        evaluated(small_trace(), "paged,suffix")
 
 
 def test_importing_it_loads_no_mlx() -> None:
@@ -377,8 +385,8 @@ sys.exit("mlx" in sys.modules)
 
 
 def test_reads_a_ruler() -> None:
-    assert parse_ruler("8, 4") == (8, 4)
-    assert parse_ruler("none") == ()
+    assert parse_quantized("8, 4") == (8, 4)
+    assert parse_quantized("none") == ()
     for bad in ("", "4.5", "all", "-3", "8,"):
         with pytest.raises(MlxlabError, match="give none"):
-            parse_ruler(bad)
+            parse_quantized(bad)

@@ -11,7 +11,7 @@ import pytest
 
 from mlxlab.analysis.fidelity.result import Fidelity
 from mlxlab.analysis.fidelity.run import fidelity
-from mlxlab.analysis.fidelity.store import Measurement, Subject, recall, remember
+from mlxlab.analysis.fidelity.store import FidelityRecord, RecordKey, recall, remember
 from mlxlab.errors import MlxlabError
 from mlxlab.models.folder import find_model
 from mlxlab.rendering.rules import RULES
@@ -25,8 +25,8 @@ SMALL = "block=16,run=32,head=0,tail=16,rewritten=0,governing=0"
 MOVED = f"suffix:{SMALL}"
 
 
-def of_tiny(strategy: str, rules: tuple[str, ...] = ALL) -> Subject:
-    return Subject.of(find_model().digest, StrategySpec(strategy, rules))
+def of_tiny(strategy: str, rules: tuple[str, ...] = ALL) -> RecordKey:
+    return RecordKey.of(find_model().digest, StrategySpec(strategy, rules))
 
 
 def run(strategies: str, edits: str = "shift-16") -> Fidelity:
@@ -34,7 +34,7 @@ def run(strategies: str, edits: str = "shift-16") -> Fidelity:
         small_trace(),
         strategies=strategies,
         edits=edits,
-        ruler=(),
+        quantized=(),
         tokens=8,
         greedy=2,
         floor_chunk=64,
@@ -42,18 +42,18 @@ def run(strategies: str, edits: str = "shift-16") -> Fidelity:
     )
 
 
-def found(strategy: str, rules: tuple[str, ...] = ALL) -> Measurement:
-    measurement = recall(of_tiny(strategy, rules))
-    assert measurement is not None
-    return measurement
+def found(strategy: str, rules: tuple[str, ...] = ALL) -> FidelityRecord:
+    record = recall(of_tiny(strategy, rules))
+    assert record is not None
+    return record
 
 
 def test_a_run_leaves_the_figures_of_its_summary(measured: Path) -> None:
     done = run(f"paged:block=16,{MOVED},suffix-naive:block=16")
     summary = done.summary()
     row, floor = summary.loc[MOVED], summary.loc["noise floor"]
-    measurement = found(MOVED)
-    assert measurement.model_dump(exclude={"subject", "day", "version"}) == {
+    record = found(MOVED)
+    assert record.model_dump(exclude={"key", "day", "version"}) == {
         "traces": ("small",),
         "edits": ("shift-16",),
         "answers": row.requests,
@@ -71,10 +71,10 @@ def test_a_run_leaves_the_figures_of_its_summary(measured: Path) -> None:
         "tasks_right": None,
         "reference_tasks_right": None,
     }
-    assert measurement.version == done.manifest["packages"]["mlxlab"]
-    assert abs((measurement.day - datetime.now(UTC).date()).days) <= 1
-    assert str(measurement.day) == done.manifest["day"]
-    assert found("suffix-naive:block=16") != measurement
+    assert record.version == done.manifest["packages"]["mlxlab"]
+    assert abs((record.day - datetime.now(UTC).date()).days) <= 1
+    assert str(record.day) == done.manifest["day"]
+    assert found("suffix-naive:block=16") != record
     assert recall(of_tiny("paged:block=16")) is None
     assert [path.stem for path in measured.iterdir()] == [find_model().digest]
 
@@ -117,12 +117,12 @@ def test_defaults_are_the_same_whether_given_or_not(measured: Path) -> None:
 def test_other_rules_are_another_subject(measured: Path) -> None:
     remember(findings("suffix@none"))
     assert recall(of_tiny("suffix")) is None
-    assert found("suffix", ()).subject.rules == ()
+    assert found("suffix", ()).key.rules == ()
 
 
 def test_another_model_is_another_subject(measured: Path) -> None:
     remember(findings("suffix"))
-    other = Subject.of("0" * 16, StrategySpec("suffix", ALL))
+    other = RecordKey.of("0" * 16, StrategySpec("suffix", ALL))
     assert recall(other) is None
 
 

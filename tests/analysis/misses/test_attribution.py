@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxlab.analysis.misses.attribution import Account, attribute
+from mlxlab.analysis.misses.attribution import RequestAttribution, attribute
 from mlxlab.analysis.misses.causes import BY_STRATEGY, Cause
 from mlxlab.analysis.misses.evictions import leading
 from mlxlab.prompt import Prompt, Tokens
@@ -56,15 +56,15 @@ FEWER = settings(DETERMINISTIC, max_examples=40)
 sessions = st.lists(st.integers(0, 2), min_size=12, max_size=12)
 
 
-def check_books(account: Account) -> None:
+def check_books(attribution: RequestAttribution) -> None:
     """Parts tile the prompt, and those with a cause are the ones computed."""
-    edges = [(part.start, part.stop) for part in account.parts]
+    edges = [(part.start, part.stop) for part in attribution.parts]
     assert [0, *(stop for _, stop in edges)] == [
         *(start for start, _ in edges),
-        len(account.request.prompt),
+        len(attribution.request.prompt),
     ]
-    computed = sum(len(part) for part in account.parts if part.cause)
-    assert computed + account.plan.recompute == account.missed
+    computed = sum(len(part) for part in attribution.parts if part.cause)
+    assert computed + attribution.plan.recompute == attribution.missed
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -73,14 +73,14 @@ def test_the_causes_of_a_request_add_up_to_its_missed_tokens(name: str) -> None:
     @given(requests=traffic(), sessions=sessions)
     def check(requests: list[Request], sessions: list[int]) -> None:
         asked = rendered(requests, sessions)
-        accounts = list(attribute(asked, ROWS[name].make(), words))
-        assert [account.request for account in accounts] == asked
+        attributions = list(attribute(asked, ROWS[name].make(), words))
+        assert [attribution.request for attribution in attributions] == asked
         replayed = ROWS[name].make()
-        for account in accounts:
-            check_books(account)
-            plan = replayed.plan(account.request.prompt)
-            replayed.commit(account.request.computed, plan)
-            assert account.plan == plan
+        for attribution in attributions:
+            check_books(attribution)
+            plan = replayed.plan(attribution.request.prompt)
+            replayed.commit(attribution.request.computed, plan)
+            assert attribution.plan == plan
 
     check()
 
@@ -104,12 +104,12 @@ def test_blames_the_commit_after_which_a_token_could_not_be_restored(
     @given(requests=traffic(), sessions=sessions)
     def check(requests: list[Request], sessions: list[int]) -> None:
         asked = rendered(requests, sessions)
-        for number, account in enumerate(attribute(asked, make(name), words)):
-            prompt = account.request.prompt
+        for number, attribution in enumerate(attribute(asked, make(name), words)):
+            prompt = attribution.request.prompt
             reach = past_reach(name, asked[:number], prompt)
-            for part in account.parts:
+            for part in attribution.parts:
                 by_prompt = part.cause not in {*BY_STRATEGY, Cause.LAST, None}
-                assert by_prompt == (part.start >= account.known)
+                assert by_prompt == (part.start >= attribution.known)
                 if part.cause not in BY_STRATEGY:
                     continue
                 seen[part.cause] += len(part)
@@ -158,9 +158,9 @@ def test_the_first_of_a_kind_has_nothing_to_be_compared_with(
             session, 1, other.prompt, np.array([LAST], np.int32), side=side
         ),
     ]
-    *_, account = attribute(asked, parse_strategy("paged"), words)
-    assert [part.cause for part in account.parts] == [cause, cause]
-    assert account.reference is None
+    *_, attribution = attribute(asked, parse_strategy("paged"), words)
+    assert [part.cause for part in attribution.parts] == [cause, cause]
+    assert attribution.predecessor is None
 
 
 def test_who_evicted_is_the_request_and_not_the_latest_of_its_session() -> None:
@@ -168,6 +168,6 @@ def test_who_evicted_is_the_request_and_not_the_latest_of_its_session() -> None:
     ids = [list(range(40)), list(range(100, 140)), list(range(40, 80))]
     requests = [Request(ids[0]), Request(ids[1]), Request(ids[2]), Request(ids[0])]
     asked = rendered(requests, [0, 1, 2, 0])
-    *_, account = attribute(asked, parse_strategy("prefix"), words)
-    evicted = [part for part in account.parts if part.cause is Cause.EVICTED]
+    *_, attribution = attribute(asked, parse_strategy("prefix"), words)
+    evicted = [part for part in attribution.parts if part.cause is Cause.EVICTED]
     assert [part.evictor for part in evicted] == [asked[1]]

@@ -87,13 +87,13 @@ def test_every_strategy_adds_up_on_recorded_traces(
     size = {"token_bytes": find_model().token_bytes}
     replayer = Simulator(make_strategy(strategy, **size))
     requests = requests_of(name, rules)
-    accounts = attribute(
+    attributions = attribute(
         requests, make_strategy(strategy, **size), lambda ids: str(ids)
     )
-    for request, account in zip(requests, accounts, strict=True):
-        computed = sum(len(part) for part in account.parts if part.cause)
+    for request, attribution in zip(requests, attributions, strict=True):
+        computed = sum(len(part) for part in attribution.parts if part.cause)
         reused = replayer.replay(request).reused_tokens
-        assert computed + account.plan.recompute == len(request.prompt) - reused
+        assert computed + attribution.plan.recompute == len(request.prompt) - reused
 
 
 def test_seconds_add_up_to_the_cost_of_each_gap(priced: Misses) -> None:
@@ -202,8 +202,8 @@ def test_coarse_segments_give_coarse_causes() -> None:
         RenderedRequest("a", i, prompt, answer) for i, prompt in enumerate(prompts)
     ]
     found = [
-        account.change.cause if account.change else None
-        for account in attribute(
+        attribution.change.cause if attribution.change else None
+        for attribution in attribute(
             requests, make_strategy("prefix"), lambda ids: str(ids)
         )
     ]

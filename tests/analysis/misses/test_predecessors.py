@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mlxlab.analysis.misses.predecessors import References, grams
+from mlxlab.analysis.misses.predecessors import PredecessorIndex, grams
 from mlxlab.prompt import Prompt, Role, Segment
 from mlxlab.replay.requests import RenderedRequest
 
@@ -24,21 +24,21 @@ def request(
     return RenderedRequest(session, request, prompt, np.empty(0, np.int32), side)
 
 
-def references(*requests: RenderedRequest) -> References:
-    found = References()
+def predecessors(*requests: RenderedRequest) -> PredecessorIndex:
+    found = PredecessorIndex()
     for one in requests:
         found.add(one)
     return found
 
 
-def found(known: References, asked: RenderedRequest) -> int | None:
-    reference = known.find(asked)
-    return reference.request.id if reference else None
+def found(known: PredecessorIndex, asked: RenderedRequest) -> int | None:
+    predecessor = known.find(asked)
+    return predecessor.request.id if predecessor else None
 
 
 def test_a_request_is_compared_with_the_latest_of_its_session() -> None:
     talk = list(range(50))
-    known = references(
+    known = predecessors(
         request(0, "a", SYSTEM, talk[:20]),
         request(1, "a", SYSTEM, talk[:30]),
         request(2, "b", SYSTEM, talk[:40]),
@@ -50,20 +50,20 @@ def test_a_request_is_compared_with_the_latest_of_its_session() -> None:
 
 def test_two_conversations_under_one_id_are_told_apart() -> None:
     one, two = list(range(300)), list(range(300, 600))
-    known = references(request(0, "a", SYSTEM, one), request(1, "a", SYSTEM, two))
+    known = predecessors(request(0, "a", SYSTEM, one), request(1, "a", SYSTEM, two))
     assert found(known, request(2, "a", SYSTEM, [*one, 5])) == 0
     assert found(known, request(2, "a", SYSTEM, [*two, 5])) == 1
 
 
 def test_a_new_session_is_compared_with_one_of_the_same_instructions() -> None:
-    known = references(request(0, "a", SYSTEM, [1]), request(1, "b", OTHER, [1]))
+    known = predecessors(request(0, "a", SYSTEM, [1]), request(1, "b", OTHER, [1]))
     assert found(known, request(2, "c", SYSTEM, [2])) == 0
     assert found(known, request(2, "c", OTHER, [2])) == 1
     assert found(known, request(2, "c", list(range(3000, 3100)), [1])) is None
 
 
 def test_a_side_request_is_none_of_the_conversation() -> None:
-    known = references(
+    known = predecessors(
         request(0, "a", SYSTEM, [1]), request(1, "a", OTHER, [1], side=True)
     )
     assert found(known, request(2, "a", SYSTEM, [2])) == 0

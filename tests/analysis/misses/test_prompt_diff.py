@@ -9,7 +9,7 @@ from functools import cache
 import pytest
 
 from mlxlab.analysis.fidelity.edits import EDIT_GROUPS, apply_edit
-from mlxlab.analysis.misses.attribution import Account, attribute
+from mlxlab.analysis.misses.attribution import RequestAttribution, attribute
 from mlxlab.analysis.misses.causes import BY_STRATEGY, Cause
 from mlxlab.models.folder import find_model
 from mlxlab.prompt import Tokens
@@ -38,7 +38,7 @@ def test_every_class_of_edits_is_tried() -> None:
 
 
 @cache
-def first_changed(trace: str, edit: str, rules: str) -> Account:
+def first_changed(trace: str, edit: str, rules: str) -> RequestAttribution:
     """The first edited request, and what became of it."""
     edited = apply_edit(load_trace(trace), edit)
     last = min(edited.changed)
@@ -49,9 +49,9 @@ def first_changed(trace: str, edit: str, rules: str) -> Account:
         return str(renderer.tokenizer.decode(tokens, skip_special_tokens=True))
 
     requests = render_trace(replace(edited.trace, exchanges=kept), renderer)
-    *_, account = attribute(requests, make_strategy("prefix"), decode)
-    assert account.request.id == last
-    return account
+    *_, attribution = attribute(requests, make_strategy("prefix"), decode)
+    assert attribution.request.id == last
+    return attribution
 
 
 @pytest.mark.parametrize(
@@ -59,16 +59,16 @@ def first_changed(trace: str, edit: str, rules: str) -> Account:
 )
 @pytest.mark.parametrize("edit", CAUSES)
 def test_an_edit_comes_out_as_its_cause(trace: str, edit: str, rules: str) -> None:
-    account = first_changed(trace, edit, rules)
+    attribution = first_changed(trace, edit, rules)
     tokens: Counter[Cause] = Counter()
-    for part in account.parts:
+    for part in attribution.parts:
         if part.cause and part.cause not in BY_STRATEGY:
             tokens[part.cause] += len(part)
     if edit == "header" and "drop-attribution" in parse_rules(rules):
         assert Cause.HEADER not in tokens
         return
-    assert account.change is not None
-    assert account.change.cause is CAUSES[edit]
+    assert attribution.change is not None
+    assert attribution.change.cause is CAUSES[edit]
     # What was recorded has a change of its own at its end: what it answered came back
     # in other tokens. All else is due to the edit, or new.
     assert set(tokens) <= {CAUSES[edit], Cause.FRESH, Cause.ANSWER}
@@ -87,9 +87,9 @@ def test_an_edit_comes_out_as_its_cause(trace: str, edit: str, rules: str) -> No
     ],
 )
 def test_what_stands_behind_an_edit_is_due_to_it(edit: str, least: float) -> None:
-    account = first_changed("resume", edit, "none")
-    due = sum(len(p) for p in account.parts if p.cause is CAUSES[edit])
-    assert due / len(account.request.prompt) >= least
+    attribution = first_changed("resume", edit, "none")
+    due = sum(len(p) for p in attribution.parts if p.cause is CAUSES[edit])
+    assert due / len(attribution.request.prompt) >= least
 
 
 def test_a_break_names_its_block_and_how_it_changed() -> None:
@@ -112,10 +112,10 @@ def test_a_deferred_tool_is_known_as_one() -> None:
         find_model(), [name for name in RULES if name != "deferred-tools"]
     )
     requests = render_trace(load_trace("deferred"), renderer)
-    accounts = attribute(
+    attributions = attribute(
         requests,
         make_strategy("prefix"),
         lambda ids: str(renderer.tokenizer.decode(ids)),
     )
-    changes = [account.change for account in accounts if account.change]
+    changes = [attribution.change for attribution in attributions if attribution.change]
     assert [c.cause for c in changes if c.deferred] == [Cause.TOOLS]

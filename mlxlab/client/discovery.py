@@ -12,19 +12,30 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated
 from urllib.parse import urlsplit
 
 from pydantic import Field, PositiveInt, StringConstraints, TypeAdapter, ValidationError
 
 from mlxlab.errors import ServerError
 from mlxlab.files import replaced
-from mlxlab.server.aliases import Aliases
 
-__all__ = ["FOLDER", "TIERS", "Endpoint", "find", "publish", "running", "withdraw"]
+__all__ = [
+    "DEFAULT",
+    "FOLDER",
+    "TIERS",
+    "Endpoint",
+    "find",
+    "publish",
+    "running",
+    "withdraw",
+]
 
 #: Not the runtime folder, which notebooks and terminals need not have in common.
 FOLDER = Path("~/.cache/mlxlab/endpoints")
+
+#: The alias of clients that name no model.
+DEFAULT = "default"
 
 #: Kinds of model that a client asks for without naming one.
 TIERS = ("opus", "sonnet", "haiku", "fable")
@@ -53,12 +64,6 @@ class Endpoint:
     tiers: dict[str, str] = field(default_factory=dict)
     pid: Annotated[int, Field(gt=0)] = field(default_factory=os.getpid)
     started: float = field(default_factory=time.time)
-
-    @classmethod
-    def of(cls, aliases: Aliases, *, url: str, token: str, window: int) -> Self:
-        """The endpoint that this process runs."""
-        tiers = {tier: aliases.resolve(f"claude-{tier}")[0] for tier in TIERS}
-        return cls(url, token, window, tuple(aliases.names()), tiers)
 
     @property
     def port(self) -> int:

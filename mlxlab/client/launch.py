@@ -18,9 +18,8 @@ from pathlib import Path
 from types import FrameType
 from urllib.parse import urlsplit
 
-from mlxlab.client.discovery import Endpoint
+from mlxlab.client.discovery import DEFAULT, Endpoint
 from mlxlab.errors import ServerError
-from mlxlab.server.aliases import DEFAULT
 
 __all__ = ["client_environment", "environment_lines", "find_client", "launch"]
 

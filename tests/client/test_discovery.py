@@ -60,7 +60,7 @@ def test_the_token_is_never_shown(folder: Path) -> None:
 
 def test_aliases_say_what_answers_each_tier() -> None:
     aliases = Aliases({"default": Alias(), "think": Alias()}, {"opus": "think"})
-    made = Endpoint.of(aliases, url="http://[::1]:81", token=TOKEN, window=5)
+    made = aliases.endpoint(url="http://[::1]:81", token=TOKEN, window=5)
     assert made.aliases == ("default", "think")
     assert made.tiers["opus"] == "think"
     assert {made.tiers[tier] for tier in ("sonnet", "haiku")} == {"default"}

@@ -30,7 +30,7 @@ CLIENT_S = 60
 def endpoint(url: str = "http://127.0.0.1:8080", window: int = 65536) -> Endpoint:
     aliases = Aliases.load()
     aliases = replace(aliases, tiers={"haiku": "fast"})
-    return Endpoint.of(aliases, url=url, token=TOKEN, window=window)
+    return aliases.endpoint(url=url, token=TOKEN, window=window)
 
 
 def test_the_client_is_pointed_at_the_endpoint() -> None:
@@ -290,7 +290,7 @@ def run_client(
         "import sys; from mlxlab.client.discovery import Endpoint;"
         "from mlxlab.client.launch import launch;"
         "from mlxlab.server.aliases import Aliases;"
-        f"endpoint = Endpoint.of(Aliases.load(), url={probe.url!r}, token='tok-12345',"
+        f"endpoint = Aliases.load().endpoint(url={probe.url!r}, token='tok-12345',"
         "window=50000); sys.exit(launch(endpoint, sys.argv[1:]))"
     )
     project = home / "project"

@@ -124,6 +124,31 @@ def test_the_client_is_looked_for_in_order(tmp_path: Path) -> None:
         find_client(base | {"MLXLAB_CLAUDE": str(chosen)})
 
 
+def test_a_client_that_others_may_have_written_is_not_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = {"HOME": str(tmp_path), "PATH": str(tmp_path / "bin")}
+    real = program(tmp_path / ".cache/mlxlab/client/node_modules/claude/cli.js")
+    client = tmp_path / ".cache/mlxlab/client/node_modules/.bin/claude"
+    client.parent.mkdir()
+    client.symlink_to("../claude/cli.js")  # as npm does
+    assert find_client(base) == client
+    assert not caplog.messages
+    for path in (real, real.parent, tmp_path / ".cache"):
+        before = path.stat().st_mode
+        path.chmod(0o777)
+        assert find_client(base) is None
+        (line,) = caplog.messages
+        assert line.startswith(f"{client}: others may write ")
+        assert "MLXLAB_CLAUDE" in line
+        assert "\n" not in line
+        caplog.clear()
+        # What the user has named is run.
+        assert find_client(base | {"MLXLAB_CLAUDE": str(client)}) == client
+        path.chmod(before)
+    assert find_client(base) == client
+
+
 def test_without_a_client_the_error_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ServerError, match="npm install"):
         launch(endpoint(), [], {"HOME": str(tmp_path), "PATH": str(tmp_path)})

@@ -24,6 +24,7 @@ __all__ = [
     "DEFAULT",
     "FOLDER",
     "TIERS",
+    "TOKEN_VARIABLE",
     "Endpoint",
     "find",
     "publish",
@@ -36,6 +37,9 @@ FOLDER = Path("~/.cache/mlxlab/endpoints")
 
 #: The alias of clients that name no model.
 DEFAULT = "default"
+
+#: Environment variable that holds a server's token.
+TOKEN_VARIABLE = "MLXLAB_TOKEN"
 
 #: Kinds of model that a client asks for without naming one.
 TIERS = ("opus", "sonnet", "haiku", "fable")

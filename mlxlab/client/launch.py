@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from urllib.parse import urlsplit
 
-from mlxlab.client.discovery import DEFAULT, Endpoint
+from mlxlab.client.discovery import DEFAULT, TOKEN_VARIABLE, Endpoint
 from mlxlab.errors import ServerError
 from mlxlab.ownership import require_own
 
@@ -81,7 +81,9 @@ def client_environment(endpoint: Endpoint, base: Mapping[str, str]) -> Environme
             elsewhere is left out.
     """
     host = _host(endpoint)
-    kept = {key: base[key] for key in base if key not in _FOREIGN}
+    # The server's own variable: the client gets the token under its own name.
+    left_out = {*_FOREIGN, TOKEN_VARIABLE}
+    kept = {key: base[key] for key in base if key not in left_out}
     direct = {key: ",".join(filter(None, [host, base.get(key)])) for key in _NO_PROXY}
     ours = _variables(endpoint) | {_TOKEN: endpoint.token}
     return Environment(_proposals(endpoint) | kept | ours | direct)

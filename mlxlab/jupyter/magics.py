@@ -16,13 +16,15 @@ from IPython.core.magic_arguments import argument, magic_arguments
 
 from mlxlab.errors import MlxlabError, ServerError
 from mlxlab.jupyter.address import Address, is_free, name_notebook, recall, remember
+from mlxlab.server.aliases import parse_models
+from mlxlab.server.credentials import find_token
 from mlxlab.server.server import Options, Server, Status, serve
 
 __all__ = ["ServeMagics"]
 
 #: What a running server can change; the rest is settled when it starts.
 _LIVE = ("model", "strategy", "rules")
-_SETTLED = ("port", "token", "aliases", "script", "memory")
+_SETTLED = ("port", "token", "aliases", "alias", "script", "memory")
 #: Asks for an action, so that nothing else can be meant on the same line.
 _ALONE = ("stop", "status")
 
@@ -67,8 +69,17 @@ class ServeMagics(Magics):
     )
     @argument("--rules", help="all, none, names, or exceptions: -name,...")
     @argument("--port", type=int, help="the last one if left out; 0 for any free one")
-    @argument("--token", help="what clients send; the last one, or a new one")
+    @argument("--token", help="what clients send; MLXLAB_TOKEN, the last, or a new one")
+    @argument(
+        "--token-file", metavar="FILE", type=_path, help="holds the token; mode 0600"
+    )
     @argument("--aliases", metavar="FILE", type=_path, help="a model_aliases.json")
+    @argument(
+        "--alias",
+        metavar="NAME=MODEL",
+        action="append",
+        help="model id to serve a model under; repeatable",
+    )
     @argument(
         "--record", metavar="FILE", type=_path, help="write what clients send, a trace"
     )
@@ -152,10 +163,12 @@ class ServeMagics(Magics):
             given.strategy,
             rules=given.rules,
             aliases=given.aliases,
+            models=parse_models(given.alias or ()),
             record=given.record,
             options=Options(
                 port=port,
-                token=given.token or (last.token if last else None),
+                token=find_token(given.token, given.token_file)
+                or (last.token if last else None),
                 memory=given.memory,
                 script=given.script,
             ),
@@ -193,6 +206,8 @@ class ServeMagics(Magics):
             print(error)
 
     def _change(self, server: Server, given: Namespace) -> None:
+        if given.token_file:
+            given.token = find_token(given.token, given.token_file)
         for key in _SETTLED:
             value = getattr(given, key)
             if value and value != self._settled[key]:

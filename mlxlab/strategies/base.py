@@ -281,6 +281,15 @@ class Strategy(ABC):
         return None
 
     @property
+    def max_sequences(self) -> int | None:
+        """Sequences that surely stay side by side, whatever they have in common.
+
+        0 if none is kept, 1 if each may replace the last, None if capacity alone
+        limits them.
+        """
+        return None
+
+    @property
     def capacity_tokens(self) -> int:
         """Whole tokens that the capacity holds."""
         return self.capacity // self.token_bytes

@@ -155,6 +155,10 @@ class BlockHash(Strategy):
         return len(self._slots), self.slots
 
     @property
+    def max_sequences(self) -> int:
+        return self.slots
+
+    @property
     def stored_tokens(self) -> int:
         return sum(len(slot.digests) for slot in self._slots) * self.block
 

@@ -157,6 +157,10 @@ class MlxLmLru(Strategy):
         return len(self._sequences), self.max_size
 
     @property
+    def max_sequences(self) -> int:
+        return self.max_size
+
+    @property
     def stored_tokens(self) -> int:
         return sum(len(tokens) for tokens in self._sequences.values())
 

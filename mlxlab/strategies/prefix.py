@@ -76,6 +76,10 @@ class Prefix(Strategy):
         return int(self._handle is not None), 1
 
     @property
+    def max_sequences(self) -> int:
+        return 1
+
+    @property
     def stored_tokens(self) -> int:
         return len(self._tokens)
 

@@ -153,6 +153,11 @@ class StaticPrefix(Strategy):
         return len(self._entries), self.slots
 
     @property
+    def max_sequences(self) -> int:
+        # Those with the same static part replace each other's history.
+        return 1
+
+    @property
     def stored_tokens(self) -> int:
         return sum(len(entry.tokens) for entry in self._entries)
 

@@ -76,6 +76,38 @@ def test_a_server_is_started_shown_and_stopped(shell: Any) -> None:
         ask(server)
 
 
+def test_aliases_are_added_to_those_there_are(shell: Any) -> None:
+    line = "--alias qwen3-coder-30b=tiny --alias fast=tiny"
+    server = serve(shell, line)
+    assert server.aliases.names()[-1] == "qwen3-coder-30b"
+    assert ask(server, model="qwen3-coder-30b").status_code == 200
+    assert ask(server, model="qwen").status_code == 404
+    assert serve(shell, line) is server
+    with pytest.raises(UsageError, match="--alias cannot change while"):
+        serve(shell, "--alias qwen=tiny")
+
+
+def test_a_token_comes_from_a_file_or_the_environment(
+    shell: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "token"
+    file.touch(0o600)
+    file.write_text("from-the-file\n")
+    monkeypatch.setenv("MLXLAB_TOKEN", "from-the-environment")
+    server = serve(shell)
+    assert server.token == "from-the-environment"
+    assert ask(server).status_code == 200
+    assert serve(shell) is server
+    with pytest.raises(UsageError, match="--token cannot change while"):
+        serve(shell, f"--token-file {file}")
+    serve(shell, "--stop")
+    server = serve(shell, f"--token-file {file}")
+    assert server.token == "from-the-file"
+    assert serve(shell, f"--token-file {file}") is server
+    serve(shell, "--stop")
+    assert serve(shell, "--token sk-1").token == "sk-1"
+
+
 def test_what_is_given_again_is_no_change(shell: Any, tmp_path: Path) -> None:
     script = tmp_path / "script.json"
     script.write_text(
@@ -277,7 +309,9 @@ def test_a_relative_path_is_meant_where_it_was_given(
         ("--strategy nope", "no strategy 'nope'; choose from none, prefix"),
         ("--model /nowhere", "unknown model '/nowhere'"),
         ("--rules nope", "unknown rule 'nope'"),
-        ("--token short", "token: give at least 8"),
+        ("--token kürzer", "token: give at least 8"),
+        ("--token-file /nowhere", "/nowhere: No such file"),
+        ("--token a --token-file b", "--token and --token-file exclude each other"),
         ("--status", "nothing is served; start with %serve"),
         ("--nope", "unrecognized arguments: --nope"),
         ("--port x", "argument --port: invalid int value: 'x'"),
@@ -289,6 +323,8 @@ def test_a_relative_path_is_meant_where_it_was_given(
         ("--aliases /nowhere.json", "/nowhere.json: No such file"),
         ("--record /nowhere/x.jsonl", "/nowhere/x.jsonl: No such file"),
         ("--record 'a b", "No closing quotation: --record 'a b"),
+        ("--alias fast", "--alias 'fast': give NAME=MODEL"),
+        ("--alias a/b=tiny", "alias 'a/b': give a name of letters"),
         ("--stop --status", "--stop takes no other option"),
         ("--status --strategy paged", "--status takes no other option"),
     ],

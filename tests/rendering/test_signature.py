@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxlab.rendering.signature import read_signature, sign
+from mlxlab.rendering.thinking import read_signature, sign
 
 IDS = st.lists(st.integers(0, 2**31 - 1), max_size=200)
 

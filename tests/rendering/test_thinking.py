@@ -8,7 +8,7 @@ import pytest
 from mlxlab.models.folder import find_model
 from mlxlab.prompt import Prompt, common_prefix
 from mlxlab.rendering.renderer import Renderer
-from mlxlab.rendering.signature import sign
+from mlxlab.rendering.thinking import sign
 from tests.support import wire
 
 MODEL = find_model()

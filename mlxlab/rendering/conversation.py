@@ -153,8 +153,8 @@ def split_begun(conversation: Conversation, where: str) -> Conversation:
         return conversation
     if last.calls or last.thinking:
         raise RequestError(
-            f"{where}: messages: the last one is the assistant's and not text only; "
-            "give the results of its calls"
+            f"{where}: messages: the last message is the assistant's and holds more "
+            "than text; end with a user message, such as the results of its calls"
         )
     text = conversation.separator.join(part.text for part in last.parts)
     begun = Part(last.parts[0].label, Role.ASSISTANT, text) if text else None

@@ -102,7 +102,7 @@ def _no_mark(label: str, role: Role) -> str:
 
 def template_input(
     conversation: Conversation, open_mark: OpenMark = _no_mark
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+) -> tuple[list[dict[str, Any]], list[Any]]:
     """Return messages and tools for ``apply_chat_template``.
 
     Args:

@@ -21,7 +21,7 @@ from mlxlab.rendering.context_edits import AppliedEdit
 from mlxlab.rendering.messages import Thinking, Tool
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.rendering.rules import parse_rules
-from mlxlab.rendering.signature import sign
+from mlxlab.rendering.thinking import sign
 from mlxlab.server.aliases import Alias, Aliases
 from mlxlab.server.generation import Job, StopReason
 from mlxlab.server.sampling import (
@@ -104,15 +104,16 @@ class Preparation:
         renderer = self._renderer(alias.model, alias.rules)
         asked = _with_thinking(request, alias)
         try:
-            edited, applied = renderer.edited(asked)
-            prompt = renderer.render(edited)
+            rendering = renderer.render_request(asked)
         except ModelError as error:
             # The template refuses what this client sent; the model is fine.
             raise RequestError(str(error)) from error
         folder = self._folder(alias.model)
-        edits = applied if request.context_management else None
+        edits = rendering.edits if request.context_management else None
         thinking = None if asked is request else asked.thinks
-        return Prepared(name, alias, folder, renderer, prompt, edits, thinking)
+        return Prepared(
+            name, alias, folder, renderer, rendering.prompt, edits, thinking
+        )
 
     def job(
         self, request: InferenceRequest, prepared: Prepared, engines: EngineSource

@@ -43,7 +43,7 @@ class Folder(ModelFolder):
     def __init__(self, said: Mapping[str, float]) -> None:
         tiny = find_model()
         super().__init__(tiny.name, tiny.path, tiny.config)
-        self.__dict__["_generation"] = said
+        self.__dict__["_generation_config"] = said
 
 
 def made(

@@ -58,7 +58,7 @@ def test_a_file_of_another_user_is_refused(
 ) -> None:
     owner = file.stat().st_uid
     monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
-    with pytest.raises(ServerError, match=r"other users .*; own it"):
+    with pytest.raises(ServerError, match=r"others may .*; own it"):
         find_token(None, file, {})
 
 

@@ -286,7 +286,7 @@ def line(**changes: Any) -> str:
         ),
         (
             f"{HEADER}\n{line(params={}, cache_control=[[['tools', 3], 1]])}\n",
-            r":2: cache_control: a path that leads nowhere",
+            r":2: cache_control: a path without a block",
         ),
         (f"{HEADER}\n{line(t='NaN')}\n".replace('"NaN"', "NaN"), r":2: .*finite"),
         (f"{HEADER}\n{line(t='big')}\n".replace('"big"', "1e999"), r":2: .*finite"),

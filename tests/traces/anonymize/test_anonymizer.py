@@ -14,7 +14,7 @@ from mlxlab.models.folder import find_model
 from mlxlab.prompt import common_prefix
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.rendering.rules import RULES
-from mlxlab.traces import Exchange, Response, Trace, read_trace, write_trace
+from mlxlab.traces import Exchange, Response, Trace, load_trace, read_trace, write_trace
 from mlxlab.traces.anonymize.anonymizer import anonymize
 from tests.support import wire
 
@@ -324,3 +324,21 @@ def test_a_body_nested_too_deeply_is_said() -> None:
     exchange = Exchange(0, 1.0, "POST", "/v1/messages", {}, {"messages": deep})
     with pytest.raises(TraceError, match="nested too deeply"):
         anonymize(Trace("demo", (exchange,)))
+
+
+def test_a_trace_is_given_as_an_object_a_path_or_a_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = load_trace("deferred")
+    write_trace(trace, tmp_path / "deferred.jsonl")
+    made = [
+        anonymize(given, seed=b"k", progress=False)
+        for given in (trace, tmp_path / "deferred.jsonl", "deferred")
+    ]
+    assert len({one.digest for one in made}) == 1
+    assert made[0].digest != trace.digest
+    assert not capsys.readouterr().err
+    anonymize(trace)
+    assert "replacing words" in capsys.readouterr().err
+    with pytest.raises(TraceError, match="no trace 'nope'"):
+        anonymize("nope")

@@ -260,7 +260,7 @@ def line(**changes: Any) -> str:
     ("content", "message"),
     [
         ("", r":0: empty"),
-        ('{"kind":"request"}', r":1: no trace"),
+        ('{"kind":"request"}', r":1: not a trace"),
         ('{"kind":"trace","version":2}', r":1: version 2; accepted: version 1"),
         ("{", r":1: not JSON"),
         (f"{HEADER}\nnonsense\n{line()}\n", r":2: not JSON"),

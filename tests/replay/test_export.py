@@ -8,7 +8,7 @@ import pytest
 
 from mlxlab.errors import MlxlabError, TraceError
 from mlxlab.replay.export import export_trace
-from mlxlab.traces import write_trace
+from mlxlab.traces import Trace, write_trace
 from mlxlab.traces.open import open_trace
 from tests.support.exchanges import small_trace
 
@@ -16,9 +16,10 @@ from tests.support.exchanges import small_trace
 def test_a_trace_is_given_as_an_object_a_path_or_a_name(tmp_path: Path) -> None:
     trace = small_trace()
     write_trace(trace, tmp_path / "small.jsonl")
+    given: list[Trace | Path] = [trace, tmp_path / "small.jsonl"]
     written = [
-        export_trace(given, tmp_path / f"{i}.jsonl", salt="s", progress=False)
-        for i, given in enumerate((trace, tmp_path / "small.jsonl"))
+        export_trace(one, tmp_path / f"{i}.jsonl", salt="s", progress=False)
+        for i, one in enumerate(given)
     ]
     # The header holds the time of writing.
     first, second = (hashed.path.read_text().split("\n")[1:] for hashed in written)

@@ -108,7 +108,7 @@ def recorded(scenario: Path, client: Path) -> Trace:
 
 def publish(trace: Trace, client: str) -> None:
     """Write the anonymised trace with its provenance, readable by all users."""
-    anonymous = anonymize(trace)
+    anonymous = anonymize(trace, progress=False)
     notes = {"client": client, "scenario": trace.name}
     header = HeaderLine.model_validate(anonymous.header.model_dump() | notes)
     path = HERE / "traces" / f"{trace.name}.jsonl"

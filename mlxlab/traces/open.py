@@ -1,4 +1,4 @@
-"""Opens recorded and hashed traces, by name or by the content of the file."""
+"""Opens recorded and hashed traces, whichever the file holds."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ from mlxlab.traces.hashed.base import HASHED_FORMATS
 from mlxlab.traces.hashed.trace import HashedTrace
 from mlxlab.traces.trace import Trace
 
-__all__ = ["open_trace", "open_traces"]
+__all__ = ["open_traces", "read_trace"]
 
 
 def open_traces(names: Iterable[str | Path]) -> list[Trace | HashedTrace]:
     """Traces by name or path; a folder stands for all trace files in it.
 
     Raises:
-        TraceError: as :func:`open_trace`, or a folder without one.
+        TraceError: as :func:`read_trace`, or a folder without one.
     """
-    return [open_trace(path) for name in names for path in _files(name)]
+    return [read_trace(path) for name in names for path in _files(name)]
 
 
-def open_trace(name: str | Path) -> Trace | HashedTrace:
-    """Open a bundled trace by name, or the recorded or hashed trace in a file.
+def read_trace(name: str | Path) -> Trace | HashedTrace:
+    """Read a recorded or hashed trace.
+
+    Args:
+        name: the name of a bundled trace, or the path of a file.
 
     Raises:
         TraceError: no such file, or it cannot be read.

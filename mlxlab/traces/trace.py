@@ -345,7 +345,7 @@ def _content(exchange: Exchange) -> list[Json]:
     response = answer and [answer.t, answer.status, answer.first_byte_s, answer.message]
     if answer and response and answer.generated:
         response.append(answer.generated.model_dump(mode="json"))
-    # Key order matters within values, because templates print it, but not at the top.
+    # The order of a request's own keys is free, that within its values is not.
     body = exchange.body and dict(sorted(exchange.body.items()))
     return [*request, dict(sorted(exchange.headers.items())), body, response]
 

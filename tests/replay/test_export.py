@@ -9,7 +9,7 @@ import pytest
 from mlxlab.errors import MlxlabError, TraceError
 from mlxlab.replay.export import export_trace
 from mlxlab.traces import Trace, write_trace
-from mlxlab.traces.open import open_trace
+from mlxlab.traces.open import read_trace
 from tests.support.exchanges import small_trace
 
 
@@ -32,7 +32,7 @@ def test_the_written_trace_is_returned(tmp_path: Path) -> None:
     trace = small_trace()
     hashed = export_trace(trace, tmp_path / "h.jsonl", progress=False)
     assert (hashed.name, hashed.unit) == ("h", 64)
-    assert hashed.digest == open_trace(tmp_path / "h.jsonl").digest
+    assert hashed.digest == read_trace(tmp_path / "h.jsonl").digest
     assert len(list(hashed)) == len(trace.inference)
     assert next(iter(hashed)).session == "1"
 

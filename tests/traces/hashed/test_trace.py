@@ -16,7 +16,7 @@ from mlxlab.traces.hashed.base import HASHED_FORMATS, HashedFormat
 from mlxlab.traces.hashed.mooncake import Mooncake
 from mlxlab.traces.hashed.trace import HashedRequest, HashedTrace
 from mlxlab.traces.hashed.weka import Weka
-from mlxlab.traces.open import open_trace, open_traces
+from mlxlab.traces.open import open_traces, read_trace
 from mlxlab.traces.trace import Exchange, Trace
 from tests.support.hashes import (
     mooncake_lines,
@@ -112,10 +112,10 @@ def test_what_cannot_be_opened_is_told(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="no trace in it; accepted:"):
         open_traces([tmp_path])
     with pytest.raises(TraceError, match="no such file; bundled traces: compact"):
-        open_trace(tmp_path / "none.jsonl")
+        read_trace(tmp_path / "none.jsonl")
     (tmp_path / "other.jsonl").write_text('{"a": 1}\n')
     with pytest.raises(TraceError, match="not a trace; accepted"):
-        open_trace(tmp_path / "other.jsonl")
+        read_trace(tmp_path / "other.jsonl")
 
 
 class Lengths(HashedFormat):
@@ -141,10 +141,10 @@ def test_a_new_hashed_format_is_one_class(
     path = tmp_path / "l.jsonl"
     path.write_text("# lengths\n25\n40\n")
     with pytest.raises(TraceError, match="not JSON"):
-        open_trace(path)
+        read_trace(path)
     monkeypatch.setattr(HASHED_FORMATS, "_formats", {**HASHED_FORMATS})
     HASHED_FORMATS.register(Lengths)
-    trace = open_trace(path)
+    trace = read_trace(path)
     assert isinstance(trace, HashedTrace)
     assert (trace.unit, [r.tokens for r in trace]) == (10, [25, 40])
 
@@ -157,4 +157,4 @@ def test_a_tool_does_not_make_a_recorded_trace_a_hashed_one(tmp_path: Path) -> N
     path = tmp_path / "t.jsonl"
     write_trace(Trace("t", (exchange,)), path)
     assert b'"block_size"' in path.read_bytes()
-    assert isinstance(open_trace(path), Trace)
+    assert isinstance(read_trace(path), Trace)

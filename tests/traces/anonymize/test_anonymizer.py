@@ -1,4 +1,4 @@
-"""Nothing readable stays in a trace; what a replay measures does."""
+"""Words go from a trace; everything a replay measures stays."""
 
 import json
 import re
@@ -115,7 +115,7 @@ def answer_of(trace: Trace, index: int) -> dict[str, Any]:
 
 
 def shape(value: Any) -> Any:
-    """A JSON value with nothing but types and what is not text."""
+    """Return a JSON value with types in place of strings, lengths in place of ints."""
     match value:
         case dict():
             return [shape(v) for v in value.values()]

@@ -88,7 +88,7 @@ def words(text: str) -> list[str]:
     ]
 
 
-# Words that share bytes of a character, or a bare space, with what is no word.
+# Words that share bytes of a character, or a bare space, with parts of other kinds.
 @example(["été", "5", "5é", " x", "\u00d7"], " ", Place.TEXT)
 @example(["、", "ゝ", "ゞ", "カ"], "<", Place.NAME)
 @example(["ق", "٣", "ك", "٤"], "x", Place.VALUE)

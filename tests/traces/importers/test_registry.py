@@ -75,7 +75,7 @@ def test_the_history_is_the_default(
         import_trace(format="telemetry")
 
 
-def test_what_nobody_recognizes_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "other.jsonl").write_text('{"a": 1}\n')
     for path in (tmp_path / "empty", tmp_path / "other.jsonl"):
@@ -182,6 +182,7 @@ def test_a_new_format_is_listed_and_read_by_the_shell(
 ) -> None:
     shown = CliRunner().invoke(app, ["import", "--help"]).stdout
     assert Notes.summary in shown
+    assert "accepts --project" in " ".join(shown.split())
     out = tmp_path / "out.jsonl"
     done = CliRunner().invoke(app, ["import", str(notes), "--out", str(out)])
     assert done.exit_code == 0, done.output

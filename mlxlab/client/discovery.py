@@ -148,7 +148,7 @@ def _read(path: Path) -> Endpoint:
 
     Raises:
         FileNotFoundError: it has gone.
-        ServerError: it is not such a file, or holds no endpoint.
+        ServerError: others may have written or read it, or it holds no endpoint.
     """
     advice = "remove it and start the endpoint again"
     try:

@@ -277,7 +277,7 @@ class Server:
         alias = self.aliases.default
         facts: dict[str, object] = {
             "URL": self.url,
-            "token": self.token,
+            "token": "server.token, which is not shown: notebooks keep what they show",
             "model": alias.model,
             "strategy": alias.strategy,
             "rules": alias.rules,
@@ -290,8 +290,8 @@ class Server:
             + (_folded("Approximate: what was measured", notices) if notices else "")
             + _folded(
                 "Claude Code: <code>mlxlab claude</code> in a terminal, or this "
-                "environment",
-                environment_lines(self.endpoint),
+                "environment and <code>ANTHROPIC_AUTH_TOKEN</code>",
+                environment_lines(self.endpoint, token=False),
             )
         )
 

@@ -600,8 +600,9 @@ def test_the_endpoint_file_and_the_shown_forms_keep_the_token(server: Server) ->
         server.status()._repr_html_(),
         repr(Options(token=TOKEN)),
         server.requests.to_string(),
+        server._repr_html_(),
+        repr(server.environment),
         *server._http.log,
     )
     assert not any(TOKEN in text for text in shown)
-    # Once on purpose: whoever opens the handle is to copy it.
-    assert TOKEN in server._repr_html_()
+    assert server.environment["ANTHROPIC_AUTH_TOKEN"] == TOKEN

@@ -202,19 +202,19 @@ def test_imports_a_history_and_says_what_it_left_out(tmp_path: Path) -> None:
     done = run("import", tmp_path / "projects", "--out", out, *options)
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stdout.split())
-    assert "line that is no JSON object skipped (1 times)" in said
+    assert "line that is not a JSON object skipped (1 times)" in said
     assert "request rebuilt from the conversation, without system and tools" in said
     assert "s.jsonl:3" in "".join(done.stderr.split())
     compared = run("compare", out, "--simulate", "--strategies", "prefix")
     assert compared.returncode == 0, compared.stderr
-    assert "no JSON object skipped" in compared.stdout
+    assert "not a JSON object skipped" in compared.stdout
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--format", "x"], "no format 'x'; choose from auto, claude-code"),
-        (["--since", "soon"], "'soon': no date"),
+        (["--format", "x"], "no format 'x'; choose from auto, capture, claude-code"),
+        (["--since", "soon"], "'soon': not a date"),
         (["--limit", "0"], "limit"),
         ([], "no request of format claude-code found"),
     ],

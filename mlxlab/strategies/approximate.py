@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from mlxlab.errors import IntegrityError
 from mlxlab.prompt import Prompt, Role, Tokens
-from mlxlab.strategies.parameters import Kind, ParameterValue, parameter
 from mlxlab.strategies.paged import Paged
+from mlxlab.strategies.parameters import Kind, ParameterValue, parameter
 from mlxlab.strategies.plan import Commit, Plan, Selection, Span
 from mlxlab.strategies.sequences.hashing import DIGEST_BYTES
 from mlxlab.strategies.sequences.matches import CachedSequence, Run

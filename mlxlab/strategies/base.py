@@ -216,7 +216,8 @@ class Strategy(ABC):
         part = vars(Strategy).get(key)
         if part is not None and key != "capacity":
             own = getattr_static(type(self), key)
-            if own is part or callable(own):  # not a property with a value of its own
+            # A subclass may hold a plain value in place of a property.
+            if not isinstance(part, property) or isinstance(own, property):
                 raise StrategyError(_reserved(type(self), f"self.{key}"))
         super().__setattr__(key, value)
 
@@ -252,8 +253,8 @@ def _hides(key: str, value: object) -> bool:
         return not callable(value)
     if isinstance(part, property):
         return callable(value) or isinstance(value, Parameter)
-    reserved = key in Strategy.__annotations__ and key != "capacity"
-    return reserved and isinstance(value, Parameter)
+    reserved = {*Strategy.__annotations__, "unit"} - {"capacity"}
+    return key in reserved and isinstance(value, Parameter)
 
 
 def _reserved(cls: type[Strategy], key: str) -> str:

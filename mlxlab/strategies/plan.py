@@ -29,7 +29,7 @@ class Selection(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """``length`` stored positions of ``handle`` from ``source``, restored at ``target``.
+    """``length`` positions stored at ``source`` of ``handle``, for ``target``.
 
     A span is exact if its keys and values are those of the same tokens at the same
     positions after the same predecessors, all of them exact.

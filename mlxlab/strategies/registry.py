@@ -64,6 +64,7 @@ def find_strategy(name: str) -> type[Strategy]:
 
 def make_strategy(
     strategy: str | type[Strategy],
+    /,
     *,
     token_bytes: int = 1,
     unit: int = 1,
@@ -102,7 +103,8 @@ def parse_strategy(
     Raises:
         StrategyError: as :func:`make_strategy`, or ``spec`` is malformed.
     """
-    name, parameters = parse_parameters(spec)
+    name, given = parse_parameters(spec)
+    parameters = find_strategy(name).check_parameters(given)
     if capacity is not None:
         parameters.setdefault("capacity", capacity)
     return make_strategy(name, token_bytes=token_bytes, unit=unit, **parameters)

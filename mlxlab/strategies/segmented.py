@@ -45,11 +45,7 @@ class Segmented(Approximate):
     literature = "position-independent reuse of modules (Prompt Cache, EPIC)"
     rank = 70
     example = Example(
-        {
-            "block": 4,
-            "capacity": 90,
-            **{"run": 2, "head": 1, "tail": 1, "rewritten": 0},
-        }
+        {"block": 4, "capacity": 90, "run": 2, "head": 1, "tail": 1, "rewritten": 0}
     )
 
     def _find(self, prompt: Prompt, start: int) -> Iterable[list[Run]]:

@@ -35,11 +35,7 @@ class Suffix(Approximate):
     literature = "position-independent reuse (CacheBlend, EPIC)"
     rank = 60
     example = Example(
-        {
-            "block": 4,
-            "capacity": 90,
-            **{"run": 4, "head": 1, "tail": 1, "rewritten": 0},
-        }
+        {"block": 4, "capacity": 90, "run": 4, "head": 1, "tail": 1, "rewritten": 0}
     )
 
     def _find(self, prompt: Prompt, start: int) -> Iterable[list[Run]]:

@@ -16,9 +16,10 @@ from hashlib import blake2b
 from mlxlab.prompt import Prompt, Role, Segment, Tokens
 from mlxlab.strategies import Commit, Handle, Plan, Span, Strategy
 
-__all__ = ["Held", "Ledger", "Request", "prompt_of"]
+__all__ = ["Bound", "Held", "Ledger", "Request", "prompt_of"]
 
-Limit = Callable[["Ledger"], bool]
+Bound = Callable[["Ledger"], bool]
+"""Whether a store holds no more than it may."""
 
 
 def prompt_of(ids: list[int], static: int = 0) -> Prompt:
@@ -78,13 +79,13 @@ class Ledger:
     """Handle to the prefix ids of the positions that it holds.
 
     Args:
-        limit: what has to hold after every single drop and put.
+        bound: checked after every single drop and put.
         block: tokens that the strategy restores at a time.
     """
 
-    def __init__(self, limit: Limit = lambda ledger: True, *, block: int = 1) -> None:
+    def __init__(self, bound: Bound = lambda ledger: True, *, block: int = 1) -> None:
         self.held: dict[Handle, Held] = {}
-        self._limit = limit
+        self._bound = bound
         self._block = block
         self._seen: set[Handle] = set()
         self._ids: dict[tuple[int, int], int] = {}
@@ -172,13 +173,13 @@ class Ledger:
         exact = plan.exact_length if plan.generation else len(tokens)
         for handle in commit.drop:
             del self.held[handle]
-            assert self._limit(self)
+            assert self._bound(self)
         for cut in commit.cut:
             held = self.held[cut.handle]
             assert 0 <= cut.start < cut.stop <= len(held.ids)
             assert cut.stop - cut.start < len(held.ids)
             self.held[cut.handle] = held.part(cut.start, cut.stop)
-            assert self._limit(self)
+            assert self._bound(self)
         for put in commit.put:
             assert put.handle not in self._seen
             assert 0 <= put.start < put.stop <= len(identities)
@@ -189,7 +190,7 @@ class Ledger:
                 tokens,
                 0 if put.stop <= exact else plan.generation,
             )
-            assert self._limit(self)
+            assert self._bound(self)
 
     def _identities(self, ids: list[int]) -> list[int]:
         identities, parent = [], -1

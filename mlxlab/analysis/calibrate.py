@@ -48,9 +48,13 @@ def calibrate(
     tokens: int = 20_000,
     seconds: float = 60.0,
     seed: int = 0,
+    force: bool = False,
     progress: bool = True,
 ) -> CostModel:
     """Measure requests of all sizes and fit a cost model, which is kept for this user.
+
+    One with more points that is kept stays, see
+    :func:`mlxlab.replay.cost_model.remember_costs`; a warning says so.
 
     Sizes come in random order, over and over, so that a machine that slows down does
     not make one of them look dear.
@@ -61,6 +65,7 @@ def calibrate(
         tokens: of the longest prompt; the model's window if that is shorter.
         seconds: after which no more is measured; a first round of small prompts is.
         seed: of the order, and of the ids, which change no cost.
+        force: whether to replace a calibration with more points too.
         progress: whether to show a bar.
 
     Raises:
@@ -85,7 +90,7 @@ def calibrate(
         blas=environment["blas"],
         day=datetime.now(UTC).date(),
     )
-    remember_costs(costs)
+    remember_costs(costs, force=force)
     return costs
 
 

@@ -44,13 +44,19 @@ def calibrate(
         list[str] | None,
         typer.Option(help="Trace to replay live too, to see how far off it is."),
     ] = None,
+    force: Annotated[
+        bool, typer.Option(help="Replace a calibration with more points too.")
+    ] = False,
 ) -> None:
-    """Measure what prefill and restore take here, so that simulations tell seconds."""
+    """Measure what prefill and restore take here, so that simulations tell seconds.
+
+    A calibration with more points stays, unless forced.
+    """
     from mlxlab.analysis.calibrate import calibrate as measure
     from mlxlab.analysis.calibrate import check_costs
 
     folder = find_model(model)
-    costs = measure(folder, chunk=chunk, tokens=tokens, seconds=seconds)
+    costs = measure(folder, chunk=chunk, tokens=tokens, seconds=seconds, force=force)
     console.print(table(format_costs(costs)))
     points = f"{len(costs.points)} points, {costs.error:.1%} off in the median"
     console.print(f"{points}; {costs.device}, BLAS: {costs.blas}", highlight=False)

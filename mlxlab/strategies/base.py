@@ -49,10 +49,12 @@ class Example:
     Attributes:
         parameters: small enough that sequences of 60 tokens, 2 bytes each, evict.
         handles: most handles that its store may hold at once; None for any number.
+        slots: slots that it has; 0 for a strategy without slots.
     """
 
     parameters: Mapping[str, ParameterValue] = field(default_factory=dict)
     handles: int | None = None
+    slots: int = 0
 
 
 class Strategy(ABC):
@@ -176,6 +178,15 @@ class Strategy(ABC):
     @property
     def occupancy(self) -> tuple[int, int] | None:
         """Slots in use and slots in all; None if it holds no fixed number of them."""
+        return None
+
+    @property
+    def max_sequences(self) -> int | None:
+        """Sequences that surely stay side by side, whatever they have in common.
+
+        0 if none is stored, 1 if each may replace the last, None if capacity alone
+        limits them.
+        """
         return None
 
     @property

@@ -50,7 +50,9 @@ class BlockHash(Strategy):
     summary = "a few sequences, matched by chained hashes of whole blocks"
     literature = "llama.cpp's slots, matched by vLLM's chained block hashes"
     rank = 30
-    example = Example({"block": 4, "slots": 2, "minimum": 8, "capacity": 90}, handles=2)
+    example = Example(
+        {"block": 4, "slots": 2, "minimum": 8, "capacity": 90}, handles=2, slots=2
+    )
 
     block: int = parameter(
         256,
@@ -130,6 +132,10 @@ class BlockHash(Strategy):
     @property
     def occupancy(self) -> tuple[int, int]:
         return len(self._slots), self.slots
+
+    @property
+    def max_sequences(self) -> int:
+        return self.slots
 
     @property
     def stored_tokens(self) -> int:

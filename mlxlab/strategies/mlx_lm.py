@@ -69,7 +69,7 @@ class MlxLmLru(Strategy):
     summary = "mlx-lm's own LRUPromptCache, for reference"
     literature = "LRUPromptCache (mlx_lm.server)"
     rank = 50
-    example = Example({"max_size": 3, "capacity": 120}, handles=3)
+    example = Example({"max_size": 3, "capacity": 120}, handles=3, slots=3)
 
     max_size: int = parameter(
         10, "Sequences to hold.", Limit.SLOTS, tries=(1, 2, 5, 10, 20, 50)
@@ -142,6 +142,10 @@ class MlxLmLru(Strategy):
     @property
     def occupancy(self) -> tuple[int, int]:
         return len(self._sequences), self.max_size
+
+    @property
+    def max_sequences(self) -> int:
+        return self.max_size
 
     @property
     def stored_tokens(self) -> int:

@@ -31,6 +31,10 @@ class NoReuse(Strategy):
         return 0
 
     @property
+    def max_sequences(self) -> int:
+        return 0
+
+    @property
     def stored_tokens(self) -> int:
         return 0
 

@@ -29,7 +29,7 @@ class Prefix(Strategy):
     summary = "the last sequence, trimmed to the common prefix"
     literature = "single-slot prompt cache (a llama.cpp slot, a plain mlx-lm chat loop)"
     rank = 10
-    example = Example({"capacity": 60}, handles=1)
+    example = Example({"capacity": 60}, handles=1, slots=1)
 
     capacity: int = parameter(
         CAPACITY,
@@ -66,6 +66,10 @@ class Prefix(Strategy):
     @property
     def occupancy(self) -> tuple[int, int]:
         return int(self._handle is not None), 1
+
+    @property
+    def max_sequences(self) -> int:
+        return 1
 
     @property
     def stored_tokens(self) -> int:

@@ -59,7 +59,7 @@ class StaticPrefix(Strategy):
     summary = "system text and tools kept apart, the latest history behind them"
     literature = "prompt caching with a breakpoint behind system text (Claude API)"
     rank = 20
-    example = Example({"slots": 2, "capacity": 90}, handles=4)
+    example = Example({"slots": 2, "capacity": 90}, handles=4, slots=2)
 
     slots: int = parameter(4, "Entries to hold.", Limit.SLOTS, tries=(1, 2, 4, 8, 16))
     capacity: int = parameter(
@@ -137,6 +137,11 @@ class StaticPrefix(Strategy):
     @property
     def occupancy(self) -> tuple[int, int]:
         return len(self._entries), self.slots
+
+    @property
+    def max_sequences(self) -> int:
+        # Sequences with the same static part replace each other's history.
+        return 1
 
     @property
     def stored_tokens(self) -> int:

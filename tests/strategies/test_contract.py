@@ -26,6 +26,11 @@ class Row:
 
     policy: type[Strategy]
 
+    def in_use(self, count: int) -> str:
+        """Return the part of a MISS about slots, empty for a strategy without."""
+        slots = self.policy.example.slots
+        return f", {count} of {slots} slots in use" if slots else ""
+
     def make(self) -> Strategy:
         return StrategySpec(self.policy, self.policy.example.parameters).make(
             TOKEN_BYTES
@@ -62,6 +67,8 @@ def test_every_strategy_describes_itself() -> None:
         assert policy.literature
         limited = set(policy.limits.values())
         assert policy.example.parameters.keys() >= limited
+        if slots := policy.limits.get(Limit.SLOTS):
+            assert policy.example.slots == policy.example.parameters[slots]
         if Limit.CAPACITY not in policy.limits:
             assert policy.example.handles == 0
 
@@ -136,15 +143,34 @@ def test_logs_a_hit_or_a_miss(row: Row, caplog: pytest.LogCaptureFixture) -> Non
     for _ in range(2):
         plan, _ = ledger.exchange(strategy, request)
     miss, last = (record.getMessage() for record in caplog.records)
-    empty, used = row.make().occupancy, strategy.occupancy
-    slots = f", 0 of {empty[1]} slots in use" if empty else ""
+    slots = row.in_use(0)
     assert miss == f"Cache MISS: computing 18 tokens (best match was 0 tokens{slots})"
-    assert used is None or used[0] == 1
     if plan.reused:
         expected = rf"Cache HIT: reusing {plan.reused}/18 tokens \(\d+\.\d% cached\)"
         assert re.fullmatch(expected, last)
     else:
         assert last == miss
+
+
+@every_strategy
+def test_a_miss_says_how_many_slots_are_in_use(
+    row: Row, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="mlxlab")
+    strategy, ledger = row.make(), row.store()
+    for number in range(4):
+        request = Request([3 * number + token for token in (1, 2, 3)] * 4, static=4)
+        plan, _ = ledger.exchange(strategy, request)
+        assert plan.reused == 0
+    says = [record.getMessage() for record in caplog.records]
+    assert says == [
+        "Cache MISS: computing 12 tokens (best match was 0 tokens"
+        f"{row.in_use(min(number, row.policy.example.slots))})"
+        for number in range(4)
+    ]
+    slots = row.policy.example.slots
+    expected = (slots, slots) if slots else None
+    assert strategy.occupancy == expected
 
 
 @every_strategy

@@ -122,7 +122,7 @@ class Fidelity:
         )
 
     def summary(self, by: Sequence[str] = ("variant",)) -> pd.DataFrame:
-        """A row per group, in the order of the run; what nothing is known of is left.
+        """One row per group, in run order; columns without any data are dropped.
 
         Columns: ``requests``; ``reused`` and ``lost`` (shares of all prompt tokens),
         ``recovered`` (share of the lost tokens); over positions ``kld_median``,

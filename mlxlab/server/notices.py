@@ -19,10 +19,7 @@ __all__ = ["list_notices"]
 
 def list_notices(aliases: Aliases) -> list[str]:
     """Lines on each approximate strategy; none if all aliases have exact ones."""
-    answering = {
-        (alias.model, StrategySpec.parse(alias.strategy, alias.rules)): alias.rules
-        for alias in aliases.values()
-    }
+    answering = {(a.model, a.spec): a.rules for a in aliases.values()}
     return [
         line
         for (model, spec), rules in answering.items()

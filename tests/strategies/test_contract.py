@@ -1,4 +1,4 @@
-"""What every strategy has to do, one row each."""
+"""The contract: properties of every registered strategy, by its own example."""
 
 from __future__ import annotations
 

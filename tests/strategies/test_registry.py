@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from inspect import signature
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -30,6 +34,8 @@ from mlxlab.strategies import (
 )
 from tests.strategies import test_contract as contract
 from tests.support.exchanges import small_trace
+
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "01_compare_strategies.ipynb"
 
 
 class HeadOnly(Strategy):
@@ -93,11 +99,31 @@ PROPERTIES = [
 
 @pytest.mark.parametrize("check", PROPERTIES)
 def test_the_contract_runs_it_by_its_example(
-    check: Any, request: pytest.FixtureRequest
+    check: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    row = contract.Row(HeadOnly)
-    more = {"caplog"} & set(check.__code__.co_varnames[: check.__code__.co_argcount])
-    check(row, **{name: request.getfixturevalue(name) for name in more})
+    arguments = {"caplog": caplog} if "caplog" in signature(check).parameters else {}
+    check(contract.Row(HeadOnly), **arguments)
+
+
+@pytest.fixture
+def from_the_notebook() -> Iterator[type[Strategy]]:
+    """The strategy of notebook 01, with an example as small as the others."""
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    (source,) = [s for c in cells if "class HeadOnly" in (s := "".join(c["source"]))]
+    names: dict[str, Any] = {"Strategy": Strategy, "np": np, "__name__": "notebook"}
+    exec(source.partition("\nrows =")[0], names)
+    cls: type[Strategy] = names["HeadOnly"]
+    cls.example = Example({"head": 16, "capacity": 40}, handles=1)
+    yield cls
+    del STRATEGIES["head-only"]
+
+
+@pytest.mark.parametrize("check", PROPERTIES)
+def test_the_strategy_of_the_notebook_keeps_the_contract(
+    check: Any, from_the_notebook: type[Strategy], caplog: pytest.LogCaptureFixture
+) -> None:
+    arguments = {"caplog": caplog} if "caplog" in signature(check).parameters else {}
+    check(contract.Row(from_the_notebook), **arguments)
 
 
 @pytest.mark.usefixtures("registered")

@@ -58,7 +58,7 @@ class StrategySpec:
 
     Attributes:
         policy: the class; it need not be registered.
-        parameters: the given ones, in the order of their declaration.
+        parameters: the given ones; their order shows in names only.
         rules: names, in the order of RULES.
         capacity: bytes that it may hold if ``parameters`` give no capacity; None for
             its own default.
@@ -73,8 +73,9 @@ class StrategySpec:
     capacity: int | None = None
 
     def __post_init__(self) -> None:
-        ordered = self.policy.check_parameters(self.parameters)
-        object.__setattr__(self, "parameters", ordered)
+        checked = self.policy.check_parameters(self.parameters)
+        given = {key: checked[key] for key in self.parameters}
+        object.__setattr__(self, "parameters", given)
 
     @classmethod
     def parse(
@@ -174,13 +175,13 @@ def parse_specs(
     """
     one = isinstance(strategies, str | StrategySpec | type)
     items: Iterable[SpecLike] = [strategies] if one else strategies  # type: ignore[list-item, assignment]
-    specs: dict[str, StrategySpec] = {}
+    specs: list[StrategySpec] = []
     for item in items:
         for spec in _specs(item, rules, capacity):
-            if spec.name in specs:
+            if spec in specs or spec.name in {own.name for own in specs}:
                 raise StrategyError(f"strategies: {spec.name} is named twice")
-            specs[spec.name] = spec
-    return tuple(specs.values())
+            specs.append(spec)
+    return tuple(specs)
 
 
 def _specs(item: SpecLike, rules: str, capacity: int | None) -> Iterator[StrategySpec]:

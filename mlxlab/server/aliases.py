@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -86,7 +85,7 @@ class Alias(_Closed):
     sampling: Annotated[Mapping[str, FiniteFloat], AfterValidator(_check_sampling)] = {}
     max_thinking_tokens: Annotated[int, Field(ge=0)] | None = None
 
-    @cached_property
+    @property
     def spec(self) -> StrategySpec:
         """The strategy under the rules, parsed."""
         return StrategySpec.parse(self.strategy, self.rules)

@@ -12,7 +12,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from mlxlab.analysis.fidelity.store import FidelityRecord, known
-from mlxlab.analysis.tuning import Tuning
+from mlxlab.analysis.tuning import Tuning, rank
 from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.rendering.rules import parse_rules
@@ -49,7 +49,8 @@ def tune(
 
     Each parameter declares the values worth trying (``Parameter.tries``);
     Optuna's tree-structured Parzen estimator chooses among them. Every strategy is
-    tried as it is first.
+    tried as it is first. What differs by no more than the calibration's error is a
+    tie: then several agents must be safe, and the least memory wins.
 
     Args:
         traces: recorded or hashed.
@@ -81,6 +82,8 @@ def tune(
     specs = [StrategySpec.parse(found.strategy.iloc[0], renderer.rules)]
     return Tuning(
         trials=found,
+        error=costs.error if costs else 0.0,
+        users=users,
         infinite=sum(foresight.reused(INFINITE)),
         finite=sum(foresight.reused(memory // token_bytes)),
         memory=memory,
@@ -122,7 +125,7 @@ class _Search:
         seed: int,
         progress: bool,
     ) -> pd.DataFrame:
-        """All that was tried, the best first; of equals what holds less."""
+        """All that was tried, in the order of :func:`rank`."""
         import optuna  # slow to import, and needed here only
 
         logging.getLogger("optuna").setLevel(logging.WARNING)
@@ -135,8 +138,8 @@ class _Search:
             for _ in range(max(trials, len(candidates))):
                 study.optimize(lambda trial: self._try(trial, candidates), n_trials=1)
                 bar.update(1)
-        frame = pd.DataFrame(self._known.values())
-        return frame.sort_values(["cost", "stored_bytes"], ignore_index=True)
+        error = self.costs.error if self.costs else 0.0
+        return rank(pd.DataFrame(self._known.values()), error)
 
     def _try(
         self, trial: optuna.Trial, candidates: Mapping[str, StrategySpec]
@@ -174,6 +177,7 @@ class _Search:
         row = {
             "strategy": spec.strategy,
             "name": strategy.name,
+            "several": strategy.max_sequences is None or strategy.max_sequences > 1,
             "cost": (prompt - reused) / requests,
             "prompt_tokens": prompt,
             "reused_tokens": reused,

@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 
 from mlxlab.analysis.tables import name_traces
+from mlxlab.replay.specs import StrategySpec
 from mlxlab.sizes import format_size
-from mlxlab.strategies import parse_spec
 
 __all__ = ["Tuning", "rank"]
 
@@ -148,7 +148,8 @@ class Tuning:
         """What the winner's parameters made out, the others at their best."""
         said = []
         own = self.trials[self.trials.name == self.best["name"]]
-        parsed = pd.DataFrame([parse_spec(s)[1] for s in own.strategy], index=own.index)
+        specs = [StrategySpec.parse(text) for text in own.strategy]
+        parsed = pd.DataFrame([dict(s.parameters) for s in specs], index=own.index)
         for key in parsed:
             costs = own.cost.groupby(parsed[key]).min()
             chosen = parsed[key].iloc[0]

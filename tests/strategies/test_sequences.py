@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mlxlab.prompt import Prompt, Role, Segment
-from mlxlab.strategies import STRATEGIES, Strategy, make_strategy
+from mlxlab.strategies import STRATEGIES, Limit, Strategy, make_strategy
 from mlxlab.strategies.none import NoReuse
 
 STATIC, LENGTH = 512, 1536
@@ -15,8 +15,8 @@ MOST = 3
 
 
 def make(name: str) -> Strategy:
-    limits = {"block-hash": "slots", "mlx-lm": "max_size", "static-prefix": "slots"}
-    return make_strategy(name, **({limits[name]: MOST} if name in limits else {}))
+    slots = STRATEGIES[name].limits.get(Limit.SLOTS)
+    return make_strategy(name, **({slots: MOST} if slots else {}))
 
 
 def conversation(number: int) -> Prompt:

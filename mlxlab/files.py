@@ -1,17 +1,20 @@
-"""Files that are written whole or not at all, packed ones, and the user's folder."""
+"""Atomic writes, JSON files, gzip files, and the user's cache folder."""
 
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
-__all__ = ["cache_folder", "replaced", "unpacked"]
+from mlxlab.errors import MlxlabError
+
+__all__ = ["cache_folder", "read_json", "replaced", "unpacked", "write_json"]
 
 
 def cache_folder() -> Path:
@@ -67,3 +70,33 @@ def unpacked(path: Path) -> Iterator[IO[bytes]]:
                 yield file
     except (EOFError, zlib.error, gzip.BadGzipFile):
         raise OSError(None, "damaged, no whole gzip file", str(path)) from None
+
+
+def write_json(content: Mapping[str, Any], path: str | Path) -> None:
+    """Write a JSON object, whole or not at all; gzip it if the name ends in ``.gz``.
+
+    Raises:
+        MlxlabError: the file cannot be written.
+    """
+    data = json.dumps(content, indent=1).encode() + b"\n"
+    if Path(path).suffix == ".gz":
+        data = gzip.compress(data, mtime=0)  # equal content gives equal files
+    try:
+        with replaced(Path(path)) as file:
+            file.write(data)
+    except OSError as error:
+        raise MlxlabError(f"{path}: {error.strerror}; give a file to write") from None
+
+
+def read_json(path: str | Path) -> Any:
+    """Read the file that :func:`write_json` wrote.
+
+    Raises:
+        MlxlabError: the file cannot be read or is not JSON.
+    """
+    try:
+        with unpacked(Path(path)) as file:
+            return json.load(file)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "no JSON in it"
+        raise MlxlabError(f"{path}: {reason}; give a JSON file of mlxlab") from None

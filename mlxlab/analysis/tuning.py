@@ -1,95 +1,162 @@
-"""What a search for strategy and parameters found, and what it says in words."""
+"""Tunings: the recommended strategy and parameters, and the reasons."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from mlxlab.analysis.result import Result, describe_traces
+from mlxlab.analysis.tables import Forms, format_bounds, format_columns
+from mlxlab.replay.specs import StrategySpec
 from mlxlab.sizes import format_size
 from mlxlab.strategies import parse_spec
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 __all__ = ["Tuning"]
 
+_FORMS: Forms = {
+    "strategy": ("strategy", str),
+    "reused": ("reused", "{:.1%}".format),
+    "cost": ("tokens to\ncompute", "{:,.0f}".format),
+    "more": ("more than\nbest", "{:+.1%}".format),
+    "ttft_mean_s": ("TTFT est.\nmean s", "{:.2f}".format),
+    "ttft_median_s": ("TTFT est.\nmedian s", "{:.2f}".format),
+    "stored_mib": ("stored\nMiB", "{:.0f}".format),
+}
 
-@dataclass(frozen=True, eq=False)
-class Tuning:
-    """What a search found.
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Tuning(Result):
+    """The result of :func:`mlxlab.tune`.
 
     Attributes:
-        trials: a row per strategy and parameters that was tried, the best first:
-            ``strategy``, ``name`` (without parameters), ``prompt_tokens``,
-            ``reused_tokens``, ``stored_bytes`` (peak), and with a calibration
-            ``ttft_mean_s``, ``ttft_median_s``, ``ttft_p90_s``; ``cost`` is what was
-            minimised, the mean time to the first token, else of computed tokens.
-        infinite: tokens that exact reuse could have had with infinite memory.
-        finite: with this memory and all the future known.
-        memory: the budget in bytes.
-        model: its name.
-        rules: as they are written.
-        manifest: as in :func:`mlxlab.compare`.
+        requests: totals over all requests, one row per trial, the best first. Columns:
+            ``strategy`` (with parameters), ``name`` (without), ``cost`` (what was
+            minimised: the mean seconds to the first token, without a cost model the
+            mean tokens to compute), ``prompt_tokens``, ``reused_tokens``,
+            ``stored_bytes`` (peak), and with a cost model ``ttft_mean_s``,
+            ``ttft_median_s``, ``ttft_p90_s``.
     """
 
-    trials: pd.DataFrame
-    infinite: int
-    finite: int
-    memory: int
-    model: str
-    rules: str
-    manifest: Mapping[str, Any]
+    kind = "tune"
+
+    @property
+    def memory(self) -> int:
+        """The budget in bytes."""
+        return int(self.manifest["memory"])
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return str(self.manifest["model"]["name"])
+
+    @property
+    def rules(self) -> str:
+        """The rules as they are written."""
+        (spec,) = self.manifest["strategies"]
+        return StrategySpec("", tuple(spec["rules"])).rules_label
+
+    @property
+    def unlimited(self) -> int:
+        """Tokens that exact reuse would reuse with unlimited memory."""
+        return self._bound("unlimited")
+
+    @property
+    def optimal(self) -> int:
+        """Tokens that exact reuse would reuse with this memory and optimal eviction."""
+        return self._bound("optimal")
+
+    def _bound(self, name: str) -> int:
+        return int(self.bounds.reused_tokens[self.bounds.bound == name].iloc[0])
+
+    @property
+    def title(self) -> str:
+        users = self.manifest["users"]
+        return (
+            f"{describe_traces(self.manifest)}: {len(self.requests)} trials, model "
+            f"{self.model}, {format_size(self.memory)}, users: {users}, simulated"
+        )
+
+    def summary(self) -> pd.DataFrame:
+        """Return the best trial of each strategy, the best first.
+
+        Columns: those of ``requests``, and ``reused`` (share of all prompt tokens) and
+        ``more`` (cost above the best trial's, relative).
+        """
+        best = self.requests.drop_duplicates("name")
+        least = self.best.cost
+        return best.assign(
+            reused=best.reused_tokens / best.prompt_tokens,
+            more=best.cost / least - 1 if least else 0.0,
+        ).reset_index(drop=True)
+
+    def tables(self) -> list[pd.DataFrame]:
+        summary = self.summary()
+        shown = summary.assign(stored_mib=summary.stored_bytes / 2**20)
+        if "ttft_mean_s" in shown:
+            shown = shown.drop(columns="cost")
+        return [pd.DataFrame(format_columns(shown, _FORMS)), format_bounds(self.bounds)]
+
+    def plot(self) -> Figure:
+        """Draw the cost of every trial, one row per strategy."""
+        from mlxlab.analysis.plots import plot_trials
+
+        return plot_trials(self)
 
     @property
     def best(self) -> pd.Series:
-        """The recommended one's row."""
-        return self.trials.iloc[0]
+        """The recommended trial."""
+        return self.requests.iloc[0]
 
     @property
     def runner_up(self) -> pd.Series:
-        """The best of another strategy."""
-        others = self.trials[self.trials.name != self.best["name"]]
+        """The best trial of another strategy."""
+        others = self.requests[self.requests.name != self.best["name"]]
         return others.iloc[0] if len(others) else self.best
 
     @property
     def serve_line(self) -> str:
-        """Starts what is recommended, in a notebook."""
+        """The line that serves the recommendation in a notebook."""
         rules = "" if self.rules == "all" else f" --rules {self.rules}"
         return f"%serve --model {self.model} --strategy {self.best.strategy}{rules}"
 
     @property
     def alias(self) -> str:
-        """The same as an entry of model_aliases.json."""
+        """The recommendation as an entry of model_aliases.json."""
         entry = {"model": self.model, "strategy": self.best.strategy}
         if self.rules != "all":
             entry["rules"] = self.rules
         return json.dumps({"aliases": {"default": entry}})
 
-    def explain(self) -> list[str]:
-        """What drove the recommendation, a sentence each."""
+    def reasons(self) -> list[str]:
+        """Return the reasons of the recommendation, one sentence each."""
         best, tokens = self.best, self.best.prompt_tokens
         budget = format_size(self.memory)
-        shares = [n / tokens for n in (best.reused_tokens, self.infinite, self.finite)]
-        reused, infinite, finite = map("{:.1%}".format, shares)
-        reuse = f"It reuses {reused} of all prompt tokens; infinite memory would reuse"
-        said = [f"{reuse} {infinite}, and {budget} with all the future known {finite}."]
-        for name, rows in self.trials.groupby("name", sort=False):
+        shares = [
+            n / tokens for n in (best.reused_tokens, self.unlimited, self.optimal)
+        ]
+        reused, unlimited, optimal = map("{:.1%}".format, shares)
+        reuse = f"It reuses {reused} of all prompt tokens; unlimited memory would reuse"
+        said = [f"{reuse} {unlimited}, and optimal eviction in {budget} {optimal}."]
+        for name, rows in self.requests.groupby("name", sort=False):
             if name != best["name"]:
                 said.append(self._compare(str(name), rows.iloc[0]))
         said += self._parameters()
         peak = best.stored_bytes / self.memory
         if peak < 0.5:
             held = f"{best.stored_bytes / 2**30:.2f} GiB"
+            said.append(f"It never held more than {held}; a budget of that would do.")
+        elif self.optimal < self.unlimited * 0.98:
+            lost = (self.unlimited - self.optimal) / tokens
             said.append(
-                f"It never held more than {held}, so a budget of that would do."
-            )
-        elif self.finite < self.infinite * 0.98:
-            lost = (self.infinite - self.finite) / tokens
-            said.append(
-                f"Memory is short: {lost:.1%} of all tokens or more need more than "
-                f"{budget} to be kept until they come again."
+                f"Memory is short: at least {lost:.1%} of all tokens need more than "
+                f"{budget} to stay until they are used again."
             )
         return said
 
@@ -100,9 +167,9 @@ class Tuning:
         return f"{what}: {_more(more)} {self._measure}."
 
     def _parameters(self) -> list[str]:
-        """What the winner's parameters made out, the others at their best."""
+        """Compare the values of each parameter of the recommended strategy."""
         said = []
-        own = self.trials[self.trials.name == self.best["name"]]
+        own = self.requests[self.requests.name == self.best["name"]]
         parsed = pd.DataFrame([parse_spec(s)[1] for s in own.strategy], index=own.index)
         for key in parsed:
             costs = own.cost.groupby(parsed[key]).min()
@@ -116,14 +183,14 @@ class Tuning:
 
     @property
     def _measure(self) -> str:
-        timed = "ttft_mean_s" in self.trials
+        timed = "ttft_mean_s" in self.requests
         return "time to the first token" if timed else "tokens to compute"
 
     def lines(self) -> list[str]:
-        """The recommendation, to be printed."""
+        """Return the recommendation, its cost, and the reasons."""
         best, other = self.best, self.runner_up
         expected = f"{best.cost:,.0f} tokens to compute for each request in the mean"
-        if "ttft_mean_s" in self.trials:
+        if "ttft_mean_s" in self.requests:
             expected = (
                 f"time to first token {best.ttft_mean_s:.2f} s in the mean, "
                 f"{best.ttft_median_s:.2f} s in the median, {best.ttft_p90_s:.2f} s in "
@@ -137,17 +204,14 @@ class Tuning:
             f"Expected: {expected}",
             f"Runner-up: {other.strategy}, {_more(more)} {self._measure}",
             "Why:",
-            *(f"- {sentence}" for sentence in self.explain()),
+            *(f"- {sentence}" for sentence in self.reasons()),
         ]
 
-    def __repr__(self) -> str:
-        return "\n".join(self.lines())
-
-    def _repr_html_(self) -> str:
-        _, serve, alias, *rest = self.lines()
+    def _html_lines(self) -> str:
+        _, serve, alias, expected, runner_up, *_ = self.lines()
         code = f"<pre>{escape(serve.strip())}\n{escape(alias.strip())}</pre>"
-        items = "".join(f"<li>{escape(line)}</li>" for line in self.explain())
-        return f"{code}<p>{escape(rest[0])}<br>{escape(rest[1])}</p><ul>{items}</ul>"
+        items = "".join(f"<li>{escape(line)}</li>" for line in self.reasons())
+        return f"{code}<p>{escape(expected)}<br>{escape(runner_up)}</p><ul>{items}</ul>"
 
 
 def _more(share: float) -> str:

@@ -16,12 +16,10 @@ from statistics import median
 from typing import Any, Self, TypeAlias
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from mlxlab.analysis.tables import write_content
-from mlxlab.files import cache_folder
+from mlxlab.files import cache_folder, write_json
 from mlxlab.strategies import Plan
 
 __all__ = [
@@ -30,8 +28,6 @@ __all__ = [
     "Machine",
     "Point",
     "fit_costs",
-    "format_check",
-    "format_costs",
     "recall_costs",
     "remember_costs",
 ]
@@ -223,7 +219,7 @@ def remember_costs(costs: CostModel) -> Path:
     others = [c for c in _kept(costs.model) if c.machine != costs.machine]
     path = _file(costs.model)
     content = [c.model_dump(mode="json") for c in (*others, costs)]
-    write_content({"calibrations": content}, path)
+    write_json({"calibrations": content}, path)
     return path
 
 
@@ -231,38 +227,6 @@ def recall_costs(model: str, chunk: int) -> CostModel | None:
     """What was calibrated for the model of that digest on this machine."""
     here = Machine.here(chunk)
     return next((c for c in _kept(model) if c.machine == here), None)
-
-
-def format_costs(costs: CostModel) -> pd.DataFrame:
-    """Seconds behind so many tokens in the cache, as text under short headings."""
-    most = max(point.stop for point in costs.points)
-    starts = [start for start in (0, 4096, 8192, 16384, 32768) if start < most]
-    return pd.DataFrame(
-        {
-            "cached\ntokens": [f"{start:,}" for start in starts],
-            "restore\nms": [f"{costs.restore_s(s) * 1e3:.1f}" for s in starts],
-            **{
-                f"{new:,} new\nms": [
-                    f"{costs.prefill_s(s, s + new) * 1e3:,.0f}" for s in starts
-                ]
-                for new in (1, 64, 256, 1024, 4096)
-            },
-        }
-    )
-
-
-def format_check(found: pd.DataFrame) -> pd.DataFrame:
-    """What :func:`mlxlab.analysis.calibrate.check_costs` found, as text."""
-    share = "{:.1%}".format
-    return pd.DataFrame(
-        {
-            "strategy": found.index,
-            "requests": found.requests.map(str),
-            "TTFT off\nmedian": found["median"].map(share),
-            "TTFT off\n90 %": found.p90.map(share),
-            "sum off": found.total.map(share),
-        }
-    )
 
 
 class _Calibrations(_Closed):

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from mlxlab.errors import StrategyError
 from mlxlab.rendering.rules import RULES, parse_rules
-from mlxlab.replay.bounds import InfiniteMemory
 from mlxlab.strategies import STRATEGIES, Selection, Strategy, parse_strategy
 
 __all__ = [
     "DEFAULT_SPECS",
     "EXACT_SPECS",
     "FIDELITY_SPECS",
+    "Strategies",
     "StrategySpec",
     "parse_specs",
 ]
+
+Strategies: TypeAlias = str | Sequence[str]
+"""Strategies to replay: a list, or one text joined with commas."""
 
 #: Every exact strategy.
 EXACT_SPECS = ",".join(name for name, strategy in STRATEGIES.items() if strategy.exact)
@@ -71,11 +76,6 @@ class StrategySpec:
         label = self.rules_label
         return self.strategy if label == "all" else f"{self.strategy}@{label}"
 
-    @property
-    def is_ceiling(self) -> bool:
-        """Whether this is the bound and no strategy that could be served."""
-        return self.strategy == InfiniteMemory.name
-
     def make(self, token_bytes: int, *, unit: int = 1) -> Strategy:
         """A fresh strategy.
 
@@ -86,21 +86,19 @@ class StrategySpec:
         Raises:
             StrategyError: see :func:`mlxlab.strategies.parse_strategy`.
         """
-        if self.is_ceiling:
-            return InfiniteMemory(token_bytes=token_bytes * unit)
         return parse_strategy(
             self.strategy, token_bytes=token_bytes, unit=unit, capacity=self.capacity
         )
 
 
 def parse_specs(
-    text: str, rules: str = "all", capacity: int | None = None
+    strategies: Strategies, rules: str = "all", capacity: int | None = None
 ) -> tuple[StrategySpec, ...]:
     """Read ``name[:key=value,...][@rules],...``.
 
     Args:
-        text: strategies; a rule set behind ``@`` is ``all``, ``none``, or names (or
-            exceptions) joined with ``+``.
+        strategies: a list, or one text joined with commas. A rule set behind ``@`` is
+            ``all``, ``none``, or names (or exceptions) joined with ``+``.
         rules: for strategies without ``@``; see
             :func:`mlxlab.rendering.rules.parse_rules`.
         capacity: bytes, for strategies that name none.
@@ -109,6 +107,7 @@ def parse_specs(
         StrategyError: one is named twice.
         RuleError: an unknown rule.
     """
+    text = strategies if isinstance(strategies, str) else ",".join(strategies)
     specs: list[StrategySpec] = []
     # A comma before key=value belongs to the parameters of one strategy.
     for item in re.split(r",(?!\s*\w+\s*=)", text):

@@ -1,9 +1,10 @@
-"""Opens whatever can be replayed, by what is in it: recorded and hashed traces."""
+"""Opens recorded and hashed traces, whichever the file holds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 from mlxlab.errors import TraceError
 from mlxlab.files import unpacked
@@ -14,7 +15,20 @@ from mlxlab.traces.hashed.trace import HashedTrace
 from mlxlab.traces.hashed.weka import open_weka
 from mlxlab.traces.trace import Trace
 
-__all__ = ["is_hashed", "open_trace", "open_traces"]
+__all__ = [
+    "AnyTrace",
+    "TraceLike",
+    "Traces",
+    "is_hashed",
+    "open_recorded",
+    "open_traces",
+    "read_trace",
+]
+
+AnyTrace: TypeAlias = Trace | HashedTrace
+TraceLike: TypeAlias = str | Path | AnyTrace
+"""A trace, the name of a bundled one, or the path of a file or folder."""
+Traces: TypeAlias = TraceLike | Iterable[TraceLike]
 
 #: What a hashed trace has near its beginning, and who opens it.
 _SIGNS = {
@@ -25,17 +39,46 @@ _SIGNS = {
 _HEAD = 1 << 14
 
 
-def open_traces(names: Iterable[str | Path]) -> list[Trace | HashedTrace]:
-    """Traces by name or path; a folder stands for all trace files in it.
+def open_traces(traces: Traces) -> list[AnyTrace]:
+    """Open traces by name or path; opened traces stay as they are.
+
+    Args:
+        traces: one trace or several. A folder stands for all trace files in it.
 
     Raises:
-        TraceError: as :func:`open_trace`, or a folder without one.
+        TraceError: no trace, or see :func:`read_trace`.
     """
-    return [open_trace(path) for name in names for path in _files(name)]
+    given = [traces] if isinstance(traces, TraceLike) else list(traces)
+    opened = [trace for one in given for trace in _open(one)]
+    if not opened:
+        raise TraceError(
+            f"no trace; give a file or one of {', '.join(bundled_traces())}"
+        )
+    return opened
 
 
-def open_trace(name: str | Path) -> Trace | HashedTrace:
-    """A trace by the name of a recorded one or the path of a file.
+def open_recorded(traces: Traces) -> list[Trace]:
+    """Open recorded traces by name or path, as :func:`open_traces` does.
+
+    Raises:
+        TraceError: a trace is hashed, or see :func:`open_traces`.
+    """
+    opened = open_traces(traces)
+    recorded = [trace for trace in opened if isinstance(trace, Trace)]
+    hashed = [trace.name for trace in opened if isinstance(trace, HashedTrace)]
+    if hashed:
+        raise TraceError(
+            f"trace {hashed[0]}: hashed; give a recorded trace, or use misses, sweep "
+            "or tune"
+        )
+    return recorded
+
+
+def read_trace(name: str | Path) -> AnyTrace:
+    """Read a recorded or hashed trace.
+
+    Args:
+        name: of a bundled trace, or the path of a file.
 
     Raises:
         TraceError: no such file, or it cannot be read.
@@ -44,6 +87,13 @@ def open_trace(name: str | Path) -> Trace | HashedTrace:
         return load_trace(name)
     opened = _opener(Path(name))
     return opened(Path(name)) if opened else load_trace(name)
+
+
+def _open(one: TraceLike) -> Iterator[AnyTrace]:
+    if isinstance(one, AnyTrace):
+        yield one
+    else:
+        yield from map(read_trace, _files(one))
 
 
 def is_hashed(path: Path) -> bool:

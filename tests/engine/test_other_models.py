@@ -65,7 +65,7 @@ def test_what_a_model_cannot_serve_is_refused_before_any_work(tmp_path: Path) ->
     with pytest.raises(ModelError, match=r"cannot be moved .*YarnRoPE"):
         compare(unrenderable, model=str(folder), strategies="paged,suffix")
     rows = compare(trace, model=str(folder), strategies="suffix", simulate=True)
-    assert rows.reused_tokens.sum() > 0
+    assert rows.requests.reused_tokens.sum() > 0
 
 
 def test_the_server_keeps_what_it_had(tmp_path: Path) -> None:

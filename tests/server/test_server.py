@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from mlxlab import compare, load_trace
+from mlxlab import compare
 from mlxlab.client.discovery import running
 from mlxlab.errors import MlxlabError, ModelError, ServerError, TraceError
 from mlxlab.models import tiny
@@ -279,8 +279,8 @@ def test_a_recorded_session_replays_as_it_was_answered(
         until(lambda: server._service.scheduler.unfinished == 0)
         live = server.requests.reused_tokens.tolist()[:6]
         server.record(None)
-    rows = compare(load_trace(path), strategies=strategy, simulate=True, progress=False)
-    replayed = rows[rows.strategy == strategy].reused_tokens.tolist()[:6]
+    compared = compare(path, strategies=strategy, simulate=True, progress=False)
+    replayed = compared.requests.reused_tokens.tolist()[:6]
     assert live == replayed
     assert sum(live) > 0
 

@@ -16,8 +16,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from mlxlab.analysis.fidelity.result import Fidelity, format_nats, format_share
-from mlxlab.analysis.tables import write_content
-from mlxlab.files import cache_folder
+from mlxlab.files import cache_folder, write_json
 from mlxlab.replay.specs import StrategySpec
 from mlxlab.strategies import Parameter
 
@@ -158,7 +157,7 @@ def remember(found: Fidelity, path: Path | None = None) -> None:
     keys = [record.key for record in new]
     kept = [old for old in _read(path) if old.key not in keys]
     content = _File(measurements=(*kept, *new)).model_dump(mode="json")
-    write_content(content, path)
+    write_json(content, path)
 
 
 def recall(key: RecordKey) -> FidelityRecord | None:

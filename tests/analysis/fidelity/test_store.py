@@ -83,7 +83,7 @@ def test_findings_that_were_written_can_be_remembered_later(
     measured: Path, tmp_path: Path
 ) -> None:
     """With the day of the run."""
-    findings("suffix").write_json(tmp_path / "found.json.gz")
+    findings("suffix").to_json(tmp_path / "found.json.gz")
     remember(Fidelity.read_json(tmp_path / "found.json.gz"))
     assert str(found("suffix").day) == "2026-11-23"
 

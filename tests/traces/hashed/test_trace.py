@@ -12,7 +12,7 @@ from mlxlab.prompt import Role
 from mlxlab.traces.hashed.mooncake import open_mooncake, read_mooncake
 from mlxlab.traces.hashed.trace import HashedTrace
 from mlxlab.traces.hashed.weka import open_weka, read_weka
-from mlxlab.traces.open import open_trace, open_traces
+from mlxlab.traces.open import open_traces, read_trace
 from mlxlab.traces.trace import Trace
 from tests.support.hashes import (
     mooncake_lines,
@@ -108,7 +108,7 @@ def test_what_cannot_be_opened_is_told(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="no trace in it; accepted:"):
         open_traces([tmp_path])
     with pytest.raises(TraceError, match="no such file; recorded ones: compact"):
-        open_trace(tmp_path / "none.jsonl")
+        read_trace(tmp_path / "none.jsonl")
     (tmp_path / "other.jsonl").write_text('{"a": 1}\n')
     with pytest.raises(TraceError, match="no trace; accepted"):
-        open_trace(tmp_path / "other.jsonl")
+        read_trace(tmp_path / "other.jsonl")

@@ -2,9 +2,9 @@
 
 FOLDER holds hashed traces. All exact strategies and the bounds are simulated,
 sessions interleaved, on as many processes as there are cores; then the strategies alone
-over once and over four times the traffic, to see whether memory grows with it. (The optimal bound needs
-more, because it has to know all requests.) Exits with 1 if a target is
-missed.
+over once and over four times the traffic, to see whether memory grows with it. (The
+optimal bound needs more, because it has to know all requests.) Exits with 1 if a target
+is missed.
 """
 
 from __future__ import annotations

@@ -41,5 +41,5 @@ def test_an_argument_is_bytes_or_text_with_a_unit(size: Size, read: int) -> None
 
 @pytest.mark.parametrize("size", ["16", " 16 ", 0, -1, "16GB", ""])
 def test_an_argument_without_a_unit_is_refused(size: Size) -> None:
-    with pytest.raises(ConfigError, match="memory .*: give bytes as a number, or a"):
+    with pytest.raises(ConfigError, match=r"memory .*: give bytes as a number, or a"):
         read_size(size, "memory")

@@ -15,7 +15,7 @@ from mlxlab.analysis.comparison import Comparison
 from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.rendering.rules import parse_rules
-from mlxlab.replay.bounds import BOUNDS, Bounds, find_bounds, tabulate_bounds
+from mlxlab.replay.bounds import Bounds, find_bounds, tabulate_bounds
 from mlxlab.replay.cost_model import CHUNK, CostModel, Machine, Point, fit_costs
 from mlxlab.replay.manifest import describe_run
 from mlxlab.replay.requests import RenderedRequest, label_sessions, render_trace
@@ -194,9 +194,9 @@ def _bound_columns(
     tokens = bounds.at(capacity)
     seconds = {
         f"{name}_s": None
-        if costs is None or tokens[name] is None
-        else costs.ttft_s(tokens[name], bounds.tokens)
-        for name in BOUNDS
+        if costs is None or reused is None
+        else costs.ttft_s(reused, bounds.tokens)
+        for name, reused in tokens.items()
     }
     return {**tokens, **seconds}
 

@@ -103,7 +103,7 @@ def read_records(
         KeyError, TypeError, ValueError: records or types of something else.
     """
     columns = {
-        name: pd.Series([record[name] for record in records], dtype=dtype)  # type: ignore[call-overload]
+        name: pd.Series([record[name] for record in records], dtype=dtype)
         for name, dtype in types.items()
     }
     return pd.DataFrame(columns)

@@ -279,13 +279,13 @@ def find_bounds(
     memory = OptimalMemory(requests)
     unlimited = list(memory.reused(UNLIMITED))
     optimal = {size: list(memory.reused(size // token_bytes)) for size in capacities}
-    anywhere = position_independent(requests) or [None] * len(unlimited)
+    anywhere = position_independent(requests)
     found = [
         Bounds(
             tokens=tokens,
             unlimited=unlimited[i],
             optimal={size: own[i] for size, own in optimal.items()},
-            position_independent=anywhere[i],
+            position_independent=anywhere[i] if anywhere else None,
         )
         for i, tokens in enumerate(memory.tokens)
     ]

@@ -46,7 +46,7 @@ def test_replays_a_model_of_another_shape(
             strategies=specs,
             simulate=simulate,
             progress=False,
-        )
+        ).requests
         for simulate in (False, True)
     )
     counted = ["strategy", "request", "reused_tokens", "stored_bytes", "evicted"]

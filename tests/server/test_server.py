@@ -16,6 +16,7 @@ from mlxlab.errors import MlxlabError, ModelError, ServerError, TraceError
 from mlxlab.models import tiny
 from mlxlab.server.model_pool import folder_bytes
 from mlxlab.server.server import Options, Server, serve
+from mlxlab.traces import load_trace
 from tests.support import wire
 from tests.support.endpoint import (
     TOKEN,

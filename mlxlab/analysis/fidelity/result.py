@@ -69,8 +69,9 @@ class Fidelity(Result):
             ``edit``, ``session``, ``request``, ``variant`` (a strategy, with its rules
             behind ``@`` where not all apply, or a baseline), ``kind`` (reference,
             floor, quantized, exact or approximate), ``prompt_tokens``,
-            ``reused_tokens``, ``exact_tokens`` (reusable with unlimited memory), ``lost_tokens``
-            (tokens that unlimited memory would reuse more without the edit),
+            ``reused_tokens``, ``exact_tokens`` (reusable with unlimited memory),
+            ``lost_tokens`` (tokens that unlimited memory would reuse more without the
+            edit),
             ``recovered_tokens`` (lost tokens that were reused), ``shift`` (the furthest
             distance that keys were moved; missing where none were); ``first_kl`` (nats,
             of the answer's first token), ``greedy_tokens`` (of the reference's greedy

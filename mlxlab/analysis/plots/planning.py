@@ -54,8 +54,8 @@ def _draw_capacity(axes: Axes, swept: Sweep, users: int) -> None:
         shares = (
             most.reused if name == "optimal" else [most.reused.iloc[0]] * len(sizes)
         )
-        line = {"color": "black", "linewidth": 1.2, "zorder": 1, "label": name}
-        axes.plot(across, shares, dash, **line)
+        (line,) = axes.plot(across, shares, dash, label=name)
+        line.set(color="black", linewidth=1.2, zorder=1)
     axes.set_xscale("log", base=2)
     axes.set_xticks(sizes)
     axes.xaxis.set_major_formatter(lambda size, _: format_size(int(size)))

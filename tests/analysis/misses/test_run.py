@@ -249,7 +249,7 @@ def test_the_tables_fit_a_terminal(priced: Misses) -> None:
     assert "<table" in priced._repr_html_()
     assert priced.title in repr(priced)
     assert max(map(len, repr(priced).splitlines())) <= 100
-    assert list(possible.bound)[0] == "exact, unlimited memory"
+    assert possible.bound[0] == "exact, unlimited memory"
 
 
 def test_writes_what_it_found(priced: Misses, tmp_path: Path) -> None:

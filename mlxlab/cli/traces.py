@@ -11,7 +11,7 @@ from mlxlab.cli.app import app, console
 from mlxlab.cli.options import Model, Rules
 from mlxlab.errors import TraceError
 from mlxlab.models.folder import BUNDLED
-from mlxlab.traces import load_trace, write_trace
+from mlxlab.traces import write_trace
 from mlxlab.traces.importers import (
     AUTO,
     IMPORTERS,
@@ -48,7 +48,7 @@ def anonymize(
     """Replace words so that nothing can be read back and all lengths stay."""
     from mlxlab.traces.anonymize.anonymizer import anonymize as run
 
-    write_trace(run(load_trace(trace)), out)
+    write_trace(run(trace), out)
 
 
 @app.command("import")
@@ -97,7 +97,7 @@ def export_hashes(
     """Write a trace as salted hashes, which tell what recurs and not what was said."""
     from mlxlab.replay.export import export_trace
 
-    written = export_trace(load_trace(trace), out, model=model, rules=rules, salt=salt)
+    written = export_trace(trace, out, model=model, rules=rules, salt=salt)
     console.print(f"{out}: units of {written.unit} tokens", highlight=False)
 
 

@@ -1,4 +1,4 @@
-"""From recorded traces to hashed ones, which tell what recurs and not what was said."""
+"""Exports recorded traces as hashes, which show what recurs and hold no text."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from mlxlab.replay.requests import RenderedRequest, render_trace
 from mlxlab.traces import Trace
 from mlxlab.traces.hashed.file import Hasher, open_hashed, write_hashed
 from mlxlab.traces.hashed.trace import HashedRequest, HashedTrace
+from mlxlab.traces.open import open_one
 
 __all__ = ["export_trace"]
 
@@ -23,7 +24,7 @@ SALT_BYTES = 32
 
 
 def export_trace(
-    trace: Trace,
+    trace: str | Path | Trace,
     path: str | Path,
     *,
     model: str | ModelFolder = BUNDLED,
@@ -31,24 +32,26 @@ def export_trace(
     salt: str | None = None,
     progress: bool = True,
 ) -> HashedTrace:
-    """Write a trace as hashes of 64 tokens each, chained and by content.
+    """Write a trace as hashes of 64 tokens each, by prefix and by content.
 
-    Names of sessions and agents become numbers; times stay, counted from the first.
+    Names of sessions and agents become numbers. Times count from the first request.
 
     Args:
-        trace: a recorded one.
-        path: file to write; packed if it ends in ``.gz``.
-        model: whose tokenizer and template render it.
+        trace: a recorded trace: its name, its path, or the opened trace.
+        path: file to write; gzipped if the name ends in ``.gz``.
+        model: its tokenizer and template render the trace.
         rules: see :func:`mlxlab.rendering.rules.parse_rules`.
-        salt: what hashes are keyed with, so that files can be compared; a secret that
-            is thrown away if left out.
+        salt: key of the hashes, so that files can be compared; None for a random key
+            that is not kept.
         progress: whether to show a bar.
 
     Raises:
-        MlxlabError: the trace cannot be rendered, or the file not be written.
+        MlxlabError: the trace cannot be read or rendered, or the file cannot be
+            written.
     """
     folder = find_model(model) if isinstance(model, str) else model
     renderer = Renderer(folder, parse_rules(rules))
+    trace = open_one(trace)
     key = salt.encode() if salt else secrets.token_bytes(SALT_BYTES)
     hasher = Hasher(UNIT, key)
     with tqdm(

@@ -20,6 +20,7 @@ __all__ = [
     "TraceLike",
     "Traces",
     "is_hashed",
+    "open_one",
     "open_recorded",
     "open_traces",
     "read_trace",
@@ -72,6 +73,18 @@ def open_recorded(traces: Traces) -> list[Trace]:
             "or tune"
         )
     return recorded
+
+
+def open_one(trace: str | Path | Trace) -> Trace:
+    """Open one recorded trace by name or path.
+
+    Raises:
+        TraceError: not one trace, or see :func:`open_recorded`.
+    """
+    opened = open_recorded(trace)
+    if len(opened) != 1:
+        raise TraceError(f"{trace}: {len(opened)} traces; give one file")
+    return opened[0]
 
 
 def read_trace(name: str | Path) -> AnyTrace:

@@ -22,6 +22,7 @@ import re
 import secrets
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeAlias
 
 from tokenizers import Tokenizer
@@ -31,6 +32,7 @@ from mlxlab.models.tiny import PATH
 from mlxlab.traces.anonymize.bpe import Cutter
 from mlxlab.traces.anonymize.substitutes import Candidates
 from mlxlab.traces.anonymize.substitution import Passage, Place, Substitution
+from mlxlab.traces.open import open_one
 from mlxlab.traces.schema import HeaderLine, Json
 from mlxlab.traces.trace import Exchange, Trace
 
@@ -74,17 +76,18 @@ _SCHEMA_KEPT = frozenset({"type", "$schema", "format", "contentEncoding"})
 _REFERENCE_KEPT = _SCHEMA_MAPS | {"", "#", "items", "allOf", "anyOf", "oneOf"}
 
 
-def anonymize(trace: Trace, *, seed: bytes | None = None) -> Trace:
+def anonymize(trace: str | Path | Trace, *, seed: bytes | None = None) -> Trace:
     """Replace what can be read in a trace.
 
     Args:
-        trace: it is left as it is.
+        trace: a recorded trace: its name, its path, or the opened trace.
         seed: for tests. Who knows it can undo the replacement, so by default it is
             drawn anew and thrown away.
 
     Raises:
         TraceError: bodies nested too deeply, or too many different words.
     """
+    trace = open_one(trace)
     key = secrets.token_bytes(32) if seed is None else seed
     pseudonyms = _Pseudonyms(key)
     passages: dict[Passage, None] = {}

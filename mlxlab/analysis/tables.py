@@ -36,6 +36,9 @@ WIDTH = 100
 _NAME = 20
 _WORD = 12
 
+#: Also outside notebooks, whose style sheets would give it.
+_PADDING = "padding: 0.2em 0.6em"
+
 _MIB = 1 << 20
 
 #: Readable names of the bounds.
@@ -162,12 +165,12 @@ def html_table(frame: pd.DataFrame) -> str:
     rows = [_cells("th", heads, aligned)]
     rows += [_cells("td", row, aligned) for row in frame.itertuples(index=False)]
     head, *body = (f"<tr>{row}</tr>" for row in rows)
-    return f"<table><thead>{head}</thead><tbody>{''.join(body)}</tbody></table>"
+    return f'<table style="margin: 0.5em 0"><thead>{head}</thead><tbody>{"".join(body)}</tbody></table>'
 
 
 def _cells(tag: str, cells: Iterable[str], aligned: Iterable[str]) -> str:
     return "".join(
-        f'<{tag} style="text-align: {side}">{escape(cell)}</{tag}>'
+        f'<{tag} style="text-align: {side}; {_PADDING}">{escape(cell)}</{tag}>'
         for cell, side in zip(cells, aligned, strict=True)
     )
 

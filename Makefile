@@ -28,9 +28,10 @@ notebooks: $(READY)  ## run all notebooks again and store their outputs
 	$(BIN)/python -m jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
 	$(BIN)/python -m jupyter nbconvert --to notebook --coalesce-streams --inplace notebooks/*.ipynb
 
-check: $(READY)  ## format, lint and types, notebooks included
+check: $(READY)  ## format, lint, imports and types, notebooks included
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m ruff check .
+	$(BIN)/lint-imports
 	$(BIN)/python -m mypy
 
 bench: $(READY)  ## speed against the committed bounds

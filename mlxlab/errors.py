@@ -16,6 +16,7 @@ __all__ = [
     "StrategyError",
     "TraceError",
     "UnknownModelError",
+    "UntrustedError",
 ]
 
 
@@ -57,6 +58,19 @@ class ServerError(MlxlabError):
 
 class UnknownModelError(MlxlabError):
     """A model id that no alias answers to."""
+
+
+class UntrustedError(MlxlabError, OSError):
+    """A cached file that another user may have written; it is not used.
+
+    Args:
+        errno: None.
+        strerror: the reason.
+        filename: the file.
+    """
+
+    def __str__(self) -> str:
+        return f"{self.filename}: {self.strerror}"
 
 
 class IntegrityError(MlxlabError):

@@ -14,7 +14,14 @@ from typing import IO, Any, cast
 
 from mlxlab.errors import MlxlabError
 
-__all__ = ["cache_folder", "read_json", "replaced", "unpacked", "write_json"]
+__all__ = [
+    "cache_folder",
+    "make_folder",
+    "read_json",
+    "replaced",
+    "unpacked",
+    "write_json",
+]
 
 
 def cache_folder() -> Path:
@@ -30,16 +37,27 @@ def cache_folder() -> Path:
     return folder / "mlxlab"
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, for this user alone.
+
+    Raises:
+        OSError: one cannot be made.
+    """
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
+
+
 @contextmanager
 def replaced(path: Path) -> Iterator[IO[bytes]]:
     """A file that takes the place of ``path`` once the block has ended well.
 
-    Missing folders are made. The file is readable by its owner only.
+    Missing folders are made. They and the file are for their owner only.
 
     Raises:
         OSError: it cannot be written; ``path`` is as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:

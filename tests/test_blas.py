@@ -5,12 +5,14 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mlxlab import blas
+from mlxlab.errors import UntrustedError
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="loads nothing here")
 
@@ -93,6 +95,84 @@ def test_processes_starting_at_once_leave_one_copy_that_a_later_one_reuses(
         written.st_mtime_ns,
     )
     assert f"BLAS: {later['name']}" in log
+
+
+def widen(copy: Path) -> None:
+    copy.chmod(0o666)
+
+
+def widen_folder(copy: Path) -> None:
+    copy.parent.chmod(0o777)
+
+
+def link(copy: Path) -> None:
+    copy.symlink_to(copy.rename(copy.parent / "elsewhere"))
+
+
+def alter(copy: Path) -> None:
+    content = bytearray(copy.read_bytes())
+    content[len(content) // 2] ^= 1
+    copy.write_bytes(content)
+
+
+def cut(copy: Path) -> None:
+    copy.write_bytes(copy.read_bytes()[:-1])
+
+
+@linux_only
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [
+        (widen, "others may write it"),
+        (widen_folder, "others may write"),
+        (link, "a link in place of a file"),
+        (alter, "not what the installed scipy-openblas32 gives; remove it"),
+        (cut, "not what the installed scipy-openblas32 gives; remove it"),
+    ],
+)
+def test_a_copy_that_may_be_planted_is_not_loaded(
+    harm: Callable[[Path], None], says: str, tmp_path: Path
+) -> None:
+    good, _ = run(USE, XDG_CACHE_HOME=str(tmp_path))
+    copy = Path(good["path"])
+    harm(copy)
+    before = copy.lstat()
+    result, log = run(USE, XDG_CACHE_HOME=str(tmp_path))
+    assert result["name"] == good["name"]
+    assert not Path(result["path"]).exists()
+    (line,) = [line for line in log.splitlines() if "WARNING" in line]
+    assert f"BLAS: private copy, the cached one is not used: {copy}: " in line
+    assert says in line
+    after = copy.lstat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+@linux_only
+def test_a_copy_of_another_user_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    content = bytearray(b"a library")
+    assert blas._cached_copy(content, "x.so") == tmp_path / "mlxlab/x.so"
+    assert (tmp_path / "mlxlab").stat().st_mode & 0o777 == 0o700
+    own = os.geteuid()
+    if own == 0:
+        os.chown(tmp_path / "mlxlab/x.so", 12345, 12345)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: own + 1)
+    with pytest.raises(UntrustedError, match="others may write it"):
+        blas._cached_copy(content, "x.so")
+
+
+@linux_only
+def test_nothing_is_written_where_others_can_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    tmp_path.chmod(0o777)
+    with pytest.raises(UntrustedError, match=f"others may write {tmp_path} "):
+        blas._cached_copy(bytearray(b"a library"), "x.so")
+    assert not list(tmp_path.rglob("*.so"))
 
 
 @linux_only

@@ -49,9 +49,13 @@ def calibrate(
     tokens: int = 20_000,
     seconds: float = 60.0,
     seed: int = 0,
+    force: bool = False,
     progress: bool = True,
 ) -> Calibration:
     """Measure requests of all sizes, fit a cost model, and keep it for this user.
+
+    A kept calibration with more points stays, see
+    :func:`mlxlab.replay.cost_model.remember_costs`; a warning says so.
 
     Sizes come in random order, several times, so that a machine that slows down does
     not distort one of them.
@@ -62,6 +66,7 @@ def calibrate(
         tokens: length of the longest prompt; the model's window if that is shorter.
         seconds: limit of the measurement; a first round of small prompts always runs.
         seed: of the order of sizes, and of the ids, which change no cost.
+        force: whether to replace a calibration with more points too.
         progress: whether to show a bar.
 
     Raises:
@@ -86,7 +91,7 @@ def calibrate(
         blas=environment["blas"],
         day=datetime.now(UTC).date(),
     )
-    remember_costs(costs)
+    remember_costs(costs, force=force)
     return Calibration.of(costs, folder, environment)
 
 

@@ -42,14 +42,20 @@ def calibrate(
         list[str] | None,
         typer.Option(help="Trace to replay live too, to see how far off it is."),
     ] = None,
+    force: Annotated[
+        bool, typer.Option(help="Replace a calibration with more points too.")
+    ] = False,
 ) -> None:
-    """Measure what prefill and restore take here, so that simulations tell seconds."""
+    """Measure what prefill and restore take here, so that simulations tell seconds.
+
+    A calibration with more points stays, unless forced.
+    """
     from mlxlab.analysis.calibrate import calibrate as measure
     from mlxlab.analysis.calibrate import check_costs
     from mlxlab.analysis.calibration import format_check
 
     folder = find_model(model)
-    found = measure(folder, chunk=chunk, tokens=tokens, seconds=seconds)
+    found = measure(folder, chunk=chunk, tokens=tokens, seconds=seconds, force=force)
     print_result(found)
     if check:
         errors = format_check(check_costs(found.costs, check, model=folder))

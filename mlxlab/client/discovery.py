@@ -7,29 +7,38 @@ else can have written are believed. Knows nothing of what an endpoint answers wi
 from __future__ import annotations
 
 import os
-import stat
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated
 from urllib.parse import urlsplit
 
 from pydantic import Field, PositiveInt, StringConstraints, TypeAdapter, ValidationError
 
 from mlxlab.errors import ServerError
-from mlxlab.files import replaced
-from mlxlab.server.aliases import Aliases
+from mlxlab.files import make_folder, replaced
+from mlxlab.ownership import read_own
 
-__all__ = ["FOLDER", "TIERS", "Endpoint", "find", "publish", "running", "withdraw"]
+__all__ = [
+    "DEFAULT",
+    "FOLDER",
+    "TIERS",
+    "Endpoint",
+    "find",
+    "publish",
+    "running",
+    "withdraw",
+]
 
 #: Not the runtime folder, which notebooks and terminals need not have in common.
 FOLDER = Path("~/.cache/mlxlab/endpoints")
 
+#: The alias of clients that name no model.
+DEFAULT = "default"
+
 #: Kinds of model that a client asks for without naming one.
 TIERS = ("opus", "sonnet", "haiku", "fable")
-
-_MOST_BYTES = 2**16
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +63,6 @@ class Endpoint:
     pid: Annotated[int, Field(gt=0)] = field(default_factory=os.getpid)
     started: float = field(default_factory=time.time)
 
-    @classmethod
-    def of(cls, aliases: Aliases, *, url: str, token: str, window: int) -> Self:
-        """The endpoint that this process runs."""
-        tiers = {tier: aliases.resolve(f"claude-{tier}")[0] for tier in TIERS}
-        return cls(url, token, window, tuple(aliases.names()), tiers)
-
     @property
     def port(self) -> int:
         """TCP port; no two endpoints of a machine share one."""
@@ -79,7 +82,7 @@ def publish(endpoint: Endpoint, folder: Path = FOLDER) -> None:
     """
     path = _path(endpoint, folder)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         path.parent.chmod(0o700)
         with replaced(path) as file:
             file.write(_SCHEMA.dump_json(endpoint))
@@ -141,7 +144,7 @@ def _path(endpoint: Endpoint, folder: Path) -> Path:
 
 
 def _read(path: Path) -> Endpoint:
-    """Read a file that nobody but this user can have written.
+    """Read a file that only this user can have written or read.
 
     Raises:
         FileNotFoundError: it has gone.
@@ -149,18 +152,11 @@ def _read(path: Path) -> Endpoint:
     """
     advice = "remove it and start the endpoint again"
     try:
-        # Never wait on a pipe, never follow a link to a file of another kind.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        data = read_own(path, secret=True)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise ServerError(f"{path}: {error.strerror}; {advice}") from None
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        private = stat.S_ISREG(status.st_mode) and not status.st_mode & 0o077
-        if status.st_uid != os.getuid() or not private:
-            raise ServerError(f"{path}: others may read or write it; {advice}")
-        data = file.read(_MOST_BYTES)
     try:
         return _SCHEMA.validate_json(data)
     except ValidationError:

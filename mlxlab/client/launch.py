@@ -7,6 +7,7 @@ an endpoint by what it published, not the server behind it.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -18,11 +19,13 @@ from pathlib import Path
 from types import FrameType
 from urllib.parse import urlsplit
 
-from mlxlab.client.discovery import Endpoint
+from mlxlab.client.discovery import DEFAULT, Endpoint
 from mlxlab.errors import ServerError
-from mlxlab.server.aliases import DEFAULT
+from mlxlab.ownership import require_own
 
 __all__ = ["client_environment", "environment_lines", "find_client", "launch"]
+
+log = logging.getLogger(__name__)
 
 #: Where installers put the client when they do not put it on PATH, below home.
 _PLACES = (
@@ -87,7 +90,8 @@ def find_client(base: Mapping[str, str] = os.environ) -> Path | None:
 
     Args:
         base: environment variables: ``MLXLAB_CLAUDE`` names it, else it is looked for
-            on ``PATH`` and where installers put it.
+            on ``PATH`` and where installers put it, there only if other users cannot
+            have written it.
 
     Raises:
         ServerError: ``MLXLAB_CLAUDE`` names nothing that can be run.
@@ -96,9 +100,20 @@ def find_client(base: Mapping[str, str] = os.environ) -> Path | None:
     if named and not shutil.which(named, path=path):
         raise ServerError(f"MLXLAB_CLAUDE: {named} cannot be run; name the client")
     home = Path(base.get("HOME", "/"))
-    places = [named or "claude", *(str(home / place) for place in _PLACES)]
-    found = (shutil.which(place, path=path) for place in places)
-    return next((Path(place) for place in found if place), None)
+    if found := shutil.which(named or "claude", path=path):
+        return Path(found)
+    places = (home / place for place in _PLACES)
+    return next((p for p in places if shutil.which(p) and _is_trusted(p)), None)
+
+
+def _is_trusted(client: Path) -> bool:
+    """Whether it may be run although the user has named it nowhere."""
+    try:
+        require_own(client)
+    except OSError as error:
+        log.warning("%s; not run, name it in MLXLAB_CLAUDE if it is yours", error)
+        return False
+    return True
 
 
 def launch(

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from mlxlab.files import cache_folder, write_json
+from mlxlab.ownership import read_own
 from mlxlab.strategies import Plan
 
 __all__ = [
@@ -207,8 +208,16 @@ def fit_costs(
     )
 
 
-def remember_costs(costs: CostModel) -> Path:
-    """Keep a calibration; replaces that of the same model on the same machine.
+def remember_costs(costs: CostModel, *, force: bool = False) -> Path:
+    """Keep a calibration, unless a better one of the same model and machine is kept.
+
+    The better one has more points, because a fit is as good as what it rests on. Equal
+    ones are replaced by the later. One that another device or BLAS computed is always
+    replaced, and one of another processor, mlx or chunk is kept beside this one.
+
+    Args:
+        costs: of a run.
+        force: whether to replace a better one too.
 
     Returns:
         The file.
@@ -216,11 +225,27 @@ def remember_costs(costs: CostModel) -> Path:
     Raises:
         MlxlabError: it cannot be written.
     """
-    others = [c for c in _kept(costs.model) if c.machine != costs.machine]
     path = _file(costs.model)
+    kept = _kept(costs.model)
+    better = next((c for c in kept if not force and _is_better(c, costs)), None)
+    if better:
+        log.warning(
+            "calibration not kept: it has %d points, that of %s has %d and stays; "
+            "force replaces it (--force)",
+            *(len(costs.points), better.day, len(better.points)),
+        )
+        return path
+    others = [c for c in kept if c.machine != costs.machine]
     content = [c.model_dump(mode="json") for c in (*others, costs)]
     write_json({"calibrations": content}, path)
     return path
+
+
+def _is_better(old: CostModel, new: CostModel) -> bool:
+    same = all(
+        getattr(old, key) == getattr(new, key) for key in ("machine", "device", "blas")
+    )
+    return same and len(old.points) > len(new.points)
 
 
 def recall_costs(model: str, chunk: int) -> CostModel | None:
@@ -236,7 +261,7 @@ class _Calibrations(_Closed):
 def _kept(model: str) -> tuple[CostModel, ...]:
     path = _file(model)
     try:
-        return _Calibrations.model_validate_json(path.read_bytes()).calibrations
+        return _Calibrations.model_validate_json(read_own(path)).calibrations
     except FileNotFoundError:
         return ()
     except (OSError, ValidationError) as error:

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlxlab.client.discovery import DEFAULT
 from mlxlab.errors import ConfigError
 from mlxlab.files import replaced
-from mlxlab.server.aliases import DEFAULT, Alias, Aliases
+from mlxlab.server.aliases import Alias, Aliases
 
 __all__ = ["write_agents"]
 

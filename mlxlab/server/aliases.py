@@ -22,15 +22,13 @@ from pydantic import (
     ValidationError,
 )
 
+from mlxlab.client.discovery import DEFAULT, TIERS, Endpoint
 from mlxlab.errors import ConfigError, MlxlabError, UnknownModelError
 from mlxlab.models.folder import BUNDLED
 from mlxlab.rendering.rules import parse_rules
 from mlxlab.strategies import parse_strategy
 
-__all__ = ["DEFAULT", "Alias", "Aliases"]
-
-#: Name of the alias that the others take from, and that any ``claude-*`` goes to.
-DEFAULT = "default"
+__all__ = ["Alias", "Aliases"]
 
 _PREPARED = Path(__file__).with_name("model_aliases.json")
 _FOREIGN = "claude-"
@@ -163,6 +161,11 @@ class Aliases:
                 f"unknown model {model_id!r}; known: {known}, and any {_FOREIGN}*"
             )
         return name, self.given[name].over(self.default)
+
+    def endpoint(self, *, url: str, token: str, window: int) -> Endpoint:
+        """The endpoint through which clients of this process reach the aliases."""
+        tiers = {tier: self.resolve(f"{_FOREIGN}{tier}")[0] for tier in TIERS}
+        return Endpoint(url, token, window, tuple(self.names()), tiers)
 
     def with_default(
         self,

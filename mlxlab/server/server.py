@@ -297,8 +297,7 @@ class Server:
 
     def _publish(self) -> None:
         """Tell `mlxlab claude` where we are."""
-        self._endpoint = Endpoint.of(
-            self.aliases,
+        self._endpoint = self.aliases.endpoint(
             url=self.url,
             token=self.token,
             window=self._service.preparation.folder.window,

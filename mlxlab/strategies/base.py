@@ -254,7 +254,7 @@ class Strategy(ABC):
         if len(prompt) == 0:
             raise StrategyError(f"{self.name}: an empty prompt has no plan")
         plan = self._match(prompt)
-        _log_outcome(plan)
+        _log_outcome(plan, self.occupancy)
         return plan
 
     @abstractmethod
@@ -274,6 +274,11 @@ class Strategy(ABC):
     def restorable_after(self, length: int) -> int:
         """Leading tokens that can be restored right after a commit of ``length``."""
         return length
+
+    @property
+    def occupancy(self) -> tuple[int, int] | None:
+        """Slots in use and slots in all; None if it holds no fixed number of them."""
+        return None
 
     @property
     def capacity_tokens(self) -> int:
@@ -323,16 +328,16 @@ def require(owner: str, **parameters: int) -> None:
             )
 
 
-def _log_outcome(plan: Plan) -> None:
+def _log_outcome(plan: Plan, occupancy: tuple[int, int] | None) -> None:
     reused, length = plan.reused, plan.length
     if reused:
         share = 100 * reused / length
         log.info(
             "Cache HIT: reusing %d/%d tokens (%.1f%% cached)", reused, length, share
         )
-    else:
-        log.info(
-            "Cache MISS: computing %d tokens (best match was %d tokens)",
-            length,
-            plan.best_match,
-        )
+        return
+    slots = f", {occupancy[0]} of {occupancy[1]} slots in use" if occupancy else ""
+    log.info(
+        "Cache MISS: computing %d tokens (best match was %d tokens%s)",
+        *(length, plan.best_match, slots),
+    )

@@ -151,6 +151,10 @@ class BlockHash(Strategy):
         return lost * self.block
 
     @property
+    def occupancy(self) -> tuple[int, int]:
+        return len(self._slots), self.slots
+
+    @property
     def stored_tokens(self) -> int:
         return sum(len(slot.digests) for slot in self._slots) * self.block
 

@@ -153,6 +153,10 @@ class MlxLmLru(Strategy):
         raise IntegrityError(f"{self.name}: somebody holds on to dropped entries")
 
     @property
+    def occupancy(self) -> tuple[int, int]:
+        return len(self._sequences), self.max_size
+
+    @property
     def stored_tokens(self) -> int:
         return sum(len(tokens) for tokens in self._sequences.values())
 

@@ -72,6 +72,10 @@ class Prefix(Strategy):
         return min(length, self.capacity_tokens)
 
     @property
+    def occupancy(self) -> tuple[int, int]:
+        return int(self._handle is not None), 1
+
+    @property
     def stored_tokens(self) -> int:
         return len(self._tokens)
 

@@ -149,6 +149,10 @@ class StaticPrefix(Strategy):
         return [entry.tokens for entry in self._entries]
 
     @property
+    def occupancy(self) -> tuple[int, int]:
+        return len(self._entries), self.slots
+
+    @property
     def stored_tokens(self) -> int:
         return sum(len(entry.tokens) for entry in self._entries)
 

@@ -266,3 +266,24 @@ def test_a_partial_last_line_is_skipped_and_said(trace: Path) -> None:
     done = run("compare", trace, "--simulate")
     assert done.returncode == 0
     assert "small: partial last line skipped (1 times)" in done.stdout
+
+
+def test_a_calibration_with_fewer_points_does_not_replace_a_better_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    command = ("calibrate", "--tokens", "300", "--seconds", "0")
+    assert run(*command).returncode == 0
+    (path,) = (tmp_path / "mlxlab/calibration").iterdir()
+    content = json.loads(path.read_text())
+    content["calibrations"][0]["points"] *= 2
+    path.write_text(json.dumps(content))
+    done = run(*command)
+    says = "calibration not kept: it has 8 points, that of"
+    assert says in " ".join(done.stderr.split())
+    assert "16 and stays; force replaces it (--force)" in " ".join(done.stderr.split())
+    assert json.loads(path.read_text()) == content
+    done = run(*command, "--force")
+    assert done.returncode == 0
+    assert says not in " ".join(done.stderr.split())
+    assert len(json.loads(path.read_text())["calibrations"][0]["points"]) == 8

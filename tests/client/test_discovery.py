@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -47,6 +48,11 @@ def test_only_the_owner_can_read_it(folder: Path) -> None:
     folder.mkdir(parents=True, mode=0o755)
     publish(endpoint(), folder)
     assert folder.stat().st_mode & 0o777 == 0o700
+    below = folder / "not/yet/there"
+    publish(endpoint(), below)
+    made = (below, below.parent, below.parent.parent)
+    assert {path.stat().st_mode & 0o777 for path in made} == {0o700}
+    shutil.rmtree(folder / "not")
     (file,) = folder.iterdir()
     assert file.stat().st_mode & 0o777 == 0o600
     assert json.loads(file.read_bytes())["token"] == TOKEN
@@ -60,7 +66,7 @@ def test_the_token_is_never_shown(folder: Path) -> None:
 
 def test_aliases_say_what_answers_each_tier() -> None:
     aliases = Aliases({"default": Alias(), "think": Alias()}, {"opus": "think"})
-    made = Endpoint.of(aliases, url="http://[::1]:81", token=TOKEN, window=5)
+    made = aliases.endpoint(url="http://[::1]:81", token=TOKEN, window=5)
     assert made.aliases == ("default", "think")
     assert made.tiers["opus"] == "think"
     assert {made.tiers[tier] for tier in ("sonnet", "haiku")} == {"default"}
@@ -116,9 +122,17 @@ def test_files_of_others_are_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(endpoint(), folder)
-    own = os.getuid()
-    monkeypatch.setattr(os, "getuid", lambda: own + 1)
+    own = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: own + 1)
     with pytest.raises(ServerError, match="others may read or write it"):
+        find(folder=folder)
+
+
+def test_a_folder_that_others_can_write_is_not_believed(folder: Path) -> None:
+    """They could put an endpoint of theirs in place of ours."""
+    publish(endpoint(), folder)
+    folder.parent.chmod(0o777)
+    with pytest.raises(ServerError, match=rf"others may write {folder.parent} "):
         find(folder=folder)
 
 

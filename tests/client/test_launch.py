@@ -30,7 +30,7 @@ CLIENT_S = 60
 def endpoint(url: str = "http://127.0.0.1:8080", window: int = 65536) -> Endpoint:
     aliases = Aliases.load()
     aliases = replace(aliases, tiers={"haiku": "fast"})
-    return Endpoint.of(aliases, url=url, token=TOKEN, window=window)
+    return aliases.endpoint(url=url, token=TOKEN, window=window)
 
 
 def test_the_client_is_pointed_at_the_endpoint() -> None:
@@ -122,6 +122,31 @@ def test_the_client_is_looked_for_in_order(tmp_path: Path) -> None:
     chosen.chmod(0o644)
     with pytest.raises(ServerError, match=r"MLXLAB_CLAUDE: .*mine cannot be run"):
         find_client(base | {"MLXLAB_CLAUDE": str(chosen)})
+
+
+def test_a_client_that_others_may_have_written_is_not_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = {"HOME": str(tmp_path), "PATH": str(tmp_path / "bin")}
+    real = program(tmp_path / ".cache/mlxlab/client/node_modules/claude/cli.js")
+    client = tmp_path / ".cache/mlxlab/client/node_modules/.bin/claude"
+    client.parent.mkdir()
+    client.symlink_to("../claude/cli.js")  # as npm does
+    assert find_client(base) == client
+    assert not caplog.messages
+    for path in (real, real.parent, tmp_path / ".cache"):
+        before = path.stat().st_mode
+        path.chmod(0o777)
+        assert find_client(base) is None
+        (line,) = caplog.messages
+        assert line.startswith(f"{client}: others may write ")
+        assert "MLXLAB_CLAUDE" in line
+        assert "\n" not in line
+        caplog.clear()
+        # What the user has named is run.
+        assert find_client(base | {"MLXLAB_CLAUDE": str(client)}) == client
+        path.chmod(before)
+    assert find_client(base) == client
 
 
 def test_without_a_client_the_error_says_what_to_do(tmp_path: Path) -> None:
@@ -290,7 +315,7 @@ def run_client(
         "import sys; from mlxlab.client.discovery import Endpoint;"
         "from mlxlab.client.launch import launch;"
         "from mlxlab.server.aliases import Aliases;"
-        f"endpoint = Endpoint.of(Aliases.load(), url={probe.url!r}, token='tok-12345',"
+        f"endpoint = Aliases.load().endpoint(url={probe.url!r}, token='tok-12345',"
         "window=50000); sys.exit(launch(endpoint, sys.argv[1:]))"
     )
     project = home / "project"

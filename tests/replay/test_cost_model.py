@@ -126,6 +126,67 @@ def test_a_calibration_is_kept_for_its_machine(
     assert recall_costs("digest", CHUNK) == newer
 
 
+def fewer(costs: CostModel, points: int = 17) -> CostModel:
+    return costs.model_copy(update={"points": costs.points[:points]})
+
+
+def test_a_calibration_with_more_points_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    good = fitted()
+    remember_costs(good)
+    assert not caplog.messages
+    remember_costs(fewer(good))
+    assert recall_costs("digest", CHUNK) == good
+    (line,) = caplog.messages
+    assert "17 points, that of 2026-01-02 has 96 and stays" in line
+    assert "--force" in line
+    remember_costs(fewer(good), force=True)
+    assert recall_costs("digest", CHUNK) == fewer(good)
+    remember_costs(good)
+    assert recall_costs("digest", CHUNK) == good
+
+
+@pytest.mark.parametrize("key", ["device", "blas"])
+def test_more_points_of_another_device_or_blas_do_not_stay(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    remember_costs(fitted())
+    few = fewer(fitted()).model_copy(update={key: "another"})
+    remember_costs(few)
+    assert recall_costs("digest", CHUNK) == few
+
+
+def test_more_points_of_another_machine_or_chunk_are_no_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    other = fitted(machine=Machine.here(CHUNK + 1))
+    remember_costs(other)
+    few = fewer(fitted())
+    remember_costs(few)
+    assert recall_costs("digest", CHUNK) == few
+    assert recall_costs("digest", CHUNK + 1) == other
+
+
+def test_a_calibration_that_others_may_have_written_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = remember_costs(fitted())
+    assert {f.stat().st_mode & 0o777 for f in (path.parent, path.parent.parent)} == {
+        0o700
+    }
+    path.chmod(0o620)
+    assert recall_costs("digest", CHUNK) is None
+    (line,) = caplog.messages
+    assert line == f"{path}: others may write it; calibrate again"
+    remember_costs(fitted())
+    assert recall_costs("digest", CHUNK) == fitted()
+
+
 def test_a_damaged_calibration_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -26,6 +26,11 @@ class Row:
     spec: str
     limit: Limit
     block: int = 1
+    slots: int = 0
+
+    def in_use(self, count: int) -> str:
+        """What a MISS says of slots; nothing if the strategy has none."""
+        return f", {count} of {self.slots} slots in use" if self.slots else ""
 
     def make(self) -> Strategy:
         return parse_strategy(self.spec, token_bytes=TOKEN_BYTES)
@@ -44,15 +49,18 @@ ROWS = {
     "prefix": Row(
         "prefix:capacity=60",
         lambda store: len(store.held) <= 1 and store.tokens * TOKEN_BYTES <= 60,
+        slots=1,
     ),
     "static-prefix": Row(
         "static-prefix:slots=2,capacity=90",
         lambda store: len(store.held) <= 4 and store.tokens * TOKEN_BYTES <= 90,
+        slots=2,
     ),
     "block-hash": Row(
         "block-hash:block=4,slots=2,minimum=8,capacity=90",
         lambda store: len(store.held) <= 2 and store.tokens * TOKEN_BYTES <= 90,
         4,
+        slots=2,
     ),
     "paged": Row(
         "paged:block=4,capacity=90", lambda store: store.tokens * TOKEN_BYTES <= 90, 4
@@ -60,6 +68,7 @@ ROWS = {
     "mlx-lm": Row(
         "mlx-lm:max_size=3,capacity=120",
         lambda store: len(store.held) <= 3 and store.tokens * TOKEN_BYTES <= 120,
+        slots=3,
     ),
     "suffix": moving("suffix", "run=4,head=1,tail=1,rewritten=0"),
     "suffix-naive": moving("suffix-naive"),
@@ -146,12 +155,33 @@ def test_logs_a_hit_or_a_miss(row: Row, caplog: pytest.LogCaptureFixture) -> Non
     for _ in range(2):
         plan, _ = ledger.exchange(strategy, request)
     miss, last = (record.getMessage() for record in caplog.records)
-    assert miss == "Cache MISS: computing 18 tokens (best match was 0 tokens)"
+    slots = row.in_use(0)
+    assert miss == f"Cache MISS: computing 18 tokens (best match was 0 tokens{slots})"
     if plan.reused:
         expected = rf"Cache HIT: reusing {plan.reused}/18 tokens \(\d+\.\d% cached\)"
         assert re.fullmatch(expected, last)
     else:
         assert last == miss
+
+
+@every_strategy
+def test_a_miss_says_how_many_slots_are_in_use(
+    row: Row, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="mlxlab")
+    strategy, ledger = row.make(), row.store()
+    for number in range(4):
+        request = Request([3 * number + token for token in (1, 2, 3)] * 4, static=4)
+        plan, _ = ledger.exchange(strategy, request)
+        assert plan.reused == 0
+    says = [record.getMessage() for record in caplog.records]
+    assert says == [
+        "Cache MISS: computing 12 tokens (best match was 0 tokens"
+        f"{row.in_use(min(number, row.slots))})"
+        for number in range(4)
+    ]
+    expected = (row.slots, row.slots) if row.slots else None
+    assert strategy.occupancy == expected
 
 
 @every_strategy

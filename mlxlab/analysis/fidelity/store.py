@@ -7,7 +7,7 @@ model; those of the bundled model come with mlxlab, in the same format.
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from mlxlab.analysis.fidelity.result import Fidelity, format_nats, format_share
 from mlxlab.files import cache_folder, write_json
+from mlxlab.ownership import read_own
 from mlxlab.replay.specs import StrategySpec
 from mlxlab.strategies import Parameter
 
@@ -153,11 +154,12 @@ def remember(found: Fidelity, path: Path | None = None) -> None:
     new = list(_records(found))
     if not new:
         return
-    path = path or _path(found.manifest["model"]["digest"])
+    model = found.manifest["model"]["digest"]
     keys = [record.key for record in new]
-    kept = [old for old in _read(path) if old.key not in keys]
+    before = _read(path) if path else _read_own(model)
+    kept = [old for old in before if old.key not in keys]
     content = _File(measurements=(*kept, *new)).model_dump(mode="json")
-    write_json(content, path)
+    write_json(content, path or _path(model))
 
 
 def recall(key: RecordKey) -> FidelityRecord | None:
@@ -166,11 +168,8 @@ def recall(key: RecordKey) -> FidelityRecord | None:
     Raises:
         OSError: see :func:`mlxlab.files.cache_folder`.
     """
-    for path in (_path(key.model), _PREPARED):
-        for record in _read(path):
-            if record.key == key:
-                return record
-    return None
+    found = (*_read_own(key.model), *_read(_PREPARED))
+    return next((m for m in found if m.key == key), None)
 
 
 def known(model: str) -> list[FidelityRecord]:
@@ -179,7 +178,7 @@ def known(model: str) -> list[FidelityRecord]:
     Raises:
         OSError: see :func:`mlxlab.files.cache_folder`.
     """
-    found = [m for path in (_PREPARED, _path(model)) for m in _read(path)]
+    found = (*_read(_PREPARED), *_read_own(model))
     own = [m for m in found if m.key.model == model]
     return [m for m in own if recall(m.key) == m]
 
@@ -188,10 +187,17 @@ def _path(digest: str) -> Path:
     return cache_folder() / "fidelity" / f"{digest}.json"
 
 
-def _read(path: Path) -> tuple[FidelityRecord, ...]:
+def _read_own(digest: str) -> tuple[FidelityRecord, ...]:
+    """What the user measured; a file that others may have written is not believed."""
+    return _read(_path(digest), read_own)
+
+
+def _read(
+    path: Path, read: Callable[[Path], bytes] = Path.read_bytes
+) -> tuple[FidelityRecord, ...]:
     """A file's measurements; none if there is no such file or it is not ours."""
     try:
-        return _File.model_validate_json(path.read_bytes()).measurements
+        return _File.model_validate_json(read(path)).measurements
     except FileNotFoundError:
         return ()
     except (OSError, ValidationError) as error:

@@ -181,6 +181,20 @@ def test_a_file_that_cannot_be_read_is_warned_of(
         remember(findings("suffix"))
 
 
+def test_what_others_may_have_written_is_not_believed(
+    measured: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    remember(findings("suffix"))
+    assert measured.stat().st_mode & 0o777 == 0o700
+    measured.chmod(0o777)
+    assert recall(of_tiny("suffix")) is None
+    (line,) = caplog.messages
+    assert f"others may write {measured} (chmod go-w" in line
+    assert "\n" not in line
+    measured.chmod(0o755)
+    assert found("suffix")
+
+
 def test_in_words(measured: Path) -> None:
     remember(findings("suffix"))
     first, second = found("suffix").lines()

@@ -1,0 +1,120 @@
+"""Files that only this user can have written, told from the others.
+
+Cached files are run, or decide where a token is sent. One that another user can write,
+or put in place of ours, is not used: its mode counts, and so does every folder and link
+on the way to it. Root is trusted with folders and links, because root can do anything.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+from mlxlab.errors import UntrustedError
+
+__all__ = ["read_own", "require_own"]
+
+Step: TypeAlias = tuple[Path, os.stat_result]
+
+_WRITABLE = stat.S_IWGRP | stat.S_IWOTH
+_OPEN = stat.S_IRWXG | stat.S_IRWXO
+_MOST_LINKS = 40  # as in Linux
+
+
+def require_own(path: Path) -> None:
+    """Return only if this user alone can have written a file or folder.
+
+    Raises:
+        UntrustedError: another user may have written it, or can replace it.
+        OSError: it is missing, or cannot be looked at.
+    """
+    *way, (_, end) = _way(path)
+    _require_way(path, way)
+    if not _is_own(end, _WRITABLE):
+        raise _untrusted(path, "others may write it")
+
+
+def read_own(path: Path, *, secret: bool = False) -> bytes:
+    """Read a file that this user alone can have written.
+
+    What is checked is what is read: both go through one descriptor. A link in place of
+    the file is refused, as is a pipe, without waiting for it.
+
+    Args:
+        path: absolute.
+        secret: whether other users must not be able to read it either.
+
+    Raises:
+        UntrustedError: another user may have written it, or can replace it.
+        OSError: it is missing, or cannot be read.
+    """
+    try:
+        with open(path, "rb", opener=_open_itself) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise _untrusted(path, "not a regular file")
+            if not _is_own(status, _OPEN if secret else _WRITABLE):
+                what = "read or write" if secret else "write"
+                raise _untrusted(path, f"others may {what} it")
+            _require_way(path, _way(path.parent))
+            return file.read()
+    except UntrustedError:
+        raise
+    except OSError:
+        if path.is_symlink():
+            raise _untrusted(path, "a link in place of a file") from None
+        raise
+
+
+def _open_itself(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+def _untrusted(path: Path, reason: str) -> UntrustedError:
+    return UntrustedError(None, reason, str(path))
+
+
+def _is_own(status: os.stat_result, forbidden: int) -> bool:
+    return status.st_uid == os.geteuid() and not status.st_mode & forbidden
+
+
+def _require_way(path: Path, way: Iterable[Step]) -> None:
+    for step, status in way:
+        if status.st_uid not in (os.geteuid(), 0):
+            raise _untrusted(path, f"{step} is another user's")
+        # A link's mode means nothing. In a sticky folder, such as /tmp, nobody but
+        # their owner can rename or remove files.
+        safe = stat.S_ISLNK(status.st_mode) or status.st_mode & stat.S_ISVTX
+        if status.st_mode & _WRITABLE and not safe:
+            raise _untrusted(path, f"others may write {step} (chmod go-w {step})")
+
+
+def _way(path: Path) -> Iterator[Step]:
+    """Every folder and link from the root to ``path``, then that itself.
+
+    A path as text would leave out the folders that a link leads through.
+    """
+    here, links = Path("/"), 0
+    left = deque(path.parts[1:])
+    yield here, here.lstat()
+    while left:
+        name = left.popleft()
+        if name == "..":
+            here = here.parent
+            continue
+        step = here / name
+        status = step.lstat()
+        yield step, status
+        if not stat.S_ISLNK(status.st_mode):
+            here = step
+            continue
+        links += 1
+        if links > _MOST_LINKS:
+            raise _untrusted(path, "too many links")
+        # From the root again: what a link names begins there, or is behind ``here``.
+        left.extendleft(reversed((here / step.readlink()).parts[1:]))
+        here = Path("/")

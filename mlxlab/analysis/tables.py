@@ -165,7 +165,8 @@ def html_table(frame: pd.DataFrame) -> str:
     rows = [_cells("th", heads, aligned)]
     rows += [_cells("td", row, aligned) for row in frame.itertuples(index=False)]
     head, *body = (f"<tr>{row}</tr>" for row in rows)
-    return f'<table style="margin: 0.5em 0"><thead>{head}</thead><tbody>{"".join(body)}</tbody></table>'
+    content = f"<thead>{head}</thead><tbody>{''.join(body)}</tbody>"
+    return f'<table style="margin: 0.5em 0">{content}</table>'
 
 
 def _cells(tag: str, cells: Iterable[str], aligned: Iterable[str]) -> str:

@@ -164,7 +164,7 @@ def _fitted(
 
     Strategies that move keys compute in several places, which no point can describe.
     """
-    exact = [spec.name for spec in specs if spec.make(token_bytes=1).exact]
+    exact = [spec.name for spec in specs if spec.exact]
     measured = rows[rows.strategy.isin(exact)].dropna(subset="ttft_s")
     if measured.empty:
         return None

@@ -46,6 +46,9 @@ __all__ = ["Sweep", "sweep"]
 
 Rules: TypeAlias = tuple[str, ...]
 
+_Data: TypeAlias = tuple[Sources, Sequence[StrategySpec], CostModel | None]
+"""The sources under some rules, the strategies under these rules, and the costs."""
+
 _FORMS: Forms = {
     "strategy": ("strategy", str),
     "users": ("users", str),
@@ -185,7 +188,10 @@ def sweep(
     rows = run_tasks(
         _run,
         list(_tasks(specs, data, sizes, users, size, costs)),
-        {own: (sources, costs) for own, sources in data.items()},
+        {
+            own: (sources, [spec for spec in specs if spec.rules == own], costs)
+            for own, sources in data.items()
+        },
         folder=Path(folder) if folder is not None else None,
         scheduler=scheduler,
         progress=progress,
@@ -255,10 +261,10 @@ def _tasks(
             yield Task({**known, **own, "users": number}, rules)
 
 
-def _run(task: Task, data: tuple[Sources, CostModel | None]) -> list[Row]:
+def _run(task: Task, data: _Data) -> list[Row]:
     """Run one task, in any process."""
     asked = task.asked
-    sources, costs = data
+    sources, specs, costs = data
     workload, size = Workload(sources, asked["users"]), asked["token_bytes"]
     users = {"users": asked["users"]}
     if "bounds" in asked:
@@ -266,12 +272,12 @@ def _run(task: Task, data: tuple[Sources, CostModel | None]) -> list[Row]:
             *find_bounds(workload, asked["capacities"], size), costs
         )
         return [{**users, **row} for row in list_records(bounds)]
-    specs = [
-        StrategySpec(asked["strategy"], tuple(asked["rules"]), capacity)
+    spec = next(own for own in specs if own.strategy == asked["strategy"])
+    strategies = [
+        replace(spec, capacity=capacity).make(size, unit=workload.unit)
         for capacity in asked["capacities"]
     ]
-    strategies = [spec.make(size, unit=workload.unit) for spec in specs]
-    name = {"strategy": specs[0].name, "rules": specs[0].rules_label, **users}
+    name = {"strategy": spec.name, "rules": spec.rules_label, **users}
     return [{**name, **row} for row in _simulate(strategies, workload, costs)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,8 +23,8 @@ from mlxlab.replay.simulator import Simulator
 from mlxlab.replay.sources import open_sources
 from mlxlab.replay.specs import StrategySpec
 from mlxlab.replay.workload import Workload
-from mlxlab.sizes import Size, format_size, read_size
-from mlxlab.strategies import STRATEGIES, Parameter
+from mlxlab.sizes import Size, read_size
+from mlxlab.strategies import STRATEGIES, Limit, Strategy
 from mlxlab.strategies.base import CAPACITY
 from mlxlab.traces.open import Traces, open_traces
 
@@ -49,7 +50,7 @@ def tune(
 ) -> Tuning:
     """Find the strategy and parameters with the least time to the first token.
 
-    Each strategy lists the values worth trying (``Strategy.choices``). Optuna's
+    Each parameter declares the values worth trying (``Parameter.tries``). Optuna's
     tree-structured Parzen estimator chooses among them, after one trial of every
     strategy with its defaults.
 
@@ -82,7 +83,7 @@ def tune(
     approximate = [] if kld is None else _close_enough(folder, renderer.rules, kld)
     search = _Search(workload, size, memory, costs)
     found = search.run(approximate, trials, seed, progress)
-    specs = [StrategySpec(found.strategy.iloc[0], renderer.rules)]
+    specs = [StrategySpec.parse(found.strategy.iloc[0], renderer.rules)]
     manifest = describe_run(
         opened, folder, specs, renderer.notes, {}, token_bytes=size, costs=costs
     )
@@ -110,15 +111,19 @@ class _Search:
         self._known: dict[str, dict[str, Any]] = {}
 
     def run(
-        self, approximate: Sequence[str], trials: int, seed: int, progress: bool
+        self,
+        approximate: Sequence[StrategySpec],
+        trials: int,
+        seed: int,
+        progress: bool,
     ) -> pd.DataFrame:
         """Return all trials, the best first; of equals the one that holds less."""
         import optuna  # slow to import
 
         logging.getLogger("optuna").setLevel(logging.WARNING)
         study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
-        exact = {n: s for n, s in STRATEGIES.items() if s.exact}
-        candidates = [*exact, *approximate]
+        exact = [StrategySpec(s, {}, ()) for s in STRATEGIES.values() if s.exact]
+        candidates = {spec.strategy: spec for spec in (*exact, *approximate)}
         for name in candidates:
             study.enqueue_trial({"strategy": name}, skip_if_exists=True)
         with tqdm(total=trials, desc="tuning", disable=not progress) as bar:
@@ -128,30 +133,30 @@ class _Search:
         frame = pd.DataFrame(self._known.values())
         return frame.sort_values(["cost", "stored_bytes"], ignore_index=True)
 
-    def _try(self, trial: optuna.Trial, candidates: Sequence[str]) -> float:
-        chosen = trial.suggest_categorical("strategy", candidates)
-        spec = chosen
-        if chosen in STRATEGIES:
-            parameters = {
-                key: trial.suggest_categorical(f"{chosen}.{key}", self._values(key, of))
-                for key, of in STRATEGIES[chosen].choices.items()
+    def _try(
+        self, trial: optuna.Trial, candidates: Mapping[str, StrategySpec]
+    ) -> float:
+        spec = candidates[trial.suggest_categorical("strategy", list(candidates))]
+        if spec.exact:
+            parameters: dict[str, int] = {
+                key: trial.suggest_categorical(f"{spec.strategy}.{key}", list(values))
+                for key, values in self._space(spec.policy).items()
             }
-            spec = _spec(chosen, {**parameters, "capacity": self.memory})
-        if spec not in self._known:
-            self._known[spec] = self._measure(spec)
-        return float(self._known[spec]["cost"])
+            if Limit.CAPACITY in spec.policy.limits:
+                parameters[spec.policy.limits[Limit.CAPACITY]] = self.memory
+            spec = replace(spec, parameters=parameters)
+        if spec.strategy not in self._known:
+            self._known[spec.strategy] = self._measure(spec)
+        return float(self._known[spec.strategy]["cost"])
 
-    def _values(self, key: str, values: Sequence[int]) -> list[int]:
-        """Return the values that differ in units of a hashed trace."""
+    def _space(self, policy: type[Strategy]) -> dict[str, tuple[int, ...]]:
+        """Return the values to try, by parameter."""
         unit = self.workload.unit
-        whole = [value for value in values if value % unit == 0]
-        counted = {k for s in STRATEGIES.values() for k in s.in_tokens}
-        return (whole or [unit]) if key in counted else list(values)
+        declared = policy.declared.items()
+        return {key: own.tries_in(unit) for key, own in declared if own.tries}
 
-    def _measure(self, spec: str) -> dict[str, Any]:
-        strategy = StrategySpec(spec, ()).make(
-            self.token_bytes, unit=self.workload.unit
-        )
+    def _measure(self, spec: StrategySpec) -> dict[str, Any]:
+        strategy = spec.make(self.token_bytes, unit=self.workload.unit)
         replayer = Simulator(strategy, costs=self.costs)
         seconds, prompt, reused, requests, peak = [], 0, 0, 0, 0
         for request in self.workload:
@@ -162,7 +167,7 @@ class _Search:
             peak = max(peak, outcome.stored_bytes)
             requests += 1
         row = {
-            "strategy": spec,
+            "strategy": spec.strategy,
             "name": strategy.name,
             "cost": (prompt - reused) / requests,
             "prompt_tokens": prompt,
@@ -180,7 +185,9 @@ class _Search:
         }
 
 
-def _close_enough(folder: ModelFolder, rules: Sequence[str], kld: float) -> list[str]:
+def _close_enough(
+    folder: ModelFolder, rules: Sequence[str], kld: float
+) -> list[StrategySpec]:
     """Return approximate strategies whose measured divergence is within the limit."""
 
     def within(record: FidelityRecord) -> bool:
@@ -188,13 +195,10 @@ def _close_enough(folder: ModelFolder, rules: Sequence[str], kld: float) -> list
         return same and record.closeness.kld_999 <= kld
 
     keys = [m.key for m in known(folder.digest) if within(m)]
-    return [_spec(s.strategy, s.parameters) for s in keys]
-
-
-def _spec(name: str, parameters: Mapping[str, Parameter]) -> str:
-    written = [
-        f"{key}={format_size(int(value)) if key == 'capacity' else value}"
-        for key, value in parameters.items()
-        if not (key == "capacity" and name == "none")
+    return [
+        StrategySpec(STRATEGIES[key.strategy], key.parameters, ())
+        for key in keys
+        # Records of other versions may name what this one does not have.
+        if key.strategy in STRATEGIES
+        and key.parameters.keys() <= STRATEGIES[key.strategy].declared.keys()
     ]
-    return f"{name}:{','.join(written)}" if written else name

@@ -11,9 +11,8 @@ import pandas as pd
 
 from mlxlab.analysis.result import Result, describe_traces
 from mlxlab.analysis.tables import Forms, format_bounds, format_columns
-from mlxlab.replay.specs import StrategySpec
+from mlxlab.replay.specs import StrategySpec, label_rules
 from mlxlab.sizes import format_size
-from mlxlab.strategies import parse_spec
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,7 +59,7 @@ class Tuning(Result):
     def rules(self) -> str:
         """The rules as they are written."""
         (spec,) = self.manifest["strategies"]
-        return StrategySpec("", tuple(spec["rules"])).rules_label
+        return label_rules(tuple(spec["rules"]))
 
     @property
     def unlimited(self) -> int:
@@ -170,7 +169,8 @@ class Tuning(Result):
         """Compare the values of each parameter of the recommended strategy."""
         said = []
         own = self.requests[self.requests.name == self.best["name"]]
-        parsed = pd.DataFrame([parse_spec(s)[1] for s in own.strategy], index=own.index)
+        specs = [StrategySpec.parse(text) for text in own.strategy]
+        parsed = pd.DataFrame([dict(s.parameters) for s in specs], index=own.index)
         for key in parsed:
             costs = own.cost.groupby(parsed[key]).min()
             chosen = parsed[key].iloc[0]

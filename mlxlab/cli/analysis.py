@@ -209,8 +209,8 @@ def write_report(
 
 @app.command("strategies")
 def list_strategies() -> None:
-    """List the strategies, a line each."""
-    print_names({s.name: s.summary for s in STRATEGIES.values()})
+    """List the strategies, and their names in the literature."""
+    print_names({s.name: f"{s.summary}\n{s.literature}" for s in STRATEGIES.values()})
 
 
 @app.command("rules")

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from mlxlab.prompt import Prompt, Tokens
 from mlxlab.replay.hashed import NumberedRequest
 from mlxlab.replay.requests import RenderedRequest
-from mlxlab.strategies import Parameter
 from mlxlab.strategies.paged import Paged
 from mlxlab.strategies.sequences.hashing import window_hashes
 from mlxlab.strategies.sequences.radix_tree import RadixTree
@@ -57,12 +56,8 @@ class UnlimitedMemory(Paged):
         "unlimited memory, blocks of one token: the most that exact reuse can give"
     )
 
-    def __init__(self, *, token_bytes: int = 1) -> None:
-        super().__init__(block=1, capacity=UNLIMITED, token_bytes=token_bytes)
-
-    @property
-    def parameters(self) -> Mapping[str, Parameter]:
-        return {}
+    block = 1
+    capacity = UNLIMITED
 
 
 @dataclass(frozen=True, slots=True)

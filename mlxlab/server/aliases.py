@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -26,6 +27,7 @@ from mlxlab.client.discovery import DEFAULT, TIERS, Endpoint
 from mlxlab.errors import ConfigError, MlxlabError, UnknownModelError
 from mlxlab.models.folder import BUNDLED
 from mlxlab.rendering.rules import parse_rules
+from mlxlab.replay.specs import StrategySpec
 from mlxlab.strategies import parse_strategy
 
 __all__ = ["Alias", "Aliases"]
@@ -83,6 +85,11 @@ class Alias(_Closed):
     thinking: Literal["auto", "on", "off"] = "auto"
     sampling: Annotated[Mapping[str, FiniteFloat], AfterValidator(_check_sampling)] = {}
     max_thinking_tokens: Annotated[int, Field(ge=0)] | None = None
+
+    @cached_property
+    def spec(self) -> StrategySpec:
+        """The strategy under the rules, parsed."""
+        return StrategySpec.parse(self.strategy, self.rules)
 
     def over(self, default: Alias) -> Alias:
         """This alias, with what it leaves out taken from ``default``."""

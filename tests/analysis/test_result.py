@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -14,11 +15,13 @@ from matplotlib.figure import Figure
 
 import mlxlab as ml
 from mlxlab.analysis.calibration import Calibration
-from mlxlab.errors import MlxlabError
+from mlxlab.errors import MlxlabError, StrategyError
 from mlxlab.files import read_json, write_json
 from mlxlab.replay.bounds import BOUNDS
+from mlxlab.replay.specs import StrategySpec
 from mlxlab.traces import Trace
 from tests.replay.test_cost_model import fitted
+from tests.strategies.test_registry import HeadOnly
 from tests.support.exchanges import small_trace
 
 #: A name that is markup for a browser and for rich.
@@ -205,3 +208,21 @@ def test_a_summary_is_written_for_others_to_read(tmp_path: Path) -> None:
     rows = read_json(tmp_path / "compare.json")["summary"]
     assert [row["strategy"] for row in rows] == ["prefix@none", "paged"]
     assert rows[1]["reused"] == pytest.approx(result.summary().reused["paged"], 1e-5)
+
+
+def test_a_class_of_ones_own_stands_beside_names() -> None:
+    """Registered or not; processes of a sweep get the class itself."""
+    settings: dict[str, Any] = {"progress": False}
+    mixed = [HeadOnly, "paged@none", StrategySpec.parse("paged:block=16")]
+    names = ["head-only", "paged@none", "paged:block=16"]
+    compared = ml.compare(small_trace(), mixed, simulate=True, **settings)
+    assert list(compared.summary().index) == names
+    swept = ml.sweep(small_trace(), mixed, scheduler="here", **settings)
+    assert swept.requests.strategy.tolist() == names
+    totals = compared.requests.groupby("strategy", sort=False).reused_tokens.sum()
+    assert swept.requests.reused_tokens.tolist() == totals.tolist()
+    missed = ml.misses(small_trace(), HeadOnly, **settings)
+    assert missed.strategy == "head-only"
+    assert missed.requests.reused_tokens.sum() == totals["head-only"]
+    with pytest.raises(StrategyError, match="no strategy 'head-only'"):
+        ml.compare(small_trace(), "head-only", simulate=True, **settings)

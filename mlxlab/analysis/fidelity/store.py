@@ -19,7 +19,7 @@ from mlxlab.analysis.fidelity.result import Fidelity, format_nats, format_share
 from mlxlab.files import cache_folder, write_json
 from mlxlab.ownership import read_own
 from mlxlab.replay.specs import StrategySpec
-from mlxlab.strategies import Parameter
+from mlxlab.strategies import ParameterValue
 
 __all__ = ["Closeness", "FidelityRecord", "RecordKey", "known", "recall", "remember"]
 
@@ -44,7 +44,7 @@ class RecordKey(_Closed):
 
     model: str
     strategy: str
-    parameters: dict[str, Parameter]
+    parameters: dict[str, ParameterValue]
     rules: tuple[str, ...]
 
     @classmethod
@@ -214,7 +214,7 @@ def _records(found: Fidelity) -> Iterator[FidelityRecord]:
     for described in manifest["strategies"]:
         if described["exact"]:
             continue
-        spec = StrategySpec(described["strategy"], tuple(described["rules"]))
+        spec = StrategySpec.parse(described["strategy"], described["rules"])
         row = rows[spec.name]
         yield FidelityRecord(
             key=RecordKey.of(manifest["model"]["digest"], spec),

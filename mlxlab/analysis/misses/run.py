@@ -23,7 +23,7 @@ from mlxlab.replay.bounds import Bounds, find_bounds, tabulate_bounds
 from mlxlab.replay.manifest import describe_run
 from mlxlab.replay.requests import RenderedRequest
 from mlxlab.replay.sources import open_sources
-from mlxlab.replay.specs import StrategySpec, parse_specs
+from mlxlab.replay.specs import SpecLike, StrategySpec, parse_specs
 from mlxlab.replay.workload import Workload
 from mlxlab.sizes import Size, read_size
 from mlxlab.strategies import Strategy
@@ -48,7 +48,7 @@ class Costs(Protocol):
 
 def misses(
     traces: Traces,
-    strategy: str = "paged",
+    strategy: SpecLike = "paged",
     *,
     model: str | ModelFolder = BUNDLED,
     token_bytes: Size | None = None,
@@ -66,7 +66,7 @@ def misses(
     Args:
         traces: names, paths or opened traces. Hashed traces hold no text and only the
             blocks that their hashes mark.
-        strategy: ``name[:key=value,...][@rules]``.
+        strategy: ``name[:key=value,...][@rules]``, a spec, or a strategy class.
         model: name, folder or hub repository: its tokenizer and template count.
         token_bytes: keys and values of one token; None for the model's.
         rules: default rules, for a strategy without ``@rules``.
@@ -112,7 +112,7 @@ def misses(
     return builder.close(tabulate_bounds(bounds, most, costs), manifest)
 
 
-def _one(strategy: str, rules: str, capacity: int | None) -> StrategySpec:
+def _one(strategy: SpecLike, rules: str, capacity: int | None) -> StrategySpec:
     specs = parse_specs([strategy], rules, capacity)
     if len(specs) != 1:
         raise StrategyError(f"strategy {strategy!r}: {len(specs)} of them; give one")

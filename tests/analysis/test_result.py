@@ -18,7 +18,7 @@ from mlxlab.analysis.calibration import Calibration
 from mlxlab.errors import MlxlabError, StrategyError
 from mlxlab.files import read_json, write_json
 from mlxlab.replay.bounds import BOUNDS
-from mlxlab.replay.specs import StrategySpec
+from mlxlab.replay.specs import SpecLike, StrategySpec
 from mlxlab.traces import Trace
 from tests.replay.test_cost_model import fitted
 from tests.strategies.test_registry import HeadOnly
@@ -213,7 +213,11 @@ def test_a_summary_is_written_for_others_to_read(tmp_path: Path) -> None:
 def test_a_class_of_ones_own_stands_beside_names() -> None:
     """Registered or not; processes of a sweep get the class itself."""
     settings: dict[str, Any] = {"progress": False}
-    mixed = [HeadOnly, "paged@none", StrategySpec.parse("paged:block=16")]
+    mixed: list[SpecLike] = [
+        HeadOnly,
+        "paged@none",
+        StrategySpec.parse("paged:block=16"),
+    ]
     names = ["head-only", "paged@none", "paged:block=16"]
     compared = ml.compare(small_trace(), mixed, simulate=True, **settings)
     assert list(compared.summary().index) == names

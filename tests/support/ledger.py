@@ -131,7 +131,7 @@ class Ledger:
         return length
 
     def _check(self, plan: Plan, tokens: Tokens) -> None:
-        """Check that ``plan`` restores held positions in order, and the exact length."""
+        """Check that ``plan`` restores held positions in order and exact lengths."""
         assert plan.length == len(tokens)
         assert 0 <= plan.reused <= plan.best_match < plan.length
         assert 0 <= plan.recompute <= plan.moved

@@ -167,7 +167,7 @@ def fidelity(
     try:
         remember(found)
     except (MlxlabError, OSError) as error:
-        log.warning("%s; the server will not show these figures", error)
+        log.warning("figures are not remembered for the server: %s", error)
     return found
 
 

@@ -25,7 +25,7 @@ __all__ = [
 
 
 def cache_folder() -> Path:
-    """Where what can be made again is kept for this user; it need not exist yet.
+    """Return the user's folder for files that can be made again; it may not exist.
 
     Raises:
         OSError: neither HOME nor XDG_CACHE_HOME is an absolute path.
@@ -50,7 +50,7 @@ def make_folder(folder: Path) -> None:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the place of ``path`` once the block has ended well.
+    """Open a file that replaces ``path`` when the block ends without an error.
 
     Missing folders are made. They and the file are for their owner only.
 
@@ -72,7 +72,7 @@ def replaced(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def unpacked(path: Path) -> Iterator[IO[bytes]]:
-    """A file to read, whether it is packed with gzip or not.
+    """Open a file for reading, gzipped or not.
 
     Raises:
         OSError: it cannot be read, in the block too; ``strerror`` says why.

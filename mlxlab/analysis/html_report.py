@@ -1,4 +1,4 @@
-"""Writes one HTML file: what was reused, why the rest was computed, and what to set."""
+"""Writes one HTML file: reuse by strategy, causes of misses, recommended settings."""
 
 from __future__ import annotations
 

@@ -36,8 +36,8 @@ class Tuning(Result):
 
     Attributes:
         requests: totals over all requests, one row per trial, the best first. Columns:
-            ``strategy`` (with parameters), ``name`` (without), ``cost`` (what was
-            minimised: the mean seconds to the first token, without a cost model the
+            ``strategy`` (with parameters), ``name`` (without), ``cost`` (the minimised
+            quantity: the mean seconds to the first token, or without a cost model the
             mean tokens to compute), ``prompt_tokens``, ``reused_tokens``,
             ``stored_bytes`` (peak), and with a cost model ``ttft_mean_s``,
             ``ttft_median_s``, ``ttft_p90_s``.
@@ -162,8 +162,8 @@ class Tuning(Result):
     def _compare(self, name: str, other: pd.Series) -> str:
         more = other.cost / self.best.cost - 1 if self.best.cost else 0.0
         share = other.reused_tokens / other.prompt_tokens
-        what = f"{name} at its best ({other.strategy}) reuses {share:.1%}"
-        return f"{what}: {_more(more)} {self._measure}."
+        reuse = f"{name} at its best ({other.strategy}) reuses {share:.1%}"
+        return f"{reuse}: {_more(more)} {self._measure}."
 
     def _parameters(self) -> list[str]:
         """Compare the values of each parameter of the recommended strategy."""

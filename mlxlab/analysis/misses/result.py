@@ -44,7 +44,7 @@ class Misses(Result):
             remedy would have saved), ``change`` (how the block changed).
         causes: one row per request and cause. Columns: ``session``, ``request``,
             ``strategy`` (with its rules behind ``@`` where not all apply), ``cause``,
-            ``tokens``, ``seconds`` (only with a cost model), ``evicted_by`` (the
+            ``kind`` (compulsory, capacity, invalidated or granularity), ``tokens``, ``seconds`` (only with a cost model), ``evicted_by`` (the
             request that evicted the tokens; empty otherwise), ``remedy``. The tokens of
             a request are its missed tokens, each counted once.
         parts: one row per run of tokens of one block and one cause. Columns:

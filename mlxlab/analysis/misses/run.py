@@ -177,9 +177,12 @@ class _RowBuilder:
         frame = causes.sum()
         order = ["tokens", "seconds", "evicted_by", "remedy"]
         columns = [*_KEYS[:4], *(column for column in order if column in frame)]
+        kinds = [str(Cause(cause).kind) for cause in frame.cause]
         requests = pd.DataFrame(self.requests).astype({"predecessor": "Int64"})
         parts = pd.DataFrame(self.parts)
-        return Misses(requests, bounds, manifest, frame[columns], parts)
+        frame = frame[columns]
+        frame.insert(len(_KEYS[:4]), "kind", kinds)
+        return Misses(requests, bounds, manifest, frame, parts)
 
     def _cause_row(
         self, attribution: RequestAttribution, part: CauseSpan, strategy: Strategy

@@ -1,6 +1,9 @@
 """Plots: files that are pictures, and nothing for what was not measured."""
 
+from itertools import combinations
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pandas as pd
@@ -16,9 +19,12 @@ from mlxlab.analysis.plots import (
     save_misses_plots,
     save_plots,
 )
+from mlxlab.analysis.plots.style import INK, role_style, strategy_styles
 from mlxlab.analysis.segments import count_segments
 from mlxlab.analysis.sweep import sweep
 from mlxlab.errors import MlxlabError
+from mlxlab.prompt import Role
+from mlxlab.strategies import STRATEGIES
 from tests.replay.test_cost_model import fitted
 from tests.support.exchanges import small_trace
 
@@ -27,12 +33,12 @@ def test_saves_a_picture_per_question(tmp_path: Path) -> None:
     rows = compare(small_trace(), strategies="prefix,paged", progress=False)
     written = save_plots(rows, count_segments(small_trace()), tmp_path)
     assert {path.name for path in written} == {
-        "hit_rate.png",
-        "segments.png",
-        "memory.png",
-        "ttft.png",
+        "hit_rate.svg",
+        "segments.svg",
+        "memory.svg",
+        "ttft.svg",
     }
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
+    assert all(path.read_bytes().startswith(b"<svg") for path in written)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +57,7 @@ def test_a_folder_that_cannot_be_made_is_named(
     simulated: pd.DataFrame, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(MlxlabError, match=r"hit_rate\.png"):
+    with pytest.raises(MlxlabError, match=r"hit_rate\.svg"):
         save_plots(simulated, count_segments(small_trace()), tmp_path / "file")
 
 
@@ -60,13 +66,36 @@ def misses() -> Misses:
     return explain(small_trace(), strategy="prefix@none", progress=False)
 
 
+def corners_of(blocks: Any) -> Any:
+    """Corners of each bar, shape ``[n, 5, 2]``."""
+    return blocks.get_path().vertices.reshape(-1, 5, 2)
+
+
 def test_a_strip_covers_every_prompt_and_names_its_main_cause(misses: Misses) -> None:
     (axes,) = plot_strip(misses).axes
-    drawn = sum(bar.get_width() for bar in axes.patches if hasattr(bar, "get_width"))
+    blocks = [own for own in axes.patches if own.get_gid() == "blocks"]
+    drawn = sum(np.ptp(corners_of(own), axis=1)[:, 0].sum() for own in blocks)
     assert drawn == misses.breaks.prompt_tokens.sum()
     shown = " ".join(text.get_text() for text in axes.texts)
     assert all(cause in shown for cause in misses.breaks.cause)
     assert "evicted by #" in shown
+
+
+def test_a_break_is_framed_in_its_own_row_and_wide_enough_to_see(
+    misses: Misses,
+) -> None:
+    figure = plot_strip(misses)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    marks = [own for own in axes.patches if own.get_gid() == "break"]
+    bold = [text for text in axes.texts if text.get_fontweight() == "bold"]
+    rows = {round(text.get_position()[1]) for text in bold}
+    assert rows
+    assert {round(corners_of(mark)[0][:, 1].mean()) for mark in marks} == rows
+    inches = axes.get_window_extent().width / figure.dpi
+    per_token = inches * 96 / np.ptp(axes.get_xlim())
+    for mark in marks:
+        assert np.ptp(corners_of(mark)[0][:, 0]) * per_token >= 3 - 1e-6
 
 
 def test_causes_have_a_bar_each_with_what_would_have_helped(misses: Misses) -> None:
@@ -80,8 +109,8 @@ def test_causes_have_a_bar_each_with_what_would_have_helped(misses: Misses) -> N
 
 def test_saves_both_pictures_of_misses(misses: Misses, tmp_path: Path) -> None:
     written = save_misses_plots(misses, tmp_path)
-    assert [path.name for path in written] == ["strip.png", "causes.png"]
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
+    assert [path.name for path in written] == ["strip.svg", "causes.svg"]
+    assert all(path.read_bytes().startswith(b"<svg") for path in written)
 
 
 def test_capacity_has_a_line_for_each_strategy_and_both_ceilings() -> None:
@@ -106,3 +135,37 @@ def test_costs_show_points_and_what_was_fitted() -> None:
     assert len(restore.lines) == 2
     drawn = np.asarray(prefill.lines[0].get_ydata(), float)
     assert drawn[0] == pytest.approx(fitted().prefill_s(0, 16))
+
+
+def test_a_picture_shows_itself_in_the_ink_of_the_page(misses: Misses) -> None:
+    figure = plot_causes(misses)
+    shown = figure._repr_mimebundle_()
+    assert shown["text/html"].startswith("<svg")
+    assert "currentColor" in shown["text/html"]
+    assert INK not in shown["text/html"]
+    assert shown["image/png"].startswith(b"\x89PNG")
+    assert figure.to_svg() == figure.to_svg()
+
+
+def test_a_file_follows_the_colour_scheme_of_its_reader(
+    misses: Misses, tmp_path: Path
+) -> None:
+    written = plot_causes(misses).save(tmp_path / "causes.svg").read_text()
+    assert "prefers-color-scheme:dark" in written
+    assert ET.fromstring(written).tag.endswith("svg")
+    assert plot_causes(misses).save(tmp_path / "a.png").read_bytes()[1:4] == b"PNG"
+    with pytest.raises(MlxlabError, match=r"\.svg or \.png"):
+        plot_causes(misses).save(tmp_path / "causes.pdf")
+
+
+def test_roles_and_strategies_stay_apart_without_colour() -> None:
+    hatches = {str(role): role_style(role)["hatch"] for role in Role}
+    looks = {(role_style(r)["facecolor"], hatches[str(r)]) for r in Role}
+    assert len(looks) == len(Role) - 2  # answers are assistant text, tags are template
+    shown = [hatches[r] for r in ("tools", "inline-system", "tool-result", "assistant")]
+    assert all(a != b for a, b in combinations(shown, 2))
+    styles = strategy_styles([*STRATEGIES, "paged:block=16", "own", "another"])
+    lines = [(s["marker"], s["linestyle"]) for s in styles.values()]
+    assert len(set(lines)) == len(lines)
+    assert styles["paged"]["color"] == styles["paged:block=16"]["color"]
+    assert styles["paged"] == strategy_styles(["paged"])["paged"]

@@ -47,7 +47,7 @@ def test_compare_prints_a_table_and_writes_what_was_asked(
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert "…" not in done.stdout
     assert json.loads(out.read_text())["rows"]
-    assert (tmp_path / "plots" / "hit_rate.png").exists()
+    assert (tmp_path / "plots" / "hit_rate.svg").exists()
 
 
 def test_fidelity_prints_a_table_and_writes_what_was_asked(
@@ -63,7 +63,7 @@ def test_fidelity_prints_a_table_and_writes_what_was_asked(
     assert max(map(len, done.stdout.splitlines())) <= 100
     assert "…" not in done.stdout
     assert json.loads(out.read_text())["requests"]
-    assert (plots / "pareto.png").exists()
+    assert (plots / "pareto.svg").exists()
     assert [path.stem for path in measured.iterdir()] == [find_model().digest]
 
 

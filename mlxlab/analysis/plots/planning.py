@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import pandas as pd
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from mlxlab.analysis.plots.figures import SIZE, colors, dress, make_axes, styles
+from mlxlab.analysis.plots.figures import (
+    SIZE,
+    add_legend,
+    dress,
+    in_seconds,
+    log_seconds,
+    make_axes,
+)
+from mlxlab.analysis.plots.picture import Picture
+from mlxlab.analysis.plots.style import INK, QUIET, RAMP, strategy_styles
 from mlxlab.analysis.tables import spec_names
 from mlxlab.replay.cost_model import CostModel
 from mlxlab.sizes import format_size
@@ -17,7 +25,7 @@ _CEILINGS = {"finite": "--", "infinite": ":"}
 _LENGTHS = (16, 256, 1024, 4096)  # tokens computed, a curve each
 
 
-def plot_capacity(swept: pd.DataFrame) -> Figure:
+def plot_capacity(swept: pd.DataFrame) -> Picture:
     """Reused share over memory, a line per strategy, ceilings above.
 
     Args:
@@ -26,13 +34,14 @@ def plot_capacity(swept: pd.DataFrame) -> Figure:
     figure, axes = make_axes(height=SIZE[1])
     share = swept.assign(name=spec_names(swept))
     groups = list(share.groupby("name", sort=False))
-    for style, (name, rows) in zip(styles(len(groups)), groups, strict=True):
+    styles = strategy_styles(str(name) for name, _ in groups)
+    for style, (name, rows) in zip(styles.values(), groups, strict=True):
         axes.plot(rows.capacity, rows.reused_tokens / rows.prompt_tokens, **style)
         axes.lines[-1].set_label(str(name))
     best = share.drop_duplicates("capacity").sort_values("capacity")
     for name, dash in _CEILINGS.items():
         (line,) = axes.plot(best.capacity, best[name] / best.ceiling_tokens, dash)
-        line.set(color="black", linewidth=1.2, zorder=1, label=name)
+        line.set(color=INK, linewidth=1.2, zorder=1, label=name)
     axes.set_xscale("log", base=2)
     axes.set_xticks(sorted(share.capacity.unique()))
     axes.xaxis.set_major_formatter(lambda size, _: format_size(int(size)))
@@ -40,21 +49,21 @@ def plot_capacity(swept: pd.DataFrame) -> Figure:
     axes.set_ylim(0, 1)
     axes.set_ylabel("reused share of prompts")
     axes.set_xlabel("memory for keys and values [log scale]")
-    figure.legend(loc="outside right upper", frameon=False)
+    add_legend(figure)
     return figure
 
 
-def plot_costs(costs: CostModel) -> Figure:
+def plot_costs(costs: CostModel) -> Picture:
     """What was measured and the cost model that was fitted to it.
 
     Left what a prefill of so many tokens takes behind others, right what restoring
     those takes.
     """
-    figure = Figure(figsize=SIZE, layout="constrained")
+    figure = Picture(figsize=SIZE, layout="constrained")
     prefill, restore = figure.subplots(1, 2, width_ratios=(2, 1))
     most = max(point.stop for point in costs.points)
     starts = range(0, most, max(most // 100, 1))
-    for length, color in zip(_LENGTHS, colors(len(_LENGTHS)), strict=True):
+    for length, color in zip(_LENGTHS, RAMP, strict=False):
         points = [p for p in costs.points if p.stop - p.start == length]
         own = [s for s in starts if s + length <= most]
         fitted = [costs.prefill_s(s, s + length) for s in own]
@@ -64,13 +73,14 @@ def plot_costs(costs: CostModel) -> Figure:
     restored = [p for p in costs.points if p.start]
     restore.plot(
         [p.start for p in restored],
-        [p.restore_s * 1e3 for p in restored],
+        [p.restore_s for p in restored],
         "o",
-        color="0.4",
+        color=INK,
+        alpha=QUIET,
         ms=4,
     )
     stops = [start for start in starts if start]  # nothing to restore costs nothing
-    restore.plot(stops, [costs.restore_s(s) * 1e3 for s in stops], color="0.2")
+    restore.plot(stops, [costs.restore_s(s) for s in stops], color=INK)
     for axes in (prefill, restore):
         dress(axes)
         axes.set_xlabel("tokens in the cache")
@@ -78,8 +88,9 @@ def plot_costs(costs: CostModel) -> Figure:
     restore.xaxis.set_major_locator(MaxNLocator(4))
     restore.set_xlim(left=0)
     restore.set_ylim(bottom=0)
-    prefill.set_yscale("log")
-    prefill.set_ylabel("prefill [s, log scale]")
-    restore.set_ylabel("restore [ms]")
-    figure.legend(loc="outside lower center", frameon=False, ncols=len(_LENGTHS))
+    log_seconds(prefill)
+    prefill.set_ylabel("prefill (log scale)")
+    restore.yaxis.set_major_formatter(FuncFormatter(in_seconds))
+    restore.set_ylabel("restore")
+    add_legend(figure, loc="outside lower center", ncols=len(_LENGTHS))
     return figure

@@ -7,18 +7,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from mlxlab.analysis.plots.figures import (
     SIZE,
-    colors,
+    add_legend,
+    draw_blocks,
+    dress,
+    log_seconds,
     make_axes,
     mark_requests,
     request_labels,
-    save,
-    styles,
 )
+from mlxlab.analysis.plots.picture import Picture
+from mlxlab.analysis.plots.style import INK, role_style, strategy_styles
 from mlxlab.analysis.tables import spec_names
 from mlxlab.prompt import Role
 
@@ -28,7 +30,7 @@ _MOST_CELLS = 24  # columns of a heat map that leave room for numbers
 _DARK = 0.6  # shares above this are bright in cividis
 
 
-def plot_hit_rate(rows: pd.DataFrame) -> Figure:
+def plot_hit_rate(rows: pd.DataFrame) -> Picture:
     """Share of each prompt that was reused, strategies by requests."""
     share = rows.assign(
         share=rows.reused_tokens / rows.prompt_tokens, name=spec_names(rows)
@@ -45,19 +47,22 @@ def plot_hit_rate(rows: pd.DataFrame) -> Figure:
             color = "black" if value > _DARK else "white"
             text = f"{value:.0%}".removesuffix("%")
             axes.text(column, row, text, ha="center", va="center", size=7, color=color)
-    figure.colorbar(image, format=PercentFormatter(1.0), label="reused share of prompt")
+    bar = figure.colorbar(image, format=PercentFormatter(1.0))
+    dress(bar.ax)
+    bar.set_label("reused share of prompt", color=INK, size=9)
+    bar.outline.set_visible(False)
     return figure
 
 
-def plot_ttft(rows: pd.DataFrame) -> Figure:
+def plot_ttft(rows: pd.DataFrame) -> Picture:
     """Seconds to the first token, request by request; empty when simulated."""
     timed = rows.dropna(subset=["ttft_s"])
-    figure, axes = _lines(timed, "ttft_s", "time to first token [s, log scale]")
-    axes.set_yscale("log")
+    figure, axes = _lines(timed, "ttft_s", "time to first token (log scale)")
+    log_seconds(axes)
     return figure
 
 
-def plot_memory(rows: pd.DataFrame) -> Figure:
+def plot_memory(rows: pd.DataFrame) -> Picture:
     """Bytes of keys and values held after each request."""
     mib = rows.assign(mib=rows.stored_bytes / 2**20)
     figure, axes = _lines(mib, "mib", "stored keys and values [MiB]")
@@ -65,7 +70,7 @@ def plot_memory(rows: pd.DataFrame) -> Figure:
     return figure
 
 
-def plot_segments(segments: pd.DataFrame) -> Figure:
+def plot_segments(segments: pd.DataFrame) -> Picture:
     """Where the tokens of each prompt came from, a bar per request.
 
     Args:
@@ -81,19 +86,23 @@ def plot_segments(segments: pd.DataFrame) -> Figure:
     )
     roles = [str(role) for role in Role if str(role) in table.columns]
     figure, axes = make_axes(height=1.4 + 0.26 * len(table))
-    left = np.zeros(len(table))
-    for role, color in zip(roles, colors(len(roles)), strict=True):
-        axes.barh(range(len(table)), table[role], left=left, color=color, label=role)
-        left += table[role].to_numpy()
+    places, left = np.arange(len(table), dtype=float), np.zeros(len(table))
+    for role in roles:
+        style = role_style(role) | {"linewidth": 0, "label": role}
+        draw_blocks(axes, places, left, left + table[role].to_numpy(), **style)
+        left = left + table[role].to_numpy()
+    axes.autoscale_view()
     axes.set_yticks(range(len(table)), request_labels(table.index.to_frame()))
     axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("prompt tokens")
-    figure.legend(loc="outside right upper", frameon=False)
+    add_legend(figure)
     return figure
 
 
 def save_plots(rows: pd.DataFrame, segments: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write every plot that has data as PNG into ``folder``; returns the files.
+    """Write every plot that has data as SVG into ``folder``; returns the files.
 
     Raises:
         MlxlabError: a file cannot be written.
@@ -105,19 +114,20 @@ def save_plots(rows: pd.DataFrame, segments: pd.DataFrame, folder: Path) -> list
     }
     if rows.ttft_s.notna().any():
         figures["ttft"] = plot_ttft(rows)
-    return [save(figure, folder / f"{name}.png") for name, figure in figures.items()]
+    return [figure.save(folder / f"{name}.svg") for name, figure in figures.items()]
 
 
-def _lines(frame: pd.DataFrame, column: str, label: str) -> tuple[Figure, Axes]:
+def _lines(frame: pd.DataFrame, column: str, label: str) -> tuple[Picture, Axes]:
     """A line per strategy over the requests in order, sessions set apart."""
     figure, axes = make_axes(height=SIZE[1])
     order = frame[["session", "request"]].drop_duplicates().reset_index(drop=True)
     position = {tuple(key): i for i, key in enumerate(order.itertuples(index=False))}
     groups = list(frame.groupby(spec_names(frame), sort=False))
-    for style, (name, rows) in zip(styles(len(groups)), groups, strict=True):
+    styles = strategy_styles(str(name) for name, _ in groups)
+    for style, (name, rows) in zip(styles.values(), groups, strict=True):
         keys = zip(rows.session, rows.request, strict=True)
         axes.plot([position[k] for k in keys], rows[column], label=name, **style)
     mark_requests(axes, order)
     axes.set_ylabel(label)
-    figure.legend(loc="outside right upper", frameon=False)
+    add_legend(figure)
     return figure, axes

@@ -13,7 +13,7 @@ from mlxlab.analysis.tables import Forms, format_bounds, format_columns
 from mlxlab.replay.bounds import BOUNDS
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from mlxlab.analysis.plots.picture import Picture
 
 __all__ = ["Comparison"]
 
@@ -93,7 +93,7 @@ class Comparison(Result):
         """Return the best strategy, its gain, and the possible gain."""
         return conclude(self.summary(), self.bounds, self.manifest)
 
-    def plot(self) -> Figure:
+    def plot(self) -> Picture:
         """Draw the reused share of each prompt, strategies by requests."""
         from mlxlab.analysis.plots import plot_hit_rate
 

@@ -258,8 +258,8 @@ def test_notebooks_show_title_table_and_notes(found: Fidelity) -> None:
 
 def test_draws_recovery_and_shift(found: Fidelity, tmp_path: Path) -> None:
     written = save_fidelity_plots(found, tmp_path)
-    assert [path.name for path in written] == ["pareto.png", "shift.png"]
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
+    assert [path.name for path in written] == ["pareto.svg", "shift.svg"]
+    assert all(path.read_bytes().startswith(b"<svg") for path in written)
 
 
 def test_without_edits_every_request_is_judged(tmp_path: Path) -> None:

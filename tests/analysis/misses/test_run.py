@@ -321,7 +321,7 @@ def test_the_command_prints_a_table_and_writes_what_was_asked(tmp_path: Path) ->
     assert "rule drop-attribution" in done.stdout
     assert "[-cc_version=2.1.330.a1b;-]" in done.stdout
     assert json.loads(out.read_text())["requests"]
-    assert (tmp_path / "plots" / "strip.png").exists()
+    assert (tmp_path / "plots" / "strip.svg").exists()
 
 
 def test_hashed_traces_tell_causes_too(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from mlxlab.errors import (
     StrategyError,
     TraceError,
 )
-from mlxlab.replay.specs import FIDELITY_SPECS, parse_specs
+from mlxlab.replay.specs import FIDELITY_SPECS, StrategySpec, parse_specs
 from mlxlab.traces import Trace
 from mlxlab.traces.schema import HeaderLine
 from tests.support.exchanges import exchange, small_trace
@@ -35,7 +35,10 @@ module = import_module("mlxlab.analysis.fidelity.run")
 
 #: Small enough that a short trace reaches every limit.
 SMALL = "block=16,run=32,head=0,tail=16,rewritten=0,governing=0"
-MOVED, FRESH = f"suffix:{SMALL}", f"suffix:{SMALL},recompute=100"
+MOVED, FRESH = (
+    StrategySpec.parse(text).name  # parameters in the order of their declaration
+    for text in (f"suffix:{SMALL}", f"suffix:{SMALL},recompute=100")
+)
 PAGED = "paged:block=16"
 
 

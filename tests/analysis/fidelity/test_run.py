@@ -176,7 +176,8 @@ def test_summary_is_that_of_the_rows(found: Fidelity, summary: pd.DataFrame) -> 
     assert own.reused == rows.reused_tokens.sum() / rows.prompt_tokens.sum()
     assert own.recovered == rows.recovered_tokens.sum() / rows.lost_tokens.sum()
     assert own.rms_delta_p == pytest.approx(math.sqrt((positions.delta_p**2).mean()))
-    assert own.kld_999 == positions.kld.quantile(0.999)
+    # Grouped quantiles interpolate in another order.
+    assert own.kld_999 == pytest.approx(positions.kld.quantile(0.999), rel=1e-12)
     assert "task_right" not in summary
 
 
@@ -365,7 +366,7 @@ def test_default_contenders_hold_the_controls() -> None:
         (
             {"edits": "block-moved"},
             MlxlabError,
-            "nothing to evaluator: trace small: block",
+            "nothing to evaluate: trace small: block",
         ),
     ],
 )

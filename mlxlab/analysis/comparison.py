@@ -81,8 +81,10 @@ class Comparison(Result):
 
     def tables(self) -> list[pd.DataFrame]:
         summary = self.summary()
-        if (summary.of_optimal == summary.of_unlimited).all():
-            summary = summary.drop(columns="of_optimal")  # nothing was evicted
+        shares = {"of_unlimited", "of_optimal"}
+        # Both are missing where no request shares a prefix, and equal without eviction.
+        if shares <= set(summary) and summary.of_optimal.equals(summary.of_unlimited):
+            summary = summary.drop(columns="of_optimal")
         estimated = self.manifest["simulated"] and "estimated" in self.manifest
         forms = {**_FORMS, **_ESTIMATED} if estimated else _FORMS
         columns = format_columns(summary, forms)

@@ -18,6 +18,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from mlxlab.errors import MlxlabError
+from mlxlab.extras import needs
 from mlxlab.files import replaced
 
 if TYPE_CHECKING:
@@ -78,6 +79,9 @@ def run_tasks(
         MlxlabError: the cluster cannot be reached, or the folder not be used.
         KeyboardInterrupt: stopped by hand; what was finished is kept.
     """
+    if folder is not None:
+        with needs("sweep"):
+            import pyarrow as pa  # noqa: F401  pandas needs it for Parquet
     found = {task.digest: rows for task in tasks if (rows := _kept(folder, task))}
     left = [task for task in tasks if task.digest not in found]
     bar = tqdm(total=len(tasks), initial=len(found), disable=not progress, unit="run")
@@ -97,7 +101,8 @@ def _results(
         for task in tasks:
             yield task, run(task, data[task.data])
         return
-    from distributed import as_completed
+    with needs("sweep"):
+        from distributed import as_completed
 
     with _client(scheduler, len(tasks)) as client:
         sent = {key: client.scatter(value, hash=False) for key, value in data.items()}

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from mlxlab.analysis.fidelity.store import FidelityRecord, known
 from mlxlab.analysis.tuning import Tuning
+from mlxlab.extras import needs
 from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.rendering.rules import parse_rules
@@ -119,7 +120,8 @@ class _Search:
         self, approximate: Sequence[str], trials: int, seed: int, progress: bool
     ) -> pd.DataFrame:
         """All that was tried, the best first; of equals what holds less."""
-        import optuna  # slow to import, and needed here only
+        with needs("tune"):
+            import optuna  # slow to import, and needed here only
 
         logging.getLogger("optuna").setLevel(logging.WARNING)
         study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))

@@ -9,6 +9,7 @@ import typer
 
 from mlxlab.cli.app import app, console
 from mlxlab.cli.options import Chunk
+from mlxlab.extras import needs
 
 
 @app.command()
@@ -43,9 +44,11 @@ def serve(
 ) -> None:
     """Serve the Messages API; `mlxlab claude` then starts a client on it."""
     from mlxlab.client.launch import environment_lines
-    from mlxlab.server.server import Options
-    from mlxlab.server.server import serve as start
-    from mlxlab.web.background import wait_for_signal
+
+    with needs("serve"):
+        from mlxlab.server.server import Options
+        from mlxlab.server.server import serve as start
+        from mlxlab.web.background import wait_for_signal
 
     options = Options(
         host=host,

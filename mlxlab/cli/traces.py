@@ -10,6 +10,7 @@ import typer
 from mlxlab.cli.app import app, console
 from mlxlab.cli.options import Model, Rules
 from mlxlab.errors import TraceError
+from mlxlab.extras import needs
 from mlxlab.models.folder import BUNDLED
 from mlxlab.traces import load_trace, write_trace
 from mlxlab.traces.importers import (
@@ -35,7 +36,8 @@ def record(
     port: Annotated[int, typer.Option(min=0, help="0 takes a free one.")] = 0,
 ) -> None:
     """Record what a client sends: point its base URL at the address printed."""
-    from mlxlab.traces.recording.recorder import record as run
+    with needs("record", "serve"):
+        from mlxlab.traces.recording.recorder import record as run
 
     run(out, script=script, upstream=upstream, host=host, port=port, ready=_print_url)
 

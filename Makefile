@@ -63,7 +63,7 @@ record: $(READY)  ## record the traces in data/traces again; needs node and npm
 	$(BIN)/python data/record.py
 
 clean:  ## remove .venv, reports and caches
-	rm -rf .venv reports docs/api .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv reports docs/api docs/notebooks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # A dot a package: pip is silent with --quiet and floods without.

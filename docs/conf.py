@@ -1,6 +1,10 @@
 """How Sphinx builds the site: `make docs`. Nothing is fetched, no notebook is run."""
 
 from importlib import metadata
+from pathlib import Path
+from shutil import copytree, ignore_patterns, rmtree
+
+from sphinx.application import Sphinx
 
 project = "mlxlab"
 copyright = "The mlxlab authors"
@@ -12,7 +16,6 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
 ]
-exclude_patterns = ["**/.ipynb_checkpoints"]
 templates_path = ["_templates"]
 
 # References to mlxlab must resolve; those to other projects would need their indexes.
@@ -42,3 +45,11 @@ html_title = "mlxlab"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
+
+
+def setup(app: Sphinx) -> None:
+    """Copy the notebooks below the sources: links between them need that."""
+    copies = Path(app.srcdir, "notebooks")
+    rmtree(copies, ignore_errors=True)
+    ignored = ignore_patterns("*.cfg", ".ipynb_checkpoints")
+    copytree(Path(app.srcdir).parent / "notebooks", copies, ignore=ignored)

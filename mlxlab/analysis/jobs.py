@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -81,7 +82,7 @@ def run_tasks(
     """
     if folder is not None:
         with needs("sweep"):
-            import pyarrow as pa  # noqa: F401  pandas needs it for Parquet
+            import_module("pyarrow")  # pandas needs it for Parquet
     found = {task.digest: rows for task in tasks if (rows := _kept(folder, task))}
     left = [task for task in tasks if task.digest not in found]
     bar = tqdm(total=len(tasks), initial=len(found), disable=not progress, unit="run")

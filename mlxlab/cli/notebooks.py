@@ -19,7 +19,7 @@ def copy(
     ] = False,
 ) -> None:
     """Copy the notebooks to a folder."""
-    from mlxlab.jupyter.notebooks import copy_notebooks
+    from mlxlab.notebooks import copy_notebooks
 
     for path in copy_notebooks(folder, force=force):
         console.print(path, highlight=False, soft_wrap=True)

@@ -9,7 +9,7 @@ from mlxlab.files import replaced
 
 __all__ = ["copy_notebooks", "list_notebooks"]
 
-_PACKAGE = Path(__file__).parents[1]
+_PACKAGE = Path(__file__).parent
 
 
 def list_notebooks() -> list[Path]:

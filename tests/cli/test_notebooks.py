@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from mlxlab.cli import app
 from mlxlab.errors import NotebookError
-from mlxlab.jupyter.notebooks import copy_notebooks, list_notebooks
+from mlxlab.notebooks import copy_notebooks, list_notebooks
 
 CHECKOUT = Path(__file__).parents[2] / "notebooks"
 

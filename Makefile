@@ -22,8 +22,8 @@ test-all: $(READY)  ## the same with the slow tests
 	$(BIN)/python -m pytest -m ''
 	$(BIN)/python -m pytest --nbval notebooks
 
-lab: $(READY)  ## JupyterLab on the notebooks
-	$(BIN)/python -m jupyter lab notebooks
+lab: $(READY)  ## JupyterLab on the notebooks; ARGS="--port 9999 ..."
+	$(BIN)/python -m jupyter lab notebooks $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
 
 notebooks: $(READY)  ## run all notebooks again and store their outputs
 	$(BIN)/python -m jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 from bench.dialects import ChatCompletions, Messages
 from bench.processes import Server
+from mlxlab.client.discovery import TOKEN_VARIABLE
 from mlxlab.errors import ServerError
 from mlxlab.models.folder import ModelFolder
 
@@ -40,7 +41,7 @@ def our_servers(folder: ModelFolder) -> Iterator[Server]:
     """Ours with all rules, and with those that leave blocks in the order sent."""
     token = secrets.token_urlsafe()
     command = [sys.executable, "-m", "mlxlab", "serve", "--model", str(folder.path)]
-    command += ["--strategy", "paged", "--chunk", str(CHUNK), f"--token={token}"]
+    command += ["--strategy", "paged", "--chunk", str(CHUNK)]
     for suffix, rules in (("", "all"), (", order as sent", "-environment-first")):
         yield Server(
             OURS + suffix,
@@ -48,6 +49,7 @@ def our_servers(folder: ModelFolder) -> Iterator[Server]:
             Messages(),
             model="claude-bench",
             headers={"x-api-key": token},
+            environment={TOKEN_VARIABLE: token},
             packages=_versions(sys.executable),
         )
 

@@ -43,6 +43,7 @@ class Server:
         dialect: how it is asked.
         model: the model id that requests name.
         headers: sent with every request.
+        environment: variables that it is started with, besides ours.
         packages: versions of what it is made of.
     """
 
@@ -51,6 +52,7 @@ class Server:
     dialect: Dialect
     model: str
     headers: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
     packages: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -79,7 +81,7 @@ def running(server: Server, library: Path | None) -> Iterator[httpx.Client]:
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
-                env=_environment(home, library),
+                env={**_environment(home, library), **server.environment},
                 start_new_session=True,
             )
         try:

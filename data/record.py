@@ -1,8 +1,8 @@
 """Records the traces in data/traces with a real client; see the README there.
 
-Every scenario runs in a fresh copy of its project and an empty home, against a
-recorder that answers from the scenario's script. Raw recordings hold the client's
-own prompts, so only their anonymised form is put beside this file.
+Each scenario runs in a fresh copy of its project and an empty home, against a recorder
+that answers from the scenario's script. Raw recordings hold the client's own prompts,
+so only their anonymised form is written to the repository.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ GIT = ("git", "-c", "user.name=Robin", "-c", "user.email=robin@example.org")
 
 
 def install() -> Path:
-    """The newest client from npm, installed outside the repository."""
+    """Install the newest client from npm outside the repository; return its path."""
     CACHE.mkdir(parents=True, exist_ok=True)
     command = [
         "npm",
@@ -51,7 +51,7 @@ def install() -> Path:
 
 
 def environment(url: str, home: Path) -> dict[str, str]:
-    """What the client sees: an empty home, a dummy key, no other traffic."""
+    """Return the client's environment: empty home, dummy key, no other traffic."""
     return {
         "PATH": "/usr/bin:/bin",
         "HOME": str(home),
@@ -66,7 +66,7 @@ def environment(url: str, home: Path) -> dict[str, str]:
 
 
 def copied(scenario: Path, folder: Path) -> Path:
-    """A fresh copy of the scenario's project, under version control."""
+    """Copy the scenario's project and put it under version control."""
     project = folder / scenario.name
     shutil.copytree(scenario / "project", project)
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "First version"]):
@@ -91,7 +91,7 @@ def take(
 
 
 def recorded(scenario: Path, client: Path) -> Trace:
-    """The raw trace of a scenario's steps."""
+    """Record the steps of a scenario; return the raw trace."""
     steps = json.loads((scenario / "steps.json").read_text())
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -107,8 +107,8 @@ def recorded(scenario: Path, client: Path) -> Trace:
 
 
 def publish(trace: Trace, client: str) -> None:
-    """Write the anonymised trace, with its provenance, for everybody to read."""
-    anonymous = anonymize(trace)
+    """Write the anonymised trace with its provenance, readable by all users."""
+    anonymous = anonymize(trace, progress=False)
     notes = {"client": client, "scenario": trace.name}
     header = HeaderLine.model_validate(anonymous.header.model_dump() | notes)
     path = HERE / "traces" / f"{trace.name}.jsonl"
@@ -117,14 +117,18 @@ def publish(trace: Trace, client: str) -> None:
 
 
 def main(
-    names: Annotated[list[str] | None, typer.Argument(help="scenarios; all")] = None,
-    client: Annotated[Path | None, typer.Option(help="a client's binary")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Record these scenarios; all by default.")
+    ] = None,
+    client: Annotated[
+        Path | None, typer.Option(help="Use this client instead of the newest one.")
+    ] = None,
 ) -> None:
     """Record scenarios into data/traces."""
     known = sorted(path.parent.name for path in SCENARIOS.glob("*/steps.json"))
     unknown = set(names or ()) - set(known)
     if unknown:
-        sys.exit(f"no scenario {', '.join(unknown)}; give some of {', '.join(known)}")
+        sys.exit(f"no scenario {', '.join(unknown)}; choose from {', '.join(known)}")
     binary = client or install()
     version = subprocess.check_output([binary, "--version"], text=True).strip()
     for name in tqdm(names or known, desc="scenarios"):

@@ -1,7 +1,4 @@
-"""A rendered request: token ids and where each of them came from.
-
-Knows nothing of wire formats, templates, strategies or models.
-"""
+"""Prompts: token ids, and the block of the request that each came from."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ Tokens: TypeAlias = NDArray[np.int32]
 
 
 class Role(StrEnum):
-    """What a segment is to the conversation."""
+    """The role of a segment in the conversation."""
 
     ATTRIBUTION = "attribution"
     SYSTEM = "system"
@@ -34,17 +31,21 @@ class Role(StrEnum):
     UNKNOWN = "unknown"
 
 
-#: What stands in front of every conversation of one agent.
+#: Roles at the beginning of every prompt of one agent.
 STATIC_ROLES = frozenset({Role.ATTRIBUTION, Role.SYSTEM, Role.TOOLS})
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Tokens ``[start, stop)`` of a prompt and the wire block they came from.
+    """Tokens ``[start, stop)`` of a prompt, and the wire block that they came from.
 
-    ``label`` names the block as in ``system[1]``, ``tools[4]:Bash`` or
-    ``messages[12].tool_result[0]``; ``template`` marks what the chat template
-    added around the blocks.
+    Attributes:
+        label: names the block, as in ``system[1]``, ``tools[4]:Bash`` or
+            ``messages[12].tool_result[0]``. ``template`` stands for text that the
+            chat template added around the blocks.
+        role: the block's role in the conversation.
+        start: first token.
+        stop: end, exclusive.
     """
 
     label: str
@@ -63,8 +64,8 @@ class Prompt:
     Attributes:
         tokens: int32 ids, shape ``[n]``, read-only.
         segments: in order; the first starts at 0, the last stops at ``n``.
-        exact_segments: False when the template did not let every block be
-            located and segments are those of the coarse fallback.
+        exact_segments: False if the template did not let every block be located;
+            the segments are then whole turns.
     """
 
     tokens: Tokens
@@ -76,7 +77,7 @@ class Prompt:
 
     @classmethod
     def of(cls, ids: Iterable[int]) -> Prompt:
-        """A prompt of bare ids in one segment of unknown origin."""
+        """Make a prompt of bare ids, in one segment of unknown origin."""
         tokens = np.fromiter(ids, dtype=np.int32)
         segment = Segment("prompt", Role.UNKNOWN, 0, len(tokens))
         return cls(tokens, (segment,), exact_segments=False)
@@ -89,9 +90,9 @@ class Prompt:
 
     @property
     def static_length(self) -> int:
-        """Tokens up to the end of the system text and tools, 0 if none are known.
+        """Number of tokens up to the end of system text and tools; 0 without any.
 
-        Template tokens between static segments count; the ones after do not.
+        Template tokens between static segments count; those after them do not.
         """
         length = 0
         for segment in self.segments:
@@ -102,7 +103,7 @@ class Prompt:
         return length
 
     def extended(self, answer: Tokens) -> Prompt:
-        """This prompt followed by ``answer``, which becomes a segment of its own."""
+        """Return this prompt followed by ``answer``, in a segment of its own."""
         if len(answer) == 0:
             return self
         tokens = np.concatenate([self.tokens, answer]).astype(np.int32, copy=False)
@@ -110,7 +111,7 @@ class Prompt:
         return replace(self, tokens=tokens, segments=(*self.segments, segment))
 
     def head(self, length: int) -> Prompt:
-        """The first ``length`` tokens, with the segments that reach into them."""
+        """Return the first ``length`` tokens, with the segments that cover them."""
         segments = tuple(
             replace(s, stop=min(s.stop, length))
             for s in self.segments
@@ -120,7 +121,7 @@ class Prompt:
 
 
 def common_prefix(a: Tokens, b: Tokens) -> int:
-    """Length of the longest common prefix of two id arrays."""
+    """Return the length of the longest common prefix of two id arrays, in tokens."""
     n = min(len(a), len(b))
     differs = a[:n] != b[:n]
     first = int(differs.argmax()) if n else 0

@@ -75,7 +75,7 @@ def compare(
     """
     traces = [traces] if isinstance(traces, Trace) else list(traces)
     folder = find_model(model) if isinstance(model, str) else model
-    ceiling = StrategySpec(InfiniteMemory.name, parse_rules(rules), capacity)
+    ceiling = StrategySpec(InfiniteMemory, {}, parse_rules(rules), capacity)
     named = parse_specs(strategies, rules, capacity)
     specs = tuple(dict.fromkeys([*named, ceiling]))
     made = {c: c.make(folder.token_bytes) for c in specs}

@@ -101,7 +101,7 @@ def write_page(
     ]
     found = tune(traces, memory=memory, progress=progress, **common)
     page = _template().render(
-        title=title_of(rows),
+        title=f"{title_of(rows)}; each trace has its own cache",
         day=datetime.now(UTC).date(),
         summary=_table(format_summary(summarize(rows))),
         possible=_table(format_ceilings(list_ceilings(rows))),

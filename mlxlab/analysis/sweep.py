@@ -32,7 +32,7 @@ from mlxlab.replay.cost_model import CostModel
 from mlxlab.replay.manifest import describe_run
 from mlxlab.replay.simulator import Simulator
 from mlxlab.replay.sources import AnyTrace, Sources, open_sources
-from mlxlab.replay.specs import EXACT_SPECS, StrategySpec, parse_specs
+from mlxlab.replay.specs import EXACT_SPECS, StrategySpec, label_rules, parse_specs
 from mlxlab.replay.workload import Workload
 from mlxlab.sizes import format_size
 from mlxlab.strategies import Strategy
@@ -188,14 +188,14 @@ def _run(task: Task, data: tuple[Sources, CostModel | None]) -> list[Row]:
         found = _ceilings(workload, what["token_bytes"], what["capacities"], costs)
     else:
         specs = [
-            StrategySpec(what["strategy"], tuple(what["rules"]), size)
+            StrategySpec.parse(what["strategy"], what["rules"], size)
             for size in what["capacities"]
         ]
         strategies = [
             spec.make(what["token_bytes"], unit=workload.unit) for spec in specs
         ]
         found = _simulated(strategies, workload, costs)
-    rules = StrategySpec("", tuple(what["rules"])).rules_label
+    rules = label_rules(tuple(what["rules"]))
     common = {"strategy": what["strategy"], "rules": rules, "users": what["users"]}
     return [{**common, **row} for row in found]
 

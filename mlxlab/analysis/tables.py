@@ -148,7 +148,7 @@ def format_ceilings(ceilings: pd.DataFrame) -> pd.DataFrame:
 
 def spec_names(rows: pd.DataFrame) -> pd.Series[str]:
     """A strategy's name for every row, with its rules where not all are in force."""
-    rules = rows.rules.where(rows.rules != "all")
+    rules = rows.rules.where(rows.rules != "all").str.replace(",", "+")
     return rows.strategy + ("@" + rules).fillna("")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from mlxlab.analysis.fidelity.store import FidelityRecord, known
-from mlxlab.analysis.tuning import Tuning
+from mlxlab.analysis.tuning import Tuning, rank
 from mlxlab.extras import needs
 from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
 from mlxlab.rendering.renderer import Renderer
@@ -21,10 +22,9 @@ from mlxlab.replay.cost_model import CostModel
 from mlxlab.replay.manifest import describe_run
 from mlxlab.replay.simulator import Simulator
 from mlxlab.replay.sources import AnyTrace, open_sources
-from mlxlab.replay.specs import StrategySpec
+from mlxlab.replay.specs import StrategySpec, label_rules
 from mlxlab.replay.workload import Workload
-from mlxlab.sizes import format_size
-from mlxlab.strategies import STRATEGIES, Parameter
+from mlxlab.strategies import STRATEGIES, Limit, Strategy
 
 if TYPE_CHECKING:
     import optuna
@@ -48,9 +48,10 @@ def tune(
 ) -> Tuning:
     """Find the strategy and parameters that answer this traffic soonest.
 
-    Each strategy says itself which values are worth trying (``Strategy.choices``);
+    Each parameter declares the values worth trying (``Parameter.tries``);
     Optuna's tree-structured Parzen estimator chooses among them. Every strategy is
-    tried as it is first.
+    tried as it is first. What differs by no more than the calibration's error is a
+    tie: then several agents must be safe, and the least memory wins.
 
     Args:
         traces: recorded or hashed.
@@ -79,14 +80,16 @@ def tune(
     search = _Search(workload, token_bytes, memory, costs)
     found = search.run(approximate, trials, seed, progress)
     foresight = Foresight(workload)
-    specs = [StrategySpec(found.strategy.iloc[0], renderer.rules)]
+    specs = [StrategySpec.parse(found.strategy.iloc[0], renderer.rules)]
     return Tuning(
         trials=found,
+        error=costs.error if costs else 0.0,
+        users=users,
         infinite=sum(foresight.reused(INFINITE)),
         finite=sum(foresight.reused(memory // token_bytes)),
         memory=memory,
         model=folder.name,
-        rules=StrategySpec("", renderer.rules).rules_label,
+        rules=label_rules(renderer.rules),
         manifest=describe_run(
             traces,
             folder,
@@ -117,49 +120,53 @@ class _Search:
         self._known: dict[str, dict[str, Any]] = {}
 
     def run(
-        self, approximate: Sequence[str], trials: int, seed: int, progress: bool
+        self,
+        approximate: Sequence[StrategySpec],
+        trials: int,
+        seed: int,
+        progress: bool,
     ) -> pd.DataFrame:
-        """All that was tried, the best first; of equals what holds less."""
+        """All that was tried, in the order of :func:`rank`."""
         with needs("tune"):
             import optuna  # slow to import, and needed here only
 
         logging.getLogger("optuna").setLevel(logging.WARNING)
         study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
-        exact = {n: s for n, s in STRATEGIES.items() if s.exact}
-        candidates = [*exact, *approximate]
+        exact = [StrategySpec(s, {}, ()) for s in STRATEGIES.values() if s.exact]
+        candidates = {spec.strategy: spec for spec in (*exact, *approximate)}
         for name in candidates:
             study.enqueue_trial({"strategy": name}, skip_if_exists=True)
         with tqdm(total=trials, desc="tuning", disable=not progress) as bar:
             for _ in range(max(trials, len(candidates))):
                 study.optimize(lambda trial: self._try(trial, candidates), n_trials=1)
                 bar.update(1)
-        frame = pd.DataFrame(self._known.values())
-        return frame.sort_values(["cost", "stored_bytes"], ignore_index=True)
+        error = self.costs.error if self.costs else 0.0
+        return rank(pd.DataFrame(self._known.values()), error)
 
-    def _try(self, trial: optuna.Trial, candidates: Sequence[str]) -> float:
-        chosen = trial.suggest_categorical("strategy", candidates)
-        spec = chosen
-        if chosen in STRATEGIES:
-            parameters = {
-                key: trial.suggest_categorical(f"{chosen}.{key}", self._values(key, of))
-                for key, of in STRATEGIES[chosen].choices.items()
+    def _try(
+        self, trial: optuna.Trial, candidates: Mapping[str, StrategySpec]
+    ) -> float:
+        spec = candidates[trial.suggest_categorical("strategy", list(candidates))]
+        if spec.exact:
+            parameters: dict[str, int] = {
+                key: trial.suggest_categorical(f"{spec.strategy}.{key}", list(values))
+                for key, values in self._space(spec.policy).items()
             }
-            spec = _spec(chosen, {**parameters, "capacity": self.memory})
-        if spec not in self._known:
-            self._known[spec] = self._measure(spec)
-        return float(self._known[spec]["cost"])
+            if Limit.CAPACITY in spec.policy.limits:
+                parameters[spec.policy.limits[Limit.CAPACITY]] = self.memory
+            spec = replace(spec, parameters=parameters)
+        if spec.strategy not in self._known:
+            self._known[spec.strategy] = self._measure(spec)
+        return float(self._known[spec.strategy]["cost"])
 
-    def _values(self, key: str, values: Sequence[int]) -> list[int]:
-        """Those that hashed traces can tell apart."""
+    def _space(self, policy: type[Strategy]) -> dict[str, tuple[int, ...]]:
+        """Return the values to try, by parameter."""
         unit = self.workload.unit
-        whole = [value for value in values if value % unit == 0]
-        counted = {k for s in STRATEGIES.values() for k in s.in_tokens}
-        return (whole or [unit]) if key in counted else list(values)
+        declared = policy.declared.items()
+        return {key: own.tries_in(unit) for key, own in declared if own.tries}
 
-    def _measure(self, spec: str) -> dict[str, Any]:
-        strategy = StrategySpec(spec, ()).make(
-            self.token_bytes, unit=self.workload.unit
-        )
+    def _measure(self, spec: StrategySpec) -> dict[str, Any]:
+        strategy = spec.make(self.token_bytes, unit=self.workload.unit)
         replayer = Simulator(strategy, costs=self.costs)
         seconds, prompt, reused, requests, peak = [], 0, 0, 0, 0
         for request in self.workload:
@@ -170,8 +177,9 @@ class _Search:
             peak = max(peak, outcome.stored_bytes)
             requests += 1
         row = {
-            "strategy": spec,
+            "strategy": spec.strategy,
             "name": strategy.name,
+            "several": strategy.max_sequences is None or strategy.max_sequences > 1,
             "cost": (prompt - reused) / requests,
             "prompt_tokens": prompt,
             "reused_tokens": reused,
@@ -188,7 +196,9 @@ class _Search:
         }
 
 
-def _close_enough(folder: ModelFolder, rules: Sequence[str], kld: float) -> list[str]:
+def _close_enough(
+    folder: ModelFolder, rules: Sequence[str], kld: float
+) -> list[StrategySpec]:
     """Approximate strategies that were measured to be within the limit."""
 
     def within(record: FidelityRecord) -> bool:
@@ -196,13 +206,10 @@ def _close_enough(folder: ModelFolder, rules: Sequence[str], kld: float) -> list
         return same and record.closeness.kld_999 <= kld
 
     keys = [m.key for m in known(folder.digest) if within(m)]
-    return [_spec(s.strategy, s.parameters) for s in keys]
-
-
-def _spec(name: str, parameters: Mapping[str, Parameter]) -> str:
-    written = [
-        f"{key}={format_size(int(value)) if key == 'capacity' else value}"
-        for key, value in parameters.items()
-        if not (key == "capacity" and name == "none")
+    return [
+        StrategySpec(STRATEGIES[key.strategy], key.parameters, ())
+        for key in keys
+        # Records of other versions may name what this one does not have.
+        if key.strategy in STRATEGIES
+        and key.parameters.keys() <= STRATEGIES[key.strategy].declared.keys()
     ]
-    return f"{name}:{','.join(written)}" if written else name

@@ -10,10 +10,33 @@ from typing import Any
 
 import pandas as pd
 
+from mlxlab.analysis.tables import name_traces
+from mlxlab.replay.specs import StrategySpec
 from mlxlab.sizes import format_size
-from mlxlab.strategies import parse_spec
 
-__all__ = ["Tuning"]
+__all__ = ["Tuning", "rank"]
+
+
+def rank(trials: pd.DataFrame, error: float) -> pd.DataFrame:
+    """Sort trials, the best first.
+
+    Those that cost no more than ``error`` above the least are ties. Of ties come first
+    those that hold several sequences, then those that hold the least memory.
+
+    Args:
+        trials: with ``cost``, ``several`` and ``stored_bytes``.
+        error: share by which costs are off.
+    """
+    tied = _tied(trials, error)
+    order = ["several", "stored_bytes", "cost"]
+    ties = trials[tied].sort_values(order, ascending=[False, True, True])
+    others = trials[~tied].sort_values(["cost", "stored_bytes"])
+    return pd.concat([ties, others], ignore_index=True)
+
+
+def _tied(trials: pd.DataFrame, error: float) -> pd.Series[bool]:
+    tied: pd.Series[bool] = trials.cost <= trials.cost.min() * (1 + error)
+    return tied
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,11 +44,15 @@ class Tuning:
     """What a search found.
 
     Attributes:
-        trials: a row per strategy and parameters that was tried, the best first:
-            ``strategy``, ``name`` (without parameters), ``prompt_tokens``,
+        trials: a row per strategy and parameters that was tried, in the order of
+            :func:`rank`: ``strategy``, ``name`` (without parameters), ``several``
+            (whether it holds several sequences at once), ``prompt_tokens``,
             ``reused_tokens``, ``stored_bytes`` (peak), and with a calibration
             ``ttft_mean_s``, ``ttft_median_s``, ``ttft_p90_s``; ``cost`` is what was
             minimised, the mean time to the first token, else of computed tokens.
+        error: share within which costs are ties: the calibration's median error, 0
+            for computed tokens, which are exact.
+        users: traces that were replayed at the same time.
         infinite: tokens that exact reuse could have had with infinite memory.
         finite: with this memory and all the future known.
         memory: the budget in bytes.
@@ -35,6 +62,8 @@ class Tuning:
     """
 
     trials: pd.DataFrame
+    error: float
+    users: int
     infinite: int
     finite: int
     memory: int
@@ -46,6 +75,22 @@ class Tuning:
     def best(self) -> pd.Series:
         """The recommended one's row."""
         return self.trials.iloc[0]
+
+    @property
+    def tied(self) -> pd.DataFrame:
+        """Of each other strategy the best that costs the same within the error."""
+        ties = self.trials[_tied(self.trials, self.error)]
+        others: pd.DataFrame = ties[ties.name != self.best["name"]]
+        return others.drop_duplicates("name")
+
+    @property
+    def title(self) -> str:
+        """One line on what was replayed, and into which cache."""
+        at_once = f"{self.users} at a time" if self.users > 1 else "one after the other"
+        return (
+            f"{name_traces(self.manifest)}: model {self.model}, simulated; "
+            f"all traces share one cache, {at_once}"
+        )
 
     @property
     def runner_up(self) -> pd.Series:
@@ -103,7 +148,8 @@ class Tuning:
         """What the winner's parameters made out, the others at their best."""
         said = []
         own = self.trials[self.trials.name == self.best["name"]]
-        parsed = pd.DataFrame([parse_spec(s)[1] for s in own.strategy], index=own.index)
+        specs = [StrategySpec.parse(text) for text in own.strategy]
+        parsed = pd.DataFrame([dict(s.parameters) for s in specs], index=own.index)
         for key in parsed:
             costs = own.cost.groupby(parsed[key]).min()
             chosen = parsed[key].iloc[0]
@@ -121,6 +167,18 @@ class Tuning:
 
     def lines(self) -> list[str]:
         """The recommendation, to be printed."""
+        return [
+            self.title,
+            f"Recommended: {self.best.strategy}",
+            f"  {self.serve_line}",
+            f"  {self.alias}",
+            *self._outlook(),
+            "Why:",
+            *(f"- {sentence}" for sentence in self.explain()),
+        ]
+
+    def _outlook(self) -> list[str]:
+        """What to expect, what is as good, and what comes next."""
         best, other = self.best, self.runner_up
         expected = f"{best.cost:,.0f} tokens to compute for each request in the mean"
         if "ttft_mean_s" in self.trials:
@@ -131,23 +189,34 @@ class Tuning:
             )
         more = other.cost / best.cost - 1 if best.cost else 0.0
         return [
-            f"Recommended: {best.strategy}",
-            f"  {self.serve_line}",
-            f"  {self.alias}",
             f"Expected: {expected}",
+            *self._ties(),
             f"Runner-up: {other.strategy}, {_more(more)} {self._measure}",
-            "Why:",
-            *(f"- {sentence}" for sentence in self.explain()),
         ]
+
+    def _ties(self) -> list[str]:
+        if self.tied.empty:
+            return []
+        within = "token for token"
+        if "ttft_mean_s" in self.trials:
+            within = f"within the estimate's error of {self.error:.1%}"
+        named = [
+            f"{row.strategy} ({row.stored_bytes / 2**20:.0f} MiB"
+            f"{'' if row.several else ', one sequence only'})"
+            for _, row in self.tied.iterrows()
+        ]
+        kind = "holds several sequences in" if self.best.several else "holds"
+        held = f"{self.best.stored_bytes / 2**20:.0f} MiB"
+        return [f"Tied {within}: {', '.join(named)}; the recommended one {kind} {held}"]
 
     def __repr__(self) -> str:
         return "\n".join(self.lines())
 
     def _repr_html_(self) -> str:
-        _, serve, alias, *rest = self.lines()
-        code = f"<pre>{escape(serve.strip())}\n{escape(alias.strip())}</pre>"
+        code = f"<pre>{escape(self.serve_line)}\n{escape(self.alias)}</pre>"
+        outlook = "<br>".join(map(escape, self._outlook()))
         items = "".join(f"<li>{escape(line)}</li>" for line in self.explain())
-        return f"{code}<p>{escape(rest[0])}<br>{escape(rest[1])}</p><ul>{items}</ul>"
+        return f"<p>{escape(self.title)}</p>{code}<p>{outlook}</p><ul>{items}</ul>"
 
 
 def _more(share: float) -> str:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from pandas import DataFrame
 from rich.console import Console
 
 from mlxlab.analysis.compare import compare as compare_traces
+from mlxlab.analysis.conclusion import conclude
 from mlxlab.analysis.fidelity.result import Fidelity, format_findings
 from mlxlab.analysis.fidelity.run import QUANTIZED, parse_quantized
 from mlxlab.analysis.fidelity.run import fidelity as judge_answers
+from mlxlab.analysis.forecast import forecast
 from mlxlab.analysis.misses.explain import Misses, format_breaks, format_causes
 from mlxlab.analysis.misses.explain import explain as explain_misses
 from mlxlab.analysis.segments import count_segments
@@ -75,26 +78,31 @@ def compare(
     loaded = [load_trace(trace) for trace in traces or [DEFAULT_TRACE]]
     folder = find_model(model)
     costs = recall_costs(folder.digest, chunk) if simulate else None
-    rows = compare_traces(
-        loaded,
-        model=folder,
-        strategies=strategies,
-        rules=rules,
-        capacity=capacity,
-        simulate=simulate,
-        costs=costs,
-        chunk=chunk,
-    )
+    settings: dict[str, Any] = {
+        "model": folder,
+        "strategies": strategies,
+        "rules": rules,
+        "capacity": capacity,
+        "chunk": chunk,
+    }
+    if not simulate:
+        takes = forecast(loaded, **settings)
+        console.print(f"This takes {takes}; --simulate counts tokens in seconds.")
+    rows = compare_traces(loaded, simulate=simulate, costs=costs, **settings)
     _print_summary(rows)
     if simulate and costs is None:
         hint = f"No seconds: mlxlab calibrate --model {model} measures what they take."
         console.print(hint, highlight=False, soft_wrap=True)
+    written = []
     if json:
         write_json(rows, json)
+        written.append(json)
     if plots:
         from mlxlab.analysis.plots import save_plots
 
-        save_plots(rows, count_segments(loaded, model=model, rules=rules), plots)
+        segments = count_segments(loaded, model=model, rules=rules)
+        written += save_plots(rows, segments, plots)
+    _print_conclusion(rows, written)
 
 
 @app.command()
@@ -215,8 +223,8 @@ def write_report(
 
 @app.command("strategies")
 def list_strategies() -> None:
-    """List the strategies, a line each."""
-    print_names({s.name: s.summary for s in STRATEGIES.values()})
+    """List the strategies, and their names in the literature."""
+    print_names({s.name: f"{s.summary}\n{s.literature}" for s in STRATEGIES.values()})
 
 
 @app.command("rules")
@@ -226,11 +234,19 @@ def list_rules() -> None:
 
 
 def _print_summary(rows: DataFrame) -> None:
-    console.print(title_of(rows), highlight=False)
+    console.print(f"{title_of(rows)}; each trace has its own cache", highlight=False)
     console.print(table(format_summary(summarize(rows))))
     console.print(table(format_ceilings(list_ceilings(rows))))
     for note in list_notes(rows):
         console.print(note, highlight=False)
+
+
+def _print_conclusion(rows: DataFrame, written: Sequence[Path]) -> None:
+    lines = conclude(rows)
+    if written:
+        lines.append(f"Written: {', '.join(map(str, written))}")
+    for line in lines:
+        console.print(line, highlight=False, markup=False)
 
 
 def _print_findings(found: Fidelity, *, by_edit: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,11 @@ import typer
 from mlxlab.cli.app import app, console
 from mlxlab.cli.options import Chunk
 from mlxlab.extras import needs
+
+_EXPOSED = (
+    "--token: other users can read it in the process list; set MLXLAB_TOKEN, or give "
+    "--token-file"
+)
 
 
 @app.command()
@@ -24,6 +30,12 @@ def serve(
         str | None, typer.Option(help="all, none, names, or exceptions: -name,...")
     ] = None,
     aliases: Annotated[Path | None, typer.Option(help="model_aliases.json.")] = None,
+    alias: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=MODEL", help="Model id to serve a model under; repeatable."
+        ),
+    ] = None,
     record: Annotated[
         Path | None, typer.Option(help="Write what clients send as a trace.")
     ] = None,
@@ -33,7 +45,13 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to bind.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, help="0 takes a free one.")] = 1234,
     token: Annotated[
-        str | None, typer.Option(help="What clients send; made if left out.")
+        str | None,
+        typer.Option(
+            help="What clients send, in place of MLXLAB_TOKEN; made if neither."
+        ),
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File of mode 0600 that holds the token.")
     ] = None,
     memory: Annotated[
         float | None,
@@ -43,24 +61,37 @@ def serve(
     queue: Annotated[int, typer.Option(min=0, help="Requests that may wait.")] = 32,
 ) -> None:
     """Serve the Messages API; `mlxlab claude` then starts a client on it."""
+    from mlxlab.client.discovery import TOKEN_VARIABLE
     from mlxlab.client.launch import environment_lines
 
     with needs("serve"):
+        from mlxlab.server.aliases import parse_models
+        from mlxlab.server.credentials import find_token
         from mlxlab.server.server import Options
         from mlxlab.server.server import serve as start
         from mlxlab.web.background import wait_for_signal
 
+    if token is not None:
+        typer.echo(_EXPOSED, err=True)
     options = Options(
         host=host,
         port=port,
-        token=token,
+        token=find_token(token, token_file),
         memory=None if memory is None else int(memory * 2**30),
         chunk=chunk,
         queue=queue,
         script=script,
     )
+    models = parse_models(alias or ())
+    os.environ.pop(TOKEN_VARIABLE, None)  # what the server starts does not need it
     with start(
-        model, strategy, rules=rules, aliases=aliases, record=record, options=options
+        model,
+        strategy,
+        rules=rules,
+        aliases=aliases,
+        models=models,
+        record=record,
+        options=options,
     ) as server:
         shown = [*server.notices, *environment_lines(server.endpoint)]
         wait_for_signal(lambda: _print_server(repr(server), server.url, shown))

@@ -24,6 +24,7 @@ __all__ = [
     "DEFAULT",
     "FOLDER",
     "TIERS",
+    "TOKEN_VARIABLE",
     "Endpoint",
     "find",
     "publish",
@@ -36,6 +37,9 @@ FOLDER = Path("~/.cache/mlxlab/endpoints")
 
 #: The alias of clients that name no model.
 DEFAULT = "default"
+
+#: Environment variable that holds a server's token.
+TOKEN_VARIABLE = "MLXLAB_TOKEN"
 
 #: Kinds of model that a client asks for without naming one.
 TIERS = ("opus", "sonnet", "haiku", "fable")
@@ -148,7 +152,7 @@ def _read(path: Path) -> Endpoint:
 
     Raises:
         FileNotFoundError: it has gone.
-        ServerError: it is not such a file, or holds no endpoint.
+        ServerError: others may have written or read it, or it holds no endpoint.
     """
     advice = "remove it and start the endpoint again"
     try:

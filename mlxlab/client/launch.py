@@ -19,11 +19,17 @@ from pathlib import Path
 from types import FrameType
 from urllib.parse import urlsplit
 
-from mlxlab.client.discovery import DEFAULT, Endpoint
+from mlxlab.client.discovery import DEFAULT, TOKEN_VARIABLE, Endpoint
 from mlxlab.errors import ServerError
 from mlxlab.ownership import require_own
 
-__all__ = ["client_environment", "environment_lines", "find_client", "launch"]
+__all__ = [
+    "Environment",
+    "client_environment",
+    "environment_lines",
+    "find_client",
+    "launch",
+]
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +65,14 @@ _TOKEN = "ANTHROPIC_AUTH_TOKEN"
 _USUAL_OUTPUT = 32_000
 
 
-def client_environment(endpoint: Endpoint, base: Mapping[str, str]) -> dict[str, str]:
+class Environment(dict[str, str]):
+    """Environment variables, shown without the token: notebooks keep what is shown."""
+
+    def __repr__(self) -> str:
+        return repr({**self, _TOKEN: "…"})
+
+
+def client_environment(endpoint: Endpoint, base: Mapping[str, str]) -> Environment:
     """A process environment in which Claude Code talks to an endpoint.
 
     Args:
@@ -68,15 +81,22 @@ def client_environment(endpoint: Endpoint, base: Mapping[str, str]) -> dict[str,
             elsewhere is left out.
     """
     host = _host(endpoint)
-    kept = {key: base[key] for key in base if key not in _FOREIGN}
+    # The server's own variable: the client gets the token under its own name.
+    left_out = {*_FOREIGN, TOKEN_VARIABLE}
+    kept = {key: base[key] for key in base if key not in left_out}
     direct = {key: ",".join(filter(None, [host, base.get(key)])) for key in _NO_PROXY}
     ours = _variables(endpoint) | {_TOKEN: endpoint.token}
-    return _proposals(endpoint) | kept | ours | direct
+    return Environment(_proposals(endpoint) | kept | ours | direct)
 
 
-def environment_lines(endpoint: Endpoint) -> list[str]:
-    """The same for a shell: lines that export our variables and leave the others."""
-    ours = _variables(endpoint) | {_TOKEN: endpoint.token}
+def environment_lines(endpoint: Endpoint, *, token: bool = True) -> list[str]:
+    """The same for a shell: lines that export our variables and leave the others.
+
+    Args:
+        endpoint: where requests are to go.
+        token: whether the token is among them.
+    """
+    ours = _variables(endpoint) | ({_TOKEN: endpoint.token} if token else {})
     variables = ours | _proposals(endpoint)
     host = _host(endpoint)
     return [

@@ -14,14 +14,17 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments
 
-from mlxlab.errors import MlxlabError
+from mlxlab.errors import MlxlabError, ServerError
+from mlxlab.jupyter.address import Address, is_free, name_notebook, recall, remember
+from mlxlab.server.aliases import parse_models
+from mlxlab.server.credentials import find_token
 from mlxlab.server.server import Options, Server, Status, serve
 
 __all__ = ["ServeMagics"]
 
 #: What a running server can change; the rest is settled when it starts.
 _LIVE = ("model", "strategy", "rules")
-_SETTLED = ("port", "token", "aliases", "script", "memory")
+_SETTLED = ("port", "token", "aliases", "alias", "script", "memory")
 #: Asks for an action, so that nothing else can be meant on the same line.
 _ALONE = ("stop", "status")
 
@@ -56,6 +59,8 @@ class ServeMagics(Magics):
         super().__init__(shell)
         self.server: Server | None = None
         self._settled: Mapping[str, Any] = {}
+        # Named now, before `%cd` changes the folder.
+        self._notebook = name_notebook(shell.user_ns if shell else {})
 
     @magic_arguments()
     @argument("--model", metavar="NAME", help="folder, hub repository, or tiny")
@@ -63,9 +68,18 @@ class ServeMagics(Magics):
         "--strategy", metavar="SPEC", help="name[:key=value,...], as in paged:block=32"
     )
     @argument("--rules", help="all, none, names, or exceptions: -name,...")
-    @argument("--port", type=int, help="any free one if left out")
-    @argument("--token", help="what clients send; one is made if left out")
+    @argument("--port", type=int, help="the last one if left out; 0 for any free one")
+    @argument("--token", help="what clients send; MLXLAB_TOKEN, the last, or a new one")
+    @argument(
+        "--token-file", metavar="FILE", type=_path, help="holds the token; mode 0600"
+    )
     @argument("--aliases", metavar="FILE", type=_path, help="a model_aliases.json")
+    @argument(
+        "--alias",
+        metavar="NAME=MODEL",
+        action="append",
+        help="model id to serve a model under; repeatable",
+    )
     @argument(
         "--record", metavar="FILE", type=_path, help="write what clients send, a trace"
     )
@@ -95,6 +109,10 @@ class ServeMagics(Magics):
         it starts. Of approximate strategies it prints what was measured for them.
         Without options the running server is shown. The handle that is returned has
         .url, .token, .environment, .requests, .notices and .stop().
+
+        Port and token are those of this notebook's last start, so that clients
+        survive a restart of the kernel. They are kept in ~/.cache/mlxlab/addresses.
+        The token is never shown: `mlxlab claude` finds it, and .token gives it.
         """
         try:
             return self._serve(self._parse(line))
@@ -138,25 +156,58 @@ class ServeMagics(Magics):
 
     def _start(self, given: Namespace) -> None:
         self.stop()  # what is left of one that ended by itself
+        last = self._recall()
+        port = self._port(given, last)
         self.server = server = serve(
             given.model,
             given.strategy,
             rules=given.rules,
             aliases=given.aliases,
+            models=parse_models(given.alias or ()),
             record=given.record,
             options=Options(
-                port=given.port or 0,
-                token=given.token,
+                port=port,
+                token=find_token(given.token, given.token_file)
+                or (last.token if last else None),
                 memory=given.memory,
                 script=given.script,
             ),
         )
+        address = Address(server.endpoint.port, server.token)
         settled = {key: getattr(given, key) for key in _SETTLED}
-        chosen = {"port": server.endpoint.port, "token": server.token}
-        self._settled = settled | chosen
+        self._settled = settled | {"port": address.port, "token": address.token}
+        if port or given.port is not None or last is None:
+            self._remember(address)
         _print_notices(server)
 
+    def _port(self, given: Namespace, last: Address | None) -> int:
+        """The port to bind, 0 for any free one."""
+        if given.port is not None:
+            return int(given.port)
+        if last is None:
+            return 0
+        if is_free(last.port):
+            return last.port
+        # Another notebook of the same folder may serve there: it keeps its clients.
+        print(f"port {last.port} is in use; a free one is taken this time")
+        return 0
+
+    def _recall(self) -> Address | None:
+        try:
+            return recall(self._notebook)
+        except ServerError as error:
+            print(error)
+            return None
+
+    def _remember(self, address: Address) -> None:
+        try:
+            remember(self._notebook, address)
+        except ServerError as error:
+            print(error)
+
     def _change(self, server: Server, given: Namespace) -> None:
+        if given.token_file:
+            given.token = find_token(given.token, given.token_file)
         for key in _SETTLED:
             value = getattr(given, key)
             if value and value != self._settled[key]:

@@ -1,8 +1,8 @@
-"""Encoding: a text's ids, by a model's tokenizer, each piece of it worked out once.
+"""The encoder: turns text into token ids, and encodes each piece of text once.
 
 An agent's requests repeat nearly all of their text. Tokenizers look for special tokens
-such as ``<|im_end|>`` before anything else and never merge across them, so what stands
-between two of them has the same ids wherever it stands, and can be remembered.
+such as ``<|im_end|>`` before anything else, and never merge across them. So the text
+between two special tokens has the same ids wherever it stands, and can be cached.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Encoded", "Encoder", "join_encoded"]
 
-#: Ids, and the first character of each.
+#: int32 ids, and the first character of each, both of shape ``[n]``.
 Encoded = tuple[Tokens, NDArray[np.int64]]
 
-#: Tokens whose pieces are remembered: a hundred long prompts, some 35 MB.
-_REMEMBERED = 2 << 20
+#: Size of the cache in tokens: a hundred long prompts, some 35 MB.
+_CACHED_TOKENS = 2 << 20
 
-#: What is tried out around every special token.
-_TRIAL = "Once 1,200\n  \u00e9 {0}upon{0} a\n\n{0}{0}\ttime {0}"
+#: Text put around every special token to test whether pieces encode like the whole.
+_SAMPLE = "Once 1,200\n  \u00e9 {0}upon{0} a\n\n{0}{0}\ttime {0}"
 
 
 def join_encoded(pieces: Iterable[Encoded]) -> Encoded:
-    """One after the other."""
+    """Concatenate encoded pieces."""
     ids, starts = zip(*pieces, strict=True)
     return np.concatenate(ids), np.concatenate(starts)
 
@@ -45,40 +45,43 @@ class Encoder:
     """Encodes texts with one tokenizer. Threads may share it.
 
     Args:
-        tokenizer: a fast one. What its special tokens do not cut is encoded whole.
+        tokenizer: a fast tokenizer. If its special tokens do not separate text
+            safely, every text is encoded whole.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._lock = Lock()
-        self._pieces: LRUCache[str, Encoded] = LRUCache(
-            _REMEMBERED, getsizeof=lambda encoded: len(encoded[0]) + 1
+        self._cache: LRUCache[str, Encoded] = LRUCache(
+            _CACHED_TOKENS, getsizeof=lambda encoded: len(encoded[0]) + 1
         )
-        ends = _find_ends(tokenizer.added_tokens_decoder.values())
-        self._ends = re.compile("|".join(map(re.escape, ends))) if ends else None
-        # A tokenizer may treat the beginning of a text unlike that of a piece.
-        trial = "".join(map(_TRIAL.format, ends))
-        pieces, whole = self.encode(trial), self._whole(trial)
+        separators = _find_separators(tokenizer.added_tokens_decoder.values())
+        pattern = "|".join(map(re.escape, separators))
+        self._separator = re.compile(pattern) if separators else None
+        # Some tokenizers treat the beginning of a text unlike its other words.
+        sample = "".join(map(_SAMPLE.format, separators))
+        pieces, whole = self.encode(sample), self._encode_whole(sample)
         if not all(np.array_equal(pieces[i], whole[i]) for i in (0, 1)):
-            self._ends = None
+            self._separator = None
 
     def encode(self, text: str) -> Encoded:
-        """Ids of a text, nothing added to it, and each one's first character."""
-        if self._ends is None:
-            return self._whole(text)
+        """Return the ids of a text, without added tokens, and their characters."""
+        if self._separator is None:
+            return self._encode_whole(text)
         pieces: list[Encoded] = []
         start = 0
-        for stop in (*(end.end() for end in self._ends.finditer(text)), len(text)):
-            ids, starts = self._piece(text[start:stop])
+        stops = (match.end() for match in self._separator.finditer(text))
+        for stop in (*stops, len(text)):
+            ids, starts = self._encode_piece(text[start:stop])
             pieces.append((ids, starts + start))
             start = stop
         return join_encoded(pieces)
 
-    @cachedmethod(lambda self: self._pieces, lock=lambda self: self._lock)
-    def _piece(self, text: str) -> Encoded:
-        return self._whole(text)
+    @cachedmethod(lambda self: self._cache, lock=lambda self: self._lock)
+    def _encode_piece(self, text: str) -> Encoded:
+        return self._encode_whole(text)
 
-    def _whole(self, text: str) -> Encoded:
+    def _encode_whole(self, text: str) -> Encoded:
         encoding = self._tokenizer(
             text, add_special_tokens=False, return_offsets_mapping=True
         )
@@ -87,8 +90,8 @@ class Encoder:
         return ids, offsets.reshape(-1, 2)[:, 0]
 
 
-def _find_ends(added: Collection[AddedToken]) -> list[str]:
-    """Special tokens that are found in a text whatever stands around them."""
+def _find_separators(added: Collection[AddedToken]) -> list[str]:
+    """Return the special tokens that are recognised in any surrounding text."""
     if any(token.single_word for token in added):
         return []
     names = sorted(token.content for token in added)

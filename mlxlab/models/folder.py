@@ -1,4 +1,4 @@
-"""Model folders: where they are, what their KV weighs, how they cut text.
+"""Model folders: their files, the bytes per token of their KV cache, their tokenizer.
 
 A model is a folder in mlx-lm's format, given by path or hub repository. This module
 reads its configuration and tokenizer and never its weights, so that a simulation
@@ -49,10 +49,10 @@ class ModelFolder:
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of keys and values that one token takes over all layers.
+        """Bytes of keys and values per token, over all layers.
 
         Raises:
-            ModelError: the configuration does not tell.
+            ModelError: the configuration lacks the numbers of heads or layers.
         """
         config = self._text_config
         try:
@@ -63,13 +63,13 @@ class ModelFolder:
         except KeyError as error:
             raise ModelError(
                 f"model {self.name}: config.json lacks {error}; "
-                "mlxlab needs a transformer with one KV cache a layer"
+                "mlxlab needs a transformer with one KV cache per layer"
             ) from None
         return int(2 * layers * kv_heads * head_dim * self._item_bytes)
 
     @property
     def window(self) -> int:
-        """Longest sequence in tokens; a large number if the model names none."""
+        """Longest sequence in tokens; 2**31 - 1 if the configuration names none."""
         return int(self._text_config.get("max_position_embeddings", 2**31 - 1))
 
     @cached_property
@@ -77,14 +77,14 @@ class ModelFolder:
         """The tokenizer with its chat template.
 
         Raises:
-            ModelError: no fast tokenizer, or no chat template.
+            ModelError: there is no fast tokenizer, or no chat template.
         """
-        # Else importing transformers without torch prints advice on stderr.
+        # Otherwise transformers prints advice on stderr if torch is missing.
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         from transformers import AutoTokenizer
 
         try:
-            # The window is ours to check; transformers would only warn of it.
+            # mlxlab checks the window itself; transformers would only warn.
             tokenizer = AutoTokenizer.from_pretrained(
                 self.path,
                 local_files_only=True,
@@ -101,32 +101,33 @@ class ModelFolder:
 
     @cached_property
     def encoder(self) -> Encoder:
-        """What encodes texts with :attr:`tokenizer`, and remembers them."""
+        """Encodes texts with :attr:`tokenizer`, and caches the ids of their pieces."""
         return Encoder(self.tokenizer)
 
     @property
     def end_ids(self) -> frozenset[int]:
-        """Ids that end an answer."""
+        """Token ids that end an answer."""
         ids = {self.tokenizer.eos_token_id}
-        for named in (self._generation, self.config):
+        for named in (self._generation_config, self.config):
             eos = named.get("eos_token_id")
             ids |= set(eos) if isinstance(eos, list) else {eos}
         return frozenset(i for i in ids if isinstance(i, int))
 
     @property
     def sampling(self) -> Mapping[str, float]:
-        """How its makers sample it: temperature, top_p, top_k, min_p, if they tell."""
+        """The model's own settings of temperature, top_p, top_k and min_p, if any."""
         keys = ("temperature", "top_p", "top_k", "min_p")
-        if self._generation.get("do_sample") is False:
+        config = self._generation_config
+        if config.get("do_sample") is False:
             return {}
-        return {key: self._generation[key] for key in keys if key in self._generation}
+        return {key: config[key] for key in keys if key in config}
 
     @cached_property
     def tokenizer_digest(self) -> str:
         """SHA-256 of ``tokenizer.json``, 16 hex digits: equal digests, equal ids.
 
         Raises:
-            ModelError: there is none.
+            ModelError: the folder has no ``tokenizer.json``.
         """
         try:
             data = (self.path / "tokenizer.json").read_bytes()
@@ -136,9 +137,9 @@ class ModelFolder:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over the files that decide tokens and logits, 16 hex digits.
+        """SHA-256 of the files that decide tokens and logits, 16 hex digits.
 
-        Weight files of 64 MiB and more enter with size, header and last MiB.
+        Files of 64 MiB and more are hashed by size, first MiB and last MiB.
         """
         digest = hashlib.sha256()
         for file in sorted(self.path.iterdir()):
@@ -147,7 +148,7 @@ class ModelFolder:
         return digest.hexdigest()[:16]
 
     @cached_property
-    def _generation(self) -> Mapping[str, Any]:
+    def _generation_config(self) -> Mapping[str, Any]:
         file = self.path / "generation_config.json"
         try:
             found = json.loads(file.read_text()) if file.exists() else {}
@@ -168,14 +169,15 @@ class ModelFolder:
 
 
 def find_model(name: str = BUNDLED, *, download: bool = True) -> ModelFolder:
-    """The bundled model, a folder, or a hub repository (``owner/name``).
+    """Find a model's folder.
 
     Args:
-        name: a repository is looked up in the local hub cache first.
-        download: whether it is downloaded then, if the hub can be reached.
+        name: ``tiny``, a path, or a hub repository (``owner/name``). A repository is
+            looked up in the local hub cache first.
+        download: whether to download a repository that is not in that cache.
 
     Raises:
-        ModelError: nothing there, or not a model folder.
+        ModelError: there is no such model, or it is not a model folder.
     """
     path = tiny.PATH if name == BUNDLED else Path(name).expanduser()
     if not path.is_dir():
@@ -203,8 +205,8 @@ def _fetch(name: str, download: bool) -> Path:
         return Path(snapshot_download(name, local_files_only=not download))
     except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
         raise ModelError(
-            f"unknown model {name!r}: not in the hub cache, and the hub did not "
-            f"give it ({type(error).__name__}); {accepted}"
+            f"unknown model {name!r}: not in the hub cache, and not "
+            f"downloaded ({type(error).__name__}); {accepted}"
         ) from error
 
 

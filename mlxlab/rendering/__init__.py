@@ -1,1 +1,1 @@
-"""From a Messages request to the token ids of a prompt, in named segments."""
+"""Rendering: a Messages request becomes token ids, in segments named by block."""

@@ -1,17 +1,99 @@
-"""A conversation in the shape that Hugging Face chat templates take."""
+"""From a conversation to text: a model's Hugging Face chat template."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+from jinja2 import TemplateError
+
+from mlxlab.errors import ModelError
+from mlxlab.models.folder import ModelFolder
 from mlxlab.prompt import Role
 from mlxlab.rendering.conversation import Call, Conversation, Part, ToolPart, Turn
 from mlxlab.rendering.marks import wrap, wrap_descriptions, wrap_strings
 
-__all__ = ["template_input"]
+__all__ = ["ChatTemplate", "TemplateText", "template_input"]
 
 OpenMark: TypeAlias = Callable[[str, Role], str]
+
+_NO_INLINE = "inline system messages rendered as user turns: the template refuses them"
+_MERGED = "consecutive messages of one role merged: the template refuses them"
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateText:
+    """The text that a template made of a conversation.
+
+    Attributes:
+        conversation: in the form that the template accepted.
+        text: from the first character to the opening of the answer.
+        notes: how that form differs from the conversation that was to be rendered.
+    """
+
+    conversation: Conversation
+    text: str
+    notes: tuple[str, ...] = ()
+
+
+class ChatTemplate:
+    """The chat template of one model.
+
+    Args:
+        model: its tokenizer holds the template.
+    """
+
+    def __init__(self, model: ModelFolder) -> None:
+        self._model = model
+
+    def render(self, conversation: Conversation) -> TemplateText:
+        """Render a conversation in the first form that the template accepts.
+
+        Raises:
+            ModelError: the template accepts none.
+        """
+        notes: tuple[str, ...] = ()
+        for note, simplify in _SIMPLER_FORMS.items():
+            try:
+                return TemplateText(conversation, self.fill(conversation), notes)
+            except ModelError:
+                simpler = simplify(conversation)
+                notes += (note,) if simpler != conversation else ()
+                conversation = simpler
+        return TemplateText(conversation, self.fill(conversation), notes)
+
+    def fill(
+        self,
+        conversation: Conversation,
+        open_mark: OpenMark | None = None,
+        generation: bool = True,
+    ) -> str:
+        """Return the text of a conversation as it is.
+
+        Args:
+            conversation: passed to the template.
+            open_mark: marks the blocks, see :func:`template_input`.
+            generation: whether the text ends with the opening of the answer.
+
+        Raises:
+            ModelError: the template refuses the conversation.
+        """
+        messages, tools = template_input(conversation, open_mark or _no_mark)
+        try:
+            text = self._model.tokenizer.apply_chat_template(
+                messages,
+                tools=tools or None,
+                tokenize=False,
+                add_generation_prompt=generation,
+                enable_thinking=conversation.thinking,
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"model {self._model.name}: its chat template cannot render the "
+                f"request: {error}"
+            ) from error
+        return str(text)
 
 
 def _no_mark(label: str, role: Role) -> str:
@@ -20,13 +102,13 @@ def _no_mark(label: str, role: Role) -> str:
 
 def template_input(
     conversation: Conversation, open_mark: OpenMark = _no_mark
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Messages and tools for ``apply_chat_template``.
+) -> tuple[list[dict[str, Any]], list[Any]]:
+    """Return messages and tools for ``apply_chat_template``.
 
     Args:
-        conversation: what to render.
-        open_mark: called with label and role of each block; its text is wrapped in
-            what that returns.
+        conversation: to be rendered.
+        open_mark: takes a block's label and role, returns the mark to put around the
+            block's text.
     """
     turns = conversation.turns
     if conversation.system:
@@ -37,8 +119,8 @@ def template_input(
 
 def _message(turn: Turn, separator: str, open_mark: OpenMark) -> dict[str, Any]:
     message: dict[str, Any] = {"role": turn.role}
-    if turn.reasoning is not None:
-        message["reasoning_content"] = _text(turn.reasoning, open_mark)
+    if turn.thinking is not None:
+        message["reasoning_content"] = _text(turn.thinking, open_mark)
     message["content"] = separator.join(_text(p, open_mark) for p in turn.parts)
     if turn.calls:
         message["tool_calls"] = [_call(call, open_mark) for call in turn.calls]
@@ -63,3 +145,30 @@ def _tool(tool: ToolPart, open_mark: OpenMark) -> dict[str, Any]:
     definition = wrap_descriptions(mark, tool.function)
     function = definition["function"]
     return {**definition, "function": {**function, "name": wrap(mark, tool.name)}}
+
+
+def _inline_system_as_user(conversation: Conversation) -> Conversation:
+    turns = (
+        replace(turn, role="user") if turn.role == "system" else turn
+        for turn in conversation.turns
+    )
+    return replace(conversation, turns=tuple(turns))
+
+
+def _merge_turns(conversation: Conversation) -> Conversation:
+    turns: list[Turn] = []
+    for turn in conversation.turns:
+        if turns and turn.role == turns[-1].role and turn.role != "tool":
+            before = turns.pop()
+            turn = replace(
+                before,
+                parts=before.parts + turn.parts,
+                thinking=before.thinking or turn.thinking,
+                calls=before.calls + turn.calls,
+            )
+        turns.append(turn)
+    return replace(conversation, turns=tuple(turns))
+
+
+#: Tried in order, each on top of the one before, while a template refuses.
+_SIMPLER_FORMS = {_NO_INLINE: _inline_system_as_user, _MERGED: _merge_turns}

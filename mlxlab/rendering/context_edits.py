@@ -1,9 +1,8 @@
-"""Context edits: what a client asks to be left out of the history that it sends.
+"""Context edits: parts of the history that the client asks to leave out of the prompt.
 
-The client keeps the whole history and sends it every time; what is cleared follows
-from the request alone, so that every renderer clears the same. After the API's
-documentation of ``context_management``. Knows nothing of templates and tokens: it is
-given a function that counts.
+A client sends the whole history with every request. The cleared parts follow from the
+request alone, so every renderer clears the same ones. Implements the API's
+``context_management`` as its documentation describes it.
 """
 
 from __future__ import annotations
@@ -31,13 +30,14 @@ from mlxlab.rendering.messages import (
 __all__ = ["CLEARED_RESULT", "AppliedEdit", "edit_context"]
 
 CLEARED_RESULT = "[result cleared to save context]"
-"""What is rendered in place of a tool result."""
+"""Replaces the content of a cleared tool result."""
 
 EditType: TypeAlias = Literal["clear_tool_uses_20250919", "clear_thinking_20251015"]
-At: TypeAlias = tuple[int, int]
-"""A block: index of its message, and its own there."""
+BlockIndex: TypeAlias = tuple[int, int]
+"""Index of a message, and of a block in it."""
 
-_COUNTED: Mapping[EditType, str] = {
+#: Field of an applied edit that holds its ``number``.
+_NUMBER_FIELDS: Mapping[EditType, str] = {
     "clear_tool_uses_20250919": "cleared_tool_uses",
     "clear_thinking_20251015": "cleared_thinking_turns",
 }
@@ -48,9 +48,9 @@ class AppliedEdit:
     """An edit that made the prompt shorter.
 
     Attributes:
-        type: of the edit.
-        number: of tool uses or of turns that were cleared.
-        input_tokens: by which the prompt is shorter.
+        type: type of the edit.
+        number: number of tool uses or turns that were cleared.
+        input_tokens: number of tokens by which the prompt became shorter.
     """
 
     type: EditType
@@ -58,27 +58,27 @@ class AppliedEdit:
     input_tokens: int
 
     def wire(self) -> dict[str, str | int]:
-        """The entry in a response's ``applied_edits``."""
+        """Return the entry for a response's ``applied_edits``."""
         return {
             "type": self.type,
-            _COUNTED[self.type]: self.number,
+            _NUMBER_FIELDS[self.type]: self.number,
             "cleared_input_tokens": self.input_tokens,
         }
 
 
 @dataclass(frozen=True, slots=True)
 class Clearing:
-    """What an edit would clear, and under which conditions. By default nothing.
+    """The blocks that an edit would clear, and its conditions. By default none.
 
     Attributes:
-        number: of tool uses or of turns.
-        blocks: what stands in a block's place; None drops it.
-        above: tokens that the prompt has to exceed.
-        at_least: tokens that have to be saved.
+        number: number of tool uses or turns.
+        blocks: replacement for each cleared block; None drops the block.
+        above: number of tokens that the prompt has to exceed.
+        at_least: number of tokens that the edit has to save.
     """
 
     number: int = 0
-    blocks: Mapping[At, Block | None] = field(default_factory=dict)
+    blocks: Mapping[BlockIndex, Block | None] = field(default_factory=dict)
     above: int = 0
     at_least: int = 1
 
@@ -87,9 +87,9 @@ class Clearing:
 class ToolUse:
     """A tool call and its result."""
 
-    call_at: At
+    call_at: BlockIndex
     call: ToolUseBlock
-    result_at: At
+    result_at: BlockIndex
     result: ToolResultBlock
 
 
@@ -98,54 +98,61 @@ def edit_context(
 ) -> tuple[MessagesRequest, tuple[AppliedEdit, ...]]:
     """Make a request's context edits, in their order.
 
-    An edit that would not shorten the prompt is left out, and so is one of a type that
-    we do not know.
+    Edits that would not shorten the prompt, and edits of an unknown type, are skipped.
 
     Args:
-        request: stays as it is.
-        count: tokens of a request's prompt; called only if an edit may apply.
+        request: is not changed.
+        count: returns the number of tokens in a request's prompt. It is called once
+            for each edit that may apply, and once more before the first of them.
 
     Returns:
-        The request to be rendered, which asks for no edits; the edits that were made.
+        The request to render, which asks for no edits; and the edits that were made.
     """
     if request.context_management is None:
         return request, ()
     applied: list[AppliedEdit] = []
     edits = request.context_management.edits
     request = request.model_copy(update={"context_management": None})
+    tokens: int | None = None
     for edit in edits:
         if isinstance(edit, OtherEdit):
             continue
-        clearing = _clearing(edit, request.messages)
-        if not clearing.blocks or (before := count(request)) <= clearing.above:
+        clearing = _plan_clearing(edit, request.messages)
+        if not clearing.blocks:
             continue
-        edited = _cleared(request, clearing.blocks)
-        saved = before - count(edited)
-        if saved >= clearing.at_least:
-            request = edited
-            applied.append(AppliedEdit(edit.type, clearing.number, saved))
+        tokens = count(request) if tokens is None else tokens
+        if tokens <= clearing.above:
+            continue
+        shorter = _clear(request, clearing.blocks)
+        left = count(shorter)
+        if tokens - left >= clearing.at_least:
+            applied.append(AppliedEdit(edit.type, clearing.number, tokens - left))
+            request, tokens = shorter, left
     return request, tuple(applied)
 
 
-def _clearing(edit: ClearToolUses | ClearThinking, messages: list[Message]) -> Clearing:
+def _plan_clearing(
+    edit: ClearToolUses | ClearThinking, messages: list[Message]
+) -> Clearing:
     if isinstance(edit, ClearToolUses):
-        return _clearing_of_tool_uses(edit, list(_tool_uses(messages)))
+        return _plan_clearing_tool_uses(edit, list(_tool_uses(messages)))
     if isinstance(edit.keep, AllThinkingTurns):
         return Clearing()
     older = _thinking_turns(messages)[: -edit.keep.value]
-    return Clearing(len(older), {at: None for turn in older for at in turn})
+    return Clearing(len(older), {index: None for turn in older for index in turn})
 
 
-def _clearing_of_tool_uses(edit: ClearToolUses, uses: list[ToolUse]) -> Clearing:
+def _plan_clearing_tool_uses(edit: ClearToolUses, uses: list[ToolUse]) -> Clearing:
     by_tokens = isinstance(edit.trigger, InputTokens)
     if not by_tokens and len(uses) <= edit.trigger.value:
         return Clearing()
     older = [
         use
         for use in uses[: max(0, len(uses) - edit.keep.value)]
-        if use.call.name not in (edit.exclude_tools or []) and not _defines(use.result)
+        if use.call.name not in (edit.exclude_tools or [])
+        and not _defines_tool(use.result)
     ]
-    blocks: dict[At, Block | None] = {}
+    blocks: dict[BlockIndex, Block | None] = {}
     for use in older:
         blocks[use.result_at] = use.result.model_copy(
             update={"content": CLEARED_RESULT}
@@ -158,8 +165,8 @@ def _clearing_of_tool_uses(edit: ClearToolUses, uses: list[ToolUse]) -> Clearing
 
 
 def _tool_uses(messages: list[Message]) -> Iterator[ToolUse]:
-    """Calls with a result, oldest first; an id that is used again means the latest."""
-    calls: dict[str, tuple[At, ToolUseBlock]] = {}
+    """Yield calls with a result, oldest first; a repeated id means the latest call."""
+    calls: dict[str, tuple[BlockIndex, ToolUseBlock]] = {}
     for k, message in enumerate(messages):
         for j, block in enumerate(message.blocks):
             match block:
@@ -174,17 +181,17 @@ def _loses_input(call: ToolUseBlock, edit: ClearToolUses) -> bool:
     return call.name in chosen if isinstance(chosen, list) else bool(chosen)
 
 
-def _defines(result: ToolResultBlock) -> bool:
-    """Whether it brings the definition of a tool that can be called from then on."""
+def _defines_tool(result: ToolResultBlock) -> bool:
+    """Whether a result defines a tool that later turns may call."""
     return any(isinstance(item, ToolReferenceBlock) for item in result.content)
 
 
-def _thinking_turns(messages: list[Message]) -> list[list[At]]:
-    """Thinking blocks by turn, oldest first, without turns that have none.
+def _thinking_turns(messages: list[Message]) -> list[list[BlockIndex]]:
+    """Group thinking blocks by turn, oldest first, without turns that have none.
 
-    A turn goes on while tools give results, whatever the client adds to them.
+    A turn goes on through tool results, even if the client adds text to them.
     """
-    turns: dict[int, list[At]] = {}
+    turns: dict[int, list[BlockIndex]] = {}
     turn = 0
     for k, message in enumerate(messages):
         if message.role == "user" and not _has_result(message):
@@ -199,8 +206,8 @@ def _has_result(message: Message) -> bool:
     return any(isinstance(block, ToolResultBlock) for block in message.blocks)
 
 
-def _cleared(
-    request: MessagesRequest, blocks: Mapping[At, Block | None]
+def _clear(
+    request: MessagesRequest, blocks: Mapping[BlockIndex, Block | None]
 ) -> MessagesRequest:
     messages = list(request.messages)
     for k in {k for k, _ in blocks}:

@@ -1,7 +1,7 @@
 """A request in the chat template's terms: system text, tools and turns.
 
-Each part is labelled with the wire block it came from. This is the literal reading;
-what is done about the client's habits is in :mod:`mlxlab.rendering.rules`.
+Each part is labelled with the wire block it came from. This is the literal reading of
+a request; :mod:`mlxlab.rendering.rules` then undoes habits of clients.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from mlxlab.errors import RequestError
 from mlxlab.prompt import Role
 from mlxlab.rendering.messages import (
     Block,
@@ -32,6 +33,7 @@ __all__ = [
     "Turn",
     "assistant_turns",
     "read_conversation",
+    "split_begun",
 ]
 
 _ATTRIBUTION = "x-anthropic-billing-header"
@@ -41,8 +43,12 @@ _ATTRIBUTION = "x-anthropic-billing-header"
 class Part:
     """Text of one wire block.
 
-    ``reference`` names the tool that a ``tool_reference`` block stands for,
-    ``signature`` is that of a thinking block.
+    Attributes:
+        label: names the block, see :class:`mlxlab.prompt.Segment`.
+        role: its role in the conversation.
+        text: as the client sent it.
+        reference: name of the tool that a ``tool_reference`` block stands for.
+        signature: of a thinking block.
     """
 
     label: str
@@ -67,13 +73,13 @@ class Turn:
 
     role: Literal["system", "user", "assistant", "tool"]
     parts: tuple[Part, ...] = ()
-    reasoning: Part | None = None
+    thinking: Part | None = None
     calls: tuple[Call, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ToolPart:
-    """A tool definition; ``extra`` holds wire keys beside the ones we know."""
+    """A tool definition; ``extra`` holds the wire keys that have no field here."""
 
     label: str
     name: str
@@ -101,9 +107,13 @@ class Conversation:
     """System text, tools and turns, in the order in which they are rendered.
 
     Attributes:
-        thinking: whether the answer may begin with reasoning.
-        separator: what stands between the parts of one message. Nothing by default,
-            as in templates that print a list of blocks.
+        system: parts of the system text.
+        tools: their definitions.
+        turns: the messages, in the template's roles.
+        thinking: whether the answer may begin with thinking.
+        separator: printed between the parts of one message. Empty by default, as in
+            templates that print a list of blocks.
+        begun: the beginning of the answer, if the client wrote one.
     """
 
     system: tuple[Part, ...]
@@ -111,10 +121,11 @@ class Conversation:
     turns: tuple[Turn, ...]
     thinking: bool
     separator: str = ""
+    begun: Part | None = None
 
 
 def read_conversation(request: MessagesRequest) -> Conversation:
-    """The request as it is, nothing moved and nothing left out."""
+    """Read a request as it is: nothing is moved, nothing left out."""
     return Conversation(
         system=tuple(_system_parts(request.system)),
         tools=tuple(_tool_part(i, tool) for i, tool in enumerate(request.tools)),
@@ -124,6 +135,32 @@ def read_conversation(request: MessagesRequest) -> Conversation:
             for turn in _turns(k, message)
         ),
         thinking=request.thinks,
+    )
+
+
+def split_begun(conversation: Conversation, where: str) -> Conversation:
+    """Turn a last assistant message into the beginning of the answer.
+
+    Args:
+        conversation: ends with any turn.
+        where: names the request in errors.
+
+    Raises:
+        RequestError: the last assistant message holds more than text.
+    """
+    last = conversation.turns[-1] if conversation.turns else None
+    if last is None or last.role != "assistant":
+        return conversation
+    if last.calls or last.thinking:
+        raise RequestError(
+            f"{where}: messages: the last message is the assistant's and holds more "
+            "than text; end with a user message, such as the results of its calls"
+        )
+    text = conversation.separator.join(part.text for part in last.parts)
+    begun = Part(last.parts[0].label, Role.ASSISTANT, text) if text else None
+    # An answer that began with text does not go back to thinking.
+    return replace(
+        conversation, turns=conversation.turns[:-1], thinking=False, begun=begun
     )
 
 
@@ -179,7 +216,7 @@ def _part(label: str, role: Role, block: Block) -> Part:
 
 
 def _user_turns(k: int, message: Message) -> Iterator[Turn]:
-    """Tool results become turns of their own; what stands between them, user turns."""
+    """Make a turn of each tool result, and of the blocks between two results."""
     pending: list[Part] = []
     for label, block in _labelled(k, message):
         if isinstance(block, ToolResultBlock):
@@ -200,19 +237,19 @@ def _result_parts(label: str, block: ToolResultBlock) -> Iterator[Part]:
 
 
 def assistant_turns(k: int, message: Message) -> Iterator[Turn]:
-    """The turns of assistant message ``k``.
+    """Return the turns of assistant message ``k``.
 
-    Templates know one order within a turn: reasoning, text, calls. Blocks in another
+    Templates know one order within a turn: thinking, text, calls. Blocks in another
     order start a new turn, so that nothing moves.
     """
     turn = Turn("assistant")
     for label, block in _labelled(k, message):
         match block:
             case ThinkingBlock() | RedactedThinkingBlock():
-                if turn.parts or turn.calls or turn.reasoning:
+                if turn.parts or turn.calls or turn.thinking:
                     yield turn
                     turn = Turn("assistant")
-                turn = replace(turn, reasoning=_reasoning(label, block))
+                turn = replace(turn, thinking=_thinking_part(label, block))
             case ToolUseBlock():
                 call = Call(f"{label}:{block.name}", block.name, block.input)
                 turn = replace(turn, calls=(*turn.calls, call))
@@ -225,8 +262,8 @@ def assistant_turns(k: int, message: Message) -> Iterator[Turn]:
     yield turn
 
 
-def _reasoning(label: str, block: ThinkingBlock | RedactedThinkingBlock) -> Part:
+def _thinking_part(label: str, block: ThinkingBlock | RedactedThinkingBlock) -> Part:
     if isinstance(block, ThinkingBlock):
         return Part(label, Role.ASSISTANT, block.thinking, signature=block.signature)
-    # What was redacted has no text that could be rendered.
+    # A redacted block has no text that could be rendered.
     return Part(label, Role.ASSISTANT, "")

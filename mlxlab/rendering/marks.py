@@ -1,8 +1,8 @@
-"""Marks: find each block's text in a rendering without knowing the template.
+"""Marks: invisible characters that show where a template printed each block.
 
-A mark is one private-use character. Marks go inside a text's outer white space, so
-that a template which strips, splits on newlines or dumps JSON treats the marked text
-as it treats the plain one.
+A mark is one private-use character. It goes inside the outer white space of a text. So
+a template that strips, splits on newlines or dumps JSON treats marked and plain text
+alike.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MARK = re.compile(f"[{chr(_FIRST)}-{chr(_LAST)}]")
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """Characters ``[start, stop)`` of a rendering that came from one block."""
+    """Characters ``[start, stop)`` of a rendered text that came from one block."""
 
     label: str
     role: Role
@@ -33,40 +33,52 @@ class Extent:
 
 @dataclass(slots=True)
 class Marks:
-    """Marks handed out for one rendering."""
+    """The marks of one rendered text.
+
+    Attributes:
+        blocks: label and role of each marked block; its index is that of its mark.
+    """
 
     blocks: list[tuple[str, Role]] = field(default_factory=list)
 
     def open(self, label: str, role: Role) -> str:
-        """A mark for a block; every text of that block is wrapped in it.
+        """Return a new mark, to be put around every text of one block.
 
-        Empty once the private-use plane is used up: such blocks are not found.
+        The mark is empty once the private-use plane is used up; such blocks are not
+        found.
         """
         index = _FIRST + len(self.blocks)
         self.blocks.append((label, role))
         return chr(index) if index <= _LAST else ""
 
     def locate(self, marked: str, plain: str) -> tuple[Extent, ...] | None:
-        """Where the blocks are in ``plain``, or None if the marks cannot tell.
+        """Return the extents of the blocks in ``plain``, in order.
 
-        A block reaches from its first mark to its last, widened to whole lines as
-        far as no other block is there: braces, tags and turn ends belong to it.
+        A block reaches from its first mark to its last. It is widened to whole lines
+        as far as no other block is there: braces, tags and turn ends belong to it.
+
+        Args:
+            marked: the rendered text with marks.
+            plain: the rendered text without marks.
+
+        Returns:
+            None if the two texts differ in more than marks.
         """
         if _MARK.sub("", marked) != plain:
             return None
         ends: dict[int, tuple[int, int]] = {}
-        for taken_out, match in enumerate(_MARK.finditer(marked)):
+        for marks_before, match in enumerate(_MARK.finditer(marked)):
             index = ord(match.group()) - _FIRST
             if index >= len(self.blocks):
                 return None
-            position = match.start() - taken_out
+            position = match.start() - marks_before
             ends[index] = (ends.get(index, (position, 0))[0], position)
         extents = [Extent(*self.blocks[i], *ends[i]) for i in ends]
         return _widen(sorted(extents, key=lambda e: (e.start, e.stop)), plain)
 
 
 def wrap(mark: str, text: str) -> str:
-    """``text`` with ``mark`` inside its outer white space; empty stays empty."""
+    """Put ``mark`` around ``text``, inside its white space; leave blank text alone."""
     core = text.strip()
     if not core:
         return text
@@ -75,7 +87,7 @@ def wrap(mark: str, text: str) -> str:
 
 
 def wrap_strings(mark: str, value: Any) -> Any:
-    """``value`` with every string in it wrapped, keys left alone."""
+    """Wrap every string in ``value``, except keys."""
     match value:
         case str():
             return wrap(mark, value)
@@ -87,7 +99,7 @@ def wrap_strings(mark: str, value: Any) -> Any:
 
 
 def wrap_descriptions(mark: str, value: Any) -> Any:
-    """``value`` with the strings under ``description`` wrapped, at any depth.
+    """Wrap the strings under ``description`` in ``value``, at any depth.
 
     Templates branch on other strings of a schema, such as ``type``.
     """
@@ -113,7 +125,7 @@ def _widen(extents: list[Extent], plain: str) -> tuple[Extent, ...]:
         newline = plain.find("\n", extent.stop, ceiling)
         stop = newline + 1 if newline >= 0 else ceiling
         if newline < 0 and i + 1 < len(extents):
-            # Two blocks on one line: what stands between them goes to the second.
+            # Two blocks on one line: the text between them goes to the second.
             stop = min(extent.stop, ceiling)
         start, stop = max(start, floor), max(stop, floor)
         widened.append(replace(extent, start=min(start, stop), stop=stop))

@@ -1,7 +1,7 @@
-"""The wire schema: what a client of the Messages API sends, as far as it matters.
+"""The wire schema of Messages API requests, as far as rendering reads them.
 
 The schema is open: unknown keys are kept, unknown block types become
-:class:`OtherBlock`. Knows nothing of rules, templates or tokens.
+:class:`OtherBlock`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ WireT = TypeVar("WireT", bound="Wire")
 
 
 class Wire(BaseModel):
-    """A JSON object of the API; keys that we do not name are kept."""
+    """A JSON object of the API. Keys without a field are kept."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -65,7 +65,7 @@ class TextBlock(Wire):
 
 
 class ThinkingBlock(Wire):
-    """Reasoning, with the signature that proves where it is from."""
+    """Thinking, with the signature that its server gave it."""
 
     type: Literal["thinking"] = "thinking"
     thinking: str = ""
@@ -73,7 +73,7 @@ class ThinkingBlock(Wire):
 
 
 class RedactedThinkingBlock(Wire):
-    """Reasoning that only its issuer can read."""
+    """Thinking that only the server that encrypted it can read."""
 
     type: Literal["redacted_thinking"] = "redacted_thinking"
     data: str = ""
@@ -89,14 +89,14 @@ class ToolUseBlock(Wire):
 
 
 class ToolReferenceBlock(Wire):
-    """Stands for the definition of a deferred tool."""
+    """A reference to a deferred tool, in place of its definition."""
 
     type: Literal["tool_reference"] = "tool_reference"
     tool_name: str
 
 
 class ToolResultBlock(Wire):
-    """What a tool gave back: text, or blocks."""
+    """The result of a tool call: text, or blocks."""
 
     type: Literal["tool_result"] = "tool_result"
     tool_use_id: str
@@ -104,13 +104,13 @@ class ToolResultBlock(Wire):
 
 
 class OtherBlock(Wire):
-    """A block of a type that has no text of its own here (image, document, ...)."""
+    """A block of a type that is not rendered as text, such as an image."""
 
     type: str
 
 
 def _open_union(*types: str) -> Discriminator:
-    """Tells the members of a union apart; a type that is not named is ``other``."""
+    """Choose a member of a union by its type; types not listed are ``other``."""
 
     def tag(value: object) -> str:
         if isinstance(value, Mapping):
@@ -143,7 +143,7 @@ ToolResultBlock.model_rebuild()
 
 
 class Message(Wire):
-    """One message. Missing content is an empty one."""
+    """One message. Missing content means empty content."""
 
     role: Literal["user", "assistant", "system"]
     content: str | list[Block] = ""
@@ -166,7 +166,13 @@ class Tool(Wire):
 
 
 class Thinking(Wire):
-    """Whether to reason first: ``enabled``, ``adaptive`` or ``disabled``."""
+    """Whether the model thinks before it answers.
+
+    Attributes:
+        type: ``enabled``, ``adaptive`` or ``disabled``.
+        budget_tokens: most tokens of thinking.
+        display: ``omitted`` keeps the text of thinking from the client.
+    """
 
     type: str
     budget_tokens: int | None = None
@@ -188,14 +194,14 @@ class ToolUses(Wire):
 
 
 class ThinkingTurns(Wire):
-    """The latest turns of the assistant in which it thought."""
+    """A number of assistant turns with thinking, counted from the latest."""
 
     type: Literal["thinking_turns"] = "thinking_turns"
     value: Annotated[int, Field(ge=1)]
 
 
 class AllThinkingTurns(Wire):
-    """All turns of the assistant; ``"all"`` for short."""
+    """All turns of the assistant. Clients may write ``"all"``."""
 
     type: Literal["all"] = "all"
 
@@ -208,11 +214,12 @@ class ClearToolUses(Wire):
     """Clear the results of older tool calls once a prompt is long.
 
     Attributes:
-        trigger: what has to be exceeded.
-        keep: how many of the latest calls stay as they are.
-        clear_at_least: the edit is left out if it would clear less.
-        exclude_tools: whose calls stay as they are.
-        clear_tool_inputs: whether the calls lose their input too, or whose do.
+        trigger: tokens or tool calls that the request has to exceed.
+        keep: number of latest calls that stay as they are.
+        clear_at_least: the edit is skipped if it would clear fewer tokens.
+        exclude_tools: names of tools with calls that stay as they are.
+        clear_tool_inputs: whether to clear the inputs of calls too; or the names of
+            the tools with inputs to clear.
     """
 
     type: Literal["clear_tool_uses_20250919"] = "clear_tool_uses_20250919"
@@ -229,8 +236,8 @@ class ClearThinking(Wire):
     """Clear the thinking of older turns.
 
     Attributes:
-        keep: whose thinking stays. Left out, the API takes one turn or all, depending
-            on the model; here it is one.
+        keep: turns with thinking that stays. Without it, the API keeps one turn or
+            all, depending on the model; here it is one.
     """
 
     type: Literal["clear_thinking_20251015"] = "clear_thinking_20251015"
@@ -242,13 +249,13 @@ class ClearThinking(Wire):
 
 
 class OtherEdit(Wire):
-    """An edit of a type that we cannot carry out."""
+    """An edit of an unknown type, which is not carried out."""
 
     type: str
 
 
 class ContextManagement(Wire):
-    """Edits of the history, in the order in which they are made."""
+    """Edits of the history, in the order in which they are applied."""
 
     edits: list[
         Annotated[
@@ -273,7 +280,7 @@ class MessagesRequest(Wire):
 
     @property
     def thinks(self) -> bool:
-        """Whether the client asked for thinking, be it by budget or adaptively."""
+        """Whether the client asked for thinking, by budget or adaptively."""
         return self.thinking is not None and self.thinking.type != "disabled"
 
 
@@ -281,11 +288,11 @@ def parse_request(body: object, where: str = "request") -> MessagesRequest:
     """Check a decoded request body.
 
     Args:
-        body: the JSON value.
-        where: named in the error, such as ``trace.jsonl: request 7``.
+        body: the JSON value, or a request that was parsed already.
+        where: names the request in errors, such as ``trace.jsonl: request 7``.
 
     Raises:
-        RequestError: not a Messages request, or one without messages.
+        RequestError: ``body`` is not a Messages request, or has no messages.
     """
     request = _validated(MessagesRequest, body, where)
     if not request.messages:
@@ -294,10 +301,14 @@ def parse_request(body: object, where: str = "request") -> MessagesRequest:
 
 
 def parse_answer(message: object, where: str = "response") -> Message:
-    """The assistant message of a response, in the form it has in later requests.
+    """Read the assistant message of a response as later requests contain it.
+
+    Args:
+        message: the JSON value of the response.
+        where: names the response in errors.
 
     Raises:
-        RequestError: no message with a content.
+        RequestError: ``message`` has no valid content.
     """
     content = message.get("content") if isinstance(message, Mapping) else None
     return _validated(Message, {"role": "assistant", "content": content}, where)
@@ -312,10 +323,10 @@ def _validated(schema: type[WireT], value: object, where: str) -> WireT:
 
 
 def describe_errors(errors: Iterable[Mapping[str, Any]]) -> str:
-    """Pydantic's errors of one value in one line: where, and what is wrong there.
+    """Describe pydantic's errors of one value in one line: the place and the fault.
 
-    Every member of a union reports; the deepest report is about the member that the
-    client meant.
+    Every member of a union reports errors. The deepest one belongs to the member that
+    the client meant.
     """
     deepest = max(errors, key=lambda error: len(error["loc"]))
     path = [p for p in deepest["loc"] if p != "str" and "[" not in str(p)]

@@ -1,9 +1,8 @@
-"""Canonicalisation: named rules that keep equal conversations equal.
+"""Canonicalisation: named rules that render equal conversations alike.
 
-Taken literally, a request renders differently whenever the client moves a cache
-marker or changes a session's header. Each rule removes one such cause and can be
-switched off, which leaves what a server without that rule does. Knows nothing of
-templates and tokens.
+Read literally, a request renders differently whenever the client moves a cache marker
+or changes a session's header. Each rule removes one such cause. Without the rule, the
+conversation is what a server without such a rule would render.
 """
 
 from __future__ import annotations
@@ -32,8 +31,10 @@ class Rule:
     """A named transformation.
 
     Attributes:
-        apply: what the rule does.
-        otherwise: what a server without the rule does to a literal conversation.
+        name: as users write it.
+        summary: one clause for help texts.
+        apply: transforms a conversation if the rule is in force.
+        otherwise: transforms it if not, as a server without the rule does.
     """
 
     name: str
@@ -43,14 +44,14 @@ class Rule:
 
 
 def canonicalize(request: MessagesRequest, rules: Iterable[str]) -> Conversation:
-    """Turn a request into the conversation that is rendered.
+    """Read a request as a conversation, and apply the rules to it.
 
     Args:
         request: a checked request.
         rules: names of the rules in force; :data:`RULES` fixes their order.
 
     Raises:
-        RuleError: a name that is not in :data:`RULES`.
+        RuleError: a name is not in :data:`RULES`.
     """
     names = frozenset(rules)
     _check_names(names)
@@ -68,7 +69,7 @@ def parse_rules(spec: str) -> tuple[str, ...]:
         Names in the order of :data:`RULES`.
 
     Raises:
-        RuleError: an unknown name, or names mixed with exceptions.
+        RuleError: a name is unknown, or names and exceptions are mixed.
     """
     if spec in {"all", "none"}:
         return tuple(RULES) if spec == "all" else ()
@@ -108,7 +109,7 @@ def _hoist_inline_system(conversation: Conversation) -> Conversation:
 
 
 def _environment_first(conversation: Conversation) -> Conversation:
-    """Only what precedes the first answer moves: later turns must not edit history."""
+    """Move a system message only before the first answer: history must not change."""
     turns = conversation.turns
     for i, turn in enumerate(turns):
         if turn.role == "assistant":

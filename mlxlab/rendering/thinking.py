@@ -1,11 +1,17 @@
-"""Puts reasoning back as it was generated, id for id, when a client returns it.
+"""Signed thinking: its generated ids survive the way through a client, id for id.
 
-Works on the rendered text: whatever the template made of a thinking block, the ids in
-its signature take the place from its opening tag to its closing one.
+A client returns a thinking block as it received it. The text does not show how the
+model cut it into tokens, and may have been left out. So the signature of the block
+holds the ids. In the next prompt they replace the text that the template prints for
+the block, from its opening tag to its closing one. The prompt then extends the cached
+tokens, and no server has to remember a conversation.
 """
 
 from __future__ import annotations
 
+import binascii
+import zlib
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -13,22 +19,72 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxlab.models.folder import ModelFolder
 from mlxlab.prompt import Tokens
 from mlxlab.rendering.conversation import Conversation, Part, Turn
 from mlxlab.rendering.marks import Extent
-from mlxlab.rendering.signature import read_signature
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Reasoning", "Splice", "find_splices", "read_reasoning"]
+__all__ = [
+    "SignedThinking",
+    "Splice",
+    "find_splices",
+    "read_signature",
+    "read_thinking",
+    "sign",
+]
+
+_PREFIX = "mlxlab1."
+_MAX_BYTES = 4 * 2**20
+
+
+def sign(ids: Iterable[int], tokenizer: str) -> str:
+    """Return the signature of thinking.
+
+    Args:
+        ids: from the opening tag to the closing one, both included.
+        tokenizer: digest of the tokenizer of these ids.
+    """
+    data = np.fromiter(ids, dtype="<i4").tobytes()
+    packed = zlib.compress(tokenizer.encode() + b"\0" + data, level=9)
+    return _PREFIX + urlsafe_b64encode(packed).decode()
+
+
+def read_signature(signature: str, tokenizer: str) -> Tokens | None:
+    """Read the ids in a signature.
+
+    Args:
+        signature: as a client returned it, possibly from another server or damaged.
+        tokenizer: digest of the tokenizer that the ids are wanted for.
+
+    Returns:
+        int32 ids; None if the signature is not from mlxlab or for another tokenizer.
+    """
+    if not signature.startswith(_PREFIX):
+        return None
+    try:
+        packed = urlsafe_b64decode(signature.removeprefix(_PREFIX))
+        unpack = zlib.decompressobj()
+        data = unpack.decompress(packed, _MAX_BYTES)
+    except (ValueError, binascii.Error, zlib.error):
+        return None
+    owner, _, ids = data.partition(b"\0")
+    if not unpack.eof or owner != tokenizer.encode() or len(ids) % 4:
+        return None
+    return np.frombuffer(ids, dtype="<i4").astype(np.int32)
 
 
 @dataclass(frozen=True, slots=True)
 class Splice:
-    """Ids that take the place of characters ``[start, stop)``.
+    """Ids that replace the characters ``[start, stop)`` of a rendered text.
 
-    ``inside`` is the first character of the reasoning itself.
+    Attributes:
+        start: first character of the opening tag.
+        inside: first character of the thinking itself.
+        stop: end of the closing tag.
+        tokens: int32 ids, shape ``[n]``, both tags included.
     """
 
     start: int
@@ -38,15 +94,22 @@ class Splice:
 
     @property
     def starts(self) -> NDArray[np.int64]:
-        """A character for each id; those between the tags share one."""
+        """A character for each id; the ids between the tags share one."""
         starts = np.full(len(self.tokens), self.inside, dtype=np.int64)
         starts[0] = self.start
         return starts
 
 
 @dataclass(frozen=True, slots=True)
-class Reasoning:
-    """Signed reasoning: its ids with both tags, the tags' text and what is between."""
+class SignedThinking:
+    """The content of a valid signature.
+
+    Attributes:
+        tokens: int32 ids with both tags.
+        opening: text of the opening tag.
+        closing: text of the closing tag.
+        text: text between the tags.
+    """
 
     tokens: Tokens
     opening: str
@@ -54,61 +117,66 @@ class Reasoning:
     text: str
 
     def find(self, extent: Extent, text: str) -> Splice | None:
-        """Where it stands in a rendering, given the extent of its text there."""
+        """Find this thinking in a rendered text, given the extent of its block."""
         start = text.rfind(self.opening, 0, extent.start + len(self.opening))
         end = text.find(self.closing, extent.stop - len(self.closing))
         inside = start + len(self.opening)
-        # Between the tags the template prints this reasoning and white space.
+        # Between the tags the template prints this thinking and white space.
         if start < 0 or end < 0 or text[inside:end].strip() != self.text.strip():
             return None
         first = max(inside, extent.start)
         return Splice(start, first, end + len(self.closing), self.tokens)
 
 
-def read_reasoning(
-    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, digest: str
-) -> tuple[Conversation, Mapping[str, Reasoning]]:
+def read_thinking(
+    conversation: Conversation, model: ModelFolder
+) -> tuple[Conversation, Mapping[str, SignedThinking]]:
     """Read the signatures of a conversation's thinking blocks.
 
     Args:
         conversation: as the client sent it.
-        tokenizer: of the model that the prompt is for.
-        digest: of that tokenizer.
+        model: the model that the prompt is for.
 
     Returns:
-        The conversation, with text where a client was sent none; reasoning by label.
-        Blocks with another's signature, or edited ones, are left as they are.
+        The conversation, with the text of thinking that the client was not sent; and
+        signed thinking by label. Edited blocks and blocks with a foreign signature
+        stay as they are.
     """
-    found: dict[str, Reasoning] = {}
+    found: dict[str, SignedThinking] = {}
 
     def read(turn: Turn) -> Turn:
-        part = turn.reasoning
-        reasoning = _signed(part, tokenizer, digest) if part else None
-        if part is None or reasoning is None:
+        part = turn.thinking
+        signed = _signed(part, model) if part and part.signature else None
+        if part is None or signed is None:
             return turn
-        found[part.label] = reasoning
-        return replace(turn, reasoning=replace(part, text=reasoning.text))
+        found[part.label] = signed
+        return replace(turn, thinking=replace(part, text=signed.text))
 
     turns = tuple(map(read, conversation.turns))
     return replace(conversation, turns=turns), found
 
 
 def find_splices(
-    reasoning: Mapping[str, Reasoning], extents: Iterable[Extent], text: str
+    signed: Mapping[str, SignedThinking], extents: Iterable[Extent], text: str
 ) -> Iterator[Splice]:
-    """Where signed reasoning stands in a rendering, in order."""
+    """Find signed thinking in a rendered text, in order.
+
+    Args:
+        signed: by label.
+        extents: of the blocks in ``text``.
+        text: as the template printed it.
+    """
     for extent in extents:
-        signed = reasoning.get(extent.label)
-        splice = signed.find(extent, text) if signed else None
+        thinking = signed.get(extent.label)
+        splice = thinking.find(extent, text) if thinking else None
         if splice:
             yield splice
 
 
-def _signed(
-    part: Part, tokenizer: PreTrainedTokenizerBase, digest: str
-) -> Reasoning | None:
-    tokens = read_signature(part.signature, digest) if part.signature else None
-    if tokens is None or len(tokens) < 2 or not _in(tokens, len(tokenizer)):
+def _signed(part: Part, model: ModelFolder) -> SignedThinking | None:
+    tokenizer = model.tokenizer
+    tokens = read_signature(part.signature, model.tokenizer_digest)
+    if tokens is None or len(tokens) < 2 or not _are_ids(tokens, tokenizer):
         return None
     opening, text, closing = (
         str(tokenizer.decode(ids)) for ids in (tokens[:1], tokens[1:-1], tokens[-1:])
@@ -116,8 +184,8 @@ def _signed(
     text = text.strip("\r\n")
     if part.text not in ("", text):
         return None
-    return Reasoning(tokens, opening, closing, text)
+    return SignedThinking(tokens, opening, closing, text)
 
 
-def _in(tokens: Tokens, vocabulary: int) -> bool:
-    return bool((tokens >= 0).all() and (tokens < vocabulary).all())
+def _are_ids(tokens: Tokens, tokenizer: PreTrainedTokenizerBase) -> bool:
+    return bool((tokens >= 0).all() and (tokens < len(tokenizer)).all())

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from mlxlab.prompt import Prompt, Tokens
 from mlxlab.replay.hashed import NumberedRequest
 from mlxlab.replay.requests import RenderedRequest
-from mlxlab.strategies import Parameter
 from mlxlab.strategies.paged import Paged
 from mlxlab.strategies.sequences.hashing import window_hashes
 from mlxlab.strategies.sequences.radix_tree import RadixTree
@@ -48,12 +47,8 @@ class InfiniteMemory(Paged):
     name = "ceiling"
     summary = "infinite memory, token granularity: the most that exact reuse can give"
 
-    def __init__(self, *, token_bytes: int = 1) -> None:
-        super().__init__(block=1, capacity=INFINITE, token_bytes=token_bytes)
-
-    @property
-    def parameters(self) -> Mapping[str, Parameter]:
-        return {}
+    block = 1
+    capacity = INFINITE
 
 
 @dataclass(frozen=True, slots=True)

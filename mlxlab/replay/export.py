@@ -1,4 +1,4 @@
-"""From recorded traces to hashed ones, which tell what recurs and not what was said."""
+"""Exports recorded traces as hashed ones, which show repetition and hold no text."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.rendering.rules import parse_rules
 from mlxlab.replay.requests import RenderedRequest, render_trace
-from mlxlab.traces import Trace
-from mlxlab.traces.hashed.file import Hasher, open_hashed, write_hashed
+from mlxlab.traces import Trace, load_trace
+from mlxlab.traces.hashed.file import HashedFile, Hasher, write_hashed
 from mlxlab.traces.hashed.trace import HashedRequest, HashedTrace
 
 __all__ = ["export_trace"]
 
+#: Tokens that one hash stands for.
 UNIT = 64
 SALT_BYTES = 32
 
 
 def export_trace(
-    trace: Trace,
-    path: str | Path,
+    trace: Trace | str | Path,
+    out: str | Path,
     *,
     model: str | ModelFolder = BUNDLED,
     rules: str = "all",
@@ -33,20 +34,24 @@ def export_trace(
 ) -> HashedTrace:
     """Write a trace as hashes of 64 tokens each, chained and by content.
 
-    Names of sessions and agents become numbers; times stay, counted from the first.
+    Sessions and agents are numbered. Times are counted from the first request.
 
     Args:
-        trace: a recorded one.
-        path: file to write; packed if it ends in ``.gz``.
-        model: whose tokenizer and template render it.
+        trace: a recorded trace, its file, or the name of a bundled trace.
+        out: the file to write; it is packed if its name ends in ``.gz``.
+        model: the model whose tokenizer and template render the trace.
         rules: see :func:`mlxlab.rendering.rules.parse_rules`.
-        salt: what hashes are keyed with, so that files can be compared; a secret that
-            is thrown away if left out.
+        salt: key of the hashes; files with equal salts can be compared. By default a
+            random key that is thrown away.
         progress: whether to show a bar.
 
+    Returns:
+        The hashed trace in ``out``.
+
     Raises:
-        MlxlabError: the trace cannot be rendered, or the file not be written.
+        MlxlabError: the trace cannot be read or rendered, or ``out`` not be written.
     """
+    trace = load_trace(trace)
     folder = find_model(model) if isinstance(model, str) else model
     renderer = Renderer(folder, parse_rules(rules))
     key = salt.encode() if salt else secrets.token_bytes(SALT_BYTES)
@@ -60,8 +65,8 @@ def export_trace(
         "rules": list(renderer.rules),
         "salted": True,
     }
-    write_hashed(Path(path), hasher, _requests(trace, requests, hasher), notes)
-    return open_hashed(Path(path))
+    write_hashed(Path(out), hasher, _requests(trace, requests, hasher), notes)
+    return HashedFile().open(Path(out))
 
 
 def _requests(

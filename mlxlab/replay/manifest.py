@@ -77,6 +77,7 @@ def _spec(spec: StrategySpec, token_bytes: int) -> dict[str, Any]:
         "strategy": spec.strategy,
         "parameters": dict(strategy.parameters),
         "exact": strategy.exact,
+        "max_sequences": strategy.max_sequences,
         "rules": list(spec.rules),
     }
 

@@ -1,31 +1,43 @@
-"""What is compared: a strategy with its parameters, under a set of rules."""
+"""Strategy specs: a strategy with parameters, under a set of rules."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Self, TypeAlias
 
 from mlxlab.errors import StrategyError
 from mlxlab.rendering.rules import RULES, parse_rules
 from mlxlab.replay.bounds import InfiniteMemory
-from mlxlab.strategies import STRATEGIES, Selection, Strategy, parse_strategy
+from mlxlab.strategies import (
+    STRATEGIES,
+    ParameterValue,
+    Selection,
+    Strategy,
+    find_strategy,
+    make_strategy,
+    parse_parameters,
+)
 
 __all__ = [
     "DEFAULT_SPECS",
     "EXACT_SPECS",
     "FIDELITY_SPECS",
+    "SpecLike",
     "StrategySpec",
+    "label_rules",
     "parse_specs",
 ]
 
 #: Every exact strategy.
 EXACT_SPECS = ",".join(name for name, strategy in STRATEGIES.items() if strategy.exact)
 
-#: The same, behind what local servers do today: one slot, no rules.
+#: Every exact strategy, after the cache of most local servers: one slot, no rules.
 DEFAULT_SPECS = f"prefix@none,{EXACT_SPECS}"
 
-#: Exact reuse, approximate reuse as it is meant to be, and its controls: done naively,
-#: without rotation, and with some or all tokens computed again.
+#: Exact reuse, approximate reuse as it is meant to be, and its controls: full reuse,
+#: no rotation, and some or all tokens computed again.
 FIDELITY_SPECS = ",".join(
     [
         "paged",
@@ -42,80 +54,157 @@ FIDELITY_SPECS = ",".join(
 
 @dataclass(frozen=True, slots=True)
 class StrategySpec:
-    """A strategy and the rules that its prompts are rendered under.
+    """A strategy with parameters, and the rules that its prompts are rendered under.
 
     Attributes:
-        strategy: ``name[:key=value,...]``.
+        policy: the class; it need not be registered.
+        parameters: the given ones; their order shows in names only.
         rules: names, in the order of RULES.
-        capacity: bytes that it may hold where its parameters name none; None for its
-            own default.
+        capacity: bytes that it may hold if ``parameters`` give no capacity; None for
+            its own default.
+
+    Raises:
+        StrategyError: an unknown parameter, or a value out of range.
     """
 
-    strategy: str
-    rules: tuple[str, ...]
+    policy: type[Strategy]
+    parameters: Mapping[str, ParameterValue] = field(default_factory=dict, hash=False)
+    rules: tuple[str, ...] = tuple(RULES)
     capacity: int | None = None
+
+    def __post_init__(self) -> None:
+        checked = self.policy.check_parameters(self.parameters)
+        given = {key: checked[key] for key in self.parameters}
+        object.__setattr__(self, "parameters", given)
+
+    @classmethod
+    def parse(
+        cls, text: str, rules: Iterable[str] | str = "all", capacity: int | None = None
+    ) -> Self:
+        """Read ``name[:key=value,...][@rules]``.
+
+        Args:
+            text: one strategy. A rule set behind ``@`` is ``all``, ``none``, or names
+                (or exceptions such as ``-drop-attribution``) joined with ``+``.
+            rules: default rules, for a text without ``@``: names, or text that
+                :func:`mlxlab.rendering.rules.parse_rules` reads.
+            capacity: bytes, for a strategy without a capacity of its own.
+
+        Raises:
+            StrategyError: malformed, or an unknown strategy or parameter.
+            RuleError: an unknown rule.
+        """
+        strategy, at, own = text.strip().partition("@")
+        name, parameters = parse_parameters(strategy)
+        bound = name == InfiniteMemory.name
+        policy = InfiniteMemory if bound else find_strategy(name)
+        if at:
+            rules = own.replace("+", ",")
+        chosen = parse_rules(rules) if isinstance(rules, str) else tuple(rules)
+        return cls(policy, parameters, chosen, capacity)
+
+    @property
+    def strategy(self) -> str:
+        """``name[:key=value,...]``."""
+        declared = self.policy.declared
+        given = [f"{k}={declared[k].text(v)}" for k, v in self.parameters.items()]
+        return f"{self.policy.name}:{','.join(given)}" if given else self.policy.name
 
     @property
     def rules_label(self) -> str:
-        """``all``, ``none``, names, or exceptions: whichever list is shorter."""
-        missing = [name for name in RULES if name not in self.rules]
-        if not missing or not self.rules:
-            return "none" if missing else "all"
-        if len(missing) < len(self.rules):
-            return ",".join(f"-{name}" for name in missing)
-        return ",".join(self.rules)
+        """See :func:`label_rules`."""
+        return label_rules(self.rules)
 
     @property
     def name(self) -> str:
-        """The strategy, with its rules where not all are in force."""
-        label = self.rules_label
+        """The text that :meth:`parse` reads; no rules if all are in force."""
+        label = self.rules_label.replace(",", "+")
         return self.strategy if label == "all" else f"{self.strategy}@{label}"
 
     @property
+    def exact(self) -> bool:
+        """Whether all plans of the strategy are exact."""
+        return self.policy.exact
+
+    @property
     def is_ceiling(self) -> bool:
-        """Whether this is the bound and no strategy that could be served."""
-        return self.strategy == InfiniteMemory.name
+        """Whether this is the bound, which cannot be served."""
+        return self.policy is InfiniteMemory
 
     def make(self, token_bytes: int, *, unit: int = 1) -> Strategy:
-        """A fresh strategy.
+        """Make the strategy with an empty cache.
 
         Args:
-            token_bytes: see :func:`mlxlab.strategies.parse_strategy`.
-            unit: likewise.
+            token_bytes: see :func:`mlxlab.strategies.make_strategy`.
+            unit: see :func:`mlxlab.strategies.make_strategy`.
 
         Raises:
-            StrategyError: see :func:`mlxlab.strategies.parse_strategy`.
+            StrategyError: see :func:`mlxlab.strategies.make_strategy`.
         """
         if self.is_ceiling:
             return InfiniteMemory(token_bytes=token_bytes * unit)
-        return parse_strategy(
-            self.strategy, token_bytes=token_bytes, unit=unit, capacity=self.capacity
+        parameters = dict(self.parameters)
+        if self.capacity is not None:
+            parameters.setdefault("capacity", self.capacity)
+        return make_strategy(
+            self.policy, token_bytes=token_bytes, unit=unit, **parameters
         )
 
 
+SpecLike: TypeAlias = str | StrategySpec | type[Strategy]
+"""A spec, a strategy class, or text: one or more specs joined with commas."""
+
+
 def parse_specs(
-    text: str, rules: str = "all", capacity: int | None = None
+    strategies: SpecLike | Iterable[SpecLike],
+    rules: str = "all",
+    capacity: int | None = None,
 ) -> tuple[StrategySpec, ...]:
-    """Read ``name[:key=value,...][@rules],...``.
+    """Read strategy specs.
 
     Args:
-        text: strategies; a rule set behind ``@`` is ``all``, ``none``, or names (or
-            exceptions) joined with ``+``.
-        rules: for strategies without ``@``; see
+        strategies: text such as ``prefix@none,paged:block=32``, a spec, a strategy
+            class, or a list of these. See :meth:`StrategySpec.parse`.
+        rules: default rules, for text without ``@`` and for classes; see
             :func:`mlxlab.rendering.rules.parse_rules`.
-        capacity: bytes, for strategies that name none.
+        capacity: bytes, for strategies without a capacity of their own.
 
     Raises:
-        StrategyError: one is named twice.
+        StrategyError: a malformed or unknown strategy, or two specs of one name.
         RuleError: an unknown rule.
     """
+    one = isinstance(strategies, str | StrategySpec | type)
+    items: Iterable[SpecLike] = [strategies] if one else strategies  # type: ignore[list-item, assignment]
     specs: list[StrategySpec] = []
-    # A comma before key=value belongs to the parameters of one strategy.
-    for item in re.split(r",(?!\s*\w+\s*=)", text):
-        strategy, at, own = item.strip().partition("@")
-        chosen = parse_rules(own.replace("+", ",") if at else rules)
-        spec = StrategySpec(strategy, chosen, capacity)
-        if spec in specs:
-            raise StrategyError(f"strategies: {item.strip()} is named twice")
-        specs.append(spec)
+    for item in items:
+        for spec in _specs(item, rules, capacity):
+            if spec in specs or spec.name in {own.name for own in specs}:
+                raise StrategyError(f"strategies: {spec.name} is named twice")
+            specs.append(spec)
     return tuple(specs)
+
+
+def _specs(item: SpecLike, rules: str, capacity: int | None) -> Iterator[StrategySpec]:
+    if isinstance(item, str):
+        # A comma before key=value belongs to the parameters of one strategy.
+        for text in re.split(r",(?!\s*\w+\s*=)", item):
+            yield StrategySpec.parse(text, rules, capacity)
+    elif isinstance(item, StrategySpec):
+        yield replace(item, capacity=capacity) if item.capacity is None else item
+    elif isinstance(item, type) and issubclass(item, Strategy):
+        yield StrategySpec(item, {}, parse_rules(rules), capacity)
+    else:
+        raise StrategyError(
+            f"strategies: {item!r} is not a strategy; give a name, a spec such as "
+            "'paged:block=32', or a class"
+        )
+
+
+def label_rules(rules: tuple[str, ...]) -> str:
+    """Return ``all``, ``none``, names, or exceptions: whichever list is shorter."""
+    missing = [name for name in RULES if name not in rules]
+    if not missing or not rules:
+        return "none" if missing else "all"
+    if len(missing) < len(rules):
+        return ",".join(f"-{name}" for name in missing)
+    return ",".join(rules)

@@ -7,7 +7,7 @@ model is there to be loaded is not its business: it knows neither mlx nor HTTP.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -19,6 +19,7 @@ from pydantic import (
     Field,
     FiniteFloat,
     StringConstraints,
+    TypeAdapter,
     ValidationError,
 )
 
@@ -26,12 +27,14 @@ from mlxlab.client.discovery import DEFAULT, TIERS, Endpoint
 from mlxlab.errors import ConfigError, MlxlabError, UnknownModelError
 from mlxlab.models.folder import BUNDLED
 from mlxlab.rendering.rules import parse_rules
+from mlxlab.replay.specs import StrategySpec
 from mlxlab.strategies import parse_strategy
 
-__all__ = ["Alias", "Aliases"]
+__all__ = ["Alias", "Aliases", "parse_models"]
 
 _PREPARED = Path(__file__).with_name("model_aliases.json")
 _FOREIGN = "claude-"
+_FORM = "give NAME=MODEL, as in fast=mlx-community/Qwen3-4B-4bit"
 _MOST: Mapping[str, float] = {
     "temperature": 2,
     "top_p": 1,
@@ -44,6 +47,7 @@ _PARSERS: Mapping[str, Callable[[str], object]] = {
 }
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
 Tier = Annotated[str, StringConstraints(pattern=r"^[a-z0-9.]+$")]
 
 
@@ -83,6 +87,11 @@ class Alias(_Closed):
     thinking: Literal["auto", "on", "off"] = "auto"
     sampling: Annotated[Mapping[str, FiniteFloat], AfterValidator(_check_sampling)] = {}
     max_thinking_tokens: Annotated[int, Field(ge=0)] | None = None
+
+    @property
+    def spec(self) -> StrategySpec:
+        """The strategy under the rules, parsed."""
+        return StrategySpec.parse(self.strategy, self.rules)
 
     def over(self, default: Alias) -> Alias:
         """This alias, with what it leaves out taken from ``default``."""
@@ -192,6 +201,29 @@ class Aliases:
         changed = self.default.model_copy(update=update)
         return replace(self, given={**self.given, DEFAULT: changed})
 
+    def with_models(self, models: Mapping[str, str]) -> Self:
+        """Add aliases; of those that there are, change the model alone.
+
+        Args:
+            models: names to a folder, a hub repository, or ``tiny``.
+
+        Raises:
+            ConfigError: a name that no alias may have, or an empty model.
+        """
+        given = dict(self.given)
+        for name, model in models.items():
+            try:
+                _NAME.validate_python(name)
+            except ValidationError:
+                raise ConfigError(
+                    f"alias {name!r}: give a name of letters, digits, '.', '_' and '-'"
+                ) from None
+            if not model:
+                raise ConfigError(f"alias {name!r}: names no model; {_FORM}")
+            known = given.get(name, Alias())
+            given[name] = known.model_copy(update={"model": model})
+        return replace(self, given=given)
+
     def _name_of(self, model_id: str) -> str | None:
         if model_id in self.given:
             return model_id
@@ -203,6 +235,23 @@ class Aliases:
         # Ids may end in a wish for a window, such as [1m].
         words = re.split(r"[-\[\]]", model_id)
         return next((self.tiers[word] for word in words if word in self.tiers), DEFAULT)
+
+
+def parse_models(texts: Iterable[str]) -> dict[str, str]:
+    """Read ``NAME=MODEL`` as :meth:`Aliases.with_models` takes it.
+
+    Raises:
+        ConfigError: another form, or a name that is given twice.
+    """
+    models: dict[str, str] = {}
+    for text in texts:
+        name, equals, model = (part.strip() for part in text.partition("="))
+        if not (name and equals and model):
+            raise ConfigError(f"--alias {text!r}: {_FORM}")
+        if name in models:
+            raise ConfigError(f"--alias: {name} is given twice; give it once")
+        models[name] = model
+    return models
 
 
 def _faults(file: _File) -> Iterator[tuple[str, str]]:

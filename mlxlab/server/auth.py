@@ -12,12 +12,12 @@ from hashlib import sha256
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mlxlab.errors import ServerError
+from mlxlab.server.credentials import check_token
 from mlxlab.web.errors import ApiError, error_response, new_request_id
+from mlxlab.web.guard import replayed
 
-__all__ = ["Authentication", "check_token"]
+__all__ = ["Authentication"]
 
-_MIN_TOKEN = 8
 #: Asked by clients and monitors that have no token; they tell nothing.
 _OPEN = {("GET", "/health"), ("HEAD", "/"), ("HEAD", "/api/hello")}
 
@@ -31,14 +31,17 @@ class Authentication:
     Args:
         app: what is protected.
         tokens: any of them lets a client in.
+        host: address that the server binds; see :func:`check_token`.
 
     Raises:
         ServerError: no token, or one that :func:`check_token` refuses.
     """
 
-    def __init__(self, app: ASGIApp, tokens: Sequence[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, tokens: Sequence[str], host: str | None = None
+    ) -> None:
         for token in tokens or [""]:
-            check_token(token)
+            check_token(token, host)
         self.app = app
         self._tokens = [token.encode() for token in tokens]
 
@@ -57,8 +60,12 @@ class Authentication:
 
         scope["credential"] = self._credential(scope)
         path = scope["path"].removeprefix("/anthropic")
-        if scope["credential"] or (scope["method"], path) in _OPEN:
+        if scope["credential"]:
             await self.app(scope, receive, send_with_id)
+            return
+        if (scope["method"], path) in _OPEN:
+            # Whoever has no token costs us the headers at most.
+            await self.app(scope, replayed(b"", receive), send_with_id)
             return
         error = ApiError(401, "send the server's token as x-api-key or Bearer")
         response = error_response(error, request_id)
@@ -72,20 +79,6 @@ class Authentication:
             if any(right):
                 return sha256(given).hexdigest()[:16]
         return None
-
-
-def check_token(token: str) -> None:
-    """Refuse a token that can be guessed or not be sent.
-
-    Raises:
-        ServerError: it is too short, or has other than printable ASCII.
-    """
-    printable = token.isascii() and token.isprintable() and token == token.strip()
-    if len(token) < _MIN_TOKEN or not printable:
-        raise ServerError(
-            f"token: give at least {_MIN_TOKEN} printable ASCII characters, or none "
-            "to have one made"
-        )
 
 
 def _given(scope: Scope) -> list[bytes]:

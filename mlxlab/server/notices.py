@@ -11,36 +11,34 @@ from collections.abc import Iterator
 from mlxlab.analysis.fidelity.store import FidelityRecord, RecordKey, recall
 from mlxlab.errors import ModelError
 from mlxlab.models.folder import find_model
-from mlxlab.rendering.rules import parse_rules
 from mlxlab.replay.specs import StrategySpec
 from mlxlab.server.aliases import Aliases
-from mlxlab.strategies import parse_strategy
 
 __all__ = ["list_notices"]
 
 
 def list_notices(aliases: Aliases) -> list[str]:
     """Lines on each approximate strategy; none if all aliases have exact ones."""
-    answering = {(a.model, a.strategy, a.rules): None for a in aliases.values()}
+    answering = {(a.model, a.spec): a.rules for a in aliases.values()}
     return [
         line
-        for model, strategy, rules in answering
-        if not parse_strategy(strategy).exact
-        for line in _notice(model, strategy, rules)
+        for (model, spec), rules in answering.items()
+        if not spec.exact
+        for line in _notice(model, spec, rules)
     ]
 
 
-def _notice(model: str, strategy: str, rules: str) -> Iterator[str]:
+def _notice(model: str, spec: StrategySpec, rules: str) -> Iterator[str]:
     yield (
-        f"{strategy} on {model} is approximate: "
+        f"{spec.strategy} on {model} is approximate: "
         "answers may differ from those of a full prefill."
     )
-    record = _measured(model, StrategySpec(strategy, parse_rules(rules)))
+    record = _measured(model, spec)
     if record:
         yield from record.lines()
         return
     command = ["mlxlab", "fidelity", "TRACE", "--model", model]
-    command += ["--strategies", strategy]
+    command += ["--strategies", spec.strategy]
     if rules != "all":
         command += ["--rules", rules]
     yield "Nothing was measured for it on this model; to do so:"

@@ -21,10 +21,15 @@ from mlxlab.rendering.context_edits import AppliedEdit
 from mlxlab.rendering.messages import Thinking, Tool
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.rendering.rules import parse_rules
-from mlxlab.rendering.signature import sign
+from mlxlab.rendering.thinking import sign
 from mlxlab.server.aliases import Alias, Aliases
 from mlxlab.server.generation import Job, StopReason
-from mlxlab.server.sampling import reasoning_budget, reasoning_sampler, sampling_of
+from mlxlab.server.sampling import (
+    reasoning_budget,
+    reasoning_room,
+    reasoning_sampler,
+    sampling_of,
+)
 from mlxlab.server.schema import InferenceRequest, TokenCountRequest, check_supported
 from mlxlab.traces.recording.script import Script
 
@@ -99,15 +104,16 @@ class Preparation:
         renderer = self._renderer(alias.model, alias.rules)
         asked = _with_thinking(request, alias)
         try:
-            edited, applied = renderer.edited(asked)
-            prompt = renderer.render(edited)
+            rendering = renderer.render_request(asked)
         except ModelError as error:
             # The template refuses what this client sent; the model is fine.
             raise RequestError(str(error)) from error
         folder = self._folder(alias.model)
-        edits = applied if request.context_management else None
+        edits = rendering.edits if request.context_management else None
         thinking = None if asked is request else asked.thinks
-        return Prepared(name, alias, folder, renderer, prompt, edits, thinking)
+        return Prepared(
+            name, alias, folder, renderer, rendering.prompt, edits, thinking
+        )
 
     def job(
         self, request: InferenceRequest, prepared: Prepared, engines: EngineSource
@@ -128,14 +134,15 @@ class Preparation:
         if room < request.max_tokens:
             exhausted = "model_context_window_exceeded"
         choice = request.tool_choice
+        max_tokens = min(request.max_tokens, room)
         return Job(
             engine=partial(engines, folder, prepared.alias.strategy),
             prompt=prompt,
             decoder=self._decoder(request, prepared),
-            sampler=self._sampler(request, prepared),
+            sampler=self._sampler(request, prepared, max_tokens),
             processors=self._processors(request, prepared),
             stop=folder.end_ids,
-            max_tokens=min(request.max_tokens, room),
+            max_tokens=max_tokens,
             exhausted=exhausted,
             single_call=bool(choice and choice.disable_parallel_tool_use),
         )
@@ -167,7 +174,7 @@ class Preparation:
         )
 
     def _sampler(
-        self, request: InferenceRequest, prepared: Prepared
+        self, request: InferenceRequest, prepared: Prepared, max_tokens: int
     ) -> Callable[[], Sampler]:
         folder, alias = prepared.folder, prepared.alias
         sampler = sampling_of(request, alias.sampling, folder)
@@ -182,7 +189,7 @@ class Preparation:
                 folder,
                 opened=grammar.opens_in_thinking(prepared.generation.tolist()),
                 force=thinking.type == "enabled",
-                budget=reasoning_budget(request, alias.max_thinking_tokens),
+                budget=reasoning_budget(request, alias.max_thinking_tokens, max_tokens),
             )
         return _chosen_tool(request, sampler, grammar, folder)
 
@@ -213,11 +220,13 @@ def _with_thinking(request: TokenCountRequest, alias: Alias) -> TokenCountReques
     """The request with the thinking that is really done.
 
     An alias may decide. Answers that must begin with a call or with JSON cannot begin
-    with reasoning.
+    with reasoning, nor can answers too short for reasoning and text.
     """
     choice, config = request.tool_choice, request.output_config
     forced = (choice and choice.type in {"any", "tool"}) or (config and config.format)
-    if forced or alias.thinking == "off":
+    # With 0 there is no answer: the cache is filled for a later one that may think.
+    short = request.max_tokens and not reasoning_room(request.max_tokens)
+    if forced or short or alias.thinking == "off":
         kind = "disabled"
     elif alias.thinking == "on" and not request.thinks:
         kind = "adaptive"

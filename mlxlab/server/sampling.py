@@ -12,10 +12,17 @@ from mlxlab.engine import BoundedReasoning, Forced, Sampler
 from mlxlab.models.folder import ModelFolder
 from mlxlab.server.schema import Effort, InferenceRequest
 
-__all__ = ["reasoning_budget", "reasoning_sampler", "sampling_of"]
+__all__ = [
+    "reasoning_budget",
+    "reasoning_room",
+    "reasoning_sampler",
+    "sampling_of",
+]
 
 #: Reasoning ids for an adaptive request; more effort than these has no bound.
 _BUDGETS: Mapping[Effort, int] = {"low": 1024, "medium": 4096, "high": 16384}
+#: Ids that reasoning leaves over at least: for its tags, and for the text behind them.
+_LEAST_REST = 8
 #: With a smaller temperature or top_p only the likeliest id is left, and float32 would
 #: leave none.
 _LEAST = 1e-3
@@ -58,18 +65,43 @@ def sampling_of(
     return make
 
 
-def reasoning_budget(request: InferenceRequest, most: int | None) -> int:
+def reasoning_room(max_tokens: int) -> int:
+    """Most ids that reasoning may take of an answer, so that text follows.
+
+    A quarter of the answer is left over, :data:`_LEAST_REST` ids at least.
+
+    Args:
+        max_tokens: of the whole answer.
+
+    Returns:
+        0 if reasoning and text do not both fit.
+    """
+    room = max_tokens - max(-(-max_tokens // 4), _LEAST_REST)
+    return room if room > 1 else 0  # the first id is the line break behind the tag
+
+
+def reasoning_budget(
+    request: InferenceRequest, most: int | None, max_tokens: int | None = None
+) -> int:
     """Ids that reasoning may take, so that room for an answer is left.
+
+    A client's budget that does not leave that room is cut, also below the least that
+    the API lets a client ask for.
 
     Args:
         request: with its budget or effort.
         most: the alias's limit.
+        max_tokens: of the answer, where the window leaves fewer than the request asks.
     """
     thinking = request.thinking
-    effort = request.output_config.effort if request.output_config else None
-    limits = [request.max_tokens * 3 // 4, most, _BUDGETS.get(effort or "max")]
+    if max_tokens is None:
+        max_tokens = request.max_tokens
     if thinking is not None and thinking.budget_tokens is not None:
-        limits = [thinking.budget_tokens, most]
+        asked: int | None = thinking.budget_tokens
+    else:
+        effort = request.output_config.effort if request.output_config else None
+        asked = _BUDGETS.get(effort or "max")
+    limits = [reasoning_room(max_tokens), most, asked]
     return min(limit for limit in limits if limit is not None)
 
 

@@ -270,8 +270,9 @@ def _check_thinking(request: TokenCountRequest) -> None:
     if thinking.type != "enabled" or not isinstance(request, InferenceRequest):
         return
     budget = thinking.budget_tokens
-    if budget is None or not _MIN_BUDGET <= budget < max(request.max_tokens, 1):
+    # One that max_tokens has no room for is cut, see reasoning_budget.
+    if budget is None or budget < _MIN_BUDGET:
         raise RequestError(
             f"thinking.budget_tokens: {budget} is not accepted; give at least "
-            f"{_MIN_BUDGET} and less than max_tokens ({request.max_tokens})"
+            f"{_MIN_BUDGET}; it is cut where max_tokens leaves less"
         )

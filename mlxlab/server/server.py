@@ -20,7 +20,8 @@ from mlxlab.engine import Worker
 from mlxlab.errors import ServerError
 from mlxlab.server.aliases import Aliases
 from mlxlab.server.app import create_app
-from mlxlab.server.auth import Authentication, check_token
+from mlxlab.server.auth import Authentication
+from mlxlab.server.credentials import check_token, is_short
 from mlxlab.server.metrics import Served
 from mlxlab.server.model_pool import ModelPool, default_budget
 from mlxlab.server.notices import list_notices
@@ -56,7 +57,7 @@ class Options:
     Attributes:
         host: loopback unless others are to reach it.
         port: 0 for any free one.
-        token: what clients send; made anew if None.
+        token: what clients send; made anew if None. A short one is for loopback only.
         memory: bytes for models, keys and values; three quarters of the device's if
             None.
         chunk: tokens computed at a time. Cancelling waits for one chunk.
@@ -79,7 +80,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.token is not None:
-            check_token(self.token)
+            check_token(self.token, self.host)
         for name, least in (("memory", 1), ("chunk", 1), ("queue", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -139,7 +140,8 @@ class Server:
             aliases, self._worker, pool, queue=options.queue, script=script
         )
         self._tee = Tee(create_app(self._service, answer_s=options.answer_s))
-        app = Authentication(Guard(self._tee, [options.host]), [self.token])
+        guard = Guard(self._tee, [options.host])
+        app = Authentication(guard, [self.token], options.host)
         self._http = BackgroundServer(app, options.host, options.port)
 
     @property
@@ -243,6 +245,8 @@ class Server:
             raise
         self._publish()
         atexit.register(self.stop)
+        if is_short(self.token):
+            log.warning("a short token: other users can guess it")
         return self
 
     def stop(self) -> None:
@@ -277,7 +281,7 @@ class Server:
         alias = self.aliases.default
         facts: dict[str, object] = {
             "URL": self.url,
-            "token": self.token,
+            "token": "server.token, which is not shown: notebooks keep what they show",
             "model": alias.model,
             "strategy": alias.strategy,
             "rules": alias.rules,
@@ -290,8 +294,8 @@ class Server:
             + (_folded("Approximate: what was measured", notices) if notices else "")
             + _folded(
                 "Claude Code: <code>mlxlab claude</code> in a terminal, or this "
-                "environment",
-                environment_lines(self.endpoint),
+                "environment and <code>ANTHROPIC_AUTH_TOKEN</code>",
+                environment_lines(self.endpoint, token=False),
             )
         )
 
@@ -331,6 +335,7 @@ def serve(
     *,
     rules: str | None = None,
     aliases: str | Path | None = None,
+    models: Mapping[str, str] | None = None,
     record: str | Path | None = None,
     options: Options | None = None,
 ) -> Server:
@@ -341,14 +346,17 @@ def serve(
         strategy: of the default alias, as ``name[:key=value,...]``.
         rules: of the default alias, see :func:`mlxlab.rendering.rules.parse_rules`.
         aliases: a ``model_aliases.json``; the one that comes with mlxlab if None.
+        models: further aliases, by name; see :meth:`Aliases.with_models`.
         record: trace to write what clients send into.
         options: address, token, memory, limits.
 
     Raises:
         MlxlabError: a bad argument, or an address in use; then nothing runs.
     """
-    served = Aliases.load(aliases).with_default(
-        model=model, strategy=strategy, rules=rules
+    served = (
+        Aliases.load(aliases)
+        .with_models(models or {})
+        .with_default(model=model, strategy=strategy, rules=rules)
     )
     server = Server(served, options or Options())
     server.start()

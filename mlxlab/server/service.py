@@ -24,7 +24,6 @@ from mlxlab.server.model_pool import EngineKey, ModelPool
 from mlxlab.server.prepare import Preparation, Prepared
 from mlxlab.server.scheduler import QueueFullError, Scheduler
 from mlxlab.server.schema import InferenceRequest, TokenCount, TokenCountRequest
-from mlxlab.strategies import parse_strategy
 from mlxlab.traces.recording.script import Script
 from mlxlab.traces.schema import Generated
 
@@ -98,7 +97,7 @@ class Service:
         self.check()
         preparation = Preparation(aliases, self.preparation.script)
         old, new = self.aliases.default, aliases.default
-        if old.model != new.model or not parse_strategy(new.strategy).exact:
+        if old.model != new.model or not new.spec.exact:
             self._load(preparation)
         self.preparation = preparation
         wanted = {(alias.model, alias.strategy) for alias in aliases.values()}

@@ -1,35 +1,24 @@
-"""What strategies have in common that move keys and values to other positions.
-
-Knows earlier sequences, limits and generations; leaves to subclasses what of them is
-found again in a prompt.
-"""
+"""Position-independent reuse: keys and values moved to other positions."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from hashlib import blake2b
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxlab.errors import IntegrityError, StrategyError
+from mlxlab.errors import IntegrityError
 from mlxlab.prompt import Prompt, Role, Tokens
-from mlxlab.strategies.base import (
-    CAPACITY,
-    Commit,
-    Parameter,
-    Plan,
-    Selection,
-    Span,
-    require,
-)
 from mlxlab.strategies.paged import Paged
+from mlxlab.strategies.parameters import Kind, ParameterValue, parameter
+from mlxlab.strategies.plan import Commit, Plan, Selection, Span
 from mlxlab.strategies.sequences.hashing import DIGEST_BYTES
-from mlxlab.strategies.sequences.matches import Donor, Run
+from mlxlab.strategies.sequences.matches import CachedSequence, Run
 
-__all__ = ["Moving", "Naive"]
+__all__ = ["Approximate", "Naive"]
 
 GOVERNING = frozenset({Role.SYSTEM, Role.TOOLS})
 
@@ -39,125 +28,99 @@ FIRST = "first"
 ANY_GENERATION = 1 << 62
 
 
-class Moving(Paged):
-    """Paged reuse of the prefix, and behind it runs of earlier sequences, moved.
+class Approximate(Paged):
+    """Exact reuse of the prefix, position-independent reuse of runs behind it.
 
-    The prefix is found and stored exactly as in :class:`Paged`, whose blocks tell how
-    far it is exact. What is computed over moved keys is of a higher generation: a
-    conversation goes on over it in place, nothing is moved out of it by default, and
-    the next exact computation of the same tokens replaces it.
+    Keys and values are restored behind other tokens than they were computed behind, so
+    answers are approximate. CacheBlend (arXiv 2405.16444) recomputes selected tokens of
+    reused text. EPIC (arXiv 2410.15332) recomputes the first tokens of each reused
+    chunk. Prompt Cache (arXiv 2311.04934) reuses declared modules of prompts.
 
-    Donors are the latest sequences that differ by a run or more, as far as their
-    blocks are still there and of a generation that may be moved. Spans refer to the
-    donor's own blocks, so keys are rotated once; their ``predecessor`` is the digest of
-    the donor's tokens in front of them.
+    The prefix is found and stored exactly as in :class:`Paged`, whose blocks record
+    the generation of their keys. Everything computed over moved keys is of a higher
+    generation. A conversation continues over it in place; by default nothing of it is
+    moved again, and the next exact computation of these tokens replaces it.
+
+    Runs are looked for in the latest cached sequences that differ by at least a run,
+    as far as their blocks are resident and of a generation that may be moved. Spans
+    refer to the blocks of the cached sequence, so keys are rotated once. The
+    ``predecessor`` of a span is the digest of the tokens in front of it there.
 
     A run has to pass all limits, in this order: ``tail``, ``shift``, ``run``,
-    ``rewritten``, ``governing``, ``head``. It is measured before its head is taken
-    off. One that ends within a block of the prefix is not worth moving, and may even
-    stand in its old place.
+    ``rewritten``, ``governing``, ``head``. Its length is measured before its head is
+    removed. A run that ends within a block of the prefix is not worth moving, and may
+    even stand in its old place.
 
-    Args:
-        block: see :class:`Paged`.
-        capacity: see :class:`Paged`; donors cost it nothing, they are ids.
-        donors: sequences that runs are looked for in.
-        generation: highest generation that is moved.
-        rotate: ``yes``, or ``no`` to leave moved keys as they were stored.
-        run: least tokens of a run.
-        shift: positions that a run may be moved by, either way; 0 for any.
-        head: tokens at each run's start that are computed again.
-        recompute: percent of the moved tokens that are computed again.
-        selection: which: the ``first`` of each run, or as the engine picks them,
-            see :class:`Selection`.
-        tail: tokens at the prompt's end that nothing approximate is restored for.
-        rewritten: a run is left when the tokens computed between the prefix and it
-            exceed this percentage of its length; 0 for never. Heads do not count.
-        governing: a run is left when more than this many of those tokens are system
-            text or tools, which change what everything behind them means; 0 for
-            never. Segments of unknown role do not count.
-        token_bytes: see :class:`Strategy`.
-
-    The defaults are starting guesses from published measurements.
+    The defaults are starting values from published measurements.
     """
 
     exact = False
 
-    def __init__(
-        self,
-        *,
-        block: int = 64,
-        capacity: int = CAPACITY,
-        donors: int = 8,
-        generation: int = 0,
-        rotate: str = "yes",
-        run: int = 256,
-        shift: int = 2048,
-        head: int = 32,
-        recompute: int = 0,
-        selection: str = Selection.ATTENTION.value,
-        tail: int = 64,
-        rewritten: int = 25,
-        governing: int = 1024,
-        token_bytes: int = 1,
-    ) -> None:
-        super().__init__(block=block, capacity=capacity, token_bytes=token_bytes)
-        require(self.name, donors=donors, run=run, tail=tail)
-        self._require_none_or_more(
-            generation=generation,
-            shift=shift,
-            head=head,
-            recompute=recompute,
-            rewritten=rewritten,
-            governing=governing,
-        )
-        self._require_word("rotate", rotate, ("yes", "no"))
-        self._require_word("selection", selection, (FIRST, *Selection))
-        if recompute > 100:
-            raise StrategyError(
-                f"{self.name}: recompute={recompute} is not accepted; give a "
-                "percentage up to 100"
-            )
-        self.donors = donors
-        self.generation = generation
-        self.rotate = rotate
-        self.run = run
-        self.shift = shift
-        self.head = head
-        self.recompute = recompute
-        self.selection = str(selection)
-        self.tail = tail
-        self.rewritten = rewritten
-        self.governing = governing
-        self._donors: list[Donor] = []  # least recently used first
+    sequences: int = parameter(8, "Cached sequences that runs are looked for in.")
+    generation: int = parameter(0, "Highest generation that is moved.", least=0)
+    rotate: str = parameter(
+        "yes",
+        "Whether moved keys are rotated to their new positions.",
+        words=("yes", "no"),
+    )
+    run: int = parameter(256, "Least tokens of a run.", kind=Kind.TOKENS)
+    shift: int = parameter(
+        2048,
+        "Most positions that a run is moved by, either way; 0 for any number.",
+        kind=Kind.TOKENS,
+        least=0,
+    )
+    head: int = parameter(
+        32,
+        "Tokens at the start of each run that are computed again.",
+        kind=Kind.TOKENS,
+        least=0,
+    )
+    recompute: int = parameter(
+        0,
+        "Percentage of the moved tokens that are computed again.",
+        kind=Kind.PERCENT,
+        least=0,
+    )
+    selection: str = parameter(
+        Selection.ATTENTION.value,
+        "Which tokens are computed again: the first of each run, or see Selection.",
+        words=(FIRST, *Selection),
+    )
+    tail: int = parameter(
+        64,
+        "Tokens at the end of the prompt that are never approximate.",
+        kind=Kind.TOKENS,
+    )
+    rewritten: int = parameter(
+        25,
+        "Most tokens computed between prefix and run, heads not counted, as a "
+        "percentage of the run; 0 for any number.",
+        least=0,
+    )
+    governing: int = parameter(
+        1024,
+        "Most of those tokens that may be system text or tools, which change the "
+        "meaning of the text behind them; 0 for any number.",
+        kind=Kind.TOKENS,
+        least=0,
+    )
 
-    @property
-    def parameters(self) -> Mapping[str, Parameter]:
-        return {
-            **super().parameters,
-            "donors": self.donors,
-            "generation": self.generation,
-            "rotate": self.rotate,
-            "run": self.run,
-            "shift": self.shift,
-            "head": self.head,
-            "recompute": self.recompute,
-            "selection": self.selection,
-            "tail": self.tail,
-            "rewritten": self.rewritten,
-            "governing": self.governing,
-        }
+    def __init__(self, **parameters: ParameterValue) -> None:
+        super().__init__(**parameters)
+        self._cached: list[CachedSequence] = []  # least recently used first
 
     @abstractmethod
     def _find(self, prompt: Prompt, start: int) -> Iterable[list[Run]]:
-        """Alternatives of what of ``prompt`` stands in donors too.
+        """Find runs of ``prompt`` in the cached sequences.
 
         Args:
-            prompt: what is planned.
+            prompt: the prompt to plan.
             start: tokens that are restored in their old places.
 
         Returns:
-            Runs in order of target, without overlap, behind ``start``. Of alternatives
-            that are worth the same the first is taken.
+            Alternatives, each a list of runs in order of target, without overlap,
+            behind ``start``. Among equally long alternatives the first is used.
         """
 
     def _match(self, prompt: Prompt) -> Plan:
@@ -181,7 +144,7 @@ class Moving(Paged):
         return replace(plan, recompute=share, selection=selection)
 
     def _prefix(self, prompt: Prompt) -> Iterator[Span]:
-        """What is resident from the start on; nothing approximate in the tail."""
+        """Yield the resident prefix, without approximate tokens in the tail."""
         fresh = (len(prompt) - self.tail) // self.block * self.block
         for span in self._walk(prompt.tokens[:-1]):
             if span.exact:
@@ -190,7 +153,7 @@ class Moving(Paged):
                 yield span.head(fresh - span.target)
 
     def _limited(self, prompt: Prompt, start: int, found: list[Run]) -> list[Run]:
-        """What is moved of the runs found, heads off."""
+        """Return the runs within all limits, without their heads."""
         governs = _governing(prompt)
         computed = np.ones(len(prompt), np.bool_)
         kept: list[Run] = []
@@ -205,7 +168,7 @@ class Moving(Paged):
         return kept
 
     def _passes(self, run: Run, new: int, governing: int) -> bool:
-        """Whether ``run``, behind so many ``new`` tokens, is within the limits."""
+        """Whether ``run``, behind this many ``new`` tokens, is within the limits."""
         return (
             (not self.shift or abs(run.shift) <= self.shift)
             and run.length >= self.run
@@ -215,18 +178,18 @@ class Moving(Paged):
         )
 
     def _head(self, run: Run) -> int:
-        """Tokens to compute at the start of ``run``."""
+        """Return the number of tokens to compute at the start of ``run``."""
         if self.selection != FIRST:
             return self.head
         return self.head + self._share(max(run.length - self.head, 0))
 
     def _share(self, moved: int) -> int:
-        """Tokens to compute again of so many, rounded up."""
+        """Return the number of moved tokens to compute again, rounded up."""
         return -(-moved * self.recompute // 100)
 
     def _spans(self, run: Run) -> Iterator[Span]:
-        stop, tokens = run.origin + run.length, run.donor.tokens
-        for span in self._walk(tokens[: run.donor.stored]):
+        stop, tokens = run.origin + run.length, run.cached.tokens
+        for span in self._walk(tokens[: run.cached.stored]):
             origin = max(span.target, run.origin)
             length = min(span.target + span.length, stop) - origin
             if length > 0:
@@ -240,117 +203,93 @@ class Moving(Paged):
                 )
 
     def commit(self, prompt: Prompt, plan: Plan) -> Commit:
-        """As :class:`Paged`; the sequence is a donor from now on."""
+        """Commit as :class:`Paged`; runs are found in this sequence from now on."""
         moved = [span for span in plan.spans if span.moved]
         if moved:
-            self._donors.sort(key=lambda donor: self._gave(donor, moved))
+            self._cached.sort(key=lambda cached: self._gave(cached, moved))
         commit = super().commit(prompt, plan)
         self._remember(prompt)
         return commit
 
-    def _gave(self, donor: Donor, moved: Iterable[Span]) -> bool:
+    def _gave(self, cached: CachedSequence, moved: Iterable[Span]) -> bool:
+        """Whether one of the spans was restored from ``cached``."""
         return any(
             span.handle == own.handle and 0 <= span.source - own.source < own.length
-            for own in self._walk(donor.tokens[: donor.stored])
+            for own in self._walk(cached.tokens[: cached.stored])
             for span in moved
         )
 
     def _remember(self, prompt: Prompt) -> None:
-        """Add a donor, cut those whose blocks went, drop those like another."""
+        """Add a cached sequence; trim and drop the earlier ones."""
         movable = self._movable(prompt.tokens)
-        new = Donor(prompt.head(movable + self.block), movable, self.block)
-        donors = [
-            donor.head(self._movable(donor.tokens[: donor.stored]))
-            for donor in self._donors
+        new = CachedSequence(prompt.head(movable + self.block), movable, self.block)
+        cached = [
+            old.head(self._movable(old.tokens[: old.stored])) for old in self._cached
         ]
-        donors.append(new)
-        donors.sort(key=lambda donor: new.within(donor, self.run))  # so they were used
-        self._donors = self._distinct(donors)[-self.donors :]
+        cached.append(new)
+        cached.sort(key=lambda old: new.within(old, self.run))  # so they were used
+        self._cached = self._distinct(cached)[-self.sequences :]
 
     def _movable(self, tokens: Tokens) -> int:
-        """Leading tokens that are there and of a generation that may be moved."""
+        """Count leading tokens that are resident and of a movable generation."""
         resident = self._walk(tokens)
         return sum(s.length for s in resident if s.generation <= self.generation)
 
-    def _distinct(self, donors: list[Donor]) -> list[Donor]:
-        """Those of which longer or later ones lack a run at least."""
-        ranked = [(donor.stored, i, donor) for i, donor in enumerate(donors)]
+    def _distinct(self, cached: list[CachedSequence]) -> list[CachedSequence]:
+        """Return the sequences that differ from longer or later ones by a run."""
+        ranked = [(own.stored, i, own) for i, own in enumerate(cached)]
         return [
-            donor
-            for length, i, donor in ranked
-            if donor.stored
+            own
+            for length, i, own in ranked
+            if own.stored
             and not any(
-                (longer, later) > (length, i) and donor.within(other, self.run)
+                (longer, later) > (length, i) and own.within(other, self.run)
                 for longer, later, other in ranked
             )
         ]
 
     def check_integrity(self) -> None:
-        """Blocks as in Paged; donors are theirs, may be moved, and are distinct."""
+        """Check blocks as Paged does; cached sequences are movable and distinct."""
         super().check_integrity()
-        distinct = self._distinct(self._donors)
-        if len(self._donors) > self.donors or distinct != self._donors:
+        distinct = self._distinct(self._cached)
+        if len(self._cached) > self.sequences or distinct != self._cached:
             raise IntegrityError(
-                f"{self.name}: {len(self._donors)} donors, {len(distinct)} of them "
-                f"distinct, where {self.donors} may be"
+                f"{self.name}: {len(self._cached)} cached sequences, {len(distinct)} "
+                f"of them distinct, where {self.sequences} may be"
             )
-        for donor in self._donors:
-            movable = self._movable(donor.tokens[: donor.stored])
-            if movable != donor.stored:
+        for cached in self._cached:
+            movable = self._movable(cached.tokens[: cached.stored])
+            if movable != cached.stored:
                 raise IntegrityError(
-                    f"{self.name}: of {donor.stored} tokens of a donor {movable} are "
-                    f"there and of a generation up to {self.generation}"
+                    f"{self.name}: of {cached.stored} tokens of a cached sequence "
+                    f"{movable} are resident and of a generation up to "
+                    f"{self.generation}"
                 )
 
-    def _require_none_or_more(self, **parameters: int) -> None:
-        for key, value in parameters.items():
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise StrategyError(
-                    f"{self.name}: {key}={value!r} is not accepted; give a whole "
-                    "number >= 0"
-                )
 
-    def _require_word(self, key: str, value: str, choices: Iterable[str]) -> None:
-        words = [str(choice) for choice in choices]
-        if value not in words:
-            raise StrategyError(
-                f"{self.name}: {key}={value!r} is not accepted; give one of "
-                f"{', '.join(words)}"
-            )
+class Naive(Approximate):
+    """Full reuse of all runs found, as they are.
 
-
-class Naive(Moving):
-    """The simple-minded original: whatever is found is kept as it is.
-
-    Not rotated, nothing computed again, no limits but a block as the least run; what
-    was computed over moved keys is moved like everything else.
-
-    Args:
-        block: see :class:`Paged`.
-        capacity: see :class:`Paged`.
-        token_bytes: see :class:`Strategy`.
+    Nothing is rotated or computed again, and no limit holds but a block as the
+    shortest run. Keys computed over moved keys are moved as well. CacheBlend calls
+    this *full KV reuse*: it is the control that shows what the limits are for.
     """
 
-    def __init__(
-        self, *, block: int = 64, capacity: int = CAPACITY, token_bytes: int = 1
-    ) -> None:
-        super().__init__(
-            block=block,
-            capacity=capacity,
-            generation=ANY_GENERATION,
-            rotate="no",
-            run=block,
-            shift=0,
-            head=0,
-            tail=1,
-            rewritten=0,
-            governing=0,
-            token_bytes=token_bytes,
-        )
+    sequences = 8
+    generation = ANY_GENERATION
+    rotate = "no"
+    run = 1
+    shift = 0
+    head = 0
+    recompute = 0
+    selection = Selection.ATTENTION.value
+    tail = 1
+    rewritten = 0
+    governing = 0
 
-    @property
-    def parameters(self) -> Mapping[str, Parameter]:
-        return {"block": self.block, "capacity": self.capacity}
+    def __init__(self, **parameters: ParameterValue) -> None:
+        super().__init__(**parameters)
+        self.run = self.block
 
 
 def _tokens(runs: Iterable[Run]) -> int:
@@ -358,7 +297,7 @@ def _tokens(runs: Iterable[Run]) -> int:
 
 
 def _governing(prompt: Prompt) -> NDArray[np.bool_]:
-    """Which tokens are system text or tools."""
+    """Mark the tokens that are system text or tools."""
     governs = np.zeros(len(prompt), np.bool_)
     for segment in prompt.segments:
         if segment.role in GOVERNING:

@@ -1,252 +1,152 @@
-"""The contract of a cache strategy: what to reuse, keep and drop.
+"""The contract of a cache strategy: what to restore, store and evict.
 
-A strategy sees tokens and segments and answers with handles and spans. It never
-touches an array of keys and values, a model or a tokenizer, so that one object
-serves simulation, live replay and the server, and reuses the same tokens in all
-three.
+A strategy sees tokens and segments and answers with handles and spans. It holds no
+keys and values, so one object serves simulation, live replay and the server, and
+reuses the same tokens in all three.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from enum import StrEnum
-from typing import ClassVar, TypeAlias
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from inspect import Parameter as Keyword
+from inspect import Signature, cleandoc, getattr_static, isfunction, signature
+from typing import ClassVar
 
 from mlxlab.errors import IntegrityError, StrategyError
 from mlxlab.prompt import Prompt
+from mlxlab.strategies.parameters import (
+    Kind,
+    Limit,
+    Parameter,
+    ParameterValue,
+    parameter,
+)
+from mlxlab.strategies.plan import Commit, Plan
 
-__all__ = [
-    "CAPACITY",
-    "Commit",
-    "Cut",
-    "Handle",
-    "Parameter",
-    "Plan",
-    "Put",
-    "Selection",
-    "Span",
-    "Strategy",
-]
+__all__ = ["CAPACITY", "Example", "Strategy"]
 
 log = logging.getLogger(__name__)
 
-#: Bytes of keys and values that a strategy may hold if nobody says otherwise.
+#: Bytes of keys and values that a strategy may hold by default.
 CAPACITY = 4 << 30
 
-Handle: TypeAlias = int
-"""Names stored keys and values; unique over a strategy's life."""
+_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
-Parameter: TypeAlias = int | str
-"""What tells one instance of a strategy from another: a number or a choice."""
-
-
-class Selection(StrEnum):
-    """How the engine picks the moved tokens that it computes again.
-
-    ``random`` is the control. ``deviation`` takes those whose keys in the second layer
-    differ most from newly computed ones (CacheBlend, arXiv 2405.16444), ``attention``
-    those that the prompt's last tokens attend to most at their true positions
-    (InfoFlow-KV, arXiv 2603.05353).
-    """
-
-    RANDOM = "random"
-    DEVIATION = "deviation"
-    ATTENTION = "attention"
+_TOKEN_BYTES: Parameter = parameter(
+    1, "Bytes of keys and values of one token, all layers.", kind=Kind.BYTES
+)
+_BUDGET: Parameter = parameter(CAPACITY, "Most bytes to hold.", Limit.CAPACITY)
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """``length`` stored positions of ``handle`` from ``source``, put at ``target``.
-
-    A span is exact if its keys and values are those of the same tokens at the same
-    positions after the same predecessors, all of them exact.
+class Example:
+    """A small instance of a strategy, for the contract test.
 
     Attributes:
-        source: counts from the first position that ``handle`` holds.
-        target: counts from the start of the prompt.
-        generation: how often something was moved on the way to these keys and values;
-            0 if they were computed over exact ones only.
-        origin: the position that the first of them was computed at, if they are used
-            behind other predecessors now; None if nothing has changed for them.
-        predecessor: digest of the tokens that they were computed behind, if moved.
+        parameters: small enough that sequences of 60 tokens, 2 bytes each, evict.
+        handles: most handles that its store may hold at once; None for any number.
+        slots: slots that it has; 0 for a strategy without slots.
     """
 
-    handle: Handle
-    source: int
-    target: int
-    length: int
-    generation: int = 0
-    origin: int | None = None
-    predecessor: bytes = b""
-
-    @property
-    def moved(self) -> bool:
-        """Whether it stands behind other tokens than where it was computed."""
-        return self.origin is not None
-
-    @property
-    def exact(self) -> bool:
-        """Whether computing it again would give the same."""
-        return not self.moved and self.generation == 0
-
-    @property
-    def shift(self) -> int:
-        """How many positions further it stands than where it was computed."""
-        return 0 if self.origin is None else self.target - self.origin
-
-    def head(self, length: int) -> Span:
-        """Its first ``length`` positions, all if there are fewer."""
-        return replace(self, length=min(self.length, length))
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What of a prompt is restored; what the spans leave open is computed.
-
-    Attributes:
-        length: tokens in the prompt.
-        spans: in order of target, without overlap. At least one token, the
-            last, is always left open: its logits are the answer's first.
-        best_match: the longest reuse that the strategy saw before its own limits
-            (a minimum) were applied; one that knows blocks only sees whole ones.
-        recompute: how many tokens of moved spans are computed again after all.
-        selection: how they are picked.
-        rotate: whether moved keys are rotated to their new positions.
-    """
-
-    length: int
-    spans: tuple[Span, ...] = ()
-    best_match: int = 0
-    recompute: int = 0
-    selection: Selection = Selection.ATTENTION
-    rotate: bool = True
-
-    @property
-    def reused(self) -> int:
-        """Tokens restored and not computed again."""
-        return sum(span.length for span in self.spans) - self.recompute
-
-    @property
-    def moved(self) -> int:
-        """Tokens in moved spans."""
-        return sum(span.length for span in self.spans if span.moved)
-
-    @property
-    def exact_length(self) -> int:
-        """Leading tokens whose keys and values are exact once all is computed."""
-        targets = (span.target for span in self.spans if not span.exact)
-        return next(targets, self.length)
-
-    @property
-    def generation(self) -> int:
-        """Of what is computed behind the exact tokens."""
-        return max(
-            (s.generation + s.moved for s in self.spans if not s.exact), default=0
-        )
-
-    @property
-    def gaps(self) -> Iterator[tuple[int, int]]:
-        """Half-open position ranges to compute, in order."""
-        position = 0
-        for span in self.spans:
-            if span.target > position:
-                yield position, span.target
-            position = span.target + span.length
-        if position < self.length:
-            yield position, self.length
-
-    def head(self, length: int) -> Plan:
-        """What of the plan lies within the first ``length`` tokens, if cut there."""
-        if length >= self.length:
-            return self
-        spans = tuple(
-            span.head(length - span.target)
-            for span in self.spans
-            if span.target < length
-        )
-        moved = sum(span.length for span in spans if span.moved)
-        return replace(
-            self,
-            length=length,
-            spans=spans,
-            best_match=min(self.best_match, length),
-            recompute=min(self.recompute, moved),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Put:
-    """Store positions ``[start, stop)`` of the computed sequence as ``handle``."""
-
-    handle: Handle
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """Of what ``handle`` holds, only positions ``[start, stop)`` stay.
-
-    They are counted from the first that it holds.
-    """
-
-    handle: Handle
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """Changes to the store, in the order of the attributes.
-
-    So capacity holds in between.
-
-    Attributes:
-        drop: handles whose keys and values go.
-        cut: handles of which a part goes.
-        put: what to store.
-        evicted: tokens that could be restored before and cannot be any more.
-    """
-
-    drop: tuple[Handle, ...] = ()
-    cut: tuple[Cut, ...] = ()
-    put: tuple[Put, ...] = ()
-    evicted: int = 0
+    parameters: Mapping[str, ParameterValue] = field(default_factory=dict)
+    handles: int | None = None
+    slots: int = 0
 
 
 class Strategy(ABC):
-    """A cache policy. One file each; see :data:`mlxlab.strategies.STRATEGIES`.
+    """A cache policy.
 
-    Subclasses set ``name`` and ``summary`` and implement ``_match``, ``commit``,
-    ``stored_tokens`` and ``check_integrity``.
+    Subclasses set ``name`` and ``summary``, declare their parameters, and implement
+    ``_match``, ``commit``, ``stored_tokens`` and ``check_integrity``::
 
-    Args:
-        capacity: most bytes of keys and values to hold.
-        token_bytes: keys and values of one token, all layers, in bytes. Turns
-            tokens into ``stored_bytes`` and the capacity into tokens.
+        @register
+        class HeadOnly(Strategy):
+            name = "head-only"
+            summary = "the first tokens of the last prompt"
+            head: int = parameter(8192, "Tokens to keep.", kind=Kind.TOKENS)
+
+            def __init__(self, **parameters: ParameterValue) -> None:
+                super().__init__(**parameters)  # sets self.head
+                self.tokens = None
+
+    Every name that this class defines is reserved, except ``capacity``. A subclass
+    overrides methods with methods, properties with properties or plain values.
+
+    Attributes:
+        name: how specs name it: lower-case words joined by hyphens.
+        summary: one line for lists.
+        literature: its name in papers and in other servers.
+        exact: whether all plans are exact.
+        rank: place in lists, tables and colours, the lowest first.
+        example: the small instance that the contract test runs.
+        declared: the parameters by name; read from the class body.
+        limits: names of the parameters that other code asks for, by limit.
+        capacity: most bytes of keys and values to hold. A strategy that has no such
+            limit does not declare it; reports show the given value all the same.
+        token_bytes: bytes of keys and values of one token, all layers.
 
     Raises:
-        StrategyError: a parameter is out of range.
+        StrategyError: an unknown parameter, or a value out of range.
     """
 
     name: ClassVar[str]
-    summary: ClassVar[str]
+    summary: ClassVar[str] = ""
+    literature: ClassVar[str] = ""
     exact: ClassVar[bool] = True
-    #: Parameters that count tokens.
-    in_tokens: ClassVar[tuple[str, ...]] = ()
-    #: Values that are worth trying out on somebody's traffic, by parameter.
-    choices: ClassVar[Mapping[str, tuple[int, ...]]] = {}
+    rank: ClassVar[int] = 1000
+    example: ClassVar[Example] = Example()
+    declared: ClassVar[Mapping[str, Parameter]] = {}
+    limits: ClassVar[Mapping[Limit, str]] = {}
+    __signature__: ClassVar[Signature]
 
-    def __init__(self, *, capacity: int = CAPACITY, token_bytes: int = 1) -> None:
-        require(self.name, capacity=capacity, token_bytes=token_bytes)
-        self.capacity = capacity
-        self.token_bytes = token_bytes
+    capacity: int = CAPACITY
+    token_bytes: int
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        _check_body(cls)
+        cls.declared = _declared(cls)
+        cls.limits = {p.limit: key for key, p in cls.declared.items() if p.limit}
+        _document(cls)
+
+    def __init__(self, **parameters: ParameterValue) -> None:
+        given = dict(parameters)
+        size = given.pop("token_bytes", _TOKEN_BYTES.default)
+        self.token_bytes = int(_TOKEN_BYTES.check(self.name, "token_bytes", size))
+        if "capacity" in given and "capacity" not in self.declared:
+            budget = given.pop("capacity")
+            self.capacity = int(_BUDGET.check(self.name, "capacity", budget))
+        defaults = {key: p.default for key, p in self.declared.items()}
+        for key, value in self.check_parameters({**defaults, **given}).items():
+            setattr(self, key, value)
+
+    @classmethod
+    def check_parameters(
+        cls, given: Mapping[str, ParameterValue]
+    ) -> dict[str, ParameterValue]:
+        """Return parameters in the order of their declaration.
+
+        Raises:
+            StrategyError: an unknown parameter, or a value out of range.
+        """
+        for key in given:
+            if key not in cls.declared:
+                accepted = ", ".join(cls.declared) or "no parameters"
+                raise StrategyError(
+                    f"{cls.name}: no parameter {key!r}; accepted: {accepted}"
+                )
+        return {
+            key: declared.check(cls.name, key, given[key])
+            for key, declared in cls.declared.items()
+            if key in given
+        }
 
     def plan(self, prompt: Prompt) -> Plan:
-        """What to reuse for ``prompt``. Changes nothing; logs a HIT or a MISS.
+        """Return what to restore for ``prompt``. Changes nothing; logs a HIT or MISS.
 
         Raises:
             StrategyError: the prompt is empty.
@@ -259,16 +159,16 @@ class Strategy(ABC):
 
     @abstractmethod
     def _match(self, prompt: Prompt) -> Plan:
-        """The plan for a prompt of at least one token."""
+        """Return the plan for a prompt of at least one token."""
 
     @abstractmethod
     def commit(self, prompt: Prompt, plan: Plan) -> Commit:
-        """Take in a sequence whose keys and values have all been computed.
+        """Store a sequence whose keys and values have all been computed.
 
         Args:
             prompt: the planned prompt, usually extended by the answer. The last
                 sampled token is absent: it was never fed to the model.
-            plan: what :meth:`plan` returned for it.
+            plan: the plan that :meth:`plan` returned for it.
         """
 
     def restorable_after(self, length: int) -> int:
@@ -278,6 +178,15 @@ class Strategy(ABC):
     @property
     def occupancy(self) -> tuple[int, int] | None:
         """Slots in use and slots in all; None if it holds no fixed number of them."""
+        return None
+
+    @property
+    def max_sequences(self) -> int | None:
+        """Sequences that surely stay side by side, whatever they have in common.
+
+        0 if none is stored, 1 if each may replace the last, None if capacity alone
+        limits them.
+        """
         return None
 
     @property
@@ -296,16 +205,16 @@ class Strategy(ABC):
         return self.stored_tokens * self.token_bytes
 
     @property
-    def parameters(self) -> Mapping[str, Parameter]:
-        """What distinguishes this instance, for a manifest."""
-        return {}
+    def parameters(self) -> Mapping[str, ParameterValue]:
+        """The declared parameters with their values, for a manifest."""
+        return {key: getattr(self, key) for key in self.declared}
 
     @abstractmethod
     def check_integrity(self) -> None:
-        """Recount the books from scratch.
+        """Recount everything from scratch.
 
         Raises:
-            IntegrityError: they disagree, or capacity is exceeded.
+            IntegrityError: counts disagree, or the capacity is exceeded.
         """
 
     def _check_capacity(self) -> None:
@@ -314,18 +223,82 @@ class Strategy(ABC):
                 f"{self.name}: {self.stored_bytes} bytes in {self.capacity}"
             )
 
+    def __setattr__(self, key: str, value: object) -> None:
+        part = vars(Strategy).get(key)
+        if part is not None and key != "capacity":
+            own = getattr_static(type(self), key)
+            # A subclass may hold a plain value in place of a property.
+            if not isinstance(part, property) or isinstance(own, property):
+                raise StrategyError(_reserved(type(self), f"self.{key}"))
+        super().__setattr__(key, value)
+
     def __repr__(self) -> str:
         parameters = ", ".join(f"{k}={v}" for k, v in self.parameters.items())
         return f"{type(self).__name__}({parameters})"
 
 
-def require(owner: str, **parameters: int) -> None:
-    """Raise StrategyError unless every parameter is a whole number of 1 or more."""
-    for key, value in parameters.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise StrategyError(
-                f"{owner}: {key}={value!r} is not accepted; give a whole number >= 1"
-            )
+def _check_body(cls: type[Strategy]) -> None:
+    """Refuse a class body that would break the contract later, at a call."""
+    for key, value in vars(cls).items():
+        if _hides(key, value):
+            raise StrategyError(_reserved(cls, key))
+    name = getattr(cls, "name", None)
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise StrategyError(
+            f"{cls.__name__}: name={name!r} is not accepted; give lower-case words "
+            "joined by hyphens"
+        )
+    own = signature(cls.__init__).parameters.values()
+    if not any(keyword.kind is Keyword.VAR_KEYWORD for keyword in own):
+        raise StrategyError(
+            f"{cls.__name__}: __init__ drops parameters; write __init__(self, "
+            "**parameters), call super().__init__(**parameters), and declare "
+            "parameters in the class body with parameter(...)"
+        )
+
+
+def _hides(key: str, value: object) -> bool:
+    """Whether a class attribute hides a part of the contract."""
+    part = vars(Strategy).get(key)
+    if isfunction(part):
+        return not callable(value)
+    if isinstance(part, property):
+        return callable(value) or isinstance(value, Parameter)
+    reserved = {*Strategy.__annotations__, "unit"} - {"capacity"}
+    return key in reserved and isinstance(value, Parameter)
+
+
+def _reserved(cls: type[Strategy], key: str) -> str:
+    return (
+        f"{cls.__name__}: {key} hides a part of the Strategy contract; choose "
+        "another name"
+    )
+
+
+def _declared(cls: type[Strategy]) -> dict[str, Parameter]:
+    """Parameters in class bodies, base classes first; a plain value fixes one."""
+    declared: dict[str, Parameter] = {}
+    for base in reversed(cls.__mro__):
+        for key, value in vars(base).items():
+            if isinstance(value, Parameter):
+                declared[key] = value
+            else:
+                declared.pop(key, None)
+    return declared
+
+
+def _document(cls: type[Strategy]) -> None:
+    """Show the parameters wherever Python shows a signature or a docstring."""
+    shown = {**cls.declared, "token_bytes": _TOKEN_BYTES}
+    cls.__signature__ = Signature(
+        [
+            Keyword(key, Keyword.KEYWORD_ONLY, default=declared.default)
+            for key, declared in shown.items()
+        ]
+    )
+    lines = [f"    {key}: {declared.help}" for key, declared in shown.items()]
+    text = cleandoc(vars(cls).get("__doc__") or cls.summary)
+    cls.__doc__ = "\n".join([text, "", "Args:", *lines])
 
 
 def _log_outcome(plan: Plan, occupancy: tuple[int, int] | None) -> None:

@@ -1,7 +1,4 @@
-"""A few sequences, compared by chained block hashes.
-
-Knows digests of whole blocks; keeps no token ids.
-"""
+"""A few sequences, compared by chained hashes of whole blocks."""
 
 from __future__ import annotations
 
@@ -9,20 +6,13 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import count
-from typing import ClassVar
 
 from mlxlab.errors import IntegrityError
 from mlxlab.prompt import Prompt
-from mlxlab.strategies.base import (
-    CAPACITY,
-    Commit,
-    Handle,
-    Plan,
-    Put,
-    Span,
-    Strategy,
-    require,
-)
+from mlxlab.strategies.base import CAPACITY, Example, Strategy
+from mlxlab.strategies.parameters import Limit, ParameterValue, parameter
+from mlxlab.strategies.plan import Commit, Handle, Plan, Put, Span
+from mlxlab.strategies.registry import register
 from mlxlab.strategies.sequences.hashing import chained_digests
 
 __all__ = ["BlockHash"]
@@ -36,68 +26,57 @@ class _Slot:
     digests: tuple[bytes, ...]
 
     def shared(self, digests: tuple[bytes, ...]) -> int:
-        """Leading blocks in common. Chained digests never agree again after a gap."""
+        """Leading blocks in common; chained digests never agree again after a gap."""
         limit = min(len(digests), len(self.digests))
         return bisect_left(
             range(limit), True, key=lambda i: digests[i] != self.digests[i]
         )
 
 
+@register
 class BlockHash(Strategy):
-    """``slots`` sequences in whole blocks; the one with the most in common is reused.
+    """``slots`` sequences in whole blocks; reuses the one with the most in common.
 
-    A sequence that extends a stored one takes its slot; one that diverges takes a new
-    slot, and the least recently used goes. One that a stored sequence already covers,
-    or that is shorter than ``minimum`` and so could never be restored, is not stored.
-    Among equal matches the most recently used slot wins.
+    A sequence that extends a stored one takes its slot. One that diverges takes a new
+    slot, and the least recently used sequence goes. A sequence is not stored if a
+    stored one covers it, or if it is shorter than ``minimum``. Among equal matches the
+    most recently used slot wins.
 
     A commit evicts the whole blocks of the dropped sequence past its longest common
     prefix with any sequence stored afterwards.
-
-    Args:
-        block: tokens in a block; a tail shorter than this is not stored.
-        slots: sequences held.
-        minimum: reuse of fewer tokens is not worth a restore: a MISS, whose
-            ``best_match`` tells how many there were.
-        capacity: see :class:`Strategy`. Sequences go, the least recent first, until the
-            latest fits; one longer than that keeps its head.
-        token_bytes: see :class:`Strategy`.
     """
 
     name = "block-hash"
     summary = "a few sequences, matched by chained hashes of whole blocks"
-    in_tokens = ("block", "minimum")
-    choices: ClassVar = {
-        "block": (16, 32, 64, 128, 256),
-        "slots": (1, 2, 4, 8, 16),
-        "minimum": (1, 256, 512, 1024),
-    }
+    literature = "llama.cpp's slots, matched by vLLM's chained block hashes"
+    rank = 30
+    example = Example(
+        {"block": 4, "slots": 2, "minimum": 8, "capacity": 90}, handles=2, slots=2
+    )
 
-    def __init__(
-        self,
-        *,
-        block: int = 256,
-        slots: int = 4,
-        minimum: int = 512,
-        capacity: int = CAPACITY,
-        token_bytes: int = 1,
-    ) -> None:
-        super().__init__(capacity=capacity, token_bytes=token_bytes)
-        require(self.name, block=block, slots=slots, minimum=minimum)
-        self.block = block
-        self.slots = slots
-        self.minimum = minimum
+    block: int = parameter(
+        256,
+        "Tokens in a block; a shorter tail is not stored.",
+        Limit.BLOCK,
+        tries=(16, 32, 64, 128, 256),
+    )
+    slots: int = parameter(4, "Sequences to hold.", Limit.SLOTS, tries=(1, 2, 4, 8, 16))
+    minimum: int = parameter(
+        512,
+        "Least tokens to restore; a shorter match is a MISS.",
+        Limit.MINIMUM,
+        tries=(1, 256, 512, 1024),
+    )
+    capacity: int = parameter(
+        CAPACITY,
+        "Most bytes to hold; the least recent go, a longer sequence keeps its head.",
+        Limit.CAPACITY,
+    )
+
+    def __init__(self, **parameters: ParameterValue) -> None:
+        super().__init__(**parameters)
         self._handles = count(1)
         self._slots: list[_Slot] = []  # least recently used first
-
-    @property
-    def parameters(self) -> dict[str, int]:
-        return {
-            "block": self.block,
-            "slots": self.slots,
-            "minimum": self.minimum,
-            "capacity": self.capacity,
-        }
 
     def _match(self, prompt: Prompt) -> Plan:
         digests = tuple(chained_digests(prompt.tokens[:-1], self.block))
@@ -112,7 +91,7 @@ class BlockHash(Strategy):
         return Plan(len(prompt), (Span(best.handle, 0, 0, reuse),), reuse)
 
     def commit(self, prompt: Prompt, plan: Plan) -> Commit:
-        """Store the whole blocks of ``prompt`` unless a slot already covers them."""
+        """Store the whole blocks of ``prompt`` unless a slot covers them."""
         self._refresh({span.handle for span in plan.spans})
         head = prompt.tokens[: self.capacity_tokens]
         digests = tuple(chained_digests(head, self.block))
@@ -153,6 +132,10 @@ class BlockHash(Strategy):
     @property
     def occupancy(self) -> tuple[int, int]:
         return len(self._slots), self.slots
+
+    @property
+    def max_sequences(self) -> int:
+        return self.slots
 
     @property
     def stored_tokens(self) -> int:

@@ -1,7 +1,6 @@
-"""The prompt cache of mlx-lm's server, as it is, as the policy to compare with.
+"""The prompt cache of mlx-lm's server, unchanged, as a reference.
 
-The one strategy that needs mlx-lm, and with it mlx, once an instance is made;
-importing this module needs neither. Knows nothing of how the cache decides.
+Importing this module does not import mlx-lm; making an instance does.
 """
 
 from __future__ import annotations
@@ -9,21 +8,15 @@ from __future__ import annotations
 import gc
 import time
 from itertools import count
-from typing import ClassVar
 from weakref import WeakValueDictionary
 
 from mlxlab.blas import preload
 from mlxlab.errors import IntegrityError, StrategyError
 from mlxlab.prompt import Prompt, Tokens
-from mlxlab.strategies.base import (
-    Commit,
-    Handle,
-    Plan,
-    Put,
-    Span,
-    Strategy,
-    require,
-)
+from mlxlab.strategies.base import Example, Strategy
+from mlxlab.strategies.parameters import Limit, ParameterValue, parameter
+from mlxlab.strategies.plan import Commit, Handle, Plan, Put, Span
+from mlxlab.strategies.registry import register
 from mlxlab.strategies.sequences.hashing import lost_tokens
 
 __all__ = ["MlxLmLru"]
@@ -35,7 +28,7 @@ MODEL = "mlxlab"  # its entries are keyed by model; one strategy serves one
 
 
 class _Entry:
-    """Stands in for a layer's cache: what LRUPromptCache asks of one, and a handle."""
+    """Stands in for a layer's cache: a handle with the methods LRUPromptCache calls."""
 
     def __init__(self, handle: Handle, length: int, token_bytes: int) -> None:
         self.handle = handle
@@ -55,6 +48,7 @@ class _Entry:
         return trimmed
 
 
+@register
 class MlxLmLru(Strategy):
     """``mlx_lm.models.cache.LRUPromptCache`` deciding over this project's store.
 
@@ -65,13 +59,7 @@ class MlxLmLru(Strategy):
     is computed, as everywhere.
 
     A commit evicts the positions of all dropped sequences past their longest common
-    prefix with what is stored afterwards.
-
-    Args:
-        max_size: sequences held.
-        capacity: see :class:`Strategy`, the cache's ``max_bytes``. By default it has no
-            limit; a longer sequence is not kept at all.
-        token_bytes: see :class:`Strategy`.
+    prefix with the sequences stored afterwards.
 
     Raises:
         StrategyError: a parameter is out of range, or mlx-lm cannot be imported.
@@ -79,17 +67,21 @@ class MlxLmLru(Strategy):
 
     name = "mlx-lm"
     summary = "mlx-lm's own LRUPromptCache, for reference"
-    choices: ClassVar = {"max_size": (1, 2, 5, 10, 20, 50)}
+    literature = "LRUPromptCache (mlx_lm.server)"
+    rank = 50
+    example = Example({"max_size": 3, "capacity": 120}, handles=3, slots=3)
 
-    def __init__(
-        self,
-        *,
-        max_size: int = 10,
-        capacity: int = UNLIMITED,
-        token_bytes: int = 1,
-    ) -> None:
-        super().__init__(capacity=capacity, token_bytes=token_bytes)
-        require(self.name, max_size=max_size)
+    max_size: int = parameter(
+        10, "Sequences to hold.", Limit.SLOTS, tries=(1, 2, 5, 10, 20, 50)
+    )
+    capacity: int = parameter(
+        UNLIMITED,
+        "Most bytes to hold, the cache's max_bytes; a longer sequence is not stored.",
+        Limit.CAPACITY,
+    )
+
+    def __init__(self, **parameters: ParameterValue) -> None:
+        super().__init__(**parameters)
         preload()  # before mlx is imported, here as in mlxlab.engine
         try:
             from mlx_lm.models.cache import LRUPromptCache
@@ -98,17 +90,12 @@ class MlxLmLru(Strategy):
                 f"{self.name}: needs the mlx-lm package with LRUPromptCache ({error}); "
                 "install mlx-lm >= 0.32 or choose another strategy"
             ) from error
-        self.max_size = max_size
-        self._cache = LRUPromptCache(max_size, capacity)
+        self._cache = LRUPromptCache(self.max_size, self.capacity)
         self._handles = count(1)
         self._sequences: dict[Handle, Tokens] = {}
-        # The cache tells nobody what it drops. Nothing else holds its entries, so
-        # a dropped one leaves this mapping, at once unless a profiler looks on.
+        # The cache does not report what it drops. Only the cache holds its entries, so
+        # a dropped one leaves this mapping, at once unless a profiler holds it too.
         self._alive: WeakValueDictionary[Handle, _Entry] = WeakValueDictionary()
-
-    @property
-    def parameters(self) -> dict[str, int]:
-        return {"max_size": self.max_size, "capacity": self.capacity}
 
     def _match(self, prompt: Prompt) -> Plan:
         cache, rest = self._cache.fetch_nearest_cache(MODEL, prompt.tokens.tolist())
@@ -118,7 +105,7 @@ class MlxLmLru(Strategy):
         return Plan(len(prompt), (Span(cache[0].handle, 0, 0, reuse),), reuse)
 
     def commit(self, prompt: Prompt, plan: Plan) -> Commit:
-        """Insert ``prompt`` and find out what the cache dropped for it."""
+        """Insert ``prompt`` and detect the entries that the cache dropped for it."""
         if len(prompt) == 0:
             return Commit()
         handle = next(self._handles)
@@ -137,31 +124,35 @@ class MlxLmLru(Strategy):
         return length if length * self.token_bytes <= self.capacity else 0
 
     def _insert(self, handle: Handle, tokens: Tokens) -> None:
-        """Hand the cache an entry to which it alone holds a reference."""
+        """Give the cache an entry that only the cache refers to."""
         entry = _Entry(handle, len(tokens), self.token_bytes)
         self._alive[handle] = entry
         self._cache.insert_cache(MODEL, tokens.tolist(), [entry])
 
     def _await_drops(self) -> None:
-        """Until as many entries are alive as the cache counts."""
+        """Wait until as many entries are alive as the cache counts."""
         for waited in range(PATIENCE):
             if len(self._alive) == len(self._cache):
                 return
             time.sleep(0.001)
             if waited % 100 == 50:
                 gc.collect()
-        raise IntegrityError(f"{self.name}: somebody holds on to dropped entries")
+        raise IntegrityError(f"{self.name}: dropped entries are still referenced")
 
     @property
     def occupancy(self) -> tuple[int, int]:
         return len(self._sequences), self.max_size
 
     @property
+    def max_sequences(self) -> int:
+        return self.max_size
+
+    @property
     def stored_tokens(self) -> int:
         return sum(len(tokens) for tokens in self._sequences.values())
 
     def check_integrity(self) -> None:
-        """These books and the cache's own agree, and both limits hold."""
+        """Counts here and in the cache agree, and both limits hold."""
         self._check_capacity()
         held, alive = sorted(self._sequences), sorted(self._alive)
         if held != alive or len(held) != len(self._cache):

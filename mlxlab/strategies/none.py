@@ -1,18 +1,24 @@
-"""No reuse at all: the baseline that every other strategy is compared with."""
+"""No reuse: the baseline that every other strategy is compared with."""
 
 from __future__ import annotations
 
 from mlxlab.prompt import Prompt
-from mlxlab.strategies.base import Commit, Plan, Strategy
+from mlxlab.strategies.base import Example, Strategy
+from mlxlab.strategies.plan import Commit, Plan
+from mlxlab.strategies.registry import register
 
 __all__ = ["NoReuse"]
 
 
+@register
 class NoReuse(Strategy):
     """Restores nothing and stores nothing; its commits never evict."""
 
     name = "none"
     summary = "computes every prompt whole"
+    literature = "full prefill, no prefix caching"
+    rank = 0
+    example = Example(handles=0)
 
     def _match(self, prompt: Prompt) -> Plan:
         return Plan(len(prompt))
@@ -25,8 +31,12 @@ class NoReuse(Strategy):
         return 0
 
     @property
+    def max_sequences(self) -> int:
+        return 0
+
+    @property
     def stored_tokens(self) -> int:
         return 0
 
     def check_integrity(self) -> None:
-        """Nothing is held, so nothing can disagree."""
+        """Nothing is stored, so there is nothing to check."""

@@ -1,30 +1,18 @@
-"""One pool of blocks that all sequences share.
-
-Knows token ids and who hangs on whom; has no notion of a sequence or session.
-"""
+"""One pool of blocks that all sequences share."""
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
-from typing import ClassVar
 
 from mlxlab.errors import IntegrityError, StrategyError
 from mlxlab.prompt import Prompt, Tokens
-from mlxlab.strategies.base import (
-    CAPACITY,
-    Commit,
-    Cut,
-    Handle,
-    Parameter,
-    Plan,
-    Put,
-    Span,
-    Strategy,
-    require,
-)
+from mlxlab.strategies.base import CAPACITY, Example, Strategy
+from mlxlab.strategies.parameters import Limit, ParameterValue, parameter
+from mlxlab.strategies.plan import Commit, Cut, Handle, Plan, Put, Span
+from mlxlab.strategies.registry import register
 from mlxlab.strategies.sequences.radix_tree import Node, RadixTree
 
 __all__ = ["Paged", "Stored"]
@@ -32,7 +20,7 @@ __all__ = ["Paged", "Stored"]
 
 @dataclass(slots=True, eq=False)
 class Stored:
-    """What a handle holds: positions ``[start, stop)`` of one path through the tree.
+    """Positions ``[start, stop)`` of one path through the tree, under one handle.
 
     Attributes:
         generation: of its keys and values, see :class:`Span`.
@@ -44,71 +32,74 @@ class Stored:
     stop: int
 
 
+@register
 class Paged(Strategy):
-    """Blocks in a tree by what they begin with, least recently used leaf evicted first.
+    """Blocks in a prefix tree; the least recently used leaf is evicted first.
 
-    Paged storage is vLLM's (arXiv 2309.06180), the tree SGLang's (arXiv 2312.07104):
-    sequences share the blocks of what they have in common, and a block goes only when
-    no resident block hangs on it. Neighbouring blocks that came together and were last
-    used together are one node, and blocks that came together have one handle.
+    Paged storage follows vLLM (arXiv 2309.06180), the tree SGLang (arXiv 2312.07104).
+    Sequences share the blocks of their common prefixes, and a block goes only when
+    no resident block depends on it. Neighbouring blocks that were stored together and
+    last used together are one node, and blocks that were stored together have one
+    handle.
 
     Every use touches a path from its end to its root, so a parent is always more
-    recent than its children, and the least recent node of all is always a leaf, which
-    goes block by block from its end.
+    recent than its children. The least recent node of all is therefore a leaf, which
+    is evicted block by block from its end.
 
     A commit evicts the tokens of the blocks that go: each stands for a prefix of its
     own that nothing else can restore.
 
     Plans made here are exact, so all blocks are of generation 0. A subclass may plan
     otherwise: blocks with an approximate token, or behind one, have the plan's
-    generation. A block takes the place of one of a higher generation, never of a lower
-    one, so none is closer to exact than its parent.
-
-    Args:
-        block: tokens in a block; a tail shorter than this is not stored.
-        capacity: see :class:`Strategy`. A sequence longer than that keeps its head.
-        token_bytes: see :class:`Strategy`.
+    generation. A block replaces one of a higher generation, never one of a lower
+    generation, so no block is closer to exact than its parent.
     """
 
     name = "paged"
     summary = "one pool of blocks shared by all sequences"
-    in_tokens = ("block",)
-    choices: ClassVar = {"block": (16, 32, 64, 128, 256)}
+    literature = "automatic prefix caching (vLLM), RadixAttention (SGLang)"
+    rank = 40
+    example = Example({"block": 4, "capacity": 90})
 
-    def __init__(
-        self, *, block: int = 64, capacity: int = CAPACITY, token_bytes: int = 1
-    ) -> None:
-        super().__init__(capacity=capacity, token_bytes=token_bytes)
-        require(self.name, block=block)
-        self.block = block
+    block: int = parameter(
+        64,
+        "Tokens in a block; a shorter tail is not stored.",
+        Limit.BLOCK,
+        tries=(16, 32, 64, 128, 256),
+    )
+    capacity: int = parameter(
+        CAPACITY,
+        "Most bytes to hold; a longer sequence keeps its head.",
+        Limit.CAPACITY,
+    )
+
+    def __init__(self, **parameters: ParameterValue) -> None:
+        super().__init__(**parameters)
+        block = self.block
         self._limit = self.capacity_tokens // block * block
         if self._limit == 0:
             raise StrategyError(
-                f"{self.name}: capacity={capacity} holds no block; give at least "
-                f"{block * token_bytes} bytes for blocks of {block} tokens"
+                f"{self.name}: capacity={self.capacity} holds no block; give at least "
+                f"{block * self.token_bytes} bytes for blocks of {block} tokens"
             )
         self._handles = count(1)
         self._tree = RadixTree(Stored(0, 0, 0, 0), block=block)
         self._recency: OrderedDict[Node[Stored], None] = OrderedDict()  # oldest first
         self._tokens = 0
 
-    @property
-    def parameters(self) -> Mapping[str, Parameter]:
-        return {"block": self.block, "capacity": self.capacity}
-
     def _match(self, prompt: Prompt) -> Plan:
         spans = tuple(self._walk(prompt.tokens[:-1]))
         return Plan(len(prompt), spans, sum(span.length for span in spans))
 
     def _walk(self, tokens: Tokens) -> Iterator[Span]:
-        """What is resident from the start on, in its old place."""
+        """Yield the resident prefix of ``tokens``."""
         for node, length in self._tree.walk(tokens):
             stored = node.value
             source = node.start - stored.start
             yield Span(stored.handle, source, node.start, length, stored.generation)
 
     def commit(self, prompt: Prompt, plan: Plan) -> Commit:
-        """Add the blocks that are not resident yet; drop what no longer fits."""
+        """Add the blocks that are not resident yet; evict blocks to make room."""
         tokens = prompt.tokens[: self.restorable_after(len(prompt))]
         change = _Change(self._handles)
         exact = len(tokens)
@@ -132,9 +123,9 @@ class Paged(Strategy):
         return min(length // self.block * self.block, self._limit)
 
     def _resident(self, tokens: Tokens, exact: int) -> list[Node[Stored]]:
-        """The path of what is there of ``tokens``, cut at their end and at ``exact``.
+        """Return the resident path of ``tokens``, cut at its end and at ``exact``.
 
-        The nodes behind a cut keep their place in line.
+        Nodes behind a cut keep their recency.
         """
         path: list[Node[Stored]] = []
         for node, length in list(self._tree.walk(tokens)):
@@ -153,7 +144,7 @@ class Paged(Strategy):
         last: Node[Stored],
         change: _Change,
     ) -> Iterator[Node[Stored]]:
-        """New nodes for the rest of ``tokens``: what is exact and what is not."""
+        """Append nodes for the rest of ``tokens``, one exact and one approximate."""
         for stop in (exact, len(tokens)):
             if last.stop < stop:
                 generation = self._generation(last.stop, exact, plan)
@@ -163,11 +154,11 @@ class Paged(Strategy):
                 yield last
 
     def _generation(self, position: int, exact: int, plan: Plan) -> int:
-        """Of what was computed at ``position``."""
+        """Return the generation of keys and values computed at ``position``."""
         return 0 if position < exact else plan.generation
 
     def _evict(self, tokens: int, change: _Change) -> None:
-        """Forget so many tokens, whole blocks, the least recent first."""
+        """Evict this many tokens, whole blocks, the least recent first."""
         self._tokens -= tokens
         while tokens:
             leaf = next(iter(self._recency))
@@ -183,7 +174,7 @@ class Paged(Strategy):
         return self._tokens
 
     def check_integrity(self) -> None:
-        """Recount tokens and handles; parents are later in line and as exact."""
+        """Recount tokens and handles; parents are more recent and as exact."""
         self._check_capacity()
         held: Counter[Stored] = Counter()
         for node in self._tree:
@@ -217,30 +208,30 @@ class Paged(Strategy):
 
 
 class _Change:
-    """What one commit does to the store.
+    """Collects the changes that one commit makes to the store.
 
     Args:
-        handles: fresh ones.
+        handles: unused handles.
     """
 
     def __init__(self, handles: Iterator[Handle]) -> None:
         self._handles = handles
-        self._before: dict[Stored, int] = {}  # where what is cut started
+        self._before: dict[Stored, int] = {}  # first position before the cut
         self._put: list[Put] = []
 
     def store(self, generation: int, start: int, stop: int) -> Stored:
-        """Positions under a new handle."""
+        """Store positions under a new handle."""
         stored = Stored(next(self._handles), generation, start, stop)
         self._put.append(Put(stored.handle, start, stop))
         return stored
 
     def replace(self, node: Node[Stored], generation: int) -> None:
-        """Store what a node holds anew; it is the head of what its handle holds."""
+        """Store a node's positions anew; they are the first that its handle holds."""
         self.cut(node.value, node.stop, node.value.stop)
         node.value = self.store(generation, node.start, node.stop)
 
     def cut(self, stored: Stored, start: int, stop: int) -> None:
-        """Leave positions ``[start, stop)`` only."""
+        """Keep only positions ``[start, stop)`` of ``stored``."""
         self._before.setdefault(stored, stored.start)
         stored.start, stored.stop = start, stop
 

@@ -1,55 +1,47 @@
-"""One slot, trimmed to the common prefix: what a plain chat loop does.
-
-Knows the last sequence only, and nothing of its segments.
-"""
+"""One slot, trimmed to the common prefix: the cache of a plain chat loop."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import count
 
 import numpy as np
 
 from mlxlab.errors import IntegrityError
 from mlxlab.prompt import Prompt, Tokens, common_prefix
-from mlxlab.strategies.base import (
-    CAPACITY,
-    Commit,
-    Handle,
-    Parameter,
-    Plan,
-    Put,
-    Span,
-    Strategy,
-)
+from mlxlab.strategies.base import CAPACITY, Example, Strategy
+from mlxlab.strategies.parameters import Limit, ParameterValue, parameter
+from mlxlab.strategies.plan import Commit, Handle, Plan, Put, Span
+from mlxlab.strategies.registry import register
 from mlxlab.strategies.sequences.hashing import lost_tokens
 
 __all__ = ["Prefix"]
 
 
+@register
 class Prefix(Strategy):
-    """Keeps the last sequence whole and restores its common prefix with the next.
+    """Stores the last sequence and restores its common prefix with the next prompt.
 
     A commit evicts the old sequence's positions past its common prefix with the
     new one.
-
-    Args:
-        capacity: see :class:`Strategy`. A sequence longer than that keeps its head.
-        token_bytes: see :class:`Strategy`.
     """
 
     name = "prefix"
     summary = "the last sequence, trimmed to the common prefix"
+    literature = "single-slot prompt cache (a llama.cpp slot, a plain mlx-lm chat loop)"
+    rank = 10
+    example = Example({"capacity": 60}, handles=1, slots=1)
 
-    def __init__(self, *, capacity: int = CAPACITY, token_bytes: int = 1) -> None:
-        super().__init__(capacity=capacity, token_bytes=token_bytes)
+    capacity: int = parameter(
+        CAPACITY,
+        "Most bytes to hold; a longer sequence keeps its head.",
+        Limit.CAPACITY,
+    )
+
+    def __init__(self, **parameters: ParameterValue) -> None:
+        super().__init__(**parameters)
         self._handles = count(1)
         self._handle: Handle | None = None
         self._tokens: Tokens = np.empty(0, np.int32)
-
-    @property
-    def parameters(self) -> Mapping[str, Parameter]:
-        return {"capacity": self.capacity}
 
     def _match(self, prompt: Prompt) -> Plan:
         reuse = min(common_prefix(prompt.tokens, self._tokens), len(prompt) - 1)
@@ -74,6 +66,10 @@ class Prefix(Strategy):
     @property
     def occupancy(self) -> tuple[int, int]:
         return int(self._handle is not None), 1
+
+    @property
+    def max_sequences(self) -> int:
+        return 1
 
     @property
     def stored_tokens(self) -> int:

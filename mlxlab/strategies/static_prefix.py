@@ -1,29 +1,19 @@
-"""System text and tools kept apart from the history behind them.
-
-Knows where the static part of a prompt ends; nothing of what the segments say.
-"""
+"""System text and tools, stored apart from the history behind them."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
 from itertools import count
-from typing import ClassVar
 
 import numpy as np
 
 from mlxlab.errors import IntegrityError
 from mlxlab.prompt import Prompt, Tokens, common_prefix
-from mlxlab.strategies.base import (
-    CAPACITY,
-    Commit,
-    Handle,
-    Plan,
-    Put,
-    Span,
-    Strategy,
-    require,
-)
+from mlxlab.strategies.base import CAPACITY, Example, Strategy
+from mlxlab.strategies.parameters import Limit, ParameterValue, parameter
+from mlxlab.strategies.plan import Commit, Handle, Plan, Put, Span
+from mlxlab.strategies.registry import register
 from mlxlab.strategies.sequences.hashing import lost_tokens
 
 __all__ = ["StaticPrefix"]
@@ -33,8 +23,8 @@ __all__ = ["StaticPrefix"]
 class _Entry:
     """A static part of ``static`` tokens and the latest history behind it.
 
-    ``parts`` are its stored ranges in order, the static one first; an empty part
-    has none.
+    ``parts`` are the stored ranges in order, the static one first; an empty part
+    is left out.
     """
 
     tokens: Tokens
@@ -50,42 +40,38 @@ class _Entry:
         )
 
 
+@register
 class StaticPrefix(Strategy):
     """``slots`` static parts, each with the latest history behind it; LRU.
 
-    Whatever entry shares the longest prefix with the prompt is reused, be it a part
-    of its static part only. A sequence with the same static part, token for token,
-    replaces the history and leaves the static part where it is, so a new session of
-    the same agent finds its system text and tools although the old session is gone.
-    Prompts whose static part is unknown (``static_length`` 0) have the empty static
-    part in common and so share one entry.
+    The entry with the longest common prefix is reused, even if that prefix is only
+    a part of its static part. A sequence with the same static part, token for token,
+    replaces the history and leaves the static part where it is. So a new session of
+    an agent finds its system text and tools although the old session is gone.
+    Prompts whose static part is unknown (``static_length`` 0) all have the empty
+    static part and so share one entry.
 
     A commit evicts the positions of the replaced or dropped sequence past its
     longest common prefix with any sequence stored afterwards.
-
-    Args:
-        slots: entries held.
-        capacity: see :class:`Strategy`. Entries go, the least recent first, until the
-            latest sequence fits; one longer than that keeps its head.
-        token_bytes: see :class:`Strategy`.
     """
 
     name = "static-prefix"
     summary = "system text and tools kept apart, the latest history behind them"
-    choices: ClassVar = {"slots": (1, 2, 4, 8, 16)}
+    literature = "prompt caching with a breakpoint behind system text (Claude API)"
+    rank = 20
+    example = Example({"slots": 2, "capacity": 90}, handles=4, slots=2)
 
-    def __init__(
-        self, *, slots: int = 4, capacity: int = CAPACITY, token_bytes: int = 1
-    ) -> None:
-        super().__init__(capacity=capacity, token_bytes=token_bytes)
-        require(self.name, slots=slots)
-        self.slots = slots
+    slots: int = parameter(4, "Entries to hold.", Limit.SLOTS, tries=(1, 2, 4, 8, 16))
+    capacity: int = parameter(
+        CAPACITY,
+        "Most bytes to hold; the least recent entries go, a longer one keeps its head.",
+        Limit.CAPACITY,
+    )
+
+    def __init__(self, **parameters: ParameterValue) -> None:
+        super().__init__(**parameters)
         self._handles = count(1)
         self._entries: list[_Entry] = []  # least recently used first
-
-    @property
-    def parameters(self) -> dict[str, int]:
-        return {"slots": self.slots, "capacity": self.capacity}
 
     def _match(self, prompt: Prompt) -> Plan:
         best, reuse = None, 0
@@ -138,7 +124,7 @@ class StaticPrefix(Strategy):
         return None
 
     def _entry(self, tokens: Tokens, static: int, same: _Entry | None) -> _Entry:
-        """An entry for ``tokens`` that takes over the static part of ``same``."""
+        """Return an entry for ``tokens`` with the static part of ``same``, if any."""
         parts = same.parts[:1] if same and static else ()
         for start, stop in ((0, static), (static, len(tokens))):
             if start < stop and (not parts or start >= parts[-1].stop):
@@ -151,6 +137,11 @@ class StaticPrefix(Strategy):
     @property
     def occupancy(self) -> tuple[int, int]:
         return len(self._entries), self.slots
+
+    @property
+    def max_sequences(self) -> int:
+        # Sequences with the same static part replace each other's history.
+        return 1
 
     @property
     def stored_tokens(self) -> int:

@@ -1,7 +1,7 @@
-"""Traces of coding-agent traffic: reading, writing, scripts of answers.
+"""Traces of coding-agent traffic: read and write.
 
-Recording over HTTP is :mod:`mlxlab.traces.recording`, which is not imported here:
-reading a trace needs no web framework.
+Reading a trace needs no web framework, so :mod:`mlxlab.traces.recording` is not
+imported here.
 """
 
 from mlxlab.traces.bundled import bundled_traces, load_trace

@@ -9,31 +9,37 @@ from mlxlab.traces.trace import Trace, read_trace
 
 __all__ = ["DEFAULT_TRACE", "bundled_traces", "load_trace"]
 
-#: Three sessions in one project: what most users' days look like.
+#: Three sessions in one project, a common day of work.
 DEFAULT_TRACE = "sessions"
 
 _PACKAGE = Path(__file__).parents[1]
 
 
 def bundled_traces() -> dict[str, Path]:
-    """Name to file. In a checkout they are in data/traces, else in the package."""
+    """Return file by name, from data/traces of a checkout, else from the package."""
     for folder in (_PACKAGE.parent / "data/traces", _PACKAGE / "data/traces"):
         if folder.is_dir():
             return {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
     return {}
 
 
-def load_trace(name: str | Path) -> Trace:
-    """A bundled trace by name, else the trace in the file of that path.
+def load_trace(trace: Trace | str | Path) -> Trace:
+    """Return a recorded trace.
+
+    Args:
+        trace: the name of a bundled trace, the path of a trace file, or a trace, which
+            is returned as it is.
 
     Raises:
-        TraceError: neither, or the file is damaged.
+        TraceError: neither name nor file exists, or the file is damaged.
     """
+    if isinstance(trace, Trace):
+        return trace
     bundled = bundled_traces()
-    path = bundled.get(str(name), Path(name))
+    path = bundled.get(str(trace), Path(trace))
     if not path.exists():
         known = ", ".join(bundled)
         raise TraceError(
-            f"no trace {str(name)!r}: no such file; recorded ones: {known}"
+            f"no trace {str(trace)!r}: no such file; bundled traces: {known}"
         )
     return read_trace(path)

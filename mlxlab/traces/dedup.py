@@ -1,7 +1,7 @@
-"""Takes a request apart into bodies that repeat and the rest, and back.
+"""Splits a request into bodies that repeat and the rest, and joins them again.
 
-``cache_control`` moves at every turn, so it is taken off the bodies and kept as
-``(path, value)`` pairs. Knows nothing of hashes, lines or files.
+``cache_control`` moves at every turn, so it is removed from the bodies and kept as
+``(path, value)`` pairs.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ Marks: TypeAlias = tuple[tuple[Path, Json], ...]
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """A request body taken apart.
+    """The parts of a request body.
 
     Attributes:
         params: the keys that are not in ``lists``, in order.
-        lists: per key of :data:`LISTS` its bodies, or one string (a system text).
-        cache_control: what was taken off the bodies, by path into the request.
+        lists: bodies by key of :data:`LISTS`; a system text may be one string.
+        cache_control: the cache markers removed from the bodies, by path into the
+            request.
     """
 
     params: Mapping[str, Json]
@@ -37,7 +38,7 @@ class Parts:
 
 
 def split(body: Mapping[str, Json]) -> Parts:
-    """Take ``body`` apart; it is left as it is."""
+    """Return the parts of ``body``, which is not changed."""
     lists = {key: body[key] for key in LISTS if _repeats(key, body.get(key))}
     marks = tuple(_marks(lists))
     bare = _edited(lists, [path for path, _ in marks])
@@ -46,7 +47,7 @@ def split(body: Mapping[str, Json]) -> Parts:
 
 
 def join(parts: Parts) -> dict[str, Json]:
-    """The request again, equal to what was split; bodies are shared, not copied."""
+    """Return the request that was split; bodies are shared, not copied."""
     body: dict[str, Json] = {**parts.params, **parts.lists}
     for path, value in parts.cache_control:
         body = _with_mark(body, path, value)
@@ -68,7 +69,7 @@ def _marks_in(path: Path, blocks: list[Json]) -> Iterator[tuple[Path, Json]]:
         if not isinstance(block, dict):
             continue
         at = (*path, index)
-        # One that stands elsewhere stays, so that the key order is restored.
+        # Only a last key is removed, so that joining restores the key order.
         if block and next(reversed(block)) == _KEY:
             yield at, block[_KEY]
         content = block.get("content")
@@ -92,10 +93,10 @@ def _without_mark(block: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def _replaced(node: Json, path: Path, change: Json) -> Json:
-    """``node`` with the node at ``path`` changed; only what leads to it is copied.
+    """Return ``node`` with the node at ``path`` changed; only nodes on it are copied.
 
     Raises:
-        KeyError, IndexError, TypeError: the path leads nowhere.
+        KeyError, IndexError, TypeError: there is no node at ``path``.
     """
     if not path:
         return change(node)

@@ -6,9 +6,7 @@ to bodies by hash, and a :class:`ResponseLine` follows the request it answers.
 
 In a request's ``system``, ``tools`` and ``messages`` an item is a hash, or a pair
 ``[id, count]``: the first ``count`` items that the earlier request ``id`` has
-there. So a long session costs about its last request and not the sum of all.
-
-Knows nothing of files, sessions or what a body means.
+there. So a long session takes about the space of its last request, not the sum of all.
 """
 
 from __future__ import annotations
@@ -102,7 +100,7 @@ class RequestLine(_Closed):
 
     Attributes:
         t: arrival, Unix seconds.
-        params: every other key of the body; None when there was no JSON object.
+        params: every other key of the body; None if the body was not a JSON object.
         system: items, or one bare hash when it was a string; absent if absent.
         cache_control: pairs of a path into the request and the value there.
     """
@@ -143,14 +141,14 @@ class Generated(_Closed):
 
 
 class ResponseLine(_Closed):
-    """An answer; a streamed one is put together again as one message.
+    """An answer; a streamed one is joined to one message.
 
     Attributes:
         t: its end, Unix seconds.
         first_byte_s: seconds from the request to the first byte of the answer.
-        message: a message, an error body, or None when it was no JSON object.
+        message: a message, an error body, or None if it was not a JSON object.
             A message without ``stop_reason`` was cut off.
-        script: True when a script wrote it, so that its usage is an estimate.
+        script: True if a script wrote it; the usage is an estimate then.
         generated: what was generated, if the recorder could see it.
     """
 
@@ -172,7 +170,7 @@ def encode(value: Json) -> bytes:
     """Compact UTF-8 JSON with the key order as it is.
 
     Raises:
-        ValueError: NaN, infinity, or something that JSON does not have.
+        ValueError: NaN, infinity, or a value that JSON does not have.
         RecursionError: nested too deeply.
     """
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
@@ -183,28 +181,28 @@ def encode(value: Json) -> bytes:
 
 
 def decode(data: bytes | str) -> Json:
-    """The inverse of :func:`encode`, strict about numbers.
+    """The inverse of :func:`encode`; refuses numbers that are not finite.
 
     Raises:
-        ValueError: no JSON or no UTF-8, or a number that is not finite.
+        ValueError: not JSON, not UTF-8, or a number that is not finite.
         RecursionError: nested too deeply.
     """
     return json.loads(data, parse_constant=_not_finite, parse_float=_finite)
 
 
 def body_hash(body: Json) -> str:
-    """Name of a body: SHA-256 of its encoding, cut to 32 hexadecimal digits.
+    """Return the SHA-256 of a body's encoding, cut to 32 hexadecimal digits.
 
-    Key order counts, because chat templates print blocks and schemas in order.
+    Key order matters, because chat templates print blocks and schemas in order.
     """
     return hashlib.sha256(encode(body)).hexdigest()[:32]
 
 
 def parse_line(value: Json) -> Line:
-    """The line that a decoded JSON object is.
+    """Return the line in a decoded JSON object.
 
     Raises:
-        ValueError: no line of this version; the message says what is accepted.
+        ValueError: not a line of this version; the message says what is wrong.
     """
     try:
         return _LINES.validate_python(value)

@@ -1,7 +1,4 @@
-"""A trace: what clients sent and were answered, read from a file of lines.
-
-Knows the wire only as far as it tells inference, sessions and agents apart.
-"""
+"""A trace: requests of clients and their answers, read from a file of lines."""
 
 from __future__ import annotations
 
@@ -34,7 +31,7 @@ from mlxlab.traces.schema import (
 
 __all__ = ["PARTIAL_LINE", "Exchange", "Response", "Trace", "read_trace"]
 
-#: A reason of :attr:`Trace.skipped`: a crash cut the last line short.
+#: A reason in :attr:`Trace.skipped`: the last line is incomplete after a crash.
 PARTIAL_LINE = "partial last line skipped"
 
 _SESSION_HEADER = "x-claude-code-session-id"
@@ -55,14 +52,15 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A request and, where one was recorded, its answer.
+    """A request and its answer, if one was recorded.
 
     Attributes:
         id: unique in its trace.
         t: arrival, Unix seconds.
-        headers: the ones that a trace keeps, names in lower case.
-        body: the request as it was sent, None when it had no JSON object. Equal
-            blocks of several requests may be one object: do not change them.
+        headers: the headers that traces keep, names in lower case.
+        body: the request as sent, None if it was not a JSON object. Equal blocks of
+            several requests may be one object: do not change them.
+        response: the answer, None if there is none.
     """
 
     id: int
@@ -75,7 +73,7 @@ class Exchange:
 
     @property
     def is_inference(self) -> bool:
-        """Whether it asks for an answer: POST on a path that ends in /v1/messages."""
+        """Whether it asks for an answer: a POST to a path that ends in /v1/messages."""
         return self.method == "POST" and urlsplit(self.path).path.endswith(
             "/v1/messages"
         )
@@ -92,14 +90,15 @@ class Exchange:
         return self.headers.get(_AGENT_HEADER, "")
 
 
-# Without slots, so that the digest is computed once.
+# Without slots, because cached_property needs a dict.
 @dataclass(frozen=True, eq=False)
 class Trace:
     """Exchanges in order of arrival.
 
     Attributes:
         name: the file's name without its ending.
-        header: what recorded it, when, and notes on provenance.
+        exchanges: the exchanges; each has an id of its own.
+        header: recorder, time, and notes on provenance.
 
     Raises:
         TraceError: two exchanges have one id.
@@ -121,7 +120,7 @@ class Trace:
 
     @property
     def skipped(self) -> Mapping[str, int]:
-        """What was left out or changed, and how often, by reason."""
+        """How many parts of the source were left out or changed, by reason."""
         return self.header.skipped
 
     @property
@@ -141,7 +140,7 @@ class Trace:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over all exchanges, whatever the layout of the file."""
+        """SHA-256 over all exchanges; the layout of the file does not matter."""
         digest = hashlib.sha256()
         for exchange in self.exchanges:
             digest.update(encode(_content(exchange)) + b"\n")
@@ -169,11 +168,14 @@ class Trace:
 def read_trace(path: str | Path) -> Trace:
     """Read a trace file.
 
-    A last line that a crash cut short is left out and counted in ``skipped``.
+    An incomplete last line, left by a crash, is skipped and counted in ``skipped``.
+
+    Args:
+        path: a trace file, as ``mlxlab record`` and ``mlxlab import`` write it.
 
     Raises:
-        TraceError: no trace, a newer version, or a damaged line; the message
-            names file and line.
+        TraceError: not a trace, another version, or a damaged line; the message names
+            file and line.
     """
     path = Path(path)
     if path.is_dir():
@@ -186,7 +188,7 @@ def read_trace(path: str | Path) -> Trace:
 
 
 class _Reader:
-    """Turns lines into exchanges; remembers bodies and lists for later lines."""
+    """Reads lines into exchanges; keeps bodies and lists for later lines."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -201,14 +203,14 @@ class _Reader:
 
     def read(self, lines: Iterable[bytes]) -> Trace:
         for self.number, data in enumerate(lines, start=1):
-            self._take(data)
+            self._read_line(data)
         if self.header is None:
             raise self._error("empty", "a first line of kind 'trace'")
         exchanges = sorted(map(self._exchange, self.requests), key=lambda e: e.t)
         header = self.header.model_copy(update={"skipped": dict(self.skipped)})
         return Trace(self.path.stem, tuple(exchanges), header)
 
-    def _take(self, data: bytes) -> None:
+    def _read_line(self, data: bytes) -> None:
         value = self._decoded(data)
         if value is None:
             return
@@ -231,15 +233,15 @@ class _Reader:
             if self.header is not None and not data.endswith(b"\n"):
                 self.skipped[PARTIAL_LINE] += 1
                 return None
-            what = "binary data" if b"\0" in data else f"not JSON ({error})"
-            raise self._error(what, "one JSON object per line") from None
+            problem = "binary data" if b"\0" in data else f"not JSON ({error})"
+            raise self._error(problem, "one JSON object per line") from None
         if not isinstance(value, dict):
             raise self._error(f"a {type(value).__name__}", "one JSON object per line")
         return value
 
     def _header(self, value: dict[str, Json]) -> HeaderLine:
         if value.get("kind") != "trace":
-            raise self._error("no trace", "a first line of kind 'trace'")
+            raise self._error("not a trace", "a first line of kind 'trace'")
         version = value.get("version")
         if version != VERSION:
             raise self._error(f"version {version!r}", f"version {VERSION}")
@@ -297,7 +299,7 @@ class _Reader:
         try:
             return join(Parts(line.params, lists, line.cache_control))
         except (LookupError, TypeError):
-            raise ValueError("cache_control: a path that leads nowhere") from None
+            raise ValueError("cache_control: a path without a block") from None
 
     def _bodies(self, id: int, key: str, items: str | Sequence[Json]) -> Json:
         if isinstance(items, str):
@@ -324,8 +326,8 @@ class _Reader:
         request = (line.method, line.path, line.headers, self.wire[id])
         return Exchange(line.id, line.t, *request, self.responses.get(id))
 
-    def _error(self, what: str, accepted: str) -> TraceError:
-        return TraceError(f"{self.path}:{self.number}: {what}; accepted: {accepted}")
+    def _error(self, problem: str, accepted: str) -> TraceError:
+        return TraceError(f"{self.path}:{self.number}: {problem}; accepted: {accepted}")
 
 
 def _session_of_user(body: Mapping[str, Json] | None) -> str:

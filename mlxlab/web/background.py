@@ -6,23 +6,25 @@ Knows nothing of what the application answers.
 from __future__ import annotations
 
 import atexit
-import logging
 import signal
 import socket
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from math import ceil
 from queue import SimpleQueue
 from threading import Thread
 from types import TracebackType
 from typing import Self
 
 import uvicorn
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from mlxlab.errors import ServerError
+from mlxlab.web.connections import BACKLOG, QUEUE, affordable, bounded_protocol
+from mlxlab.web.guard import Bounds
+from mlxlab.web.log import AccessLog, Complaints, ServerLog
 
 __all__ = ["BackgroundServer", "wait_for_signal"]
 
@@ -32,8 +34,6 @@ _GRACE_S = 1
 #: Seconds after which a stop no longer waits for an application that blocks its loop.
 _STOP_S = 10.0
 _MAX_HEADER = 64 * 2**10
-_LOG_LINES = 1000
-_LOGGED_PATH = 200
 
 
 class BackgroundServer:
@@ -45,16 +45,24 @@ class BackgroundServer:
         app: answers.
         host: loopback unless others are to reach it.
         port: 0 for any free one.
+        bounds: how many connections, and how long each may take.
 
     Attributes:
         log: a line for each response and for each complaint of the HTTP server, the
             latest at the end, since the last start. Nothing is printed.
     """
 
-    def __init__(self, app: ASGIApp, host: str = "127.0.0.1", port: int = 0) -> None:
-        self.log: deque[str] = deque(maxlen=_LOG_LINES)
-        self._app = _AccessLog(app, self.log)
+    def __init__(
+        self,
+        app: ASGIApp,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        bounds: Bounds | None = None,
+    ) -> None:
+        self.log = ServerLog()
+        self._app = AccessLog(app, self.log)
         self._host, self._port = host, port
+        self._bounds = bounds or Bounds()
         self._run: _Run | None = None
 
     @property
@@ -95,13 +103,15 @@ class BackgroundServer:
             return self
         self.stop()  # what is left of a run that ended by itself
         self.log.clear()
-        self._run = run = _Run.of(self._app, _bound(self._host, self._port), self.log)
-        logging.getLogger("uvicorn.error").addHandler(run.handler)
+        bound = _bound(self._host, self._port)
+        self._run = run = _Run.of(self._app, bound, self._bounds, self.log)
+        run.complaints.attach()
         atexit.register(self.stop)
         run.thread.start()
         if not run.has_started():
             self.stop()
             raise ServerError(f"{self.url}: did not start: {_reason(self.log)}")
+        run.bound.listen(QUEUE)  # asyncio has set it to the backlog
         return self
 
     def stop(self) -> None:
@@ -112,7 +122,7 @@ class BackgroundServer:
         run.server.should_exit = True
         run.thread.join(_STOP_S)
         run.bound.close()
-        logging.getLogger("uvicorn.error").removeHandler(run.handler)
+        run.complaints.detach()
         atexit.unregister(self.stop)
 
     def __enter__(self) -> Self:
@@ -153,25 +163,30 @@ class _Run:
     bound: socket.socket
     server: uvicorn.Server
     thread: Thread
-    handler: logging.Handler
+    complaints: Complaints
 
     @classmethod
-    def of(cls, app: ASGIApp, bound: socket.socket, log: deque[str]) -> _Run:
+    def of(
+        cls, app: ASGIApp, bound: socket.socket, bounds: Bounds, log: ServerLog
+    ) -> _Run:
         config = uvicorn.Config(
             app,
-            http="h11",  # the one that caps headers
+            loop="asyncio",  # whose accepting the bounds are made for
+            http=bounded_protocol(affordable(bounds)),
             ws="none",
+            backlog=BACKLOG,
             h11_max_incomplete_event_size=_MAX_HEADER,
             log_config=None,
             access_log=False,
             server_header=False,  # an upstream sends its own
             date_header=False,
+            timeout_keep_alive=ceil(bounds.idle_s),
             timeout_graceful_shutdown=_GRACE_S,
         )
         server = uvicorn.Server(config)
         thread = Thread(target=_serve, args=(server, bound), daemon=True)
         port = bound.getsockname()[1]
-        return cls(port, bound, server, thread, _Complaints(log, thread))
+        return cls(port, bound, server, thread, Complaints(log, thread))
 
     @property
     def is_alive(self) -> bool:
@@ -187,38 +202,6 @@ class _Run:
         return True
 
 
-class _Complaints(logging.Handler):
-    """Keeps what the HTTP server of one thread logs; all of them share a logger."""
-
-    def __init__(self, lines: deque[str], thread: Thread) -> None:
-        super().__init__()
-        self.lines = lines
-        self.thread = thread
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.thread == self.thread.ident:
-            self.lines.append(self.format(record).rstrip())
-
-
-class _AccessLog:
-    """ASGI middleware: a line for each response, without query and headers."""
-
-    def __init__(self, app: ASGIApp, lines: deque[str]) -> None:
-        self.app = app
-        self.lines = lines
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_logged(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                path = scope["raw_path"][:_LOGGED_PATH].decode("latin-1")
-                # A target that is no path may hold a user's password.
-                path = path if path.startswith("/") else "-"
-                self.lines.append(f"{scope['method']} {path} {message['status']}")
-            await send(message)
-
-        await self.app(scope, receive, send_logged)
-
-
 def _serve(server: uvicorn.Server, bound: socket.socket) -> None:
     # Raised by a server that cannot start, which has_started() tells.
     with suppress(SystemExit):
@@ -227,7 +210,8 @@ def _serve(server: uvicorn.Server, bound: socket.socket) -> None:
 
 def _bound(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family)
+    # asyncio sends at once only where the protocol is named, else 40 ms late.
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
@@ -238,6 +222,6 @@ def _bound(host: str, port: int) -> socket.socket:
     return bound
 
 
-def _reason(log: deque[str]) -> str:
+def _reason(log: ServerLog) -> str:
     """The last line of the first complaint: of a traceback, the exception."""
     return log[0].rpartition("\n")[2] if log else f"no answer within {_START_S:.0f} s"

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlxlab.web.errors import ApiError, error_response, new_request_id
 
-__all__ = ["Bounds", "Guard", "is_loopback"]
+__all__ = ["Bounds", "Guard", "is_loopback", "replayed"]
 
 _HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+)(?::[0-9]{1,5})?")
 _LENGTH_DIGITS = 20
@@ -24,19 +24,30 @@ _LENGTH_DIGITS = 20
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What a request may take.
+    """What a request and its connection may take.
 
     Attributes:
         header_lines: how many headers.
         header_bytes: of all names and values.
         body_bytes: 32 MiB is what the API takes.
         body_s: seconds from the headers to the last byte of the body.
+        header_s: seconds from a request's first byte, or from the connection, to the
+            end of its headers.
+        idle_s: seconds between two requests on a connection.
+        unread_s: seconds that a client may go on sending a body that was refused.
+        connections: how many are open at a time, fewer where file descriptors are
+            short. A new one takes the place of the oldest without a whole request;
+            those whose last request had a ``credential`` in its scope go last.
     """
 
     header_lines: int = 100
     header_bytes: int = 32 * 2**10
     body_bytes: int = 32 * 2**20
     body_s: float = 60.0
+    header_s: float = 10.0
+    idle_s: float = 5.0
+    unread_s: float = 2.0
+    connections: int = 256
 
 
 class Guard:
@@ -76,7 +87,7 @@ class Guard:
             await error_response(error, request_id)(scope, receive, send)
             return
         if body is not None:
-            await self.app(scope, _replayed(body, receive), send)
+            await self.app(scope, replayed(body, receive), send)
 
     def _check(self, scope: Scope) -> None:
         self._check_size(scope)
@@ -153,8 +164,8 @@ def _values(scope: Scope, name: bytes) -> list[bytes]:
     return [value for key, value in scope["headers"] if key.lower() == name]
 
 
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    """The body in one message, then whatever the connection tells."""
+def replayed(body: bytes, receive: Receive) -> Receive:
+    """Receives the body in one message, then what the connection sends."""
     bodies = [body]
 
     async def receive_replayed() -> Message:

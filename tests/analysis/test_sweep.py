@@ -20,7 +20,7 @@ from mlxlab.analysis.sweep import (
 )
 from mlxlab.errors import MlxlabError, StrategyError, TraceError
 from mlxlab.replay.export import export_trace
-from mlxlab.traces.hashed.weka import open_weka
+from mlxlab.traces.hashed.weka import Weka
 from tests.replay.test_cost_model import fitted
 from tests.support.exchanges import small_trace
 from tests.support.hashes import weka_session, write_weka
@@ -110,7 +110,7 @@ def test_hashes_hold_no_text_and_no_names(tmp_path: Path) -> None:
 
 @pytest.fixture
 def hashed(tmp_path: Path) -> list[Any]:
-    return [open_weka(write_weka(tmp_path / f"{i}.json.gz")) for i in range(3)]
+    return [Weka().open(write_weka(tmp_path / f"{i}.json.gz")) for i in range(3)]
 
 
 def test_a_sweep_is_the_same_on_a_cluster(hashed: list[Any]) -> None:
@@ -179,9 +179,9 @@ def test_damaged_results_are_found_out_again(tmp_path: Path) -> None:
 
 def test_other_traces_are_other_results(tmp_path: Path) -> None:
     session = weka_session()
-    one = open_weka(write_weka(tmp_path / "one.json", session))
+    one = Weka().open(write_weka(tmp_path / "one.json", session))
     session["requests"].pop()
-    other = open_weka(write_weka(tmp_path / "other.json", session))
+    other = Weka().open(write_weka(tmp_path / "other.json", session))
     folder = tmp_path / "kept"
     tokens = [
         sweep(trace, strategies="none", folder=folder, **QUICK).prompt_tokens.sum()

@@ -3,15 +3,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
-from mlxlab import compare
+from mlxlab import compare, load_trace
 from mlxlab.analysis.tune import tune
-from mlxlab.analysis.tuning import Tuning
+from mlxlab.analysis.tuning import Tuning, rank
 from mlxlab.errors import StrategyError
 from mlxlab.jupyter.magics import ServeMagics
 from mlxlab.server.aliases import Aliases
-from mlxlab.strategies import STRATEGIES
+from mlxlab.strategies import STRATEGIES, parse_strategy
 from tests.replay.test_cost_model import fitted
 from tests.support.exchanges import small_trace
 
@@ -39,6 +40,62 @@ def test_what_is_recommended_does_what_was_promised(found: Tuning) -> None:
         own = rows[rows.strategy == row.strategy]
         assert own.reused_tokens.sum() == row.reused_tokens
         assert own.computed_tokens.mean() == row.cost
+
+
+def trials(**columns: list[Any]) -> pd.DataFrame:
+    names = list("abcdefgh")[: len(columns["cost"])]
+    return pd.DataFrame({"strategy": names, "name": names, **columns})
+
+
+def test_costs_within_the_error_are_ties_that_safety_and_memory_settle() -> None:
+    tried = trials(
+        cost=[1.0, 1.02, 1.04, 1.04, 1.06, 9.0],
+        several=[False, True, True, False, True, True],
+        stored_bytes=[10, 30, 20, 5, 1, 1],
+    )
+    assert rank(tried, 0.05).strategy.tolist() == list("cbdaef")
+    assert rank(tried, 0.0).strategy.tolist() == list("abdcef")
+    assert rank(tried, 0.07).strategy.tolist() == list("ecbdaf")
+    one_slot = tried.assign(several=False)
+    assert rank(one_slot, 0.05).strategy.tolist() == list("dacbef")
+
+
+def test_no_single_slot_is_recommended_to_several_agents() -> None:
+    """Whether seconds are estimated well, badly, or not at all."""
+    subagents = load_trace("subagents")
+    for costs in (None, fitted(), fitted(noise=0.4)):
+        settings: dict[str, Any] = {"trials": 40, "progress": False, "costs": costs}
+        found = tune(subagents, memory=4 << 30, **settings)
+        assert found.best.several
+        assert parse_strategy(found.best.strategy).max_sequences != 1
+        assert found.error == (costs.error if costs else 0.0)
+        assert (found.tied.cost <= found.trials.cost.min() * (1 + found.error)).all()
+        assert found.best.cost <= found.trials.cost.min() * (1 + found.error)
+        safe = found.tied[found.tied.several]
+        assert (safe.stored_bytes >= found.best.stored_bytes).all()
+        text = repr(found)
+        assert ("Tied " in text) == bool(len(found.tied))
+        assert all(strategy in text for strategy in found.tied.strategy)
+    assert len(found.tied), "an error of a tenth ties some"
+    assert "within the estimate's error of" in text
+
+
+def test_ties_are_named_beside_what_settles_them() -> None:
+    """One session, that any slot holds: what is tied differs in what it can hold."""
+    found = tune(load_trace("sessions"), memory=4 << 30, trials=8, progress=False)
+    assert found.best.several
+    assert "prefix" in found.tied.name.tolist()
+    tie = next(line for line in found.lines() if line.startswith("Tied "))
+    assert "Tied token for token: " in tie
+    assert "one sequence only" in tie
+    assert "the recommended one holds several sequences in" in tie
+    assert tie.replace("'", "&#x27;") in found._repr_html_()
+
+
+def test_the_title_says_that_traces_share_a_cache(found: Tuning) -> None:
+    assert "share one cache, one after the other" in found.title
+    assert found.lines()[0] == found.title
+    assert found.title in found._repr_html_()
 
 
 def test_the_same_seed_finds_the_same(found: Tuning) -> None:

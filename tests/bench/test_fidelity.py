@@ -3,7 +3,7 @@
 import pytest
 
 from bench.fidelity import FOLDER, MEASUREMENTS, RUNS, main
-from mlxlab import RULES, Fidelity, find_model, load_trace
+from mlxlab import Fidelity, find_model, load_trace
 from mlxlab.analysis.fidelity.store import RecordKey, recall
 from mlxlab.replay.specs import StrategySpec, parse_specs
 
@@ -21,9 +21,7 @@ def test_kept_findings_are_of_the_bundled_model_and_trace(name: str) -> None:
 def test_what_the_server_shows_is_what_was_found() -> None:
     assert MEASUREMENTS.exists()
     found = Fidelity.read_json(FOLDER / "tasks.json.gz")
-    suffix = recall(
-        RecordKey.of(find_model().digest, StrategySpec("suffix", tuple(RULES)))
-    )
+    suffix = recall(RecordKey.of(find_model().digest, StrategySpec.parse("suffix")))
     assert suffix is not None
     assert suffix.traces == ("tasks",)
     assert suffix.recovered == pytest.approx(found.summary().recovered["suffix"], 1e-4)

@@ -1,6 +1,7 @@
 """The command line: what it prints, and how it refuses."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -48,6 +49,31 @@ def test_compare_prints_a_table_and_writes_what_was_asked(
     assert "…" not in done.stdout
     assert json.loads(out.read_text())["rows"]
     assert (tmp_path / "plots" / "hit_rate.png").exists()
+    assert "each trace has its own cache" in " ".join(done.stdout.split())
+    assert "Best: " in done.stdout
+    assert "This takes" not in done.stdout
+    said = "".join(done.stdout.split())
+    written = [out, *(tmp_path / "plots").iterdir()]
+    assert len(written) >= 4
+    assert all(str(path) in said.rpartition("Written:")[2] for path in written)
+
+
+def test_a_live_comparison_says_first_how_long_it_takes(trace: Path) -> None:
+    done = run("compare", trace, "--strategies", "prefix,paged")
+    assert done.returncode == 0, done.stderr
+    first = done.stdout.splitlines()[0]
+    assert re.match(r"This takes about \d+(\.\d+)? (s|min|h), by a few prompts;", first)
+    assert "median time to first token" in " ".join(done.stdout.split())
+    assert "Written:" not in done.stdout
+
+
+def test_tune_says_whether_traces_share_a_cache(trace: Path) -> None:
+    options = ["--trials", "1", "--memory", "1MiB"]
+    done = run("tune", trace, *options)
+    assert done.returncode == 0, done.stderr
+    assert "all traces share one cache, one after the other" in done.stdout
+    several = run("tune", trace, *options, "--users", "3").stdout
+    assert "all traces share one cache, 3 at a time" in several
 
 
 def test_fidelity_prints_a_table_and_writes_what_was_asked(
@@ -176,19 +202,19 @@ def test_imports_a_history_and_says_what_it_left_out(tmp_path: Path) -> None:
     done = run("import", tmp_path / "projects", "--out", out, *options)
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stdout.split())
-    assert "line that is no JSON object skipped (1 times)" in said
+    assert "line that is not a JSON object skipped (1 times)" in said
     assert "request rebuilt from the conversation, without system and tools" in said
     assert "s.jsonl:3" in "".join(done.stderr.split())
     compared = run("compare", out, "--simulate", "--strategies", "prefix")
     assert compared.returncode == 0, compared.stderr
-    assert "no JSON object skipped" in compared.stdout
+    assert "not a JSON object skipped" in compared.stdout
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--format", "x"], "no format 'x'; choose from auto, claude-code"),
-        (["--since", "soon"], "'soon': no date"),
+        (["--format", "x"], "no format 'x'; choose from auto, capture, claude-code"),
+        (["--since", "soon"], "'soon': not a date"),
         (["--limit", "0"], "limit"),
         ([], "no request of format claude-code found"),
     ],

@@ -64,6 +64,7 @@ def test_other_providers_and_credentials_are_left_out() -> None:
         "CLAUDE_CODE_USE_BEDROCK": "1",
         "CLAUDE_CODE_USE_VERTEX": "1",
         "CLAUDE_CODE_SUBAGENT_MODEL": "claude-haiku-4-5",
+        "MLXLAB_TOKEN": "of-a-server",
         "CLAUDE_CODE_MAX_OUTPUT_TOKENS": "77",
     }
     before = dict(base)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import nbformat
 import pytest
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from jupyter_client.manager import start_new_kernel
+from nbclient import NotebookClient
 
 from mlxlab import load_trace
 from mlxlab.client.discovery import running
@@ -55,7 +59,7 @@ def test_a_server_is_started_shown_and_stopped(shell: Any) -> None:
     server = serve(shell, f"--token {TOKEN}")
     assert isinstance(server, Server)
     assert repr(server) == "Server(tiny, paged)"
-    assert TOKEN in server._repr_html_()
+    assert TOKEN not in server._repr_html_()
     assert ask(server).status_code == 200
     assert [endpoint.url for endpoint in running()] == [server.url]
     assert serve(shell) is server
@@ -70,6 +74,38 @@ def test_a_server_is_started_shown_and_stopped(shell: Any) -> None:
     assert running() == []
     with pytest.raises(httpx.ConnectError):
         ask(server)
+
+
+def test_aliases_are_added_to_those_there_are(shell: Any) -> None:
+    line = "--alias qwen3-coder-30b=tiny --alias fast=tiny"
+    server = serve(shell, line)
+    assert server.aliases.names()[-1] == "qwen3-coder-30b"
+    assert ask(server, model="qwen3-coder-30b").status_code == 200
+    assert ask(server, model="qwen").status_code == 404
+    assert serve(shell, line) is server
+    with pytest.raises(UsageError, match="--alias cannot change while"):
+        serve(shell, "--alias qwen=tiny")
+
+
+def test_a_token_comes_from_a_file_or_the_environment(
+    shell: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "token"
+    file.touch(0o600)
+    file.write_text("from-the-file\n")
+    monkeypatch.setenv("MLXLAB_TOKEN", "from-the-environment")
+    server = serve(shell)
+    assert server.token == "from-the-environment"
+    assert ask(server).status_code == 200
+    assert serve(shell) is server
+    with pytest.raises(UsageError, match="--token cannot change while"):
+        serve(shell, f"--token-file {file}")
+    serve(shell, "--stop")
+    server = serve(shell, f"--token-file {file}")
+    assert server.token == "from-the-file"
+    assert serve(shell, f"--token-file {file}") is server
+    serve(shell, "--stop")
+    assert serve(shell, "--token sk-1").token == "sk-1"
 
 
 def test_what_is_given_again_is_no_change(shell: Any, tmp_path: Path) -> None:
@@ -94,6 +130,105 @@ def test_a_server_that_was_stopped_is_replaced(shell: Any) -> None:
     assert second is not first
     assert second.endpoint.port == port
     assert ask(second).status_code == 200
+
+
+def restarted(shell: Any) -> Any:
+    """Another shell, as after a restart of the kernel."""
+    shell.run_line_magic("unload_ext", "mlxlab")
+    InteractiveShell.clear_instance()
+    fresh = InteractiveShell.instance()
+    fresh.run_line_magic("load_ext", "mlxlab")
+    return fresh
+
+
+def test_port_and_token_outlive_the_kernel(
+    shell: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = serve(shell).endpoint
+    shell = restarted(shell)
+    after = serve(shell).endpoint
+    assert (after.url, after.token) == (before.url, before.token)
+    serve(shell, "--stop")
+    assert serve(shell).endpoint.url == before.url
+    assert capsys.readouterr() == ("", "")
+    (file,) = tmp_path.glob(".cache/mlxlab/addresses/*")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+
+
+def test_what_is_given_wins_and_is_kept(shell: Any) -> None:
+    first = serve(shell).endpoint
+    serve(shell, "--stop")
+    second = serve(shell, f"--token {TOKEN}").endpoint
+    assert (second.port, second.token) == (first.port, TOKEN)
+    serve(shell, "--stop")
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", first.port))
+        third = serve(shell, "--port 0").endpoint
+    assert (third.port != first.port, third.token) == (True, TOKEN)
+    serve(shell, "--stop")
+    assert serve(shell).endpoint.port == third.port
+
+
+def test_a_notebook_does_not_take_what_another_serves(
+    shell: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = serve(shell).endpoint
+    serve(shell, "--stop")
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", before.port))
+        other.listen()
+        with pytest.raises(UsageError, match="give a free port"):
+            serve(shell, f"--port {before.port}")
+        assert capsys.readouterr().out == ""
+        moved = serve(shell).endpoint
+        line = f"port {before.port} is in use; a free one is taken this time\n"
+        assert capsys.readouterr().out == line
+        assert moved.port != before.port
+        assert moved.token == before.token
+    serve(shell, "--stop")
+    assert serve(shell).endpoint.url == before.url
+
+
+def test_each_notebook_has_its_own_address(
+    shell: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = serve(shell).endpoint
+    monkeypatch.setenv("JPY_SESSION_NAME", "/home/me/other.ipynb")
+    shell = restarted(shell)
+    second = serve(shell).endpoint
+    assert second.token != first.token
+    monkeypatch.delenv("JPY_SESSION_NAME")
+    shell = restarted(shell)
+    assert serve(shell).endpoint.url == first.url
+
+
+def test_an_address_that_others_may_know_is_replaced(
+    shell: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = serve(shell).endpoint
+    serve(shell, "--stop")
+    (file,) = tmp_path.glob(".cache/mlxlab/addresses/*")
+    file.chmod(0o644)
+    after = serve(shell).endpoint
+    assert after.token != before.token
+    assert "others may read or write it; a new port" in capsys.readouterr().out
+    serve(shell, "--stop")
+    assert serve(shell).endpoint.url == after.url
+    serve(shell, "--stop")
+    file.write_text('{"port": 99999999}')
+    assert serve(shell).endpoint.token != after.token
+    assert "no address; a new port" in capsys.readouterr().out
+
+
+def test_an_address_that_cannot_be_kept_is_served(
+    shell: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / ".cache/mlxlab").mkdir(parents=True)
+    (tmp_path / ".cache/mlxlab/addresses").touch()
+    assert ask(serve(shell)).status_code == 200
+    assert "the next start has a new address" in capsys.readouterr().out
 
 
 def test_the_model_changes_under_a_client(shell: Any, tmp_path: Path) -> None:
@@ -174,7 +309,9 @@ def test_a_relative_path_is_meant_where_it_was_given(
         ("--strategy nope", "no strategy 'nope'; choose from none, prefix"),
         ("--model /nowhere", "unknown model '/nowhere'"),
         ("--rules nope", "unknown rule 'nope'"),
-        ("--token short", "token: give at least 8"),
+        ("--token kürzer", "token: give at least 8"),
+        ("--token-file /nowhere", "/nowhere: No such file"),
+        ("--token a --token-file b", "--token and --token-file exclude each other"),
         ("--status", "nothing is served; start with %serve"),
         ("--nope", "unrecognized arguments: --nope"),
         ("--port x", "argument --port: invalid int value: 'x'"),
@@ -186,6 +323,8 @@ def test_a_relative_path_is_meant_where_it_was_given(
         ("--aliases /nowhere.json", "/nowhere.json: No such file"),
         ("--record /nowhere/x.jsonl", "/nowhere/x.jsonl: No such file"),
         ("--record 'a b", "No closing quotation: --record 'a b"),
+        ("--alias fast", "--alias 'fast': give NAME=MODEL"),
+        ("--alias a/b=tiny", "alias 'a/b': give a name of letters"),
         ("--stop --status", "--stop takes no other option"),
         ("--status --strategy paged", "--status takes no other option"),
     ],
@@ -315,6 +454,57 @@ def test_cells_stay_usable_and_the_kernel_ends(kernel: Kernel, tmp_path: Path) -
         )
         assert kernel.end() < 5
     assert not list(tmp_path.glob(".cache/mlxlab/endpoints/*"))
+
+
+CELLS = """%load_ext mlxlab
+---
+%serve
+---
+server = %serve --strategy prefix
+print(server, server.url, server.endpoint, server.aliases, server.requests)
+server
+---
+%serve --status
+---
+server.environment
+---
+server.endpoint
+---
+server.status()
+---
+%serve --port 1
+---
+%serve --token short
+---
+with open("address", "w") as file:
+    print(server.url, server.token, file=file)"""
+
+
+def run_notebook(folder: Path) -> tuple[str, str, str]:
+    """The notebook after a run, and the URL and token that it served at."""
+    cells = [nbformat.v4.new_code_cell(cell) for cell in CELLS.split("\n---\n")]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    resources = {"metadata": {"path": str(folder)}}
+    client = NotebookClient(notebook, resources=resources, allow_errors=True)
+    client.execute()
+    url, token = (folder / "address").read_text().split()
+    return nbformat.writes(notebook), url, token
+
+
+def test_no_token_stands_in_a_saved_notebook_that_keeps_its_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    saved, url, token = run_notebook(tmp_path)
+    assert len(token) > 20
+    assert token not in saved
+    assert url in saved
+    assert "ANTHROPIC_BASE_URL" in saved
+    assert "cannot change while" in saved
+    (tmp_path / "address").unlink()
+    again, *address = run_notebook(tmp_path)
+    assert address == [url, token]
+    assert token not in again
 
 
 def test_an_interrupt_ends_the_cell_and_not_the_server(kernel: Kernel) -> None:

@@ -127,7 +127,7 @@ def test_a_recorded_session_renders_as_if_encoded_whole(
 ) -> None:
     trace = load_trace("sessions")
     pieces = render_trace(trace, Renderer(find_model()))
-    monkeypatch.setattr("mlxlab.models.encoder._find_ends", lambda added: [])
+    monkeypatch.setattr("mlxlab.models.encoder._find_separators", lambda added: [])
     whole = render_trace(trace, Renderer(find_model()))
     for request, other in zip(pieces, whole, strict=True):
         assert request.prompt.tokens.tolist() == other.prompt.tokens.tolist()
@@ -146,7 +146,7 @@ def test_what_was_seen_is_not_encoded_again() -> None:
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlxlab.models.encoder._REMEMBERED", 50)
+    monkeypatch.setattr("mlxlab.models.encoder._CACHED_TOKENS", 50)
     counted: Any = Counted(bundled)
     encoder = Encoder(counted)
     texts = [f"{i} " * 12 + "<|im_end|>" for i in range(9)]

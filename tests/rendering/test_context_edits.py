@@ -357,8 +357,9 @@ def test_what_was_saved_is_the_difference_between_the_prompts(
         {"role": "user", "content": "Go on."},
     ]
     whole = renderer.render({**body, "context_management": None})
-    edited, applied = renderer.edited(parse_request(body))
-    prompt = renderer.render(edited)
+    rendering = renderer.render_request(body)
+    prompt, applied = renderer.render(rendering.request), rendering.edits
+    assert same(prompt, rendering.prompt)
     assert same(prompt, renderer.render(body))
     assert [edit.number for edit in applied] == [1, 6]
     assert len(whole) - len(prompt) == sum(edit.input_tokens for edit in applied)

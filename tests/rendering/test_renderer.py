@@ -1,5 +1,7 @@
 """Rendering: tokens extend from turn to turn, and every token has its origin."""
 
+import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +51,31 @@ REWRITING = (
 )
 
 
+#: A mark around a block, as JSON prints it.
+MARK = "\\udb80"
+USES = {"type": "clear_tool_uses_20250919", "keep": {"value": 1}}
+ALWAYS = {**USES, "trigger": {"type": "tool_uses", "value": 0}}
+NEVER = {**USES, "trigger": {"type": "input_tokens", "value": 99_999}}
+THINKING = {"type": "clear_thinking_20251015"}
+
+
 @pytest.fixture(scope="module")
 def tiny() -> ModelFolder:
     return find_model()
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> tuple[Renderer, Counter[str]]:
+    """A renderer, and how often its template has run, by kind of text."""
+    folder, runs = find_model(), Counter[str]()
+    apply = folder.tokenizer.apply_chat_template
+
+    def count(messages: list[dict[str, Any]], **options: Any) -> Any:
+        runs["marked" if MARK in json.dumps(messages) else "plain"] += 1
+        return apply(messages, **options)
+
+    monkeypatch.setattr(folder.tokenizer, "apply_chat_template", count)
+    return Renderer(folder), runs
 
 
 def with_template(template: str) -> Renderer:
@@ -193,3 +217,42 @@ def test_a_folder_without_a_template_is_refused(
         (tmp_path / file.name).write_bytes(file.read_bytes())
     with pytest.raises(ModelError, match=r"needs a tokenizer.json and a chat template"):
         Renderer(find_model(str(tmp_path))).render(wire.first_body())
+
+
+@pytest.mark.parametrize(
+    ("edits", "runs"),
+    [
+        (None, 1),
+        ([], 1),
+        ([{"type": "compact_20260112"}], 1),
+        ([{**THINKING, "keep": "all"}], 1),
+        ([NEVER], 2),
+        ([ALWAYS], 3),
+        ([NEVER, ALWAYS], 3),
+        ([THINKING, ALWAYS], 4),
+    ],
+)
+def test_a_template_runs_once_and_once_for_each_prompt_that_is_counted(
+    counted: tuple[Renderer, Counter[str]], edits: list[Any] | None, runs: int
+) -> None:
+    renderer, found = counted
+    body = wire.session(4)[-1][0]
+    body["messages"] += [
+        {"role": "assistant", "content": [{"type": "thinking", "thinking": "Hm."}]},
+        {"role": "user", "content": "And now?"},
+        {"role": "assistant", "content": [{"type": "thinking", "thinking": "So."}]},
+        {"role": "user", "content": "Go on."},
+    ]
+    if edits is not None:
+        body["context_management"] = {"edits": edits}
+    renderer.render(body)
+    # One more run, with marks, shows where the blocks are in the final prompt.
+    assert found == {"plain": runs, "marked": 1}
+
+
+def test_an_exchange_adds_one_run_for_its_answer(
+    counted: tuple[Renderer, Counter[str]],
+) -> None:
+    renderer, found = counted
+    renderer.render_exchange(wire.first_body(), wire.answer())
+    assert found == {"plain": 2, "marked": 2}

@@ -91,7 +91,7 @@ def test_blocks_out_of_the_templates_order_start_a_new_turn() -> None:
     body["messages"].append({"role": "assistant", "content": [*reply, *reply]})
     turns = canonical(body).turns[-2:]
     assert [len(turn.calls) for turn in turns] == [1, 1]
-    assert all(turn.reasoning and turn.reasoning.text == "Hm." for turn in turns)
+    assert all(turn.thinking and turn.thinking.text == "Hm." for turn in turns)
 
 
 def test_text_between_tool_results_stays_between() -> None:

@@ -1,14 +1,17 @@
-"""Signed reasoning comes back id for id; the rest of the prompt is untouched."""
+"""Signed thinking comes back id for id; the rest of the prompt is untouched."""
 
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mlxlab.models.folder import find_model
 from mlxlab.prompt import Prompt, common_prefix
 from mlxlab.rendering.renderer import Renderer
-from mlxlab.rendering.signature import sign
+from mlxlab.rendering.thinking import read_signature, sign
 from tests.support import wire
 
 MODEL = find_model()
@@ -18,6 +21,40 @@ SPELT = [i for c in "let me see" for i in TOKENIZER.encode(c)]
 OPEN, CLOSE = (TOKENIZER.convert_tokens_to_ids(t) for t in ("<think>", "</think>"))
 NEWLINE = TOKENIZER.encode("\n")
 IDS = [OPEN, *NEWLINE, *SPELT, *NEWLINE, CLOSE]
+ANY_IDS = st.lists(st.integers(0, 2**31 - 1), max_size=200)
+
+
+@given(ANY_IDS)
+def test_ids_come_back(ids: list[int]) -> None:
+    read = read_signature(sign(ids, "abc"), "abc")
+    assert read is not None
+    assert read.dtype == np.int32
+    assert read.tolist() == ids
+
+
+@given(ANY_IDS)
+def test_another_tokenizer_reads_nothing(ids: list[int]) -> None:
+    assert read_signature(sign(ids, "abc"), "abd") is None
+
+
+@given(ANY_IDS, st.integers(0), st.integers(1, 255))
+def test_damage_is_noticed(ids: list[int], at: int, change: int) -> None:
+    head, _, tail = sign(ids, "abc").partition(".")
+    data = bytearray(urlsafe_b64decode(tail))
+    data[at % len(data)] ^= change
+    read = read_signature(f"{head}.{urlsafe_b64encode(bytes(data)).decode()}", "abc")
+    assert read is None or read.tolist() == ids
+
+
+@pytest.mark.parametrize("foreign", ["", "EqQBCkYI", "mlxlab1.", "mlxlab1.%%%", "é"])
+def test_foreign_signatures_are_left_alone(foreign: str) -> None:
+    assert read_signature(foreign, "abc") is None
+
+
+def test_a_bomb_is_not_unpacked() -> None:
+    bomb = sign([0] * 50_000_000, "abc")
+    assert len(bomb) < 10**6
+    assert read_signature(bomb, "abc") is None
 
 
 def asked() -> dict[str, Any]:
@@ -81,7 +118,7 @@ def test_a_signature_that_does_not_fit_changes_nothing(signature: str) -> None:
     assert np.array_equal(prompt.tokens, unsigned.tokens)
 
 
-def test_edited_reasoning_is_rendered_as_edited() -> None:
+def test_edited_thinking_is_rendered_as_edited() -> None:
     signature = sign(IDS, MODEL.tokenizer_digest)
     edited = render(followed_up({"thinking": "let me be", "signature": signature}))
     unsigned = render(followed_up({"thinking": "let me be", "signature": ""}))

@@ -23,7 +23,7 @@ from mlxlab.replay.requests import RenderedRequest
 from mlxlab.replay.simulator import Simulator
 from mlxlab.replay.workload import Workload
 from mlxlab.strategies import parse_strategy
-from mlxlab.traces.hashed.weka import open_weka
+from mlxlab.traces.hashed.weka import Weka
 from tests.support.hashes import write_weka
 from tests.support.ledger import Request
 from tests.support.traffic import DETERMINISTIC, traffic
@@ -145,7 +145,7 @@ def test_the_last_token_is_always_computed() -> None:
 
 
 def test_hashes_of_prefixes_do_not_tell_of_other_places(tmp_path: Path) -> None:
-    source = HashedSource(open_weka(write_weka(tmp_path / "w.json")))
+    source = HashedSource(Weka().open(write_weka(tmp_path / "w.json")))
     workload = Workload((source,))
     assert any_position(workload) is None
     assert list(Foresight(workload).reused(INFINITE)) == [0, 0, 256, 128, 128]

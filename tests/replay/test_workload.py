@@ -13,8 +13,8 @@ from mlxlab.replay.hashed import HashedSource, NumberedRequest
 from mlxlab.replay.requests import RenderedRequest
 from mlxlab.replay.workload import Numbers, Source, Workload
 from mlxlab.strategies import make_strategy
-from mlxlab.traces.hashed.mooncake import open_mooncake
-from mlxlab.traces.hashed.weka import open_weka
+from mlxlab.traces.hashed.mooncake import Mooncake
+from mlxlab.traces.hashed.weka import Weka
 from tests.support.hashes import weka_session, write_mooncake, write_weka
 
 
@@ -68,8 +68,8 @@ def test_no_more_traces_are_open_than_there_are_users() -> None:
 
 
 def test_traces_of_different_units_do_not_mix(tmp_path: Path) -> None:
-    weka = HashedSource(open_weka(write_weka(tmp_path / "w.json")))
-    mooncake = HashedSource(open_mooncake(write_mooncake(tmp_path / "m.jsonl")))
+    weka = HashedSource(Weka().open(write_weka(tmp_path / "w.json")))
+    mooncake = HashedSource(Mooncake().open(write_mooncake(tmp_path / "m.jsonl")))
     with pytest.raises(TraceError, match="units of tokens: 64, 512; give traces of"):
         Workload((weka, mooncake))
     with pytest.raises(TraceError, match="units of tokens: none"):
@@ -77,7 +77,7 @@ def test_traces_of_different_units_do_not_mix(tmp_path: Path) -> None:
 
 
 def test_a_hashed_step_is_a_prompt_of_units(tmp_path: Path) -> None:
-    source = HashedSource(open_weka(write_weka(tmp_path / "w.json")))
+    source = HashedSource(Weka().open(write_weka(tmp_path / "w.json")))
     first, agent, second, _, cut = Workload((source,))
     assert isinstance(second, NumberedRequest)
     assert (first.session, agent.session) == ("w", "w/agent_001")
@@ -94,7 +94,7 @@ def test_a_hashed_step_is_a_prompt_of_units(tmp_path: Path) -> None:
 
 def test_equal_numbers_of_different_traces_are_different_here(tmp_path: Path) -> None:
     paths = [write_weka(tmp_path / name) for name in ("a.json", "b.json")]
-    sources = [HashedSource(open_weka(path)) for path in paths]
+    sources = [HashedSource(Weka().open(path)) for path in paths]
     strategy = make_strategy("paged", unit=64)
     reused = 0
     for request in Workload(sources, 2):
@@ -107,7 +107,7 @@ def test_equal_numbers_of_different_traces_are_different_here(tmp_path: Path) ->
 
 def test_what_is_reused_in_units_is_what_would_be_in_tokens(tmp_path: Path) -> None:
     session = weka_session()
-    source = HashedSource(open_weka(write_weka(tmp_path / "w.json", session)))
+    source = HashedSource(Weka().open(write_weka(tmp_path / "w.json", session)))
     units = make_strategy("paged", unit=64, token_bytes=3)
     tokens = make_strategy("paged", token_bytes=3)
     for request in Workload((source,)):

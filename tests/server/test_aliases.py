@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxlab.errors import ConfigError, RuleError, StrategyError, UnknownModelError
-from mlxlab.server.aliases import Alias, Aliases
+from mlxlab.server.aliases import Alias, Aliases, parse_models
 
 EVERYTHING: dict[str, Any] = {
     "model": "owner/name",
@@ -112,6 +112,40 @@ def test_a_changed_default_reaches_those_that_take_from_it(tmp_path: Path) -> No
     assert before.default == Alias()
     assert after.with_default() == after
     assert after.with_default(rules="all").default.strategy == "prefix"
+
+
+def test_named_models_are_added_and_change_the_model_alone(tmp_path: Path) -> None:
+    before = load(tmp_path, aliases={"default": EVERYTHING, "fast": {"rules": "all"}})
+    after = before.with_models({"qwen3-coder-30b": "tiny", "fast": "a/b"})
+    assert after.names() == ["default", "fast", "qwen3-coder-30b"]
+    default = Alias(**EVERYTHING)
+    added = default.model_copy(update={"model": "tiny"})
+    assert after.resolve("qwen3-coder-30b") == ("qwen3-coder-30b", added)
+    fast = default.model_copy(update={"model": "a/b", "rules": "all"})
+    assert after.resolve("fast")[1] == fast
+    assert after.default == default
+    assert before.names() == ["default", "fast"]
+    # The default alias's own model still wins where others name none.
+    assert before.with_models({"default": "tiny"}).resolve("fast")[1].model == "tiny"
+
+
+@pytest.mark.parametrize("name", ["", "-x", "a b", "a/b", "ü", "a:b", "a\n"])
+def test_a_name_that_no_alias_may_have_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="give a name of letters") as error:
+        Aliases.load().with_models({name: "tiny"})
+    assert "\n" not in str(error.value)
+    with pytest.raises(ConfigError, match="names no model; give NAME=MODEL"):
+        Aliases.load().with_models({"fast": ""})
+
+
+def test_models_are_read_from_words() -> None:
+    assert parse_models([]) == {}
+    assert parse_models(["a=tiny", " b = x=y "]) == {"a": "tiny", "b": "x=y"}
+    for text in ("", "a", "a=", "=tiny", "=", " = "):
+        with pytest.raises(ConfigError, match=r"--alias .*: give NAME=MODEL, as in"):
+            parse_models([text])
+    with pytest.raises(ConfigError, match="--alias: a is given twice"):
+        parse_models(["a=x", "a=y"])
 
 
 def test_a_default_must_be_possible() -> None:

@@ -21,7 +21,8 @@ from mlxlab.errors import ServerError
 from mlxlab.prompt import Tokens
 from mlxlab.server.aliases import Aliases
 from mlxlab.server.app import create_app
-from mlxlab.server.auth import Authentication, check_token
+from mlxlab.server.auth import Authentication
+from mlxlab.server.credentials import check_token
 from mlxlab.server.model_pool import ModelPool
 from mlxlab.server.server import Options, Server
 from mlxlab.server.service import Service
@@ -154,9 +155,39 @@ def test_all_tokens_are_compared_in_constant_time(
 )
 def test_a_token_that_can_be_guessed_or_not_be_sent_is_refused(token: str) -> None:
     with pytest.raises(ServerError, match="8 printable ASCII characters"):
-        Options(token=token)
+        Options(token=token, host="0.0.0.0")
     with pytest.raises(ServerError, match="token"):
         check_token(token)
+
+
+@pytest.mark.parametrize("token", ["", "ümlaut", "new\nline", " padded "])
+def test_loopback_makes_no_other_exception(token: str) -> None:
+    with pytest.raises(ServerError, match="8 printable ASCII characters"):
+        Options(token=token)
+
+
+@pytest.mark.parametrize("host", ["", "0.0.0.0", "::", "192.0.2.1", "example.org"])
+def test_a_short_token_is_refused_where_other_machines_reach(host: str) -> None:
+    for short in ("sk-1234", "x"):
+        with pytest.raises(ServerError, match="8 printable ASCII characters"):
+            Options(token=short, host=host)
+        for loopback in ("127.0.0.1", "127.1.2.3", "::1", "localhost"):
+            assert Options(token=short, host=loopback).token == short
+
+
+def test_a_short_token_lets_in_on_loopback_and_is_warned_of_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with served(token="sk-1234") as server, Client(server.url, "sk-1234") as client:
+        assert client.get("/v1/models").status_code == 200
+        client.headers["x-api-key"] = "sk-123"
+        assert client.get("/v1/models").status_code == 401
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert "short token" in warning
+    assert "sk-1234" not in warning
+    caplog.clear()
+    with served():
+        assert not [r for r in caplog.records if r.levelname == "WARNING"]
 
 
 def test_there_is_always_a_token() -> None:
@@ -600,8 +631,9 @@ def test_the_endpoint_file_and_the_shown_forms_keep_the_token(server: Server) ->
         server.status()._repr_html_(),
         repr(Options(token=TOKEN)),
         server.requests.to_string(),
+        server._repr_html_(),
+        repr(server.environment),
         *server._http.log,
     )
     assert not any(TOKEN in text for text in shown)
-    # Once on purpose: whoever opens the handle is to copy it.
-    assert TOKEN in server._repr_html_()
+    assert server.environment["ANTHROPIC_AUTH_TOKEN"] == TOKEN

@@ -207,6 +207,70 @@ def test_a_spent_budget_is_followed_by_text(
 
 
 @pytest.mark.parametrize("model", ["plain", "opening"])
+@pytest.mark.parametrize("max_tokens", [1, 2, 9, 10, 50])
+def test_a_budget_over_max_tokens_is_cut_so_that_text_follows(
+    worker: Worker, models: dict[str, str], model: str, max_tokens: int
+) -> None:
+    """These models never stop: what is left over is text."""
+    at = bench(worker, model=models[model])
+    answer = at.answer(ask(thinking=thinking(), max_tokens=max_tokens))
+    assert len(answer.ids) == max_tokens
+    thinks = max_tokens >= 10
+    assert answer.kinds == (["thinking", "text"] if thinks else ["text"])
+    assert ("thinking_delta" in answer.deltas) == thinks
+    assert answer.deltas[-1] == "text_delta"
+    assert answer.message["stop_reason"] == "max_tokens"
+
+
+def test_the_cut_budget_is_that_of_the_room_in_the_window(
+    worker: Worker, models: dict[str, str]
+) -> None:
+    at = bench(worker, model=models["narrow"])
+    answer = at.answer(ask("Why?", thinking=thinking(), max_tokens=5000))
+    assert answer.kinds == ["thinking", "text"]
+    assert answer.deltas[-1] == "text_delta"
+    assert answer.message["stop_reason"] == "model_context_window_exceeded"
+
+
+@pytest.mark.parametrize("max_tokens", [1, 10, 50])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tools": [TOOL], "tool_choice": {"type": "any"}},
+        {"output_config": {"format": {"type": "json_schema", "schema": {}}}},
+    ],
+    ids=["any", "schema"],
+)
+def test_forms_are_answered_whatever_the_budget(
+    worker: Worker, change: dict[str, Any], max_tokens: int
+) -> None:
+    """Enabled thinking with a forced call is refused, as the API does."""
+    asked = thinking() if "output_config" in change else {"type": "adaptive"}
+    body = ask(thinking=asked, max_tokens=max_tokens, **change)
+    answer = bench(worker).answer(body)
+    assert "thinking" not in answer.kinds
+    assert 0 < len(answer.ids) <= max_tokens
+
+
+def test_an_empty_answer_fills_the_cache_of_one_that_thinks(worker: Worker) -> None:
+    at = bench(worker)
+    prompts = [
+        text_of(at.prepared(ask(thinking=thinking(), max_tokens=n))[1])
+        for n in (0, 500)
+    ]
+    assert prompts[0] == prompts[1]
+
+
+@pytest.mark.parametrize("budget", [None, 0, 10, 1023, -1])
+def test_a_budget_that_no_client_may_ask_for_is_refused(
+    worker: Worker, budget: int | None
+) -> None:
+    asked = {"type": "enabled", "budget_tokens": budget}
+    with pytest.raises(RequestError, match=r"thinking\.budget_tokens: .* 1024"):
+        bench(worker).prepared(ask(thinking=asked, max_tokens=2000))
+
+
+@pytest.mark.parametrize("model", ["plain", "opening"])
 @pytest.mark.parametrize("display", ["summarized", "omitted"])
 @pytest.mark.parametrize("kind", ["enabled", "adaptive"])
 def test_the_next_turn_extends_one_that_thought(

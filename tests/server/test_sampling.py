@@ -18,6 +18,7 @@ from mlxlab.server.sampling import reasoning_budget, reasoning_sampler, sampling
 from mlxlab.server.schema import InferenceRequest
 from tests.support.endpoint import ask
 
+ENABLED = {"type": "enabled", "budget_tokens": 1024}
 KEYS = ("temperature", "top_p", "top_k", "min_p")
 
 
@@ -42,7 +43,7 @@ class Folder(ModelFolder):
     def __init__(self, said: Mapping[str, float]) -> None:
         tiny = find_model()
         super().__init__(tiny.name, tiny.path, tiny.config)
-        self.__dict__["_generation"] = said
+        self.__dict__["_generation_config"] = said
 
 
 def made(
@@ -126,6 +127,16 @@ def test_more_choices_than_there_are_ids_are_all_of_them(
         ({"output_config": {"effort": "max"}}, None, 30_000),
         ({"output_config": {"effort": "low"}}, 64, 64),
         ({"output_config": {"effort": "high"}, "max_tokens": 100}, None, 75),
+        # A budget without room for text is cut, below the API's own least too.
+        ({"thinking": ENABLED | {"budget_tokens": 40_000}}, None, 30_000),
+        ({"thinking": ENABLED | {"budget_tokens": 39_999}}, None, 30_000),
+        ({"thinking": ENABLED, "max_tokens": 1025}, None, 768),
+        ({"thinking": ENABLED, "max_tokens": 1024}, 100, 100),
+        ({"thinking": ENABLED, "max_tokens": 500}, None, 375),
+        ({"thinking": ENABLED, "max_tokens": 50}, None, 37),
+        ({"thinking": ENABLED, "max_tokens": 20}, None, 12),
+        ({"thinking": ENABLED, "max_tokens": 10}, None, 2),
+        *(({"thinking": ENABLED, "max_tokens": n}, None, 0) for n in (0, 1, 2, 9)),
     ],
 )
 def test_budgets(changes: dict[str, Any], most: int | None, budget: int) -> None:
@@ -138,6 +149,25 @@ def test_without_a_budget_there_is_always_room_for_an_answer(
     max_tokens: int, most: int | None
 ) -> None:
     assert reasoning_budget(request(max_tokens=max_tokens), most) < max_tokens
+
+
+@given(
+    max_tokens=st.integers(10, 200_000),
+    asked=st.integers(1024, 300_000),
+    window=st.none() | st.integers(0, 5000),
+)
+def test_a_budget_leaves_room_for_its_tags_and_text(
+    max_tokens: int, asked: int, window: int | None
+) -> None:
+    thinking = {"type": "enabled", "budget_tokens": asked}
+    body = request(max_tokens=max_tokens, thinking=thinking)
+    most = max_tokens if window is None else min(window, max_tokens)
+    budget = reasoning_budget(body, None, most)
+    assert 0 <= budget <= asked
+    if budget:
+        assert most - budget >= 8
+        assert most - budget >= most / 4
+    assert (budget == 0) == (most < 10)
 
 
 class Tags:

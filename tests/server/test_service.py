@@ -65,6 +65,19 @@ def test_counts_equal_the_usage_that_follows(client: Client, model: str) -> None
             )
 
 
+@pytest.mark.parametrize("max_tokens", [1, 9, 10, 500])
+def test_counts_equal_the_usage_where_a_budget_is_cut(
+    client: Client, max_tokens: int
+) -> None:
+    thinking = {"type": "enabled", "budget_tokens": 1024}
+    body = ask(thinking=thinking, max_tokens=max_tokens)
+    counted = client.post("/v1/messages/count_tokens", json=body)
+    assert counted.status_code == 200, counted.text
+    usage = client.ask(body)["usage"]
+    sent = [n for key, n in usage.items() if key.endswith("input_tokens")]
+    assert sum(sent) == counted.json()["input_tokens"]
+
+
 def test_the_usage_is_known_from_the_first_event_on(client: Client) -> None:
     body = SESSION[2] | {"max_tokens": 3, "stream": True}
     text = client.post("/v1/messages", json=body).text

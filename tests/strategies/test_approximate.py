@@ -9,8 +9,8 @@ from hypothesis import given
 from mlxlab.errors import IntegrityError, StrategyError
 from mlxlab.prompt import Prompt
 from mlxlab.strategies import Plan, Selection, parse_strategy
-from mlxlab.strategies.approximate import Moving
-from mlxlab.strategies.sequences.matches import Donor
+from mlxlab.strategies.approximate import Approximate
+from mlxlab.strategies.sequences.matches import CachedSequence
 from tests.support.edited import (
     Piece,
     edited_traffic,
@@ -27,9 +27,9 @@ BOTH = pytest.mark.parametrize("name", ["suffix", "segmented"])
 LOOSE = "block=4,run=4,head=1,tail=1,shift=0,rewritten=0,governing=0"
 
 
-def make(spec: str) -> Moving:
+def make(spec: str) -> Approximate:
     strategy = parse_strategy(spec)
-    assert isinstance(strategy, Moving)
+    assert isinstance(strategy, Approximate)
     return strategy
 
 
@@ -56,7 +56,7 @@ def stretches(plan: Plan) -> list[Stretch]:
     return found
 
 
-def check_limits(strategy: Moving, plan: Plan, prompt: Prompt) -> None:
+def check_limits(strategy: Approximate, plan: Plan, prompt: Prompt) -> None:
     """All that can be told from a plan, counted anew."""
     for span in plan.spans:
         assert span.exact or span.target + span.length <= len(prompt) - strategy.tail
@@ -78,13 +78,13 @@ def check_limits(strategy: Moving, plan: Plan, prompt: Prompt) -> None:
     ("spec", "capacity"),
     [
         (f"suffix:{LOOSE}", 4000),
-        (f"suffix:{LOOSE},donors=2", 80),
+        (f"suffix:{LOOSE},sequences=2", 80),
         ("suffix:block=4,run=8,head=2,tail=5,shift=9,rewritten=80,governing=4", 100),
         ("suffix:block=3,run=2,head=0,tail=1,generation=1,rewritten=0", 99),
         (f"suffix:{LOOSE},recompute=30,selection=random", 100),
         ("suffix-naive:block=4", 4000),
         (f"segmented:{LOOSE}", 4000),
-        (f"segmented:{LOOSE},donors=2", 80),
+        (f"segmented:{LOOSE},sequences=2", 80),
         ("segmented:block=4,run=8,head=2,tail=5,shift=9,rewritten=80,governing=4", 100),
         ("segmented:block=3,run=2,head=0,tail=1,generation=1,rewritten=0", 99),
         ("segmented:block=4,run=2,head=0,tail=2,recompute=100,rewritten=0", 100),
@@ -296,21 +296,21 @@ def test_a_tail_is_fresh_even_where_nothing_moves(name: str) -> None:
 
 
 @BOTH
-def test_donors_go_with_their_blocks(name: str) -> None:
+def test_cached_sequences_go_with_their_blocks(name: str) -> None:
     strategy = make(f"{name}:{LOOSE},capacity=80")
     ledger = Ledger(lambda store: store.tokens <= 80, block=4)
     ledger.exchange(strategy, request(system(7, 1), tool(60, 2)))
     ledger.exchange(strategy, request(message(60, 3)))
-    (cut, new) = strategy._donors
+    (cut, new) = strategy._cached
     assert (cut.stored, new.stored) == (20, 60)
     assert len(cut.tokens) == 24
     ledger.exchange(strategy, request(message(78, 4)))
-    assert [donor.stored for donor in strategy._donors] == [80]
+    assert [cached.stored for cached in strategy._cached] == [80]
 
 
 @BOTH
-def test_a_donor_that_gives_outlives_one_that_does_not(name: str) -> None:
-    spec = f"{name}:{LOOSE.replace('run=4', 'run=20')},donors=2"
+def test_a_sequence_that_is_reused_outlives_one_that_does_not(name: str) -> None:
+    spec = f"{name}:{LOOSE.replace('run=4', 'run=20')},sequences=2"
     strategy, ledger = make(spec), Ledger(block=4)
     ledger.exchange(strategy, request(system(7, 1), tool(60, 2)))
     ledger.exchange(strategy, request(system(7, 3), tool(60, 4)))
@@ -323,8 +323,8 @@ def test_a_donor_that_gives_outlives_one_that_does_not(name: str) -> None:
 
 
 @BOTH
-def test_a_donor_that_covers_a_sequence_outlives_one_that_does_not(name: str) -> None:
-    strategy, ledger = make(f"{name}:{LOOSE},donors=2"), Ledger(block=4)
+def test_a_sequence_that_covers_another_outlives_one_that_does_not(name: str) -> None:
+    strategy, ledger = make(f"{name}:{LOOSE},sequences=2"), Ledger(block=4)
     ledger.exchange(strategy, request(tool(60, 1), message(9, 2)))
     ledger.exchange(strategy, request(tool(60, 3)))
     ledger.exchange(strategy, request(tool(60, 1)))
@@ -337,7 +337,7 @@ def test_a_longer_sequence_takes_the_place_of_its_beginning() -> None:
     strategy, ledger = make(f"suffix:{LOOSE}"), Ledger(block=4)
     for length in (20, 40, 30):
         ledger.exchange(strategy, request(Piece("messages", text(40, 1)[:length])))
-    assert [donor.stored for donor in strategy._donors] == [40]
+    assert [cached.stored for cached in strategy._cached] == [40]
 
 
 @BOTH
@@ -346,14 +346,17 @@ def test_a_longer_sequence_takes_the_place_of_its_beginning() -> None:
     [
         ("run=0", "run=0 is not accepted; give a whole number >= 1"),
         ("tail=0", "tail=0 is not accepted; give a whole number >= 1"),
-        ("donors=0", "donors=0 is not accepted; give a whole number >= 1"),
+        ("sequences=0", "sequences=0 is not accepted; give a whole number >= 1"),
         ("head=few", "head='few' is not accepted; give a whole number >= 0"),
         ("shift=none", "shift='none' is not accepted; give a whole number >= 0"),
         ("rotate=1", "rotate=1 is not accepted; give one of yes, no"),
         ("rotate=maybe", "rotate='maybe' is not accepted; give one of yes, no"),
         ("selection=last", "give one of first, random, deviation, attention"),
         ("recompute=101", "recompute=101 is not accepted; give a percentage up to 100"),
-        ("gap=1", "no parameter 'gap'; accepted: block, capacity, donors, generation"),
+        (
+            "gap=1",
+            "no parameter 'gap'; accepted: block, capacity, sequences, generation",
+        ),
     ],
 )
 def test_a_bad_limit_is_told_what_would_do(
@@ -374,8 +377,8 @@ def test_parameters_make_the_same_strategy_again(name: str) -> None:
     assert (again.rotate, again.recompute, again.shift) == ("no", 15, 0)
 
 
-def test_integrity_notices_wrong_donors() -> None:
-    def stored() -> Moving:
+def test_integrity_notices_wrong_cached_sequences() -> None:
+    def stored() -> Approximate:
         strategy = make(f"suffix:{LOOSE}")
         for seed in (1, 2):
             strategy.commit(request(message(20, seed)).prompt, Plan(22))
@@ -383,12 +386,14 @@ def test_integrity_notices_wrong_donors() -> None:
         return strategy
 
     twice, other, stale = stored(), stored(), stored()
-    twice._donors *= 2
-    with pytest.raises(IntegrityError, match="4 donors, 2 of them distinct"):
+    twice._cached *= 2
+    with pytest.raises(IntegrityError, match="4 cached sequences, 2 of them distinct"):
         twice.check_integrity()
-    one = other._donors[0]
-    other._donors = [Donor(one.prompt, 24, 4)]
-    with pytest.raises(IntegrityError, match="of 24 tokens of a donor 20 are there"):
+    one = other._cached[0]
+    other._cached = [CachedSequence(one.prompt, 24, 4)]
+    with pytest.raises(
+        IntegrityError, match="of 24 tokens of a cached sequence 20 are resident"
+    ):
         other.check_integrity()
     for node in stale._tree:
         node.value.generation = 1

@@ -1,4 +1,4 @@
-"""What every strategy has to do, one row each."""
+"""The contract: properties of every registered strategy, by its own example."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from hypothesis import given
 
 from mlxlab.errors import StrategyError
 from mlxlab.prompt import Prompt
-from mlxlab.strategies import STRATEGIES, Plan, Strategy, parse_strategy
-from tests.support.ledger import Ledger, Limit, Request
+from mlxlab.replay.specs import StrategySpec
+from mlxlab.strategies import STRATEGIES, Limit, Plan, Strategy
+from tests.support.ledger import Bound, Ledger, Request
 from tests.support.traffic import DETERMINISTIC, traffic
 
 TOKEN_BYTES = 2
@@ -21,68 +22,55 @@ TOKEN_BYTES = 2
 
 @dataclass(frozen=True)
 class Row:
-    """A strategy made small enough to evict, and what its store may hold."""
+    """A strategy made small enough to evict, by its own example."""
 
-    spec: str
-    limit: Limit
-    block: int = 1
-    slots: int = 0
+    policy: type[Strategy]
 
     def in_use(self, count: int) -> str:
-        """What a MISS says of slots; nothing if the strategy has none."""
-        return f", {count} of {self.slots} slots in use" if self.slots else ""
+        """Return the part of a MISS about slots, empty for a strategy without."""
+        slots = self.policy.example.slots
+        return f", {count} of {slots} slots in use" if slots else ""
 
     def make(self) -> Strategy:
-        return parse_strategy(self.spec, token_bytes=TOKEN_BYTES)
+        return StrategySpec(self.policy, self.policy.example.parameters).make(
+            TOKEN_BYTES
+        )
 
     def store(self) -> Ledger:
-        return Ledger(self.limit, block=self.block)
+        strategy = self.make()
+        block = self.policy.limits.get(Limit.BLOCK)
+        return Ledger(
+            bound(self.policy.example.handles, strategy.capacity),
+            block=int(strategy.parameters[block]) if block else 1,
+        )
 
 
-def moving(name: str, *limits: str) -> Row:
-    spec = f"{name}:{','.join(['block=4', 'capacity=90', *limits])}"
-    return Row(spec, lambda store: store.tokens * TOKEN_BYTES <= 90, 4)
+def bound(handles: int | None, capacity: int) -> Bound:
+    """What the store may hold after every single change."""
+
+    def holds(store: Ledger) -> bool:
+        few = handles is None or len(store.held) <= handles
+        return few and store.tokens * TOKEN_BYTES <= capacity
+
+    return holds
 
 
-ROWS = {
-    "none": Row("none", lambda store: not store.held),
-    "prefix": Row(
-        "prefix:capacity=60",
-        lambda store: len(store.held) <= 1 and store.tokens * TOKEN_BYTES <= 60,
-        slots=1,
-    ),
-    "static-prefix": Row(
-        "static-prefix:slots=2,capacity=90",
-        lambda store: len(store.held) <= 4 and store.tokens * TOKEN_BYTES <= 90,
-        slots=2,
-    ),
-    "block-hash": Row(
-        "block-hash:block=4,slots=2,minimum=8,capacity=90",
-        lambda store: len(store.held) <= 2 and store.tokens * TOKEN_BYTES <= 90,
-        4,
-        slots=2,
-    ),
-    "paged": Row(
-        "paged:block=4,capacity=90", lambda store: store.tokens * TOKEN_BYTES <= 90, 4
-    ),
-    "mlx-lm": Row(
-        "mlx-lm:max_size=3,capacity=120",
-        lambda store: len(store.held) <= 3 and store.tokens * TOKEN_BYTES <= 120,
-        slots=3,
-    ),
-    "suffix": moving("suffix", "run=4,head=1,tail=1,rewritten=0"),
-    "suffix-naive": moving("suffix-naive"),
-    "segmented": moving("segmented", "run=2,head=1,tail=1,rewritten=0"),
-    "segmented-naive": moving("segmented-naive"),
-}
+ROWS = {name: Row(policy) for name, policy in STRATEGIES.items()}
 
 every_strategy = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 
 
-def test_every_strategy_has_a_row() -> None:
-    assert list(ROWS) == list(STRATEGIES)
-    assert all(name == strategy.name for name, strategy in STRATEGIES.items())
-    assert all(strategy.summary for strategy in STRATEGIES.values())
+def test_every_strategy_describes_itself() -> None:
+    for name, policy in STRATEGIES.items():
+        assert policy.name == name
+        assert policy.summary
+        assert policy.literature
+        limited = set(policy.limits.values())
+        assert policy.example.parameters.keys() >= limited
+        if slots := policy.limits.get(Limit.SLOTS):
+            assert policy.example.slots == policy.example.parameters[slots]
+        if Limit.CAPACITY not in policy.limits:
+            assert policy.example.handles == 0
 
 
 @every_strategy
@@ -100,7 +88,7 @@ def test_plans_and_commits_agree_with_a_store(row: Row) -> None:
             seen["request"] += 1
 
     check()
-    if row.spec != "none":
+    if row.policy.example.handles != 0:
         assert seen["hit"] > seen["request"] / 4
         assert seen["eviction"] > seen["request"] / 20
 
@@ -177,10 +165,11 @@ def test_a_miss_says_how_many_slots_are_in_use(
     says = [record.getMessage() for record in caplog.records]
     assert says == [
         "Cache MISS: computing 12 tokens (best match was 0 tokens"
-        f"{row.in_use(min(number, row.slots))})"
+        f"{row.in_use(min(number, row.policy.example.slots))})"
         for number in range(4)
     ]
-    expected = (row.slots, row.slots) if row.slots else None
+    slots = row.policy.example.slots
+    expected = (slots, slots) if slots else None
     assert strategy.occupancy == expected
 
 

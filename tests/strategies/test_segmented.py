@@ -14,8 +14,8 @@ END = message(200, 90)
 def after(*requests: Request, spec: str = "segmented") -> Plan:
     """The plan for the last request once the others were computed exactly."""
     strategy, ledger = parse_strategy(spec), Ledger(block=64)
-    for donor in requests[:-1]:
-        ledger.compute(strategy, donor)
+    for earlier in requests[:-1]:
+        ledger.compute(strategy, earlier)
     return ledger.exchange(strategy, requests[-1])[0]
 
 
@@ -59,7 +59,7 @@ def test_tools_are_found_in_any_order() -> None:
 
 def test_of_several_places_the_one_that_continues_the_run_is_taken() -> None:
     shared, other = message(300, 1), message(700, 2)
-    # ``shared`` stands nearer to where it is needed in the second donor.
+    # ``shared`` stands nearer to where it is needed in the second sequence.
     plan = after(
         request(system(70, 3), other, shared, END),
         request(system(781, 4), shared, END),
@@ -74,17 +74,17 @@ def test_of_several_places_the_nearest_is_taken() -> None:
     unit = message(600, 1)
     new = request(system(400, 4), unit, message(99, 5))
     near, far = request(system(390, 2), unit, END), request(system(99, 3), unit, END)
-    for donors in ((near, far), (far, near)):
-        plan = after(*donors, new, spec="segmented:governing=0,rewritten=0")
+    for earlier in ((near, far), (far, near)):
+        plan = after(*earlier, new, spec="segmented:governing=0,rewritten=0")
         assert [shift for _, shift, _ in moved(plan)] == [10]
 
 
-def test_of_places_as_near_that_of_the_latest_donor_is_taken() -> None:
+def test_of_places_as_near_that_of_the_latest_sequence_is_taken() -> None:
     unit = message(600, 1)
     new = request(system(400, 4), unit, message(99, 5))
     more, less = request(system(410, 2), unit, END), request(system(390, 3), unit, END)
-    for donors, shift in (((more, less), 10), ((less, more), -10)):
-        plan = after(*donors, new, spec="segmented:governing=0,rewritten=0")
+    for earlier, shift in (((more, less), 10), ((less, more), -10)):
+        plan = after(*earlier, new, spec="segmented:governing=0,rewritten=0")
         assert [found for _, found, _ in moved(plan)] == [shift]
 
 

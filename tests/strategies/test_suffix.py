@@ -91,7 +91,7 @@ def test_the_longer_of_crossing_runs_is_kept() -> None:
     assert moved(loose) == [(-700, 900 - 32), (0, 500 - 32)]
 
 
-def test_the_donor_that_gives_most_is_used() -> None:
+def test_the_cached_sequence_with_most_in_common_is_used() -> None:
     body, more = text(3000, 1), text(2000, 2)
     strategy, ledger = parse_strategy("suffix"), Ledger(block=64)
     for ids in ((7, *body, *more), (8, 8, *body), text(900, 3)):
@@ -100,7 +100,7 @@ def test_the_donor_that_gives_most_is_used() -> None:
     assert [shift for shift, _ in moved(plan)] == [2]
 
 
-def test_among_equals_the_latest_donor_is_used() -> None:
+def test_among_equals_the_latest_cached_sequence_is_used() -> None:
     body = text(3000, 1)
     strategy, ledger = parse_strategy("suffix"), Ledger(block=64)
     for ids in ((7, *body, *text(300, 2)), (8, 8, *body, *text(300, 3))):
@@ -164,7 +164,7 @@ def testwindow_hashes_are_equal_when_windows_are(ids: list[int], width: int) -> 
 
 def test_a_plan_takes_no_time_to_speak_of() -> None:
     body = list(text(20_000, 1))
-    strategy = parse_strategy("suffix:donors=4")
+    strategy = parse_strategy("suffix:sequences=4")
     for seed in range(2, 6):
         ids = [*text(50, seed), *body[:15_000], *text(5000, 10 * seed)]
         strategy.commit(Prompt.of(ids), Plan(len(ids)))

@@ -1,4 +1,4 @@
-"""Requests made of pieces, and edits of them, for strategies that move keys."""
+"""Requests made of pieces, and edits of them, for approximate strategies."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Piece:
 
 
 def text(length: int, seed: int) -> tuple[int, ...]:
-    """Ids as if drawn from a vocabulary."""
+    """Return random ids, as from a vocabulary."""
     return tuple(np.random.default_rng(seed).integers(10, 50_000, length).tolist())
 
 
@@ -42,7 +42,7 @@ def message(length: int, seed: int) -> Piece:
 
 
 def request(*pieces: Piece, answer: tuple[int, ...] = ()) -> Request:
-    """A prompt of pieces, each behind two tokens of a template, labelled in order."""
+    """Return a prompt of pieces, each behind two template tokens, labelled in order."""
     roles = {"system": Role.SYSTEM, "tools": Role.TOOLS, "messages": Role.USER}
     ids: list[int] = []
     segments: list[Segment] = []
@@ -61,7 +61,7 @@ def request(*pieces: Piece, answer: tuple[int, ...] = ()) -> Request:
 
 @st.composite
 def edited_traffic(draw: st.DrawFn, max_requests: int = 8) -> list[Request]:
-    """Requests that each edit and extend an earlier one; pieces come back."""
+    """Draw requests that each edit and extend an earlier one; pieces recur."""
     kinds = st.sampled_from(["system", "tools", "messages"])
     bank = [
         Piece(draw(kinds), tuple(range(100 * i, 100 * i + draw(st.integers(1, 14)))))
@@ -82,7 +82,7 @@ def edited_traffic(draw: st.DrawFn, max_requests: int = 8) -> list[Request]:
 
 
 def _edit(draw: st.DrawFn, pieces: list[Piece], other: Piece, new: int) -> None:
-    """Insert, delete, replace, move, touch or cut out at a random place."""
+    """Insert, delete, replace, move, touch or cut pieces at a random place."""
     edit = draw(
         st.sampled_from(["insert", "delete", "replace", "move", "touch", "cut"])
     )

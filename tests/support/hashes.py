@@ -1,4 +1,4 @@
-"""Hashed traces, small ones, in the forms that others publish."""
+"""Small hashed traces in published formats."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["mooncake_lines", "weka_session", "write_mooncake", "write_weka"]
 
 
 def weka_session() -> dict[str, Any]:
-    """Two turns, a sub-agent's two in between, then history that was cut."""
+    """Two turns, two of a sub-agent in between, and a turn with a cut history."""
 
     def request(t: float, tokens: int, ids: list[int]) -> dict[str, Any]:
         kind = {"t": t, "type": "n", "model": "m", "stop": "tool_use"}

@@ -1,4 +1,4 @@
-"""Transcripts in the shape of Claude Code's, written by hand."""
+"""Writes transcripts in the format of Claude Code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHAPE: dict[str, Any] = {
 
 
 def name_of(message: dict[str, Any]) -> str:
-    """The hash of a message; for those without cache markers and odd numbers."""
+    """Return the hash of a message without cache markers and unusual numbers."""
     content = message["content"]
     if isinstance(content, str):
         content = [{"type": "text", "text": content}]
@@ -38,7 +38,7 @@ def _sha(value: Any) -> str:
 
 
 class SessionLog:
-    """Writes one file; every record is a second after the one before."""
+    """Writes one session's file; records are one second apart."""
 
     def __init__(self, path: Path, session: str = "s1-of-the-session", t: float = T):
         self.path = path
@@ -62,7 +62,7 @@ class SessionLog:
         self.raw(json.dumps(line | self.more | fields).encode() + b"\n")
 
     def say(self, role: str, content: Any, **fields: Any) -> str:
-        """A record of the conversation, after the last one or ``parentUuid``."""
+        """Write a record of the conversation, after the last one or ``parentUuid``."""
         uuid = next(self._uuids)
         message = {"role": role, "content": content} | fields.pop("message", {})
         line = {"uuid": uuid, "parentUuid": self.last, "message": message}
@@ -71,7 +71,7 @@ class SessionLog:
         return uuid
 
     def answer(self, id: str, *blocks: Any, request: str | None = None) -> None:
-        """An answer, a record for each block, as the client writes them."""
+        """Write an answer, one record per block, as the client does."""
         ref = {"requestRef": request} if request else {}
         message = {"id": id, "model": "m", "stop_reason": "end_turn", "usage": {"n": 1}}
         for block in blocks:

@@ -2,9 +2,9 @@
 
 What a model computes at a position depends on every token up to it, so the ledger
 keeps one id per prefix instead of one per token. Ids are equal exactly when the
-prefixes are: a restored position with the right id is exact, not just alike. Behind
-the first position that is not, nothing is, whatever its id; a moved position only has
-to be the same token.
+prefixes are equal, so a restored position with the right id is exact. Behind the first
+approximate position nothing is exact, whatever its id. A moved position only has to
+hold the same token.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from hashlib import blake2b
 from mlxlab.prompt import Prompt, Role, Segment, Tokens
 from mlxlab.strategies import Commit, Handle, Plan, Span, Strategy
 
-__all__ = ["Held", "Ledger", "Request", "prompt_of"]
+__all__ = ["Bound", "Held", "Ledger", "Request", "prompt_of"]
 
-Limit = Callable[["Ledger"], bool]
+Bound = Callable[["Ledger"], bool]
+"""Whether a store holds no more than it may."""
 
 
 def prompt_of(ids: list[int], static: int = 0) -> Prompt:
@@ -35,7 +36,7 @@ def prompt_of(ids: list[int], static: int = 0) -> Prompt:
 class Request:
     """Ids of a prompt and of its answer; the first ``static`` are system text.
 
-    ``segments`` say more of a prompt than that.
+    ``segments``, if given, replace the two segments of system text and user text.
     """
 
     ids: list[int]
@@ -58,10 +59,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Held:
-    """What a handle holds: prefix ids, the first of them at ``start``.
+    """Prefix ids under one handle, the first of them at ``start``.
 
     ``tokens`` are those of the whole sequence that they were computed in;
-    ``generation`` is as its plan has it, 0 if all of them are exact.
+    ``generation`` is that of the plan, 0 if all of them are exact.
     """
 
     ids: list[int]
@@ -70,21 +71,21 @@ class Held:
     generation: int
 
     def part(self, start: int, stop: int) -> Held:
-        """What is left after a cut."""
+        """Return the positions left after a cut."""
         return replace(self, ids=self.ids[start:stop], start=self.start + start)
 
 
 class Ledger:
-    """Handle to the prefix ids of the positions that it holds.
+    """Maps handles to the prefix ids of the positions that they hold.
 
     Args:
-        limit: what has to hold after every single drop and put.
-        block: tokens that the strategy restores at a time.
+        bound: checked after every single drop and put.
+        block: granularity of the strategy in tokens.
     """
 
-    def __init__(self, limit: Limit = lambda ledger: True, *, block: int = 1) -> None:
+    def __init__(self, bound: Bound = lambda ledger: True, *, block: int = 1) -> None:
         self.held: dict[Handle, Held] = {}
-        self._limit = limit
+        self._bound = bound
         self._block = block
         self._seen: set[Handle] = set()
         self._ids: dict[tuple[int, int], int] = {}
@@ -101,7 +102,7 @@ class Ledger:
         return {i for held in self.held.values() for i in held.ids[step - 1 :: step]}
 
     def exchange(self, strategy: Strategy, request: Request) -> tuple[Plan, Commit]:
-        """Plan and commit ``request``, checking everything that the contract says."""
+        """Plan and commit ``request``; check everything that the contract promises."""
         plan = strategy.plan(request.prompt)
         self._check(plan, request.prompt.tokens)
         return plan, self._commit(strategy, request, plan)
@@ -121,7 +122,7 @@ class Ledger:
         return commit
 
     def longest(self, ids: list[int]) -> int:
-        """Length of the longest prefix of whole blocks that are all held."""
+        """Return the length of the longest prefix of whole blocks that are all held."""
         held, length = self.prefixes, 0
         for identity in self._identities(ids)[self._block - 1 :: self._block]:
             if identity not in held:
@@ -130,7 +131,7 @@ class Ledger:
         return length
 
     def _check(self, plan: Plan, tokens: Tokens) -> None:
-        """Whether ``plan`` restores what is held, in order, and tells how exactly."""
+        """Check that ``plan`` restores held positions in order, exact where it says."""
         assert plan.length == len(tokens)
         assert 0 <= plan.reused <= plan.best_match < plan.length
         assert 0 <= plan.recompute <= plan.moved
@@ -172,13 +173,13 @@ class Ledger:
         exact = plan.exact_length if plan.generation else len(tokens)
         for handle in commit.drop:
             del self.held[handle]
-            assert self._limit(self)
+            assert self._bound(self)
         for cut in commit.cut:
             held = self.held[cut.handle]
             assert 0 <= cut.start < cut.stop <= len(held.ids)
             assert cut.stop - cut.start < len(held.ids)
             self.held[cut.handle] = held.part(cut.start, cut.stop)
-            assert self._limit(self)
+            assert self._bound(self)
         for put in commit.put:
             assert put.handle not in self._seen
             assert 0 <= put.start < put.stop <= len(identities)
@@ -189,7 +190,7 @@ class Ledger:
                 tokens,
                 0 if put.stop <= exact else plan.generation,
             )
-            assert self._limit(self)
+            assert self._bound(self)
 
     def _identities(self, ids: list[int]) -> list[int]:
         identities, parent = [], -1

@@ -1,4 +1,4 @@
-"""Requests that look like a client's."""
+"""Requests in the form that the client sends."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ MARK = {"type": "ephemeral"}
 
 
 def request(turns: int = 1, output: str = "ok") -> dict[str, Any]:
-    """The request after ``turns`` tool results; its mark is on the last block."""
+    """Return the request after ``turns`` tool results, its last block marked."""
     tools = [
         {"name": f"Tool{i}", "description": "does it " * 100, "input_schema": {"b": 1}}
         for i in range(10)

@@ -1,4 +1,4 @@
-"""Requests that share prefixes as agents' requests do, for Hypothesis."""
+"""Requests that share prefixes as requests of agents do, for Hypothesis."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IDS = st.integers(0, 2)
 
 @st.composite
 def traffic(draw: st.DrawFn, max_requests: int = 12) -> list[Request]:
-    """Requests over three ids, each a cut and an extension of an earlier sequence."""
+    """Draw requests over three ids; each cuts and extends an earlier sequence."""
     sequences: list[list[int]] = [draw(st.lists(IDS, min_size=6, max_size=24))]
     requests: list[Request] = []
     for _ in range(draw(st.integers(2, max_requests))):

@@ -36,7 +36,7 @@ def blocks(message: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def history(exchange: Exchange) -> list[tuple[str, str]]:
-    """Messages without what changes between turns and means nothing."""
+    """Return messages as role and content, without cache markers."""
     assert exchange.body is not None
     messages = exchange.body["messages"]
     return [(m["role"], json.dumps(blocks(m), sort_keys=True)) for m in messages]

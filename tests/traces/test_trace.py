@@ -260,7 +260,7 @@ def line(**changes: Any) -> str:
     ("content", "message"),
     [
         ("", r":0: empty"),
-        ('{"kind":"request"}', r":1: no trace"),
+        ('{"kind":"request"}', r":1: not a trace"),
         ('{"kind":"trace","version":2}', r":1: version 2; accepted: version 1"),
         ("{", r":1: not JSON"),
         (f"{HEADER}\nnonsense\n{line()}\n", r":2: not JSON"),
@@ -286,7 +286,7 @@ def line(**changes: Any) -> str:
         ),
         (
             f"{HEADER}\n{line(params={}, cache_control=[[['tools', 3], 1]])}\n",
-            r":2: cache_control: a path that leads nowhere",
+            r":2: cache_control: a path without a block",
         ),
         (f"{HEADER}\n{line(t='NaN')}\n".replace('"NaN"', "NaN"), r":2: .*finite"),
         (f"{HEADER}\n{line(t='big')}\n".replace('"big"', "1e999"), r":2: .*finite"),

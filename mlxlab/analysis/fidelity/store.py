@@ -20,7 +20,7 @@ from mlxlab.analysis.tables import write_content
 from mlxlab.files import cache_folder
 from mlxlab.ownership import read_own
 from mlxlab.replay.specs import StrategySpec
-from mlxlab.strategies import Parameter
+from mlxlab.strategies import ParameterValue
 
 __all__ = ["Closeness", "FidelityRecord", "RecordKey", "known", "recall", "remember"]
 
@@ -45,7 +45,7 @@ class RecordKey(_Closed):
 
     model: str
     strategy: str
-    parameters: dict[str, Parameter]
+    parameters: dict[str, ParameterValue]
     rules: tuple[str, ...]
 
     @classmethod
@@ -215,7 +215,7 @@ def _records(found: Fidelity) -> Iterator[FidelityRecord]:
     for described in manifest["strategies"]:
         if described["exact"]:
             continue
-        spec = StrategySpec(described["strategy"], tuple(described["rules"]))
+        spec = StrategySpec.parse(described["strategy"], described["rules"])
         row = rows[spec.name]
         yield FidelityRecord(
             key=RecordKey.of(manifest["model"]["digest"], spec),

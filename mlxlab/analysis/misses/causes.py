@@ -1,7 +1,6 @@
-"""Why prompt tokens were computed, and what would have saved them.
+"""Causes of misses, and the rule or setting that would have avoided each.
 
-Knows names and remedies only; who is to blame is found in
-:mod:`mlxlab.analysis.misses.attribution`.
+:mod:`mlxlab.analysis.misses.attribution` decides which cause applies.
 """
 
 from __future__ import annotations
@@ -9,20 +8,34 @@ from __future__ import annotations
 from collections.abc import Collection
 from enum import StrEnum
 
+from mlxlab.analysis.misses.evictions import block_of
 from mlxlab.prompt import Role
-from mlxlab.strategies import Strategy
-from mlxlab.strategies.paged import Paged
+from mlxlab.strategies import Limit, Strategy
 
-__all__ = ["BY_STRATEGY", "NOTHING", "Cause", "remedy_of"]
+__all__ = ["BY_STRATEGY", "NOTHING", "Cause", "CauseKind", "remedy_of"]
 
 NOTHING = "nothing: "
 """How a remedy begins where there is none."""
 
 
+class CauseKind(StrEnum):
+    """Kinds of misses, as in the literature on processor caches.
+
+    Compulsory and capacity misses are two of Hill's three Cs
+    (doi:10.1109/12.40842). Invalidated tokens were computed before, behind another
+    prefix. Granularity costs the tokens below a block or a minimum.
+    """
+
+    COMPULSORY = "compulsory"
+    CAPACITY = "capacity"
+    INVALIDATED = "invalidated"
+    GRANULARITY = "granularity"
+
+
 class Cause(StrEnum):
     """Why a token was computed, in the order of reports."""
 
-    #: A block in front of it is not what it was.
+    #: A block in front of the token changed.
     HEADER = "attribution header"
     ENVIRONMENT = "date/environment"
     SYSTEM = "system text changed"
@@ -35,48 +48,69 @@ class Cause(StrEnum):
     EDITED = "history edited"
     CUT = "history cut"
     WORDS = "behind new words"
-    #: There was nothing like this prompt before.
+    #: No earlier prompt resembles this one.
     SESSION = "new session"
     AGENT = "sub-agent"
     SIDE = "side request"
-    #: It was computed in this place before.
+    #: It was computed at this position before.
     EVICTED = "evicted"
     NOT_KEPT = "not kept"
     MINIMUM = "below minimum"
     BLOCK = "block granularity"
     AGAIN = "computed again"
     LAST = "last token"
-    #: Nobody said it before.
+    #: It was in no prompt and no answer before.
     FRESH = "fresh content"
 
+    @property
+    def kind(self) -> CauseKind:
+        """The kind of miss."""
+        return _KINDS.get(self, CauseKind.INVALIDATED)
 
-#: Causes that lie with the strategy, not with the prompt.
+
+#: Kinds of the causes that are not a changed prefix.
+_KINDS = {
+    Cause.SESSION: CauseKind.COMPULSORY,
+    Cause.AGENT: CauseKind.COMPULSORY,
+    Cause.SIDE: CauseKind.COMPULSORY,
+    Cause.FRESH: CauseKind.COMPULSORY,
+    Cause.LAST: CauseKind.COMPULSORY,
+    Cause.EVICTED: CauseKind.CAPACITY,
+    Cause.NOT_KEPT: CauseKind.CAPACITY,
+    Cause.MINIMUM: CauseKind.GRANULARITY,
+    Cause.BLOCK: CauseKind.GRANULARITY,
+}
+
+
+#: Causes due to the strategy and not to the prompt.
 BY_STRATEGY = frozenset(
     {Cause.EVICTED, Cause.NOT_KEPT, Cause.MINIMUM, Cause.BLOCK, Cause.AGAIN}
 )
 
-_SLOTS = ("slots", "max_size")
-
-#: The rule that keeps a cause away.
+#: The rule that avoids a cause.
 _RULES = {
     Cause.HEADER: "drop-attribution",
     Cause.INLINE: "inline-system",
     Cause.WORDS: "environment-first",
 }
 
-#: What helps where no rule does. Which approximate strategy restores what, see the
-#: recorded fidelity runs: the limits of ``suffix`` leave cuts and other orders alone.
+#: Remedies that are approximate strategies. The recorded fidelity runs show which one
+#: restores what: the limits of ``suffix`` exclude cuts and other orders.
+_APPROXIMATE = {
+    Cause.ENVIRONMENT: "suffix",
+    Cause.SYSTEM: "suffix",
+    Cause.TOOLS: "suffix",
+    Cause.ORDER: "one order of tools, or segmented-naive",
+    Cause.INLINE: "suffix",
+    Cause.MOVED: "suffix",
+    Cause.EDITED: "suffix",
+    Cause.CUT: "suffix-naive",
+    Cause.WORDS: "suffix",
+}
+
+#: Remedies that are neither rules nor strategies.
 _OTHERWISE = {
     Cause.HEADER: "CLAUDE_CODE_ATTRIBUTION_HEADER=0",
-    Cause.ENVIRONMENT: "suffix (approximate)",
-    Cause.SYSTEM: "suffix (approximate)",
-    Cause.TOOLS: "suffix (approximate)",
-    Cause.ORDER: "one order of tools, or segmented-naive (approximate)",
-    Cause.INLINE: "suffix (approximate)",
-    Cause.MOVED: "suffix (approximate)",
-    Cause.EDITED: "suffix (approximate)",
-    Cause.CUT: "suffix-naive (approximate)",
-    Cause.WORDS: "suffix (approximate)",
     Cause.THINKING: "give thinking back as it was answered",
     Cause.ANSWER: "printing calls as they were generated",
     Cause.SESSION: NOTHING + "first of its kind",
@@ -98,36 +132,38 @@ def remedy_of(
     deferred: bool = False,
     unit: int = 1,
 ) -> str:
-    """The rule or setting that would have saved tokens lost to ``cause``.
+    """Return the rule or setting that would have saved tokens lost to ``cause``.
 
     Args:
-        cause: why they were computed.
-        strategy: what was asked for them.
+        cause: why the tokens were computed.
+        strategy: the strategy that planned the prompt.
         rules: names of the rules in force.
-        lost: of the block that the tokens are in.
-        changed: of the block that broke the prefix.
-        deferred: whether that block is a tool that was loaded on the way.
-        unit: tokens that one of the strategy's stands for.
+        lost: role of the block that the tokens are in.
+        changed: role of the block that broke the prefix.
+        deferred: whether that block is a tool that was loaded during the session.
+        unit: tokens that one id of the strategy's prompts stands for.
     """
+    limits = strategy.limits
     match cause:
         case Cause.EVICTED:
             return _limit_of(strategy)
         case Cause.NOT_KEPT:
             limit = _limit_of(strategy)
-            short = limit != "capacity" and "minimum" in strategy.parameters
-            return "a smaller minimum" if short else limit
+            short = limit != limits.get(Limit.CAPACITY) and Limit.MINIMUM in limits
+            return f"a smaller {limits[Limit.MINIMUM]}" if short else limit
         case Cause.MINIMUM:
-            return "a smaller minimum"
+            return f"a smaller {limits.get(Limit.MINIMUM, 'minimum')}"
         case Cause.BLOCK:
-            half = max(1, int(strategy.parameters["block"]) // 2) * unit
-            return f"block={half} (about half of them)"
+            half = max(1, block_of(strategy) // 2) * unit
+            return f"{limits[Limit.BLOCK]}={half} (about half of them)"
     rule = _rule_for(cause, lost, changed, deferred)
     if rule and rule not in rules:
         return f"rule {rule}"
-    remedy = _OTHERWISE[cause]
-    if "approximate" in remedy and not strategy.exact:
+    if cause not in _APPROXIMATE:
+        return _OTHERWISE[cause]
+    if not strategy.exact:
         return f"{NOTHING}beyond the limits of {strategy.name}"
-    return remedy
+    return f"{_APPROXIMATE[cause]} (approximate)"
 
 
 def _rule_for(cause: Cause, lost: Role, changed: Role, deferred: bool) -> str | None:
@@ -141,8 +177,9 @@ def _rule_for(cause: Cause, lost: Role, changed: Role, deferred: bool) -> str | 
 
 
 def _limit_of(strategy: Strategy) -> str:
-    """The setting that bounds what it keeps now, or what has no such bound."""
+    """Return the setting that limits the memory in use, or a strategy without it."""
     full = 2 * strategy.stored_bytes > strategy.capacity
-    if full or isinstance(strategy, Paged):
-        return "capacity"
-    return next((name for name in _SLOTS if name in strategy.parameters), "paged")
+    capacity = strategy.limits.get(Limit.CAPACITY)
+    if capacity and (full or strategy.occupancy is None):
+        return capacity
+    return strategy.limits.get(Limit.SLOTS, "paged")

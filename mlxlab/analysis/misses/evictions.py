@@ -1,7 +1,6 @@
-"""Who took what out of a strategy's memory.
+"""Which commit evicted which tokens from a strategy's memory.
 
-Asks a strategy what it could restore, commit after commit. Knows token ids and the
-numbers of commits; nothing of sessions and causes.
+After each commit the strategy is asked how much of every sequence it could restore.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from threading import get_ident
 import numpy as np
 
 from mlxlab.prompt import Prompt, Tokens, common_prefix
-from mlxlab.strategies import Plan, Strategy
+from mlxlab.strategies import Limit, Plan, Strategy
 
 __all__ = ["Evictions", "block_of", "leading", "restorable"]
 
@@ -26,7 +25,7 @@ _NO_TOKEN = -1
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the hits and misses of plans that nobody asked for out of the log."""
+    """Keep plans made for attribution out of the log of hits and misses."""
     log, own = logging.getLogger("mlxlab.strategies.base"), get_ident()
 
     def others(record: logging.LogRecord) -> bool:
@@ -40,14 +39,14 @@ def _quiet() -> Iterator[None]:
 
 
 def restorable(strategy: Strategy, tokens: Tokens) -> int:
-    """Leading positions of a sequence that ``strategy`` has, minimum or not."""
+    """Return the leading positions of a sequence in memory, minimum or not."""
     with _quiet():
         plan = strategy.plan(Prompt(np.append(tokens, np.int32(_NO_TOKEN))))
     return leading(strategy, plan)
 
 
 def leading(strategy: Strategy, plan: Plan) -> int:
-    """Positions from the start on that are in memory, in their old places."""
+    """Return the leading positions that are in memory in their old places."""
     if strategy.exact:
         return max(plan.best_match, plan.reused)
     length = 0
@@ -59,8 +58,9 @@ def leading(strategy: Strategy, plan: Plan) -> int:
 
 
 def block_of(strategy: Strategy) -> int:
-    """Tokens that it stores and restores at a time."""
-    return int(strategy.parameters.get("block", 1))
+    """Return the tokens that a strategy stores and restores at a time."""
+    name = strategy.limits.get(Limit.BLOCK)
+    return int(strategy.parameters[name]) if name else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class _Loss:
 
 @dataclass(slots=True, eq=False)
 class _Sequence:
-    """A sequence that no other one extends, and how much of it is in memory."""
+    """A sequence that no other sequence extends, and its length in memory."""
 
     tokens: Tokens
     held: int = 0
@@ -93,10 +93,10 @@ class _Sequence:
 
 
 class Evictions:
-    """Follows what a strategy forgets.
+    """Records evictions, by commit.
 
-    Only sequences that no later one extends are followed: what they share with the
-    others is lost with them at the same time.
+    Only sequences that no later one extends are followed: a shared prefix is lost in
+    all of them at the same time.
     """
 
     def __init__(self, strategy: Strategy) -> None:
@@ -105,7 +105,7 @@ class Evictions:
         self._sequences: list[_Sequence] = []
 
     def note(self, by: int, tokens: Tokens, evicted: int) -> None:
-        """Take in that commit number ``by`` of ``tokens`` evicted so many."""
+        """Record commit number ``by`` of ``tokens``, which evicted this many."""
         shared = {s: common_prefix(s.tokens, tokens) for s in self._sequences}
         own = next((s for s in shared if shared[s] == len(s.tokens)), None)
         if own is not None:
@@ -123,9 +123,9 @@ class Evictions:
     def find(
         self, tokens: Tokens, start: int, stop: int
     ) -> Iterator[tuple[int, int, int | None]]:
-        """Parts of ``[start, stop)`` and the commit that last evicted each.
+        """Yield parts of ``[start, stop)`` and the commit that last evicted each.
 
-        None: it was never restorable.
+        The commit is None where a part was never restorable.
         """
         by = np.full(max(stop - start, 0), -1, np.int64)
         for sequence in self._sequences:

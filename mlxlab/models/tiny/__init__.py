@@ -1,8 +1,8 @@
-"""The bundled model: where its folder is. Knows nothing of how it is loaded."""
+"""The bundled model: the path of its folder."""
 
 from pathlib import Path
 
 __all__ = ["PATH"]
 
-#: Folder in mlx-lm's and transformers' format: random weights, a real tokenizer.
+#: Folder in mlx-lm's and transformers' format: trained weights, its own tokenizer.
 PATH = Path(__file__).parent

@@ -1,7 +1,4 @@
-"""Arithmetic on token ids that several strategies share.
-
-Knows token ids only: no handles, no slots, no policy.
-"""
+"""Hashes and comparisons of token ids that several strategies share."""
 
 from __future__ import annotations
 
@@ -23,10 +20,10 @@ MIX = 0xBF58476D1CE4E5B9
 
 
 def chained_digests(tokens: Tokens, block: int) -> Iterator[bytes]:
-    """One digest per whole block of ``block`` ids; the rest has none.
+    """Yield one digest per whole block of ``block`` ids; a shorter tail has none.
 
-    Each digest stands for its block and everything before it, as in vLLM's prefix
-    caching, so equal digests mean equal prefixes (128 bits of BLAKE2b).
+    Each digest covers its block and everything before it, as in vLLM's prefix
+    caching. So equal digests mean equal prefixes (128 bits of BLAKE2b).
     """
     data = np.ascontiguousarray(tokens).view(np.uint8).data
     step = block * tokens.itemsize
@@ -37,7 +34,7 @@ def chained_digests(tokens: Tokens, block: int) -> Iterator[bytes]:
 
 
 def lost_tokens(dropped: Iterable[Tokens], kept: Iterable[Tokens]) -> int:
-    """Positions of ``dropped`` sequences that no ``kept`` sequence can restore.
+    """Count positions of ``dropped`` sequences that no ``kept`` sequence restores.
 
     A position that several dropped sequences share counts once.
     """
@@ -51,9 +48,10 @@ def lost_tokens(dropped: Iterable[Tokens], kept: Iterable[Tokens]) -> int:
 
 
 def window_hashes(tokens: Tokens, width: int) -> NDArray[np.uint64]:
-    """A hash of every ``width`` tokens: a polynomial of their mixed ids, modulo 2^64.
+    """Return a hash of every ``width`` tokens, shape ``[len(tokens) - width + 1]``.
 
-    The base is odd and so has an inverse, which makes windows differences of sums.
+    The hash is a polynomial of mixed ids, modulo 2^64. The base is odd and so has an
+    inverse, which makes windows differences of prefix sums.
     """
     if len(tokens) < width:
         return np.empty(0, np.uint64)

@@ -1,7 +1,4 @@
-"""Stretches of tokens that a prompt has in common with an earlier sequence.
-
-Knows token ids and the size of blocks: no handles, no limits, no policy.
-"""
+"""Runs of tokens that a prompt has in common with a cached sequence."""
 
 from __future__ import annotations
 
@@ -11,18 +8,18 @@ import numpy as np
 
 from mlxlab.prompt import Prompt, Tokens, common_prefix
 
-__all__ = ["Donor", "Run"]
+__all__ = ["CachedSequence", "Run"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Donor:
+class CachedSequence:
     """An earlier sequence, as far as its keys and values may be moved.
 
     Attributes:
-        prompt: its tokens and segments, up to a block more than is stored: where the
-            last unit ends tells whether it is the same.
+        prompt: its tokens and segments, up to a block more than is stored, so that the
+            end of the last unit can be compared.
         stored: tokens that can be moved, whole blocks.
-        block: tokens in each.
+        block: tokens in a block.
     """
 
     prompt: Prompt
@@ -33,27 +30,27 @@ class Donor:
     def tokens(self) -> Tokens:
         return self.prompt.tokens
 
-    def within(self, other: Donor, least: int) -> bool:
-        """Whether fewer than ``least`` of its tokens are not the start of ``other``."""
+    def within(self, other: CachedSequence, least: int) -> bool:
+        """Whether all but fewer than ``least`` of its tokens begin ``other`` too."""
         mine, theirs = self.tokens[: self.stored], other.tokens[: other.stored]
         shared = common_prefix(mine, theirs) // self.block * self.block
         return self.stored - shared < least
 
-    def head(self, stored: int) -> Donor:
-        """Its first ``stored`` tokens, whole blocks."""
+    def head(self, stored: int) -> CachedSequence:
+        """Return the first ``stored`` tokens, whole blocks."""
         if stored == self.stored:
             return self
-        return Donor(self.prompt.head(stored + self.block), stored, self.block)
+        return CachedSequence(self.prompt.head(stored + self.block), stored, self.block)
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """``length`` tokens that stand at ``origin`` in a donor and ``target`` in a prompt.
+    """``length`` tokens at ``origin`` of a cached sequence and ``target`` of a prompt.
 
-    Contiguous in both, so all of one shift.
+    They are contiguous in both, so all have one shift.
     """
 
-    donor: Donor
+    cached: CachedSequence
     origin: int
     target: int
     length: int
@@ -65,11 +62,14 @@ class Run:
 
     @property
     def shift(self) -> int:
-        """How many positions further it stands in the prompt."""
+        """Positions between its place in the prompt and in the cached sequence."""
         return self.target - self.origin
 
     def cut(self, front: int = 0, back: int = 0) -> Run:
-        """Without so many tokens at either end; a negative length if too many."""
+        """Return the run without this many tokens at its ends.
+
+        The length is negative if there are fewer.
+        """
         return replace(
             self,
             origin=self.origin + front,
@@ -78,13 +78,13 @@ class Run:
         )
 
     def continued(self, tokens: Tokens) -> Run | None:
-        """Longer by ``tokens`` if the donor goes on with them too."""
+        """Return the run with ``tokens`` if they come next in the cached sequence."""
         start = self.origin + self.length
-        if not np.array_equal(self.donor.tokens[start : start + len(tokens)], tokens):
+        if not np.array_equal(self.cached.tokens[start : start + len(tokens)], tokens):
             return None
         return replace(self, length=self.length + len(tokens))
 
     def before(self, position: int) -> Run:
-        """What of it is stored and stands before ``position`` in the prompt."""
-        unstored = self.origin + self.length - self.donor.stored
+        """Return its stored part before ``position`` of the prompt."""
+        unstored = self.origin + self.length - self.cached.stored
         return self.cut(back=max(self.stop - position, unstored, 0))

@@ -1,7 +1,4 @@
-"""A tree of token sequences that keeps what they begin with once.
-
-Knows token ids: no handles, no capacity, no policy.
-"""
+"""A radix tree of token sequences: common prefixes are stored once."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ class Node(Generic[T]):
     Attributes:
         tokens: ids at these positions, whole blocks; empty for the root only.
         parent: the node in front; None for the root, and for one that was removed.
-        value: what the tree's owner knows of it; both parts of a split have the same.
+        value: data of the tree's owner; both parts of a split share it.
         children: by the first block of their ids.
     """
 
@@ -45,8 +42,8 @@ class RadixTree(Generic[T]):
 
     Args:
         value: of the root.
-        block: sequences begin alike if so many ids are the same, or twice as many, and
-            so on; what is less than a block at the end of a sequence is left out.
+        block: ids in a block. Common prefixes are whole blocks; a shorter tail of a
+            sequence is left out.
     """
 
     def __init__(self, value: T, *, block: int = 1) -> None:
@@ -54,11 +51,11 @@ class RadixTree(Generic[T]):
         self.root: Node[T] = Node(0, np.empty(0, np.int32), None, value)
 
     def walk(self, tokens: Tokens) -> Iterator[tuple[Node[T], int]]:
-        """Nodes that a sequence passes through, and how much of each it agrees with.
+        """Follow a sequence through the tree.
 
         Yields:
-            A node behind the root, and leading tokens of it, at least a block. Only of
-            the last node it may be fewer than all.
+            A node behind the root, and how many of its leading tokens agree, at least a
+            block. Only the last node may agree in part.
         """
         node, position = self.root, 0
         while child := node.children.get(self._key(tokens[position:])):
@@ -70,7 +67,7 @@ class RadixTree(Generic[T]):
             node, position = child, child.stop
 
     def __iter__(self) -> Iterator[Node[T]]:
-        """All nodes behind the root, parents before their children."""
+        """Yield all nodes behind the root, parents before their children."""
         waiting = [self.root]
         while waiting:
             node = waiting.pop()
@@ -79,14 +76,14 @@ class RadixTree(Generic[T]):
                 yield node
 
     def append(self, parent: Node[T], tokens: Tokens, value: T) -> Node[T]:
-        """A new child that begins unlike the others, whole blocks."""
+        """Add a child whose first block differs from the others'; whole blocks."""
         # A view would keep all of the sequence it was cut from.
         child = Node(parent.stop, tokens.copy(), parent, value)
         parent.children[self._key(tokens)] = child
         return child
 
     def split(self, node: Node[T], length: int) -> Node[T]:
-        """Put the first ``length`` tokens of a node into a new one in front of it."""
+        """Move the first ``length`` tokens of a node to a new one in front of it."""
         parent = self._parent(node)
         head = Node(node.start, node.tokens[:length], parent, node.value)
         parent.children[self._key(node.tokens)] = head
@@ -96,14 +93,14 @@ class RadixTree(Generic[T]):
         return head
 
     def trim(self, leaf: Node[T], length: int) -> None:
-        """Leave the first ``length`` tokens of a leaf; of none, no leaf."""
+        """Keep the first ``length`` tokens of a leaf; remove it if that is 0."""
         if length == 0:
             del self._parent(leaf).children[self._key(leaf.tokens)]
             leaf.parent = None
         leaf.tokens = leaf.tokens[:length]
 
     def _key(self, tokens: Tokens) -> bytes:
-        """A shorter one than all others where there is less than a block."""
+        """Return the first block; a shorter key, found nowhere, for a shorter tail."""
         return tokens[: self.block].tobytes()
 
     def _parent(self, node: Node[T]) -> Node[T]:

@@ -1,1 +1,1 @@
-"""Anonymised traces: other words, the same structure and the same reuse."""
+"""Anonymised traces: other words, equal structure and equal reuse."""

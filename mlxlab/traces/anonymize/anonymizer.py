@@ -1,17 +1,15 @@
-"""Anonymises traces: words go, what a replay measures stays.
+"""Anonymises traces: words are replaced, everything a replay measures stays.
 
-Shape, equality, times, models and numbers of parameters stay. Every string and every
-name that a tool or its user chose is replaced, in such a way that for the bundled
-tokenizer all blocks keep their token counts and all prompts their common prefixes.
-What is not known to be the API's own is replaced. Punctuation, symbols, white space
-and the lengths of words in tokens stay: this hides what was said, not that an agent
-edited a file or what a public prompt looks like.
+Structure, equality, times, models and numeric parameters stay. Every string, and every
+name that a tool or its user chose, is replaced. For the bundled tokenizer, all blocks
+keep their token counts and all prompts their common prefixes. Values are kept only if
+they are known to be the API's own. Punctuation, symbols, white space and the lengths of
+words in tokens stay: this hides the words, but not that an agent edited a file, nor
+which public prompt it sent.
 
-Counts and prefixes are kept for the form in which texts are normally printed, calls
-and definitions of tools as JSON, all else as it is. Text that a server prints as JSON
-keeps them but for words right behind a backslash.
-
-Knows the wire by its keys alone; nothing of templates and rules.
+Counts and prefixes stay for the form in which templates normally print texts: calls and
+definitions of tools as JSON, all else unchanged. A text that a server prints as JSON
+keeps them too, except for words directly after a backslash.
 """
 
 from __future__ import annotations
@@ -22,15 +20,18 @@ import re
 import secrets
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeAlias
 
 from tokenizers import Tokenizer
+from tqdm.auto import tqdm
 
 from mlxlab.errors import TraceError
 from mlxlab.models.tiny import PATH
-from mlxlab.traces.anonymize.bpe import Cutter
-from mlxlab.traces.anonymize.substitutes import Candidates
+from mlxlab.traces.anonymize.bpe import BpeTokenizer
+from mlxlab.traces.anonymize.substitutes import Substitutes
 from mlxlab.traces.anonymize.substitution import Passage, Place, Substitution
+from mlxlab.traces.bundled import load_trace
 from mlxlab.traces.schema import HeaderLine, Json
 from mlxlab.traces.trace import Exchange, Trace
 
@@ -38,7 +39,7 @@ __all__ = ["anonymize"]
 
 Replace: TypeAlias = Callable[[Passage], str]
 
-#: Keys whose values are the API's own, whatever they are.
+#: Keys whose values are the API's own and stay.
 _KEPT = frozenset(
     {
         *("type", "role", "model", "cache_control", "stop_reason", "service_tier"),
@@ -64,8 +65,8 @@ _HEX_ID = re.compile("[0-9a-f-]*")
 _HEX_DIGITS = "0123456789abcdef"
 _SHORT = 8
 
-#: JSON schema: keys whose value maps the tool's own names to schemas, keys whose
-#: value is data of the tool's, keys whose value is the standard's.
+#: Keys of JSON schema. The values of the first map names of the tool to schemas, those
+#: of the second are data of the tool, those of the third belong to the standard.
 _SCHEMA_MAPS = frozenset(
     {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}
 )
@@ -74,17 +75,22 @@ _SCHEMA_KEPT = frozenset({"type", "$schema", "format", "contentEncoding"})
 _REFERENCE_KEPT = _SCHEMA_MAPS | {"", "#", "items", "allOf", "anyOf", "oneOf"}
 
 
-def anonymize(trace: Trace, *, seed: bytes | None = None) -> Trace:
-    """Replace what can be read in a trace.
+def anonymize(
+    trace: Trace | str | Path, *, seed: bytes | None = None, progress: bool = True
+) -> Trace:
+    """Return a trace whose words and names are replaced.
 
     Args:
-        trace: it is left as it is.
-        seed: for tests. Who knows it can undo the replacement, so by default it is
-            drawn anew and thrown away.
+        trace: a recorded trace, its file, or the name of a bundled trace.
+        seed: for tests. The replacement can be undone with the seed, so by default it
+            is random and thrown away.
+        progress: whether to show a bar.
 
     Raises:
-        TraceError: bodies nested too deeply, or too many different words.
+        TraceError: the trace cannot be read, a body is nested too deeply, or there are
+            too many different words.
     """
+    trace = load_trace(trace)
     key = secrets.token_bytes(32) if seed is None else seed
     pseudonyms = _Pseudonyms(key)
     passages: dict[Passage, None] = {}
@@ -94,33 +100,36 @@ def anonymize(trace: Trace, *, seed: bytes | None = None) -> Trace:
         return passage.text
 
     try:
-        _Wire(collect, pseudonyms).trace(trace)
+        _Rewriter(collect, pseudonyms).trace(trace, "collecting words", progress)
         tokenizer = Tokenizer.from_file(str(PATH / "tokenizer.json"))
-        words = Substitution(Candidates(Cutter(tokenizer)), passages, key)
-        return _Wire(words.replace, pseudonyms).trace(trace)
+        words = Substitution(Substitutes(BpeTokenizer(tokenizer)), passages, key)
+        return _Rewriter(words.replace, pseudonyms).trace(
+            trace, "replacing words", progress
+        )
     except RecursionError:
         raise TraceError(
             f"{trace.name}: a body is nested too deeply; give JSON of moderate depth"
         ) from None
 
 
-class _Wire:
-    """Walks exchanges and rebuilds them with other strings."""
+class _Rewriter:
+    """Rebuilds exchanges with other strings, by the keys of the API."""
 
-    def __init__(self, swap: Replace, pseudonyms: _Pseudonyms) -> None:
-        self._swap = swap
+    def __init__(self, replace: Replace, pseudonyms: _Pseudonyms) -> None:
+        self._replace = replace
         self._pseudonym = pseudonyms
-        #: A block of several requests is often one object, and then stays one.
-        self._done: dict[tuple[str, int], Json] = {}
+        #: Rebuilt objects by key and id. Requests share blocks before and after.
+        self._rebuilt: dict[tuple[str, int], Json] = {}
 
-    def trace(self, trace: Trace) -> Trace:
+    def trace(self, trace: Trace, task: str, progress: bool) -> Trace:
         header = {
             "recorder": trace.header.recorder,
             "created": trace.header.created,
             "skipped": dict(trace.skipped),
             "anonymized": True,
         }
-        exchanges = tuple(map(self._exchange, trace.exchanges))
+        waiting = tqdm(trace.exchanges, desc=task, disable=not progress)
+        exchanges = tuple(map(self._exchange, waiting))
         header_line = HeaderLine.model_validate(header)
         return Trace(trace.name, exchanges, header_line)
 
@@ -128,7 +137,7 @@ class _Wire:
         response = exchange.response
         if response is not None:
             message = self._value("message", response.message)
-            # Ids can be read back.
+            # Generated ids can be decoded to the text.
             response = replace(response, message=message, generated=None)
         return replace(
             exchange,
@@ -144,7 +153,7 @@ class _Wire:
 
     def _header(self, name: str, value: str) -> str:
         if name.lower() == "user-agent":
-            # Product and version; a comment may hold anything.
+            # Product and version stay; a comment may hold anything.
             return value.partition(" ")[0]
         return value if name.lower() in _HEADERS else self._pseudonym(value)
 
@@ -167,24 +176,24 @@ class _Wire:
         return value
 
     def _object(self, key: str, value: dict[str, Json]) -> Json:
-        if (key, id(value)) not in self._done:
+        if (key, id(value)) not in self._rebuilt:
             rebuilt = {k: self._value(k, v) for k, v in value.items()}
-            self._done[key, id(value)] = rebuilt
-        return self._done[key, id(value)]
+            self._rebuilt[key, id(value)] = rebuilt
+        return self._rebuilt[key, id(value)]
 
     def _string(self, key: str, value: str) -> str:
         if value.startswith(_ATTRIBUTION):
             parts = _ATTRIBUTION_KEYS.split(value)
-            parts[::2] = [self._swap(Passage(p, Place.TEXT)) for p in parts[::2]]
+            parts[::2] = [self._replace(Passage(p, Place.TEXT)) for p in parts[::2]]
             return "".join(parts)
         prefix = _ID_PREFIX.match(value) if key == "id" or key.endswith("_id") else None
         if prefix:
             rest = Passage(value[prefix.end() :], Place.VALUE)
-            return prefix.group() + self._swap(rest)
-        return self._swap(Passage(value, _PLACES.get(key, Place.VALUE)))
+            return prefix.group() + self._replace(rest)
+        return self._replace(Passage(value, _PLACES.get(key, Place.VALUE)))
 
     def _account(self, value: str) -> str:
-        """The ids in ``metadata.user_id``, a JSON object or words joined by ``_``."""
+        """Replace the ids in ``metadata.user_id``, an object or joined by ``_``."""
         try:
             ids = json.loads(value)
         except ValueError:
@@ -196,20 +205,20 @@ class _Wire:
         return "_".join(p if p in _ACCOUNT else self._pseudonym(p) for p in parts)
 
     def _data(self, value: Json) -> Json:
-        """What a tool is called with: its names and data only."""
+        """Rebuild the input of a tool, which has names and data only."""
         match value:
             case dict():
                 return {self._name(k): self._data(v) for k, v in value.items()}
             case list():
                 return [self._data(item) for item in value]
             case str():
-                return self._swap(Passage(value, Place.VALUE))
+                return self._replace(Passage(value, Place.VALUE))
             case bool() | None:
                 return value
-        swapped = self._swap(Passage(repr(value), Place.NUMBER))
-        number = type(value)(swapped)
-        # Not every sequence of digits is the shortest name of a float.
-        return number if repr(number) == swapped else value
+        replaced = self._replace(Passage(repr(value), Place.NUMBER))
+        number = type(value)(replaced)
+        # Python may print other digits for the float; then the number stays.
+        return number if repr(number) == replaced else value
 
     def _schema(self, value: Json) -> Json:
         match value:
@@ -218,7 +227,7 @@ class _Wire:
             case list():
                 return [self._schema(item) for item in value]
             case str():
-                return self._swap(Passage(value, Place.VALUE))
+                return self._replace(Passage(value, Place.VALUE))
         return value
 
     def _keyword(self, keyword: str, value: Json) -> Json:
@@ -246,11 +255,11 @@ class _Wire:
         return self._name(value) if isinstance(value, str) else value
 
     def _name(self, name: str) -> str:
-        return self._swap(Passage(name, Place.NAME))
+        return self._replace(Passage(name, Place.NAME))
 
 
 class _Pseudonyms:
-    """Replaces ids that no prompt holds, equal ones alike, by ids of the same shape."""
+    """Replaces ids outside of prompts, equal ids by equal ones of the same shape."""
 
     def __init__(self, key: bytes) -> None:
         self._key = hashlib.blake2b(key, digest_size=32, person=b"pseudonyms").digest()
@@ -258,7 +267,7 @@ class _Pseudonyms:
     def __call__(self, id: str) -> str:
         secret = hashlib.shake_256(self._key + id.encode(errors="replace"))
         if 0 < len(id) < _SHORT:
-            # As short as it is, it might become equal to another one.
+            # Two short ids might get one pseudonym of that length.
             return secret.hexdigest(_SHORT // 2)
         is_hex = _HEX_ID.fullmatch(id) is not None
         pairs = zip(id, secret.digest(len(id)), strict=True)

@@ -1,7 +1,4 @@
-"""Cuts text into pieces and tokens as a byte-level BPE tokenizer cuts it.
-
-Knows nothing of what is done with the pieces.
-"""
+"""Splits text into pre-tokens and tokens as a byte-level BPE tokenizer does."""
 
 from __future__ import annotations
 
@@ -13,14 +10,14 @@ from operator import itemgetter
 
 from tokenizers import Tokenizer
 
-__all__ = ["Cutter", "Kind", "Piece"]
+__all__ = ["BpeTokenizer", "PreToken", "PreTokenKind"]
 
 _ESCAPE = re.compile(r"\\u[0-9A-Fa-f]{4}")
 _SURROGATES = r"[\ud800-\udfff]+"
 
 
-class Kind(Enum):
-    """What a piece consists of."""
+class PreTokenKind(Enum):
+    """The characters of a pre-token."""
 
     WORD = auto()
     DIGIT = auto()
@@ -29,7 +26,7 @@ class Kind(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class PreToken:
     """A part of a text whose tokens depend on nothing around it.
 
     Attributes:
@@ -39,16 +36,19 @@ class Piece:
     """
 
     text: str
-    kind: Kind
+    kind: PreTokenKind
     tokens: tuple[int, ...] = ()
 
 
-class Cutter:
-    """Cuts as ``tokenizer`` does: a byte-level BPE without normaliser.
+class BpeTokenizer:
+    """The steps of a byte-level BPE tokenizer without normaliser, one by one.
+
+    Args:
+        tokenizer: the tokenizer that texts are split like.
 
     Attributes:
-        tokens: id to bytes, without control tokens.
-        control_words: the words that control tokens begin with.
+        tokens: bytes by id, without control tokens.
+        control_words: the first words of control tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -69,51 +69,51 @@ class Cutter:
         self._verbatim = re.compile(f"({'|'.join(parts)})")
         words = [re.search("[A-Za-z]+", literal) for literal in literals]
         self.control_words = frozenset(word.group() for word in words if word)
-        self._pieces: dict[str, Piece] = {}
+        self._pre_tokens: dict[str, PreToken] = {}
 
-    def cut(self, text: str) -> Iterator[Piece]:
-        """The pieces of ``text``, which they give when joined."""
+    def pre_tokenize(self, text: str) -> Iterator[PreToken]:
+        """Yield the pre-tokens of ``text``, which join to ``text``."""
         for i, part in enumerate(self._verbatim.split(text)):
             if i % 2:
-                yield Piece(part, Kind.OTHER)
+                yield PreToken(part, PreTokenKind.OTHER)
                 continue
             for value, (start, stop) in self._pre_tokenizer.pre_tokenize_str(part):
-                yield self._piece(part[start:stop], value)
+                yield self._pre_token(part[start:stop], value)
 
     def encode(self, *tokens: int) -> tuple[int, ...]:
-        """The ids of the joint text of some tokens of one piece."""
+        """Return the ids of the joined text of some tokens of one pre-token."""
         return self._encode("".join(self._values[token] for token in tokens))
 
     def _encode(self, value: str) -> tuple[int, ...]:
         return tuple(token.id for token in self._model.tokenize(value))
 
-    def _piece(self, text: str, value: str) -> Piece:
-        piece = self._pieces.get(text)
-        if piece is None:
-            piece = Piece(text, self._kind(text), self._encode(value))
-            self._pieces[text] = piece
-        return piece
+    def _pre_token(self, text: str, value: str) -> PreToken:
+        known = self._pre_tokens.get(text)
+        if known is None:
+            known = PreToken(text, self._kind(text), self._encode(value))
+            self._pre_tokens[text] = known
+        return known
 
-    def _kind(self, text: str) -> Kind:
+    def _kind(self, text: str) -> PreTokenKind:
         first = text.lstrip(" ")[:1]
         if self._is_letter(first):
-            return Kind.WORD
+            return PreTokenKind.WORD
         if len(text) == 1 and text.isdecimal():
-            return Kind.DIGIT
-        return Kind.ESCAPE if _ESCAPE.fullmatch(text) else Kind.OTHER
+            return PreTokenKind.DIGIT
+        return PreTokenKind.ESCAPE if _ESCAPE.fullmatch(text) else PreTokenKind.OTHER
 
     def _is_letter(self, char: str) -> bool:
-        """As the tokenizer sees it: its Unicode tables may be older than Python's."""
+        """Ask the tokenizer, whose Unicode tables may be older than Python's."""
         if char.isascii():
             return char.isalpha()
         return len(self._pre_tokenizer.pre_tokenize_str(f"a{char}")) == 1
 
 
 def _alphabet() -> dict[str, int]:
-    """The characters that stand for bytes in a byte-level vocabulary.
+    """Return the byte that each character of a byte-level vocabulary stands for.
 
-    Visible Latin-1 characters stand for themselves, the other bytes in order for the
-    characters from U+0100 on (Radford et al., GPT-2, 2019).
+    Visible Latin-1 characters stand for themselves. Characters from U+0100 on stand
+    for the remaining bytes in order (Radford et al., GPT-2, 2019).
     """
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = sorted(set(range(0x100)) - set(visible))

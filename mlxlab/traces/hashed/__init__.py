@@ -1,1 +1,1 @@
-"""Hashed traces: salted hashes of blocks in place of text."""
+"""Hashed traces: numbers in place of text, one file per published format."""

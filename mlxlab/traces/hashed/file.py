@@ -1,15 +1,13 @@
-"""Our own form of hashed traces: chained and content hashes, and segment roles.
+"""Our own form of hashed traces: chained hashes, content hashes and segment roles.
 
-One JSON object a line, told apart by ``kind``. The first line is the header. A line of
-kind ``chained`` or ``content`` numbers new hashes on from those before it, so hashes
-stand in the file once; a ``request`` refers to them by runs ``[first, count]``.
+A line holds one JSON object with a ``kind``. The first line is the header. A line of
+kind ``chained`` or ``content`` adds new hashes, which are numbered in order: the file
+holds each hash once. A ``request`` refers to hashes by runs ``[first, count]``.
 
-A chained hash stands for a unit of tokens and all before it, a content hash for a unit
-of one segment by itself, wherever it stands: a tool whose description moved has other
-chained hashes and the same content hashes. All are keyed with a salt, so nobody without
-it can try out what a text would hash to.
-
-Knows nothing of tokenizers and rendering.
+A chained hash stands for a unit of tokens and everything before it. A content hash
+stands for a unit of one segment by itself: a tool that moved has other chained hashes
+and equal content hashes. All hashes are keyed with a salt. Without the salt, texts
+cannot be guessed by hashing candidates.
 """
 
 from __future__ import annotations
@@ -34,10 +32,11 @@ from pydantic import (
 from mlxlab.errors import TraceError
 from mlxlab.files import replaced, unpacked
 from mlxlab.prompt import Role, Segment, Tokens
-from mlxlab.traces.hashed.trace import HashedRequest, HashedTrace
+from mlxlab.traces.hashed.base import HASHED_FORMATS, HashedFormat
+from mlxlab.traces.hashed.trace import HashedRequest
 from mlxlab.traces.schema import HeaderLine, Json, encode
 
-__all__ = ["Hasher", "open_hashed", "read_hashed", "write_hashed"]
+__all__ = ["HashedFile", "Hasher", "write_hashed"]
 
 HASH_BYTES = 8
 _Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -81,11 +80,11 @@ _LINES: TypeAdapter[_Hashes | _Request] = TypeAdapter(
 
 
 class Hasher:
-    """Turns rendered sequences into hashed requests, hashes numbered as they are met.
+    """Turns rendered requests into hashed ones, and numbers hashes in order of use.
 
     Args:
-        unit: tokens to a hash.
-        salt: files of one salt can be compared.
+        unit: tokens that one hash stands for.
+        salt: key of the hashes; files with equal salts can be compared.
     """
 
     def __init__(self, unit: int, salt: bytes) -> None:
@@ -104,7 +103,7 @@ class Hasher:
         session: str,
         agent: str = "",
     ) -> HashedRequest:
-        """A prompt, its answer and where the prompt's tokens came from."""
+        """Hash a prompt, its answer and each of the prompt's segments."""
         segments = tuple(segments)
         stored = np.concatenate([tokens, answer])[: len(tokens) + len(answer) - 1]
         return HashedRequest(
@@ -146,13 +145,13 @@ def write_hashed(
     requests: Iterable[HashedRequest],
     notes: Mapping[str, Json],
 ) -> None:
-    """Write what ``hasher`` makes, whole or not at all; packed if it ends in ``.gz``.
+    """Write a hashed trace, whole or not at all.
 
     Args:
-        path: the file.
-        hasher: what made ``requests``, while they are read.
-        requests: in order of time.
-        notes: on provenance, for the header.
+        path: the file to write; it is packed if its name ends in ``.gz``.
+        hasher: the hasher that makes ``requests`` while they are iterated.
+        requests: requests in order of arrival.
+        notes: further keys of the header, on provenance.
 
     Raises:
         TraceError: the file cannot be written.
@@ -161,7 +160,7 @@ def write_hashed(
     packed = path.suffix == ".gz"
     try:
         with replaced(path) as file:
-            # Without the time and name of the file: equal content, equal files.
+            # Without time and name in it, equal content gives equal files.
             out = gzip.GzipFile("", "wb", fileobj=file, mtime=0) if packed else file
             out.write(encode(header.model_dump(mode="json")) + b"\n")
             counts = {"chained": 0, "content": 0}
@@ -178,36 +177,33 @@ def write_hashed(
         raise TraceError(f"{path}: {error.strerror}; give a file to write") from None
 
 
-def open_hashed(path: Path) -> HashedTrace:
-    """The trace in a file.
+@HASHED_FORMATS.register
+class HashedFile(HashedFormat):
+    """Our own form: chained hashes, content hashes and segment roles."""
 
-    Raises:
-        TraceError: its first line is no header of this version.
-    """
-    with _opened(path) as lines:
-        return HashedTrace(path, _header(path, lines.readline()).unit, read_hashed)
+    name = "hashed"
+    summary = "salted hashes written by mlxlab export, .jsonl or .jsonl.gz"
+    signature = b'"kind":"hashed"'
 
+    def unit(self, path: Path) -> int:
+        with _opened(path) as lines:
+            return _header(path, lines.readline()).unit
 
-def read_hashed(path: Path) -> Iterator[HashedRequest]:
-    """Requests in the order of the file, one in memory at a time.
-
-    Raises:
-        TraceError: a damaged line; the message names file and line.
-    """
-    counts = {"chained": 0, "content": 0}
-    with _opened(path) as lines:
-        _header(path, lines.readline())
-        for number, data in enumerate(lines, start=2):
-            try:
-                line = _LINES.validate_json(data)
-                if isinstance(line, _Hashes):
-                    counts[line.kind] += len(line.hashes)
-                else:
-                    yield _request(line, counts)
-            except ValidationError as error:
-                raise _refusal(path, number, error) from None
-            except ValueError as error:
-                raise TraceError(f"{path}:{number}: {error}") from None
+    def requests(self, path: Path) -> Iterator[HashedRequest]:
+        counts = {"chained": 0, "content": 0}
+        with _opened(path) as lines:
+            _header(path, lines.readline())
+            for number, data in enumerate(lines, start=2):
+                try:
+                    line = _LINES.validate_json(data)
+                    if isinstance(line, _Hashes):
+                        counts[line.kind] += len(line.hashes)
+                    else:
+                        yield _request(line, counts)
+                except ValidationError as error:
+                    raise _refusal(path, number, error) from None
+                except ValueError as error:
+                    raise TraceError(f"{path}:{number}: {error}") from None
 
 
 def _tables(hasher: Hasher) -> dict[str, dict[bytes, int]]:
@@ -232,7 +228,7 @@ def _line(request: HashedRequest) -> dict[str, Json]:
 
 
 def _runs(numbers: Tokens) -> list[tuple[int, int]]:
-    """Stretches of numbers that follow on from each other: first and count."""
+    """Return runs of consecutive numbers as first number and count."""
     if len(numbers) == 0:
         return []
     starts = np.flatnonzero(np.diff(numbers, prepend=numbers[0] - 2) != 1)

@@ -1,8 +1,7 @@
-"""Traces without text: what a request's blocks were, by numbers that stand for them.
+"""Traces without text: numbers stand for the blocks of each prompt.
 
 Equal numbers mean equal beginnings of a prompt, as in the block hashes of vLLM. Such
-traces can be shared and simulated, and drive no model. One of a file's readers is here,
-for our own format; others are in :mod:`mlxlab.traces.importers`.
+traces can be shared and simulated. They cannot be rendered or replayed live.
 """
 
 from __future__ import annotations
@@ -24,17 +23,17 @@ class HashedRequest:
     """One request.
 
     Attributes:
-        t: seconds since its trace began.
-        tokens: of the prompt.
-        chained: int32, shape ``[units]``; a number for each whole unit of the prompt
-            and, where it is known, of the answer behind it. It stands for the unit and
-            all before it, within this trace.
-        answer: tokens of the answer that the numbers go on with; 0 if they do not.
-        roles: what the prompt consists of and how many tokens each part has, in order;
-            may end before the prompt does.
-        content: for each part numbers of its units by themselves, the last of which may
-            be short; empty if the trace does not tell.
-        session: which of the trace's, if it has several.
+        t: arrival, seconds since the trace began.
+        tokens: token count of the prompt.
+        chained: int32, shape ``[units]``; one number for each whole unit of the prompt
+            and, where it is known, of the answer behind it. A number stands for the
+            unit and everything before it, within this trace.
+        answer: token count of the answer that ``chained`` covers; 0 for none.
+        roles: role and token count of each part of the prompt, in order; parts at the
+            end may be missing.
+        content: for each part the numbers of its units by themselves, the last of
+            which may be short; empty if the trace does not have them.
+        session: session id, empty if the trace has one session only.
         agent: the sub-agent's id, empty for the main loop.
     """
 
@@ -49,19 +48,20 @@ class HashedRequest:
 
 
 Reader: TypeAlias = Callable[[Path], Iterator[HashedRequest]]
-"""Requests of a file in order of time.
+"""Yields the requests of a file in order of arrival.
 
 Raises:
-    TraceError: a line that cannot be read; the message names file and line.
+    TraceError: a damaged line; the message names file and line.
 """
 
 
 @dataclass(frozen=True)
 class HashedTrace:
-    """A file of hashed requests, read anew whenever it is iterated.
+    """A file of hashed requests, read anew at each iteration.
 
     Attributes:
-        unit: tokens that a number stands for.
+        path: the file.
+        unit: how many tokens one number stands for.
         read: see :data:`Reader`.
     """
 

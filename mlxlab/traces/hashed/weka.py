@@ -1,7 +1,7 @@
 """Hashed Claude Code sessions as ``callanjfox/kv-cache-tester`` publishes them.
 
-One JSON object a file, packed or not: ``block_size``, ``tool_tokens``,
-``system_tokens``, ``requests``; a request of type ``subagent`` nests others.
+A file holds one JSON object, packed with gzip or not: ``block_size``, ``tool_tokens``,
+``system_tokens``, ``requests``. A request of type ``subagent`` nests others.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from mlxlab.errors import TraceError
 from mlxlab.files import unpacked
 from mlxlab.prompt import Role
-from mlxlab.traces.hashed.trace import HashedRequest, HashedTrace
+from mlxlab.traces.hashed.base import HASHED_FORMATS, HashedFormat
+from mlxlab.traces.hashed.trace import HashedRequest
 
-__all__ = ["open_weka", "read_weka"]
+__all__ = ["Weka"]
 
 _MOST = 2**31 - 1
 _Count = Annotated[int, Field(ge=0, le=_MOST)]
@@ -50,24 +51,20 @@ class _Session(BaseModel):
 _SESSION = TypeAdapter(_Session)
 
 
-def open_weka(path: Path) -> HashedTrace:
-    """The trace in a file.
+@HASHED_FORMATS.register
+class Weka(HashedFormat):
+    """One Claude Code session per file, sub-agents nested in it."""
 
-    Raises:
-        TraceError: it cannot be read, or is no such session.
-    """
-    return HashedTrace(path, _parse(path).block_size, read_weka)
+    name = "weka"
+    summary = "hashed Claude Code sessions of kv-cache-tester, .json or .json.gz"
+    signature = b'"block_size"'
 
+    def unit(self, path: Path) -> int:
+        return _parse(path).block_size
 
-def read_weka(path: Path) -> Iterator[HashedRequest]:
-    """Requests in order of time, those of sub-agents among them.
-
-    Tools are taken to stand in front of the system text, as the API has them.
-
-    Raises:
-        TraceError: as :func:`open_weka`.
-    """
-    yield from sorted(_requests(_parse(path)), key=lambda request: request.t)
+    def requests(self, path: Path) -> Iterator[HashedRequest]:
+        # Requests of sub-agents arrive between those of the main loop.
+        yield from sorted(_requests(_parse(path)), key=lambda request: request.t)
 
 
 def _requests(session: _Session) -> Iterator[HashedRequest]:
@@ -82,6 +79,7 @@ def _requests(session: _Session) -> Iterator[HashedRequest]:
 def _hashed(
     request: _Request, begun: float, owner: _Session | _Agent, agent: str
 ) -> HashedRequest:
+    # The API puts tools in front of the system text.
     roles = (Role.TOOLS, owner.tool_tokens), (Role.SYSTEM, owner.system_tokens)
     chained = np.array(request.hash_ids, dtype=np.int32)
     return HashedRequest(

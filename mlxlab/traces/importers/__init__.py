@@ -1,104 +1,80 @@
-"""Importers: one file per foreign format, each returning a Trace."""
+"""Importers make traces from the files of other programs, one file per format."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from mlxlab.errors import TraceError
-from mlxlab.traces.importers.base import Importer
-from mlxlab.traces.importers.capture import import_capture, is_capture
-from mlxlab.traces.importers.claude_code.importer import (
-    history,
-    import_transcripts,
-    is_transcript,
+from mlxlab.traces.hashed.base import HASHED_FORMATS
+from mlxlab.traces.importers.base import (
+    IMPORTERS,
+    Importer,
+    Selection,
+    parse_date,
 )
-from mlxlab.traces.importers.claude_trace import import_claude_trace, is_claude_trace
-from mlxlab.traces.importers.selection import EVERYTHING, Selection, parse_date
-from mlxlab.traces.importers.telemetry import import_telemetry, is_telemetry
 from mlxlab.traces.trace import Trace
 
-__all__ = [
-    "AUTO",
-    "IMPORTERS",
-    "Importer",
-    "Selection",
-    "import_trace",
-    "parse_date",
-]
+__all__ = ["AUTO", "IMPORTERS", "Importer", "Selection", "import_trace"]
 
-#: The format that stands for whatever is recognized.
+#: Stands for the format that recognizes the path.
 AUTO = "auto"
-
-#: In the order in which they are asked whether they recognize something.
-IMPORTERS: dict[str, Importer] = {
-    importer.name: importer
-    for importer in (
-        Importer(
-            "claude-code",
-            "Claude Code's own history, ~/.claude/projects or a part of it",
-            import_transcripts,
-            is_transcript,
-            projects=True,
-        ),
-        Importer(
-            "telemetry",
-            "bodies that Claude Code writes with OTEL_LOG_RAW_API_BODIES=file:FOLDER",
-            import_telemetry,
-            is_telemetry,
-        ),
-        Importer(
-            "claude-trace",
-            "logs of claude-trace, .claude-trace/log-*.jsonl",
-            import_claude_trace,
-            is_claude_trace,
-        ),
-        Importer(
-            "capture",
-            "HTTP requests, an object {t, method, path, headers, body} a line",
-            import_capture,
-            is_capture,
-        ),
-    )
-}
+#: Imported when no path is given.
+_DEFAULT = "claude-code"
 
 
 def import_trace(
     path: str | Path | None = None,
     format: str = AUTO,
-    selection: Selection = EVERYTHING,
     *,
+    since: str | float | None = None,
+    project: str = "",
+    limit: int | None = None,
     progress: bool = True,
 ) -> Trace:
-    """Make a trace of what another program kept.
+    """Make a trace from files that another program wrote.
+
+    Secrets are replaced, and ``Trace.skipped`` counts what was left out or changed.
 
     Args:
-        path: a file or folder; by default Claude Code's history.
-        format: a key of :data:`IMPORTERS`, or ``auto`` for the one that recognizes it.
-        selection: what of it is wanted.
+        path: a file or folder; Claude Code's history by default.
+        format: a name in :data:`IMPORTERS`, or ``auto`` to recognize it.
+        since: the earliest arrival, an ISO date or time, or Unix seconds.
+        project: a part of the name of a project's folder; only for formats with
+            projects.
+        limit: the number of requests to keep, the newest ones; None for all.
         progress: whether to show a bar.
 
     Raises:
-        TraceError: no such format, or nothing of it at ``path``.
+        TraceError: an unknown format, a filter that does not apply to it, or no request
+            within the filters at ``path``.
     """
+    start = parse_date(since) if isinstance(since, str) else since
+    selection = Selection(float("-inf") if start is None else start, project, limit)
     if format not in {AUTO, *IMPORTERS}:
         known = ", ".join((AUTO, *IMPORTERS))
         raise TraceError(f"no format {format!r}; choose from {known}")
     if path is None:
-        if format not in {AUTO, "claude-code"}:
+        importer = IMPORTERS[_DEFAULT if format == AUTO else format]
+        path = importer.default_path()
+        if path is None:
             raise TraceError(f"format {format}: give the path of a file or folder")
-        path, format = history(), "claude-code"
-    path = Path(path)
-    importer = _recognized(path) if format == AUTO else IMPORTERS[format]
-    if selection.project and not importer.projects:
-        raise TraceError(f"format {importer.name} knows no projects; leave them out")
+    else:
+        path = Path(path)
+        importer = _recognized(path) if format == AUTO else IMPORTERS[format]
     return importer.read(path, selection, progress=progress)
 
 
 def _recognized(path: Path) -> Importer:
-    for importer in IMPORTERS.values():
-        if importer.recognizes(path):
+    match IMPORTERS.recognizing(path):
+        case [importer]:
             return importer
-    raise TraceError(
-        f"{path}: of no format that is recognized; if it is one of "
-        f"{', '.join(IMPORTERS)}, name it"
-    )
+        case [_, _, *_] as several:
+            names = ", ".join(importer.name for importer in several)
+            raise TraceError(f"{path}: looks like {names}; name its format")
+    for hashed in HASHED_FORMATS.recognizing(path):
+        raise TraceError(
+            f"{path}: a hashed trace ({hashed.name}), used as it is: "
+            f"mlxlab sweep {path}"
+        )
+    known = ", ".join(IMPORTERS)
+    raise TraceError(f"{path}: no known format; if it is one of {known}, name it")

@@ -1,8 +1,7 @@
-"""Imports plain captures of HTTP requests, one JSON object a line.
+"""Plain captures of HTTP requests, one JSON object per line.
 
 ``{"t", "method", "path", "headers", "body"}``, where ``body`` is the decoded
-request or null; a ``response`` (the decoded answer) may follow. Knows nothing of
-the form in which traces are stored.
+request or null; a ``response`` (the decoded answer) may follow.
 """
 
 from __future__ import annotations
@@ -15,14 +14,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tqdm.auto import tqdm
 
 from mlxlab.errors import TraceError
+from mlxlab.traces.importers.base import IMPORTERS, Importer, Selection
 from mlxlab.traces.importers.files import bytes_bar, find_sources, peek
-from mlxlab.traces.importers.selection import EVERYTHING, Selection, assemble
 from mlxlab.traces.importers.tally import Tally
 from mlxlab.traces.redaction import kept_headers, kept_path
 from mlxlab.traces.schema import Json, decode
-from mlxlab.traces.trace import Exchange, Response, Trace
+from mlxlab.traces.trace import Exchange, Response
 
-__all__ = ["import_capture", "is_capture"]
+__all__ = ["Capture"]
 
 
 class _Captured(BaseModel):
@@ -36,36 +35,29 @@ class _Captured(BaseModel):
     response: dict[str, Json] | None = None
 
 
-def import_capture(
-    path: Path, selection: Selection = EVERYTHING, *, progress: bool = True
-) -> Trace:
-    """Read a capture.
+@IMPORTERS.register
+class Capture(Importer):
+    """A capture is one file; a damaged line is an error.
 
-    Credentials and obvious secrets are left out. Of a response only the message
-    is known: its time is the request's.
-
-    Args:
-        path: the capture.
-        selection: what of it is wanted.
-        progress: whether to show a bar.
-
-    Raises:
-        TraceError: no such file, or a line that is no captured request.
+    Of a response only the message is known, so its time is the request's.
     """
-    if path.is_dir():
-        raise TraceError(f"{path}: a folder; give a capture (.jsonl)")
-    tally = Tally()
-    try:
-        with bytes_bar(find_sources(path, "", tally), progress) as bar:
-            exchanges = [_exchange(one, tally) for one in _captured(path, bar)]
-    except OSError as error:
-        raise TraceError(f"{path}: {error.strerror}; give a capture") from None
-    return assemble(path.stem, exchanges, selection, tally, "capture")
 
+    name = "capture"
+    summary = "HTTP requests, one object {t, method, path, headers, body} per line"
 
-def is_capture(path: Path) -> bool:
-    """Whether a file begins with a captured request."""
-    return any({"t", "method", "path"} <= first.keys() for first in peek(path)[:1])
+    def recognizes(self, path: Path) -> bool:
+        return any({"t", "method", "path"} <= line.keys() for line in peek(path)[:1])
+
+    def exchanges(
+        self, path: Path, selection: Selection, tally: Tally, *, progress: bool
+    ) -> list[Exchange]:
+        if path.is_dir():
+            raise TraceError(f"{path}: a folder; give a capture (.jsonl)")
+        try:
+            with bytes_bar(find_sources(path, "", tally), progress) as bar:
+                return [_exchange(line, tally) for line in _captured(path, bar)]
+        except OSError as error:
+            raise TraceError(f"{path}: {error.strerror}; give a capture") from None
 
 
 def _captured(path: Path, bar: tqdm[NoReturn]) -> Iterator[_Captured]:
@@ -86,8 +78,8 @@ def _reason(error: ValueError | RecursionError) -> str:
         first = error.errors(include_url=False, include_context=False)[0]
         at = ".".join(map(str, first["loc"])) or "line"
         return f"{at}: {first['msg']}; accepted: t, method, path, headers, body"
-    what = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-    return f"not JSON ({what}); accepted: one object per line"
+    problem = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+    return f"not JSON ({problem}); accepted: one object per line"
 
 
 def _exchange(request: _Captured, tally: Tally) -> Exchange:

@@ -1,9 +1,9 @@
-"""Imports what claude-trace logs: ``.claude-trace/log-*.jsonl``, one file or a folder.
+"""Logs of claude-trace: ``.claude-trace/log-*.jsonl``.
 
 A line is ``{request: {timestamp, method, url, headers, body}, response: {timestamp,
-status_code, headers, body | body_raw}}``; a request that was never answered has null
-for a response. ``body_raw`` is text: the events of a streamed answer, which are put
-together, or a body that the tool did not read. When an answer began is not known:
+status_code, headers, body | body_raw}}``. An unanswered request has a null response.
+``body_raw`` is text: either the events of a streamed answer, which are put together, or
+a body that the tool did not parse. The log does not say when an answer began, so
 ``first_byte_s`` is 0. By default the tool leaves out short conversations.
 """
 
@@ -15,21 +15,20 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from mlxlab.traces.importers.base import IMPORTERS, Importer, Selection
 from mlxlab.traces.importers.files import (
     bytes_bar,
     find_sources,
     peek,
     read_records,
 )
-from mlxlab.traces.importers.pool import Pool
-from mlxlab.traces.importers.selection import EVERYTHING, Selection, assemble
-from mlxlab.traces.importers.tally import Tally
+from mlxlab.traces.importers.tally import Interner, Tally
 from mlxlab.traces.redaction import kept_headers, kept_path
 from mlxlab.traces.schema import Json, decode
-from mlxlab.traces.trace import Exchange, Response, Trace
+from mlxlab.traces.trace import Exchange, Response
 from mlxlab.web.sse import MessageAccumulator
 
-__all__ = ["import_claude_trace", "is_claude_trace"]
+__all__ = ["ClaudeTrace"]
 
 
 class _Recorded(BaseModel):
@@ -55,47 +54,39 @@ class _Pair(BaseModel):
     response: _Response | None = None
 
 
-def import_claude_trace(
-    path: Path, selection: Selection = EVERYTHING, *, progress: bool = True
-) -> Trace:
-    """Read logs.
+@IMPORTERS.register
+class ClaudeTrace(Importer):
+    """A log, or a folder of logs."""
 
-    Args:
-        path: a log, or a folder of some.
-        selection: what of it is wanted.
-        progress: whether to show a bar.
+    name = "claude-trace"
+    summary = "logs of claude-trace, .claude-trace/log-*.jsonl"
 
-    Raises:
-        TraceError: ``path`` cannot be read, or holds no request.
-    """
-    tally = Tally()
-    sources = find_sources(path, ".jsonl", tally)
-    pool = Pool(tally)
-    exchanges: list[Exchange] = []
-    with bytes_bar(sources, progress) as bar:
-        for source in sources:
-            for place, value in read_records(source, tally, bar):
-                exchanges += _exchange(value, place, pool, tally)
-    return assemble(path.stem, exchanges, selection, tally, "claude-trace")
+    def recognizes(self, path: Path) -> bool:
+        return any(
+            isinstance(record.get("request"), dict) and "url" in record["request"]
+            for source in find_sources(path, ".jsonl", Tally())[:1]
+            for record in peek(source.path)[:1]
+        )
 
-
-def is_claude_trace(path: Path) -> bool:
-    """Whether a file, or the first below a folder, begins with such a line."""
-    return any(
-        isinstance(record.get("request"), dict) and "url" in record["request"]
-        for source in find_sources(path, ".jsonl", Tally())[:1]
-        for record in peek(source.path)[:1]
-    )
+    def exchanges(
+        self, path: Path, selection: Selection, tally: Tally, *, progress: bool
+    ) -> Iterator[Exchange]:
+        sources = find_sources(path, ".jsonl", tally)
+        interner = Interner(tally)
+        with bytes_bar(sources, progress) as bar:
+            for source in sources:
+                for place, value in read_records(source, tally, bar):
+                    yield from _exchange(value, place, interner, tally)
 
 
 def _exchange(
-    value: dict[str, Json], place: str, pool: Pool, tally: Tally
+    value: dict[str, Json], place: str, interner: Interner, tally: Tally
 ) -> Iterator[Exchange]:
     try:
         pair = _Pair.model_validate(value)
         url = urlsplit(pair.request.url)
     except (ValidationError, ValueError):
-        tally.name("line that is no recorded request skipped", place)
+        tally.name("line without a recorded request skipped", place)
         return
     request, response = pair.request, pair.response
     body = _json(request.body)
@@ -105,7 +96,7 @@ def _exchange(
         request.method.upper(),
         kept_path(url._replace(scheme="", netloc="", fragment="").geturl()),
         kept_headers({k: str(v) for k, v in request.headers.items()}),
-        None if body is None else pool.shared(body),
+        None if body is None else interner.intern(body),
         None if response is None else _answer(response, tally),
     )
 
@@ -128,7 +119,7 @@ def _streamed(events: str) -> dict[str, Json] | None:
 
 
 def _json(value: Json) -> dict[str, Json] | None:
-    """An object, decoded if it is text; None for anything else."""
+    """Return an object, decoded if it is text; None for anything else."""
     try:
         value = decode(value) if isinstance(value, str) else value
     except (ValueError, RecursionError):

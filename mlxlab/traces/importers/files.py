@@ -1,7 +1,7 @@
 """The files that an import reads: found in folders, and read record by record.
 
-Nothing in them is trusted: links may lead in circles, lines may be huge, damaged or
-foreign. What cannot be read is counted and named. Knows no format.
+Their content is not trusted: links may lead in circles, lines may be huge, damaged or
+foreign. Whatever cannot be read is counted and logged.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = [
     "read_records",
 ]
 
-#: Bytes of a line that is still read.
+#: Longer lines are skipped, in bytes.
 LONGEST = 100_000_000
 _CHUNK = 1 << 20
 _PEEKED_LINES = 50
@@ -41,7 +41,7 @@ class Source:
 
     Attributes:
         size: in bytes.
-        changed: when it was last written to, Unix seconds.
+        changed: time of the last change, Unix seconds.
     """
 
     path: Path
@@ -53,9 +53,9 @@ class Source:
 
 
 def find_sources(path: Path, ending: str, tally: Tally) -> list[Source]:
-    """The file at ``path``, or those below it whose names end so, by path.
+    """Find the file at ``path``, or the files below it with an ending, by path.
 
-    Links are followed, and whatever they lead to is taken once.
+    Links are followed, and each file is found once.
 
     Raises:
         TraceError: ``path`` itself cannot be read.
@@ -75,10 +75,10 @@ class _Search:
     def __init__(self, ending: str, tally: Tally) -> None:
         self._ending = ending
         self._tally = tally
-        self._met: set[tuple[int, int]] = set()
+        self._seen: set[tuple[int, int]] = set()
 
     def below(self, folder: Path) -> Iterator[Source]:
-        # A list of our own, because folders may be nested deeper than calls can be.
+        # Not recursive, because folders may be nested deeper than calls can be.
         waiting = [folder]
         while waiting:
             folder = waiting.pop()
@@ -90,9 +90,9 @@ class _Search:
                 self._refuse("folder", folder, error)
                 continue
             for path in paths:
-                yield from self._met_at(path, waiting)
+                yield from self._at(path, waiting)
 
-    def _met_at(self, path: Path, waiting: list[Path]) -> Iterator[Source]:
+    def _at(self, path: Path, waiting: list[Path]) -> Iterator[Source]:
         wanted = path.name.endswith(self._ending)
         try:
             found = path.stat()
@@ -103,32 +103,32 @@ class _Search:
         if stat.S_ISDIR(found.st_mode):
             waiting.append(path)
         elif wanted and not stat.S_ISREG(found.st_mode):
-            self._tally.name("file that is no regular file skipped", str(path))
+            self._tally.name("file that is not a regular file skipped", str(path))
         elif wanted and self._is_new(found):
             yield Source(path, found.st_size, found.st_mtime)
 
     def _is_new(self, found: os.stat_result) -> bool:
         key = (found.st_dev, found.st_ino)
-        new = key not in self._met
-        self._met.add(key)
+        new = key not in self._seen
+        self._seen.add(key)
         return new
 
-    def _refuse(self, what: str, path: Path, error: OSError) -> None:
+    def _refuse(self, kind: str, path: Path, error: OSError) -> None:
         place = f"{path} ({error.strerror})"
-        self._tally.name(f"{what} that cannot be read skipped", place)
+        self._tally.name(f"{kind} that cannot be read skipped", place)
 
 
 def read_records(
     source: Source, tally: Tally, bar: tqdm[NoReturn] | None = None
 ) -> Iterator[tuple[str, dict[str, Json]]]:
-    """The JSON objects of a file that has one in each line, as ``file:line`` and value.
+    """Yield the JSON object in each line of a file, after its place, ``file:line``.
 
-    Lines of more than :data:`LONGEST` bytes are never held whole.
+    Lines of more than :data:`LONGEST` bytes are never held in memory.
 
     Args:
         source: the file.
-        tally: for what is no such line.
-        bar: of bytes.
+        tally: counts the lines without a JSON object.
+        bar: a bar to advance, in bytes.
     """
     try:
         with source.path.open("rb") as file:
@@ -143,7 +143,7 @@ def read_records(
 
 
 def read_document(source: Source, tally: Tally) -> dict[str, Json] | None:
-    """The JSON object that is a whole file, None if there is none."""
+    """Return the JSON object that a file consists of, None if it does not."""
     if source.size > LONGEST:
         tally.name(f"file over {LONGEST:,} bytes skipped", str(source))
         return None
@@ -153,13 +153,13 @@ def read_document(source: Source, tally: Tally) -> dict[str, Json] | None:
         tally.name("file that cannot be read skipped", f"{source} ({error.strerror})")
         return None
     if not isinstance(value, dict):
-        tally.name("file that is no JSON object skipped", str(source))
+        tally.name("file that is not a JSON object skipped", str(source))
         return None
     return value
 
 
 def peek(path: Path) -> list[dict[str, Json]]:
-    """The objects among the first lines of a file, none if it cannot be read."""
+    """Return the JSON objects in the first lines of a file, none if unreadable."""
     records: list[dict[str, Json]] = []
     try:
         with path.open("rb") as file:
@@ -173,7 +173,7 @@ def peek(path: Path) -> list[dict[str, Json]]:
 
 
 def bytes_bar(sources: list[Source], progress: bool) -> tqdm[NoReturn]:
-    """A bar over the bytes of some files."""
+    """Return a progress bar over the bytes of ``sources``."""
     size = sum(source.size for source in sources)
     return tqdm(
         total=size, desc="importing", unit="B", unit_scale=True, disable=not progress
@@ -183,7 +183,7 @@ def bytes_bar(sources: list[Source], progress: bool) -> tqdm[NoReturn]:
 def _lines(
     file: IO[bytes], bar: tqdm[NoReturn] | None = None
 ) -> Iterator[bytes | None]:
-    """Lines with their ends; None for one that is too long."""
+    """Yield lines with their ends, None for lines that are too long."""
     while line := file.readline(LONGEST + 1):
         size, whole = len(line), len(line) <= LONGEST
         rest = line
@@ -204,12 +204,12 @@ def _record(line: bytes, place: str, tally: Tally) -> dict[str, Json] | None:
     if value is None and not line.endswith(b"\n"):
         tally.name(PARTIAL_LINE, place)
     else:
-        tally.name("line that is no JSON object skipped", place)
+        tally.name("line that is not a JSON object skipped", place)
     return None
 
 
 def _decoded(line: bytes) -> Json:
-    """The value, None if there is none."""
+    """Return the decoded value, None if it is not JSON."""
     try:
         return decode(line)
     except (ValueError, RecursionError):

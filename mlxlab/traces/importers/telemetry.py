@@ -1,22 +1,21 @@
-"""Imports the bodies that Claude Code writes for OpenTelemetry.
+"""Request and response bodies that Claude Code writes for OpenTelemetry.
 
 ``OTEL_LOG_RAW_API_BODIES=file:FOLDER`` (with ``CLAUDE_CODE_ENABLE_TELEMETRY=1`` and a
-logs exporter) fills a folder with ``ID.request.json`` and ``ID.response.json``; a line
-of ``index.jsonl`` names both once an answer is complete. Measured with 2.1.330, a
-request is as on the wire, those on the side included, but for this:
+logs exporter) fills a folder with ``ID.request.json`` and ``ID.response.json``. Once an
+answer is complete, a line of ``index.jsonl`` names both files. Measured with 2.1.330,
+each request is as on the wire, side requests included, with these differences:
 
-- thinking is replaced by ``<REDACTED>``, in answers too; signatures stay. Requests
-  with such blocks are counted;
-- ``betas`` stand in the body; here they are the header ``anthropic-beta``;
-- a client that ends may leave its last answer's body half written; the request stands
-  without it then, and is counted;
-- no other headers. The session stands in ``metadata``. A sub-agent has no id; the
-  suffix of the version in its attribution block, which no other agent of the session
-  has, stands for it.
+- Thinking is replaced by ``<REDACTED>``, in answers too; signatures stay. Requests with
+  such blocks are counted.
+- ``betas`` are in the body. The import moves them to the header ``anthropic-beta``.
+- A client that ends may leave its last answer half written. The import then keeps the
+  request without an answer, and counts it.
+- Other headers are missing. The session id is in ``metadata``. A sub-agent has no id;
+  the version suffix in its attribution block stands for it, because no other agent of
+  the session has that suffix.
 
-The index tells when an answer ended. When a request arrived is told by its file's
-time; where that is later than the answer's, because files were copied, the answer's is
-taken.
+The index says when an answer ended. A request arrived when its file was written. If
+that is later than the answer, because files were copied, the answer's time is used.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlxlab.traces.importers.base import IMPORTERS, Importer, Selection
 from mlxlab.traces.importers.claude_code.records import parse_time
 from mlxlab.traces.importers.files import (
     Source,
@@ -34,13 +34,11 @@ from mlxlab.traces.importers.files import (
     read_document,
     read_records,
 )
-from mlxlab.traces.importers.pool import Pool
-from mlxlab.traces.importers.selection import EVERYTHING, Selection, assemble
-from mlxlab.traces.importers.tally import Tally
+from mlxlab.traces.importers.tally import Interner, Tally
 from mlxlab.traces.schema import Json
-from mlxlab.traces.trace import Exchange, Response, Trace
+from mlxlab.traces.trace import Exchange, Response
 
-__all__ = ["import_telemetry", "is_telemetry"]
+__all__ = ["Telemetry"]
 
 _REQUEST, _RESPONSE, _INDEX = ".request.json", ".response.json", "index.jsonl"
 _REDACTED = "<REDACTED>"
@@ -51,7 +49,7 @@ _SUBAGENT = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class _Indexed:
-    """A line of the index, as far as it could be read."""
+    """A line of the index; texts that are missing are empty."""
 
     t: float
     session: str
@@ -59,46 +57,43 @@ class _Indexed:
     response: str
 
 
-def import_telemetry(
-    path: Path, selection: Selection = EVERYTHING, *, progress: bool = True
-) -> Trace:
-    """Read a folder of bodies.
+@IMPORTERS.register
+class Telemetry(Importer):
+    """A folder of bodies."""
 
-    Args:
-        path: the folder.
-        selection: what of it is wanted.
-        progress: whether to show a bar.
+    name = "telemetry"
+    summary = "bodies that Claude Code writes with OTEL_LOG_RAW_API_BODIES=file:FOLDER"
 
-    Raises:
-        TraceError: ``path`` cannot be read, or holds no request.
-    """
-    tally = Tally()
-    answers = {s.path: s for s in find_sources(path, _RESPONSE, tally)}
-    index = dict(_index(path, tally))
-    requests = find_sources(path, _REQUEST, tally)
-    pool = Pool(tally)
-    exchanges = []
-    with bytes_bar(requests, progress) as bar:
-        for source in requests:
-            body = read_document(source, tally)
-            bar.update(source.size)
-            if body is None:
-                continue
-            if not isinstance(body.get("messages"), list):
-                tally.name("request whose body was withheld skipped", str(source))
-                continue
-            line = index.get(source.path)
-            if line is None:
-                tally.add("request without an answer, dated by its file")
-            answer = answers.get(source.path.parent / line.response) if line else None
-            message = read_document(answer, tally) if answer else None
-            exchanges.append(_exchange(source, pool.shared(body), line, message, tally))
-    return assemble(path.stem, exchanges, selection, tally, "telemetry")
+    def recognizes(self, path: Path) -> bool:
+        return path.is_dir() and bool(find_sources(path, _REQUEST, Tally()))
+
+    def exchanges(
+        self, path: Path, selection: Selection, tally: Tally, *, progress: bool
+    ) -> Iterator[Exchange]:
+        answers = {s.path: s for s in find_sources(path, _RESPONSE, tally)}
+        index = dict(_index(path, tally))
+        requests = find_sources(path, _REQUEST, tally)
+        interner = Interner(tally)
+        with bytes_bar(requests, progress) as bar:
+            for source in requests:
+                body = _request_body(source, tally)
+                bar.update(source.size)
+                if body is None:
+                    continue
+                line = index.get(source.path)
+                if line is None:
+                    tally.add("request without an answer, dated by its file")
+                answer = line and answers.get(source.path.parent / line.response)
+                message = read_document(answer, tally) if answer else None
+                yield _exchange(source, interner.intern(body), line, message, tally)
 
 
-def is_telemetry(path: Path) -> bool:
-    """Whether a folder holds bodies of requests."""
-    return path.is_dir() and bool(find_sources(path, _REQUEST, Tally()))
+def _request_body(source: Source, tally: Tally) -> dict[str, Json] | None:
+    body = read_document(source, tally)
+    if body is None or isinstance(body.get("messages"), list):
+        return body
+    tally.name("request whose body was withheld skipped", str(source))
+    return None
 
 
 def _index(path: Path, tally: Tally) -> Iterator[tuple[Path, _Indexed]]:

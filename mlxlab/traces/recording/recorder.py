@@ -18,10 +18,10 @@ from mlxlab.errors import ServerError, TraceError
 from mlxlab.traces.recording.script import read_script
 from mlxlab.traces.recording.tee import Tee, api_path, json_object
 from mlxlab.traces.recording.upstream import (
-    Answerer,
     Call,
-    ScriptAnswerer,
-    UpstreamAnswerer,
+    EndpointUpstream,
+    ScriptUpstream,
+    Upstream,
 )
 from mlxlab.traces.schema import Json
 from mlxlab.traces.writer import TraceWriter
@@ -43,7 +43,7 @@ class Recording:
 
 
 def create_app(
-    answerer: Answerer, writer: TraceWriter, host: str = "127.0.0.1"
+    answerer: Upstream, writer: TraceWriter, host: str = "127.0.0.1"
 ) -> ASGIApp:
     """The recorder as an ASGI application.
 
@@ -119,7 +119,7 @@ def record(
         wait_for_signal(lambda: ready(to.url))
 
 
-def _answering(answerer: Answerer) -> FastAPI:
+def _answering(answerer: Upstream) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
@@ -147,9 +147,9 @@ async def _call(request: Request) -> Call:
     return Call(request.method, path, headers, raw, json_object(raw))
 
 
-def _answerer(script: str | Path | None, upstream: str | None) -> Answerer:
+def _answerer(script: str | Path | None, upstream: str | None) -> Upstream:
     if script is not None and upstream is None:
-        return ScriptAnswerer(read_script(script))
+        return ScriptUpstream(read_script(script))
     if upstream is not None and script is None:
-        return UpstreamAnswerer(upstream)
+        return EndpointUpstream(upstream)
     raise TraceError("record: give either a script or an upstream")

@@ -1,9 +1,8 @@
-"""A script of answers: what to reply to a client when no model is there.
+"""A script of answers: the replies to a client when there is no model.
 
 A JSON file ``{"conversations": [{"match": REGEX, "replies": [[block, ...], ...]},
-...], "otherwise": [block, ...], "latency_s": SECONDS}``, the last one optional.
-Replies depend on the request alone, so that sub-agents and sessions can run side by
-side. Knows nothing of HTTP.
+...], "otherwise": [block, ...], "latency_s": SECONDS}``; ``latency_s`` is optional.
+Replies depend on the request alone, so sub-agents and sessions can run side by side.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ def _compiles(pattern: str) -> str:
     try:
         re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"no regular expression: {error}") from None
+        raise ValueError(f"not a regular expression: {error}") from None
     return pattern
 
 
@@ -63,17 +62,17 @@ Reply: TypeAlias = Annotated[tuple[Block, ...], Field(min_length=1)]
 
 
 class Conversation(_Closed):
-    """Replies to the user message whose text ``match`` is found in, in order."""
+    """Replies, in order, to the user message whose text contains ``match``."""
 
     match: Annotated[str, AfterValidator(_compiles)]
     replies: Annotated[tuple[Reply, ...], Field(min_length=1)]
 
 
 class Script(_Closed):
-    """Conversations, and what is said when none is left.
+    """Conversations, and the reply for requests that none of them matches.
 
-    Each answer takes ``latency_s`` seconds, one after the other as on a local model:
-    only then do agents that work at the same time take turns.
+    Each answer takes ``latency_s`` seconds, one after the other as on a local model.
+    Without it, agents that work at the same time do not take turns.
     """
 
     conversations: tuple[Conversation, ...]
@@ -81,11 +80,11 @@ class Script(_Closed):
     latency_s: Annotated[float, Field(ge=0, le=60)] = 0.0
 
     def answer(self, body: Mapping[str, Json]) -> dict[str, Json]:
-        """The message that answers a request.
+        """Return the message that answers a request.
 
-        The latest user message that a conversation matches selects it; the
-        assistant messages after it say which reply is next. Ids are new each
-        time: clients merge messages of equal id. The usage is an estimate.
+        The latest user message that a conversation matches selects the conversation.
+        The number of assistant messages after it selects the reply. Each message gets a
+        new id, because clients merge messages of equal id. The usage is an estimate.
         """
         content = [_wire(block) for block in self._reply(body.get("messages"))]
         calls = any(block["type"] == "tool_use" for block in content)
@@ -107,14 +106,14 @@ class Script(_Closed):
 
     def _reply(self, messages: Json) -> Sequence[Block]:
         messages = messages if isinstance(messages, list) else []
-        said = 0
+        replied = 0
         for message in reversed(messages):
             role = message.get("role") if isinstance(message, dict) else None
-            said += role == "assistant"
+            replied += role == "assistant"
             found = self._matching(message) if role == "user" else None
             if found is not None:
                 replies = found.replies
-                return replies[said] if said < len(replies) else self.otherwise
+                return replies[replied] if replied < len(replies) else self.otherwise
         return self.otherwise
 
     def _matching(self, message: Mapping[str, Json]) -> Conversation | None:
@@ -129,7 +128,7 @@ def read_script(path: str | Path) -> Script:
     """Read a script of answers.
 
     Raises:
-        ScriptError: no such file, or not a script; the message says where.
+        ScriptError: the file cannot be read or is not a script; the message says where.
     """
     try:
         return Script.model_validate(decode(Path(path).read_bytes()))
@@ -144,7 +143,7 @@ def read_script(path: str | Path) -> Script:
 
 
 def estimated_tokens(value: Json) -> int:
-    """A token per four bytes of JSON: a guess, for there is no tokenizer here."""
+    """Estimate a token count without a tokenizer: four bytes of JSON per token."""
     return max(1, len(encode(value)) // 4)
 
 

@@ -1,8 +1,4 @@
-"""Who answers a recorded client: a script, or another endpoint.
-
-Knows nothing of traces: what an answerer is given and returns is all there is to
-record.
-"""
+"""The upstreams that answer a recorded client: another endpoint, or a script."""
 
 from __future__ import annotations
 
@@ -23,13 +19,13 @@ from mlxlab.web.sse import frame, frames
 
 __all__ = [
     "Answer",
-    "Answerer",
     "Call",
-    "ScriptAnswerer",
-    "UpstreamAnswerer",
+    "EndpointUpstream",
+    "ScriptUpstream",
+    "Upstream",
 ]
 
-#: Headers of one connection, which a proxy does not pass on.
+#: Headers of one connection, which a proxy does not forward.
 _HOP = frozenset(
     {
         "connection",
@@ -51,12 +47,13 @@ _SILENCE_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request as it came in.
+    """A request as received.
 
     Attributes:
-        path: with its query, below the base URL.
+        path: path below the base URL, with its query.
+        headers: names in lower case.
         raw: the bytes of the body.
-        body: the JSON object in it, None if there is none.
+        body: the JSON object in the body, None if there is none.
     """
 
     method: str
@@ -68,11 +65,11 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer whose bytes are still to come.
+    """An answer whose body is still to be read.
 
     Attributes:
-        chunks: to be closed by who iterates it.
-        script: whether a script wrote it.
+        chunks: the body; callers close the iterator.
+        script: whether the answer comes from a script.
     """
 
     status: int
@@ -81,22 +78,22 @@ class Answer:
     script: bool = False
 
 
-class Answerer(Protocol):
-    """Anything that answers calls."""
+class Upstream(Protocol):
+    """Answers calls."""
 
     async def answer(self, call: Call) -> Answer:
-        """Answer one call; called for several at a time.
+        """Answer one call; several calls may be answered at a time.
 
         Raises:
-            ApiError: what the client is to be told instead.
+            ApiError: the error to send to the client instead.
         """
 
     async def aclose(self) -> None:
         """Release connections."""
 
 
-class ScriptAnswerer:
-    """Answers from a script, in the form that the client asks for."""
+class ScriptUpstream:
+    """Answers from a script, streamed if the client asks for it."""
 
     def __init__(self, script: Script) -> None:
         self.script = script
@@ -118,7 +115,7 @@ class ScriptAnswerer:
                     await anyio.sleep(self.script.latency_s)
                 return self._message(call.body)
             case "POST", "/v1/messages" | "/v1/messages/count_tokens":
-                raise ApiError(400, "the body is no JSON object; send one")
+                raise ApiError(400, "the body is not a JSON object; send one")
         raise ApiError(404, f"{call.method} {path} is not served by a script")
 
     async def aclose(self) -> None:
@@ -132,41 +129,41 @@ class ScriptAnswerer:
         return Answer(200, headers, _chunks(frames(message)), script=True)
 
 
-class UpstreamAnswerer:
-    """Passes calls on to another endpoint, and its bytes back as they arrive.
+class EndpointUpstream:
+    """Forwards calls to another endpoint, and its bytes back as they arrive.
 
     Args:
-        url: what the client's base URL would be without a recorder.
+        url: the base URL that the client would have without a recorder.
 
     Raises:
-        TraceError: no http(s) URL.
+        TraceError: not an http(s) URL.
     """
 
     def __init__(self, url: str) -> None:
         host = _host(url)
         if host is None:
-            raise TraceError(f"upstream {url!r}: no URL; give http(s)://HOST[:PORT]")
+            raise TraceError(f"upstream {url!r}: not a URL; give http(s)://HOST[:PORT]")
         self.url = url.rstrip("/")
         self._client = httpx.AsyncClient(
             timeout=httpx.Timeout(_SILENCE_S, connect=_CONNECT_S),
             limits=httpx.Limits(max_connections=None),
-            # Proxies are for hosts elsewhere.
+            # Loopback is reached without a proxy.
             trust_env=not is_loopback(host),
         )
 
     async def answer(self, call: Call) -> Answer:
-        # What is recorded has to be readable, so no compression.
-        headers = {**_passed(call.headers.items()), "accept-encoding": "identity"}
+        # A compressed answer could not be recorded.
+        headers = {**_without_hop(call.headers.items()), "accept-encoding": "identity"}
         try:
             request = self._client.build_request(
                 call.method, self.url + call.path, headers=headers, content=call.raw
             )
             response = await self._client.send(request, stream=True)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            what = str(error) or type(error).__name__
-            raise ApiError(502, f"upstream {self.url}: {what}") from None
-        passed = _passed(response.headers.multi_items())
-        return Answer(response.status_code, passed, _forwarded(response))
+            reason = str(error) or type(error).__name__
+            raise ApiError(502, f"upstream {self.url}: {reason}") from None
+        forwarded = _without_hop(response.headers.multi_items())
+        return Answer(response.status_code, forwarded, _chunks_of(response))
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -192,17 +189,17 @@ async def _chunks(parts: Iterable[bytes]) -> AsyncIterator[bytes]:
         yield part
 
 
-async def _forwarded(response: httpx.Response) -> AsyncIterator[bytes]:
+async def _chunks_of(response: httpx.Response) -> AsyncIterator[bytes]:
     try:
         async for chunk in response.aiter_raw():
             yield chunk
     except httpx.HTTPError as error:
-        what = str(error) or type(error).__name__
+        reason = str(error) or type(error).__name__
         if "text/event-stream" in response.headers.get("content-type", ""):
-            yield frame("error", error=ApiError(500, what).error)
+            yield frame("error", error=ApiError(500, reason).error)
     finally:
         await response.aclose()
 
 
-def _passed(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
+def _without_hop(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
     return {name.lower(): v for name, v in headers if name.lower() not in _HOP}

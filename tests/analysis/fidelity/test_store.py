@@ -26,7 +26,7 @@ MOVED = f"suffix:{SMALL}"
 
 
 def of_tiny(strategy: str, rules: tuple[str, ...] = ALL) -> RecordKey:
-    return RecordKey.of(find_model().digest, StrategySpec(strategy, rules))
+    return RecordKey.of(find_model().digest, StrategySpec.parse(strategy, rules))
 
 
 def run(strategies: str, edits: str = "shift-16") -> Fidelity:
@@ -122,7 +122,7 @@ def test_other_rules_are_another_subject(measured: Path) -> None:
 
 def test_another_model_is_another_subject(measured: Path) -> None:
     remember(findings("suffix"))
-    other = RecordKey.of("0" * 16, StrategySpec("suffix", ALL))
+    other = RecordKey.of("0" * 16, StrategySpec.parse("suffix", ALL))
     assert recall(other) is None
 
 

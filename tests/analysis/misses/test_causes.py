@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from mlxlab.analysis.misses.causes import BY_STRATEGY, NOTHING, Cause, remedy_of
+from mlxlab.analysis.misses.causes import (
+    BY_STRATEGY,
+    NOTHING,
+    Cause,
+    CauseKind,
+    remedy_of,
+)
+from mlxlab.analysis.misses.evictions import block_of
 from mlxlab.prompt import Prompt, Role
 from mlxlab.rendering.rules import RULES
-from mlxlab.strategies import STRATEGIES, parse_strategy
+from mlxlab.strategies import STRATEGIES, Limit, parameter, parse_strategy
+from mlxlab.strategies.none import NoReuse
 
 PAGED = parse_strategy("paged")
 
@@ -18,7 +26,7 @@ def test_every_cause_has_a_remedy_or_says_that_there_is_none(
     spec: str, cause: Cause
 ) -> None:
     strategy = parse_strategy(spec)
-    if cause is Cause.BLOCK and "block" not in strategy.parameters:
+    if cause is Cause.BLOCK and Limit.BLOCK not in strategy.limits:
         return
     for rules in ((), tuple(RULES)):
         assert remedy_of(cause, strategy, rules)
@@ -76,3 +84,33 @@ def test_an_approximate_strategy_is_no_remedy_for_itself() -> None:
     assert remedy_of(Cause.SYSTEM, PAGED, RULES) == "suffix (approximate)"
     own = remedy_of(Cause.SYSTEM, parse_strategy("suffix"), RULES)
     assert own == f"{NOTHING}beyond the limits of suffix"
+
+
+def test_causes_have_the_kinds_of_the_literature() -> None:
+    kinds = {kind: {c for c in Cause if c.kind is kind} for kind in CauseKind}
+    assert kinds[CauseKind.CAPACITY] == {Cause.EVICTED, Cause.NOT_KEPT}
+    assert kinds[CauseKind.GRANULARITY] == {Cause.MINIMUM, Cause.BLOCK}
+    assert kinds[CauseKind.COMPULSORY] == {
+        *(Cause.SESSION, Cause.AGENT, Cause.SIDE, Cause.FRESH, Cause.LAST)
+    }
+    assert {Cause.HEADER, Cause.TOOLS, Cause.AGAIN} < kinds[CauseKind.INVALIDATED]
+    # An unchanged prompt invalidates nothing but tokens that approximate reuse moved.
+    assert kinds[CauseKind.INVALIDATED] & BY_STRATEGY == {Cause.AGAIN}
+
+
+def test_remedies_name_the_parameter_that_a_strategy_declares() -> None:
+    class Renamed(NoReuse):
+        """Has other names for its limits."""
+
+        name = "renamed"
+        page: int = parameter(32, "Tokens in a page.", Limit.BLOCK)
+        entries: int = parameter(3, "Sequences to hold.", Limit.SLOTS)
+        least: int = parameter(64, "Least tokens to restore.", Limit.MINIMUM)
+        occupancy = (0, 3)
+
+    strategy = Renamed()
+    assert remedy_of(Cause.EVICTED, strategy, RULES) == "entries"
+    assert remedy_of(Cause.NOT_KEPT, strategy, RULES) == "a smaller least"
+    assert remedy_of(Cause.MINIMUM, strategy, RULES) == "a smaller least"
+    assert remedy_of(Cause.BLOCK, strategy, RULES) == "page=16 (about half of them)"
+    assert block_of(strategy) == 32

@@ -28,7 +28,7 @@ from mlxlab.replay.requests import RenderedRequest, render_trace
 from mlxlab.replay.simulator import Simulator
 from mlxlab.strategies import STRATEGIES, make_strategy
 from mlxlab.traces import Trace, load_trace, write_trace
-from mlxlab.traces.hashed.weka import open_weka
+from mlxlab.traces.hashed.weka import Weka
 from tests.support.exchanges import exchange, small_trace
 from tests.support.hashes import write_weka
 
@@ -314,7 +314,7 @@ def test_the_command_prints_a_table_and_writes_what_was_asked(tmp_path: Path) ->
 
 
 def test_hashed_traces_tell_causes_too(tmp_path: Path) -> None:
-    trace = open_weka(write_weka(tmp_path / "w.json"))
+    trace = Weka().open(write_weka(tmp_path / "w.json"))
     found = explain(trace, strategy="paged", progress=False)
     breaks = found.breaks.set_index("request")
     assert breaks.prompt_tokens.tolist() == [256, 130, 330, 200, 200]

@@ -1,4 +1,4 @@
-"""Nothing readable stays in a trace; what a replay measures does."""
+"""Words go from a trace; everything a replay measures stays."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from mlxlab.models.folder import find_model
 from mlxlab.prompt import common_prefix
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.rendering.rules import RULES
-from mlxlab.traces import Exchange, Response, Trace, read_trace, write_trace
+from mlxlab.traces import Exchange, Response, Trace, load_trace, read_trace, write_trace
 from mlxlab.traces.anonymize.anonymizer import anonymize
 from tests.support import wire
 
@@ -115,7 +115,7 @@ def answer_of(trace: Trace, index: int) -> dict[str, Any]:
 
 
 def shape(value: Any) -> Any:
-    """A JSON value with nothing but types and what is not text."""
+    """Return a JSON value with types in place of strings, lengths in place of ints."""
     match value:
         case dict():
             return [shape(v) for v in value.values()]
@@ -324,3 +324,21 @@ def test_a_body_nested_too_deeply_is_said() -> None:
     exchange = Exchange(0, 1.0, "POST", "/v1/messages", {}, {"messages": deep})
     with pytest.raises(TraceError, match="nested too deeply"):
         anonymize(Trace("demo", (exchange,)))
+
+
+def test_a_trace_is_given_as_an_object_a_path_or_a_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = load_trace("deferred")
+    write_trace(trace, tmp_path / "deferred.jsonl")
+    made = [
+        anonymize(given, seed=b"k", progress=False)
+        for given in (trace, tmp_path / "deferred.jsonl", "deferred")
+    ]
+    assert len({one.digest for one in made}) == 1
+    assert made[0].digest != trace.digest
+    assert not capsys.readouterr().err
+    anonymize(trace)
+    assert "replacing words" in capsys.readouterr().err
+    with pytest.raises(TraceError, match="no trace 'nope'"):
+        anonymize("nope")

@@ -12,13 +12,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from mlxlab.errors import TraceError
 from mlxlab.models.tiny import PATH
-from mlxlab.traces.anonymize.bpe import Cutter, Kind
-from mlxlab.traces.anonymize.substitutes import Candidates
+from mlxlab.traces.anonymize.bpe import BpeTokenizer, PreTokenKind
+from mlxlab.traces.anonymize.substitutes import Substitutes
 from mlxlab.traces.anonymize.substitution import Passage, Place, Substitution
 
 TOKENIZER = Tokenizer.from_file(str(PATH / "tokenizer.json"))
-CUTTER = Cutter(TOKENIZER)
-CANDIDATES = Candidates(CUTTER)
+BPE = BpeTokenizer(TOKENIZER)
+SUBSTITUTES = Substitutes(BPE)
 FRAGMENTS = [
     *("The", " quick", " brown fox", "camelCase", " HTTPServer", "zzyzx"),
     *(
@@ -52,7 +52,7 @@ PROSE = "The river turns east below the mill, and nobody asked the miller why."
 
 
 def replaced(*passages: Passage, key: bytes = b"k") -> list[str]:
-    substitution = Substitution(CANDIDATES, passages, key)
+    substitution = Substitution(SUBSTITUTES, passages, key)
     return [substitution.replace(passage) for passage in passages]
 
 
@@ -67,14 +67,14 @@ def tokens(text: str, place: Place) -> list[int]:
     return TOKENIZER.encode(encodable).ids
 
 
-def bytewise(control: str | None = None) -> Candidates:
+def bytewise(control: str | None = None) -> Substitutes:
     """Of a tokenizer that cuts like the bundled one but merges nothing."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = TOKENIZER.pre_tokenizer
     if control:
         tokenizer.add_tokens([control])
-    return Candidates(Cutter(tokenizer))
+    return Substitutes(BpeTokenizer(tokenizer))
 
 
 def shared(a: list[int], b: list[int]) -> int:
@@ -83,10 +83,12 @@ def shared(a: list[int], b: list[int]) -> int:
 
 
 def words(text: str) -> list[str]:
-    return [piece.text for piece in CUTTER.cut(text) if piece.kind is Kind.WORD]
+    return [
+        part.text for part in BPE.pre_tokenize(text) if part.kind is PreTokenKind.WORD
+    ]
 
 
-# Words that share bytes of a character, or a bare space, with what is no word.
+# Words that share bytes of a character, or a bare space, with parts of other kinds.
 @example(["été", "5", "5é", " x", "\u00d7"], " ", Place.TEXT)
 @example(["、", "ゝ", "ゞ", "カ"], "<", Place.NAME)
 @example(["ق", "٣", "ك", "٤"], "x", Place.VALUE)
@@ -107,10 +109,10 @@ def test_token_counts_and_common_prefixes_stay(
 @given(TEXTS)
 def test_what_is_no_word_and_no_digit_stays_in_place(text: str) -> None:
     (swapped,) = texts_replaced(text)
-    before, after = list(CUTTER.cut(text)), list(CUTTER.cut(swapped))
-    assert [piece.kind for piece in after] == [piece.kind for piece in before]
+    before, after = list(BPE.pre_tokenize(text)), list(BPE.pre_tokenize(swapped))
+    assert [part.kind for part in after] == [part.kind for part in before]
     for old, new in zip(before, after, strict=True):
-        if old.kind is Kind.OTHER:
+        if old.kind is PreTokenKind.OTHER:
             assert new.text == old.text
 
 

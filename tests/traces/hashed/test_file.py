@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mlxlab.errors import TraceError
 from mlxlab.prompt import Role, Segment, Tokens
-from mlxlab.traces.hashed.file import Hasher, open_hashed, write_hashed
+from mlxlab.traces.hashed.file import HashedFile, Hasher, write_hashed
 from mlxlab.traces.hashed.trace import HashedRequest
 from tests.support.traffic import DETERMINISTIC
 
@@ -77,7 +77,7 @@ def test_what_is_written_is_read(name: str, tmp_path: Path) -> None:
     write_hashed(path, hasher, made, {"tokenizer": "t"})
     again = tmp_path / f"b{name}"
     write_hashed(again, hasher, made, {"tokenizer": "t"})
-    trace = open_hashed(path)
+    trace = HashedFile().open(path)
     assert (trace.name, trace.unit) == ("a", 2)
     for read, wrote in zip(trace, made, strict=True):
         for field in ("t", "tokens", "answer", "roles", "session", "agent"):
@@ -123,13 +123,13 @@ def test_a_damaged_file_is_refused(text: str, says: str, tmp_path: Path) -> None
     path = tmp_path / "a.jsonl"
     path.write_text(text)
     with pytest.raises(TraceError) as caught:
-        list(open_hashed(path))
+        list(HashedFile().open(path))
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="Is a directory; give a hashed trace"):
-        open_hashed(tmp_path)
+        HashedFile().open(tmp_path)
     with pytest.raises(TraceError, match="give a file to write"):
         write_hashed(tmp_path, Hasher(2, b""), [], {})

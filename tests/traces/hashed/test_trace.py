@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mlxlab.errors import TraceError
 from mlxlab.prompt import Role
-from mlxlab.traces.hashed.mooncake import open_mooncake, read_mooncake
-from mlxlab.traces.hashed.trace import HashedTrace
-from mlxlab.traces.hashed.weka import open_weka, read_weka
-from mlxlab.traces.open import open_trace, open_traces
-from mlxlab.traces.trace import Trace
+from mlxlab.traces import write_trace
+from mlxlab.traces.hashed.base import HASHED_FORMATS, HashedFormat
+from mlxlab.traces.hashed.mooncake import Mooncake
+from mlxlab.traces.hashed.trace import HashedRequest, HashedTrace
+from mlxlab.traces.hashed.weka import Weka
+from mlxlab.traces.open import open_traces, read_trace
+from mlxlab.traces.trace import Exchange, Trace
 from tests.support.hashes import (
     mooncake_lines,
     weka_session,
@@ -24,7 +28,7 @@ from tests.support.hashes import (
 
 @pytest.mark.parametrize("name", ["a.json", "a.json.gz"])
 def test_a_session_is_read_in_order_of_time(name: str, tmp_path: Path) -> None:
-    trace = open_weka(write_weka(tmp_path / name))
+    trace = Weka().open(write_weka(tmp_path / name))
     assert (trace.name, trace.unit) == ("a", 64)
     requests = list(trace)
     assert [r.t for r in requests] == [0.0, 2.0, 3.0, 4.0, 9.0]
@@ -60,7 +64,7 @@ def changed(path: str, value: Any) -> Any:
 def test_a_bad_session_is_refused(session: Any, says: str, tmp_path: Path) -> None:
     path = write_weka(tmp_path / "a.json", session)
     with pytest.raises(TraceError) as caught:
-        open_weka(path)
+        Weka().open(path)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -69,16 +73,16 @@ def test_a_bad_session_is_refused(session: Any, says: str, tmp_path: Path) -> No
 def test_a_damaged_file_is_refused(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "a.json.gz"
     path.write_bytes(data)
-    for read in (read_weka, read_mooncake):
+    for form in (Weka(), Mooncake()):
         with pytest.raises(TraceError, match=r"a\.json\.gz"):
-            list(read(path))
+            list(form.requests(path))
     with pytest.raises(TraceError, match="No such file"):
-        list(read_weka(tmp_path / "none"))
+        list(Weka().requests(tmp_path / "none"))
 
 
 @pytest.mark.parametrize("name", ["m.jsonl", "m.jsonl.gz"])
 def test_lines_are_requests(name: str, tmp_path: Path) -> None:
-    trace = open_mooncake(write_mooncake(tmp_path / name))
+    trace = Mooncake().open(write_mooncake(tmp_path / name))
     first, second = trace
     assert (trace.unit, first.t, second.t) == (512, 0.0, 1.5)
     # A block that is not full cannot be restored.
@@ -91,7 +95,7 @@ def test_a_bad_line_is_named(tmp_path: Path) -> None:
     lines[1]["input_length"] = "many"
     path = write_mooncake(tmp_path / "m.jsonl", lines)
     with pytest.raises(TraceError, match=r"m\.jsonl:2: input_length: .*; accepted"):
-        list(read_mooncake(path))
+        list(Mooncake().requests(path))
 
 
 def test_what_is_opened_is_told_by_its_content(tmp_path: Path) -> None:
@@ -107,8 +111,50 @@ def test_what_is_opened_is_told_by_its_content(tmp_path: Path) -> None:
 def test_what_cannot_be_opened_is_told(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="no trace in it; accepted:"):
         open_traces([tmp_path])
-    with pytest.raises(TraceError, match="no such file; recorded ones: compact"):
-        open_trace(tmp_path / "none.jsonl")
+    with pytest.raises(TraceError, match="no such file; bundled traces: compact"):
+        read_trace(tmp_path / "none.jsonl")
     (tmp_path / "other.jsonl").write_text('{"a": 1}\n')
-    with pytest.raises(TraceError, match="no trace; accepted"):
-        open_trace(tmp_path / "other.jsonl")
+    with pytest.raises(TraceError, match="not a trace; accepted"):
+        read_trace(tmp_path / "other.jsonl")
+
+
+class Lengths(HashedFormat):
+    """A new format: one class."""
+
+    name = "lengths"
+    summary = "prompt lengths, one per line"
+    signature = b"#lengths"
+
+    def unit(self, path: Path) -> int:
+        return 10
+
+    def requests(self, path: Path) -> Iterator[HashedRequest]:
+        for t, line in enumerate(path.read_text().splitlines()[1:]):
+            yield HashedRequest(
+                t, int(line), np.arange(int(line) // 10, dtype=np.int32)
+            )
+
+
+def test_a_new_hashed_format_is_one_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "l.jsonl"
+    path.write_text("# lengths\n25\n40\n")
+    with pytest.raises(TraceError, match="not JSON"):
+        read_trace(path)
+    monkeypatch.setattr(HASHED_FORMATS, "_formats", {**HASHED_FORMATS})
+    HASHED_FORMATS.register(Lengths)
+    trace = read_trace(path)
+    assert isinstance(trace, HashedTrace)
+    assert (trace.unit, [r.tokens for r in trace]) == (10, [25, 40])
+
+
+def test_a_tool_does_not_make_a_recorded_trace_a_hashed_one(tmp_path: Path) -> None:
+    body: dict[str, Any] = {
+        "tools": [{"input_schema": {"properties": {"block_size": {}}}}]
+    }
+    exchange = Exchange(0, 1.0, "POST", "/v1/messages", {}, body)
+    path = tmp_path / "t.jsonl"
+    write_trace(Trace("t", (exchange,)), path)
+    assert b'"block_size"' in path.read_bytes()
+    assert isinstance(read_trace(path), Trace)

@@ -10,7 +10,7 @@ import pytest
 
 from mlxlab.errors import TraceError
 from mlxlab.traces import read_trace, write_trace
-from mlxlab.traces.importers.capture import import_capture
+from mlxlab.traces.importers.capture import Capture
 from tests.support.trace_samples import HEADERS, SESSION, request
 
 
@@ -29,7 +29,7 @@ def test_a_capture_is_ordered_cleaned_and_survives_writing(tmp_path: Path) -> No
     answer = {"role": "assistant", "content": []}
     lines = [captured(2.0, request(2)), captured(1.0, request(1), response=answer)]
     path.write_text("".join(lines))
-    trace = import_capture(path)
+    trace = Capture().read(path)
     assert [e.body for e in trace] == [request(1), request(2)]
     assert [e.id for e in trace] == [0, 1]
     first, second = trace.exchanges
@@ -58,11 +58,11 @@ def test_a_bad_capture_is_named_by_its_line(
     path = tmp_path / "capture.jsonl"
     path.write_text(content)
     with pytest.raises(TraceError, match=reason) as caught:
-        import_capture(path)
+        Capture().read(path)
     assert "\n" not in str(caught.value)
 
 
 def test_a_folder_and_a_missing_file_are_refused(tmp_path: Path) -> None:
     for bad in (tmp_path, tmp_path / "none"):
         with pytest.raises(TraceError, match=str(bad)):
-            import_capture(bad)
+            Capture().read(bad)

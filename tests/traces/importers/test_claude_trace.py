@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mlxlab.traces.importers.claude_trace import import_claude_trace
+from mlxlab.traces.importers.claude_trace import ClaudeTrace
 from mlxlab.traces.trace import Trace
 from mlxlab.web.sse import frames
 from tests.support.trace_samples import HEADERS, SESSION, request
@@ -41,7 +41,7 @@ def pair(t: float, response: Any, **fields: Any) -> str:
 
 def imported(path: Path, *lines: str) -> Trace:
     path.write_text("".join(lines))
-    return import_claude_trace(path, progress=False)
+    return ClaudeTrace().read(path, progress=False)
 
 
 def test_whole_and_streamed_answers_are_read(tmp_path: Path) -> None:
@@ -84,5 +84,5 @@ def test_what_cannot_be_used_is_counted(tmp_path: Path) -> None:
     assert trace.exchanges[-1].body == {"model": "m", "messages": []}
     assert trace.skipped == {
         "answer without a message": 1,
-        "line that is no recorded request skipped": 3,
+        "line without a recorded request skipped": 3,
     }

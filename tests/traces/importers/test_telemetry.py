@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mlxlab.errors import TraceError
-from mlxlab.traces.importers.telemetry import import_telemetry
+from mlxlab.traces.importers.telemetry import Telemetry
 from mlxlab.traces.trace import Trace
 
 T = 1_760_000_000.0
@@ -51,7 +51,7 @@ def put(folder: Path, id: str, t: float, request: Any, answer: Any = ANSWER) -> 
 
 
 def imported(folder: Path) -> Trace:
-    return import_telemetry(folder, progress=False)
+    return Telemetry().read(folder, progress=False)
 
 
 def test_requests_and_answers_are_read_in_order(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_what_is_missing_is_counted(tmp_path: Path) -> None:
     first, second = trace = imported(tmp_path)
     assert first.response is second.response is None
     assert trace.skipped == {
-        "file that is no JSON object skipped": 1,
+        "file that is not a JSON object skipped": 1,
         "line of the index without file or time skipped": 1,
         "request whose body was withheld skipped": 1,
         "request with its thinking redacted": 1,

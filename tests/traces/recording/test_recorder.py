@@ -316,8 +316,8 @@ def test_bad_arguments_leave_no_file(out: Path, script: Path, tmp_path: Path) ->
         cases: list[tuple[type[MlxlabError], str, dict[str, Any]]] = [
             (TraceError, "either a script or an upstream", {}),
             (TraceError, "either", {"script": script, "upstream": "http://a"}),
-            (TraceError, "no URL", {"upstream": "localhost:80"}),
-            (TraceError, "no URL", {"upstream": "http://[::1"}),
+            (TraceError, "not a URL", {"upstream": "localhost:80"}),
+            (TraceError, "not a URL", {"upstream": "http://[::1"}),
             (ScriptError, "not JSON", {"script": bad}),
             (ServerError, "give a free port", {"script": script, "port": port}),
             (ServerError, "give a free port", {"script": script, "port": 70000}),
@@ -362,6 +362,7 @@ def test_recording_ends_cleanly_on_a_signal(
 def test_reading_traces_loads_no_web_framework() -> None:
     script = (
         "import sys, mlxlab.traces, mlxlab.traces.importers\n"
+        "assert list(mlxlab.traces.importers.IMPORTERS)\n"
         "import mlxlab.traces.recording.script\n"
         "heavy = {'fastapi', 'uvicorn', 'httpx', 'mlx', 'IPython'} & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"

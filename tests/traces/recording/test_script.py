@@ -99,7 +99,7 @@ def test_malformed_requests_get_the_last_answer(messages: Any) -> None:
         ('{"conversations": [], "otherwise": []}', "otherwise: "),
         (
             '{"conversations": [{"match": "(", "replies": []}], "otherwise": []}',
-            r"conversations.0.match: .*no regular expression",
+            r"conversations.0.match: .*not a regular expression",
         ),
         (
             '{"conversations": [], "otherwise": [{"type": "image"}]}',

@@ -1,1 +1,1 @@
-"""Claude Code's own history in ~/.claude/projects."""
+"""Claude Code's own history, ~/.claude/projects."""

@@ -1,7 +1,7 @@
-"""The conversation in a transcript: answers, and what came before each.
+"""The conversation in a transcript: answers, and the messages before each.
 
-One answer is often split over several records with the same ``message.id``; records
-form a tree by ``parentUuid``. Knows nothing of the records that rebuild requests.
+One answer is often split over several records with the same ``message.id``. Records
+form a tree by ``parentUuid``.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ __all__ = ["Conversation", "Turn", "join_answer"]
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A record of what the user, a tool or the model said.
+    """A record with content from the user, a tool or the model.
 
     Attributes:
         parent: uuid of the record before it; empty for the first.
-        message: as recorded, without its content.
+        message: the recorded message without its content.
         blocks: the content.
+        t: Unix seconds.
         session: id of the session.
         agent: the sub-agent's id, empty for the main loop.
-        aside: whether it belongs to a sub-agent, named or not.
+        is_sidechain: whether it belongs to a sub-agent, which may have no id.
     """
 
     uuid: str
@@ -35,30 +36,30 @@ class Turn:
     t: float
     session: str
     agent: str
-    aside: bool
+    is_sidechain: bool
 
     @property
     def answer(self) -> str:
-        """Id of the message that it is a part of."""
+        """Id of the message that the turn is a part of."""
         id = self.message.get("id")
         return (isinstance(id, str) and id) or self.uuid
 
-    def used(self, key: str) -> Iterator[str]:
-        """Ids of tool calls (``id``) or of the results of some (``tool_use_id``)."""
+    def block_ids(self, key: str) -> Iterator[str]:
+        """Yield ids of tool calls (``id``) or of tool results (``tool_use_id``)."""
         for block in self.blocks:
             if isinstance(block, dict) and isinstance(block.get(key), str):
                 yield block[key]
 
 
 def join_answer(turns: Sequence[Turn]) -> dict[str, Json]:
-    """The message of which ``turns`` are the parts."""
+    """Return the message that ``turns`` are the parts of."""
     content = [block for turn in turns for block in turn.blocks]
     return {**turns[-1].message, "role": "assistant", "content": content}
 
 
 @dataclass(slots=True)
 class _Group:
-    """Turns that make one message."""
+    """Turns that are sent as one message."""
 
     role: str
     turns: list[Turn] = field(default_factory=list)
@@ -68,7 +69,11 @@ class _Group:
 
 
 class Conversation:
-    """The turns of one file."""
+    """The turns of one file.
+
+    Attributes:
+        answers: the turns of each answer, by message id.
+    """
 
     def __init__(self) -> None:
         self.answers: dict[str, list[Turn]] = {}
@@ -79,59 +84,59 @@ class Conversation:
         self._messages: dict[tuple[str, ...], dict[str, Json]] = {}
 
     def link(self, uuid: str, parent: str) -> None:
-        """Take in a record that is no turn but may stand between some."""
+        """Add a record without content, which may be the parent of a turn."""
         self._parents.setdefault(uuid, parent)
 
     def add(self, turn: Turn) -> None:
-        """Take in a turn."""
+        """Add a turn."""
         self.link(turn.uuid, turn.parent)
         self._turns.setdefault(turn.uuid, turn)
         if turn.role == "assistant":
             self.answers.setdefault(turn.answer, []).append(turn)
         else:
-            for id in turn.used("tool_use_id"):
+            for id in turn.block_ids("tool_use_id"):
                 self._results.setdefault(id, turn)
 
-    def chain(self, turn: Turn) -> list[Turn]:
-        """The turns before ``turn``, the first one first."""
+    def ancestors(self, turn: Turn) -> list[Turn]:
+        """Return the turns before ``turn`` on its branch, the first one first."""
         found: list[Turn] = []
-        met = {turn.uuid}
+        seen = {turn.uuid}
         uuid = turn.parent
-        while uuid and uuid not in met:
-            met.add(uuid)
+        while uuid and uuid not in seen:
+            seen.add(uuid)
             if uuid in self._turns:
                 found.append(self._turns[uuid])
             uuid = self._parents.get(uuid, "")
         return found[::-1]
 
-    def messages(self, chain: Sequence[Turn]) -> list[dict[str, Json]]:
-        """What a chain of turns is sent as."""
+    def messages(self, branch: Sequence[Turn]) -> list[dict[str, Json]]:
+        """Return the messages that the turns of a branch are sent as."""
         groups: list[_Group] = []
-        for turn in self._completed(chain):
+        for turn in self._completed(branch):
             if groups and groups[-1].accepts(turn):
                 groups[-1].turns.append(turn)
             else:
                 groups.append(_Group(turn.role, [turn]))
         return [self._message(group) for group in groups]
 
-    def _completed(self, chain: Sequence[Turn]) -> Iterator[Turn]:
-        """Adds what a chain passes by: the other parts of answers, and results.
+    def _completed(self, branch: Sequence[Turn]) -> Iterator[Turn]:
+        """Add turns beside the branch: other parts of answers, and tool results.
 
-        Of tools that were called together only one result is on the chain.
+        Of tools that were called together, only one result is on the branch.
         """
-        met = {turn.uuid for turn in chain}
+        seen = {turn.uuid for turn in branch}
         answered = set()
-        for turn in chain:
+        for turn in branch:
             if turn.role != "assistant":
                 yield turn
             elif turn.answer not in answered:
                 answered.add(turn.answer)
                 yield turn
                 for part in self.answers[turn.answer]:
-                    for id in part.used("id"):
+                    for id in part.block_ids("id"):
                         result = self._results.get(id)
-                        if result is not None and result.uuid not in met:
-                            met.add(result.uuid)
+                        if result is not None and result.uuid not in seen:
+                            seen.add(result.uuid)
                             yield result
 
     def _message(self, group: _Group) -> dict[str, Json]:
@@ -141,12 +146,12 @@ class Conversation:
             if group.role == "assistant":
                 turns = self.answers[turns[0].answer]
             content = [block for turn in turns for block in turn.blocks]
-            self._messages[key] = {"role": group.role, "content": _plain(content)}
+            self._messages[key] = {"role": group.role, "content": _as_sent(content)}
         return self._messages[key]
 
 
-def _plain(content: list[Json]) -> Json:
-    """A lone text is sent as a string."""
+def _as_sent(content: list[Json]) -> Json:
+    """Return a lone text as a string, which is how the client sends it."""
     match content:
         case [{"type": "text", "text": str(text), **more}] if not more:
             return text

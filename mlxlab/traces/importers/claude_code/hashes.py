@@ -1,12 +1,10 @@
 """Messages by the hash under which Claude Code's transcripts refer to them.
 
-The hash is SHA-256 of compact JSON as JavaScript writes it, with keys sorted, every
-``cache_control`` left out, and a content that is a string made one text block. A
-message that the conversation beside the requests holds is stored nowhere else: user
-records in a row, and assistant records of one ``message.id``, are put together block
-by block, and every beginning of such a run has a hash of its own.
-
-Knows nothing of files and requests.
+The hash is SHA-256 of compact JSON as JavaScript writes it: keys sorted, every
+``cache_control`` left out, and a string content made one text block. A message that
+the conversation in the file holds is stored nowhere else. Consecutive user records, and
+assistant records of one ``message.id``, are joined block by block, and every prefix of
+such a run of records has a hash of its own.
 """
 
 from __future__ import annotations
@@ -20,81 +18,83 @@ from typing import TypeAlias
 
 from mlxlab.traces.schema import Json
 
-__all__ = ["Messages", "as_blocks", "digest"]
+__all__ = ["MessageStore", "as_blocks", "hash_value"]
 
 Clean: TypeAlias = Callable[[Json], Json]
 
 _quoted: Callable[[str], str] = json.encoder.encode_basestring
-_WORDS = {True: "true", False: "false", None: "null"}
-#: Decimal exponents of the numbers that JavaScript writes out.
-_PLAIN = range(-6, 21)
+_LITERALS = {True: "true", False: "false", None: "null"}
+#: Decimal exponents of numbers that JavaScript writes without an exponent.
+_PLAIN_EXPONENTS = range(-6, 21)
 
 
-def digest(value: Json) -> str:
-    """The hash of a value that is no message, such as a shape."""
+def hash_value(value: Json) -> str:
+    """Return the hash of a value with its content in blocks, such as a shape."""
     return hashlib.sha256(_encoded(value)).hexdigest()
 
 
 def as_blocks(content: Json) -> list[Json]:
-    """A message's content as the list of blocks that it stands for."""
+    """Return a message's content as a list of blocks."""
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
     return content if isinstance(content, list) else [content]
 
 
-class Messages:
-    """What requests refer to, by hash.
+class MessageStore:
+    """The messages that requests refer to, by hash.
 
     Args:
-        clean: takes secrets out of a value.
+        clean: removes secrets from a value.
     """
 
     def __init__(self, clean: Clean) -> None:
         self._clean = clean
         self._stored: dict[str, dict[str, Json]] = {}
-        self._begun: dict[str, _Beginning] = {}
-        self._forms: dict[tuple[str, bool], dict[str, Json]] = {}
+        self._joined: dict[str, _Prefix] = {}
+        self._sent: dict[tuple[str, bool], dict[str, Json]] = {}
         self._run: _Run | None = None
 
     def __contains__(self, name: str) -> bool:
-        return name in self._stored or name in self._begun
+        return name in self._stored or name in self._joined
 
     def store(self, name: str, message: dict[str, Json]) -> bool:
-        """Take in a message under its hash; whether that is what it hashes to."""
+        """Store a message under ``name``; return whether that is its hash."""
         blocks = {**message, "content": as_blocks(message.get("content"))}
         self._stored[name] = self._clean(message)
-        return digest(blocks) == name
+        return hash_value(blocks) == name
 
-    def say(self, role: str, id: str, content: Json) -> list[Json]:
-        """Take in a record of the conversation; its blocks, clean."""
+    def add_record(self, role: str, id: str, content: Json) -> list[Json]:
+        """Add the next record of the conversation; return its blocks, clean."""
         run = self._run
-        if run is None or not run.goes_on(role, id):
+        if run is None or not run.accepts(role, id):
             run = self._run = _Run(role, id)
         raw = as_blocks(content)
         blocks = [self._clean(block) for block in raw]
         name = run.extend(raw, blocks)
-        self._begun[name] = _Beginning(role, run.blocks, len(run.blocks))
+        self._joined[name] = _Prefix(role, run.blocks, len(run.blocks))
         return blocks
 
     def get(self, name: str, *, marked: bool) -> dict[str, Json]:
-        """The message in the form in which it is sent.
+        """Return a message in the form in which it is sent.
 
-        A lone text of a user or the system goes as a string unless a cache marker is
-        on it, whatever form it first had.
+        A lone text of a user or the system is sent as a string, unless it has a cache
+        marker, whatever form it was recorded in.
 
         Args:
-            name: its hash.
-            marked: whether a cache marker is on one of its blocks.
+            name: the hash of the message.
+            marked: whether one of its blocks has a cache marker.
         """
         key = name, marked
-        if key not in self._forms:
-            message = self._stored.get(name) or self._begun[name].message
-            self._forms[key] = _as_sent(message, marked)
-        return self._forms[key]
+        if key not in self._sent:
+            message = self._stored.get(name) or self._joined[name].message
+            self._sent[key] = _as_sent(message, marked)
+        return self._sent[key]
 
 
 @dataclass(slots=True)
 class _Run:
+    """Records that are joined to one message."""
+
     role: str
     id: str
     blocks: list[Json] = field(default_factory=list)
@@ -102,11 +102,11 @@ class _Run:
         default_factory=lambda: hashlib.sha256(b'{"content":[')
     )
 
-    def goes_on(self, role: str, id: str) -> bool:
+    def accepts(self, role: str, id: str) -> bool:
         return role == self.role and (role == "user" or (bool(id) and id == self.id))
 
     def extend(self, raw: Sequence[Json], clean: Sequence[Json]) -> str:
-        """Add blocks; the hash of the message so far."""
+        """Add blocks and return the hash of the message so far."""
         for i, block in enumerate(raw):
             self._hash.update(b"," if self.blocks or i else b"")
             self._hash.update(_encoded(block))
@@ -117,8 +117,8 @@ class _Run:
 
 
 @dataclass(frozen=True, slots=True)
-class _Beginning:
-    """The first blocks of a run, put together only if a request asks for them."""
+class _Prefix:
+    """The first blocks of a run, joined only if a request refers to them."""
 
     role: str
     blocks: list[Json]
@@ -144,7 +144,7 @@ def _as_sent(message: dict[str, Json], marked: bool) -> dict[str, Json]:
 def _encoded(value: Json) -> bytes:
     pieces: list[str] = []
     _write(value, pieces)
-    # Half a surrogate pair is escaped, as JavaScript does.
+    # JavaScript escapes half a surrogate pair too.
     return "".join(pieces).encode("utf-8", "backslashreplace")
 
 
@@ -153,7 +153,7 @@ def _write(value: Json, pieces: list[str]) -> None:
         case str():
             pieces.append(_quoted(value))
         case None | bool():
-            pieces.append(_WORDS[value])
+            pieces.append(_LITERALS[value])
         case float():
             pieces.append(_number(value))
         case dict():
@@ -179,6 +179,6 @@ def _number(value: float) -> str:
     if value.is_integer() and abs(value) < 1e21:
         return str(int(value))
     mantissa, e, exponent = repr(value).partition("e")
-    if int(exponent or 0) in _PLAIN:
+    if int(exponent or 0) in _PLAIN_EXPONENTS:
         return f"{Decimal(repr(value)):f}"
     return f"{mantissa}{e}{int(exponent):+d}"

@@ -1,10 +1,8 @@
 """The records of Claude Code's transcripts, as far as requests and answers need them.
 
-The format is its maker's own and changes without notice, so what is not needed may be
-missing or of any form; what is needed has to be what a request can hold, because one
-that is refused would stop the replay of all.
-
-Knows nothing of files or of what records add up to.
+The format changes without notice, so fields that are not needed may be missing or have
+any form. Fields that are needed must be valid in a request, because one refused request
+would stop the replay of all.
 """
 
 from __future__ import annotations
@@ -19,16 +17,16 @@ from mlxlab.rendering.messages import Message, MessagesRequest
 from mlxlab.traces.schema import Json, Path
 
 __all__ = [
-    "ASIDE",
+    "IGNORED",
     "BlobRecord",
     "RequestRecord",
-    "SaidRecord",
     "ShapeRecord",
+    "TurnRecord",
     "parse_time",
 ]
 
-#: Kinds that have no part in a request, or whose part an api-request tells again.
-ASIDE = frozenset(
+#: Record types that requests do not need, or that api-request records repeat.
+IGNORED = frozenset(
     {
         "agent-color",
         "agent-name",
@@ -73,7 +71,7 @@ ASIDE = frozenset(
         "worktree-state",
     }
 )
-#: The model that the client names in messages of its own.
+#: Model name in messages that the client made up.
 _SYNTHETIC = "<synthetic>"
 
 
@@ -103,14 +101,14 @@ class _Record(BaseModel):
 
 
 class ShapeRecord(_Record):
-    """System, without the attribution block, and tools."""
+    """The system blocks, without the attribution block, and the tools."""
 
     shape_hash: str
     shape: Annotated[dict[str, Json], AfterValidator(_shape)]
 
 
 class BlobRecord(_Record):
-    """A message that the conversation does not hold."""
+    """A message that is not in the conversation."""
 
     hash: str
     message: Annotated[dict[str, Json], AfterValidator(_message)]
@@ -129,11 +127,11 @@ class RequestRecord(_Record):
     """A request.
 
     Attributes:
-        params: its other keys, and the betas of its header.
-        base: the request whose first ``keep`` messages it begins with.
-        tail: hashes of its further messages.
-        cut: what the client kept out of the record, if anything.
-        withheld: names of params kept out.
+        params: the other keys of the body, and the betas of the header.
+        base: id of the request whose first ``keep`` messages this one repeats.
+        tail: hashes of the further messages.
+        cut: set if the client left a part out of the record.
+        withheld: names of params that the client left out.
     """
 
     id: str
@@ -148,12 +146,12 @@ class RequestRecord(_Record):
     withheld: Json = None
 
 
-class SaidRecord(_Record):
-    """Something that was said, by the user, a tool or the model.
+class TurnRecord(_Record):
+    """A record with content from the user, a tool or the model.
 
     Attributes:
-        request_ref: the request that it answers.
-        is_sidechain: whether a sub-agent heard or said it.
+        request_ref: id of the request that it answers.
+        is_sidechain: whether it belongs to a sub-agent.
     """
 
     uuid: str
@@ -165,20 +163,20 @@ class SaidRecord(_Record):
 
     @property
     def answer(self) -> str:
-        """Id of the message that it is a part of, empty if it has none."""
+        """Id of the message that the record is a part of, empty if unknown."""
         id = self.message.get("id")
         return id if isinstance(id, str) else ""
 
     @property
-    def is_the_clients(self) -> bool:
-        """Whether the client made it up, to show an error."""
+    def is_synthetic(self) -> bool:
+        """Whether the client made up the message, to show an error."""
         return bool(self.is_api_error_message) or (
             self.message.get("model") == _SYNTHETIC
         )
 
 
 def parse_time(timestamp: Json, otherwise: float) -> float:
-    """Unix seconds of a record's timestamp."""
+    """Return Unix seconds of a record's timestamp, ``otherwise`` if it has none."""
     try:
         return datetime.fromisoformat(timestamp).timestamp()
     except (TypeError, ValueError, OverflowError):

@@ -1,7 +1,4 @@
-"""One file of Claude Code's history: its records, and the requests that they rebuild.
-
-Knows nothing of other files, nor of which requests are wanted.
-"""
+"""One file of Claude Code's history: its records, and the requests in them."""
 
 from __future__ import annotations
 
@@ -18,13 +15,13 @@ from mlxlab.traces.importers.claude_code.conversation import (
     Turn,
     join_answer,
 )
-from mlxlab.traces.importers.claude_code.hashes import Messages, digest
+from mlxlab.traces.importers.claude_code.hashes import MessageStore, hash_value
 from mlxlab.traces.importers.claude_code.records import (
-    ASIDE,
+    IGNORED,
     BlobRecord,
     RequestRecord,
-    SaidRecord,
     ShapeRecord,
+    TurnRecord,
     parse_time,
 )
 from mlxlab.traces.importers.files import Source, read_records
@@ -32,34 +29,35 @@ from mlxlab.traces.importers.tally import Tally
 from mlxlab.traces.schema import Json
 from mlxlab.traces.trace import Exchange, Response
 
-__all__ = ["REBUILT", "Draft", "SessionFile", "Shapes"]
+__all__ = ["REBUILT", "FoundRequest", "SessionFile", "Shapes"]
 
 REBUILT = "request rebuilt from the conversation, without system and tools"
 
 Shapes: TypeAlias = dict[str, dict[str, Json]]
-"""System and tools by hash; many files have the same."""
+"""System blocks and tools by hash; many files share them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
-    """A request that was found.
+class FoundRequest:
+    """A request found in a file.
 
     Attributes:
-        exchange: its id does not matter.
-        key: tells it from all others, in whatever file it is found.
-        answer: id of the message that answers it, empty if none does.
-        exact: whether it is as sent, or rebuilt from the conversation.
+        exchange: the request and its answer, with any id.
+        key: unique among all requests; copies of a request in other files share it.
+        answer: id of the message that answers it, empty if unanswered.
+        is_logged: True if the client logged the request, False if it was made from the
+            conversation.
     """
 
     exchange: Exchange
     key: str
     answer: str
-    exact: bool
+    is_logged: bool
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """A request whose answer, and messages, are somewhere in the file."""
+class _LoggedRequest:
+    """A request record with its time and place in the file."""
 
     record: RequestRecord
     t: float
@@ -71,69 +69,72 @@ class SessionFile:
 
     Args:
         source: the file.
-        shapes: those of other files; its own are added.
-        tally: for what cannot be used.
+        shapes: the shapes of other files; those of this file are added.
+        tally: counts records that cannot be used.
     """
 
     def __init__(self, source: Source, shapes: Shapes, tally: Tally) -> None:
         self._source = source
         self._shapes = shapes
         self._tally = tally
-        self._messages = Messages(tally.cleaned)
+        self._messages = MessageStore(tally.cleaned)
         self._conversation = Conversation()
-        self._asked: list[_Asked] = []
-        self._names: dict[str, tuple[str, ...]] = {}
-        self._replies: dict[str, str] = {}
+        self._logged: list[_LoggedRequest] = []
+        #: Hashes of the messages of each request.
+        self._hashes: dict[str, tuple[str, ...]] = {}
+        #: Request id to the id of its answer.
+        self._answers: dict[str, str] = {}
         self._t = source.changed
 
-    def drafts(self, bar: tqdm[NoReturn] | None = None) -> list[Draft]:
+    def requests(self, bar: tqdm[NoReturn] | None = None) -> list[FoundRequest]:
         """Read the file and rebuild its requests."""
         for place, value in read_records(self._source, self._tally, bar):
             try:
-                self._take(value, place)
+                self._add(value, place)
             except (ValidationError, RecursionError):
                 self._tally.name("record that lacks something skipped", place)
-        exact = [draft for asked in self._asked for draft in self._exact(asked)]
-        return [*exact, *self._approximate({draft.answer for draft in exact})]
+        logged = [found for line in self._logged for found in self._from_log(line)]
+        answered = {request.answer for request in logged}
+        return [*logged, *self._from_conversation(answered)]
 
-    def _take(self, value: dict[str, Json], place: str) -> None:
+    def _add(self, value: dict[str, Json], place: str) -> None:
         self._t = parse_time(value.get("timestamp"), self._t)
         match value.get("type"):
             case "api-request-shape":
-                self._take_shape(ShapeRecord.model_validate(value), place)
+                self._add_shape(ShapeRecord.model_validate(value), place)
             case "api-request-blob":
-                self._take_blob(BlobRecord.model_validate(value), place)
+                self._add_blob(BlobRecord.model_validate(value), place)
             case "api-request":
-                self._take_request(RequestRecord.model_validate(value), place)
+                self._add_request(RequestRecord.model_validate(value), place)
             case "user" | "assistant" as role:
-                self._take_said(SaidRecord.model_validate(value), role)
+                self._add_turn(TurnRecord.model_validate(value), role)
             case kind:
-                if not (isinstance(kind, str) and kind in ASIDE):
+                if not (isinstance(kind, str) and kind in IGNORED):
                     self._tally.add("record of an unknown kind skipped")
                 uuid, parent = value.get("uuid"), value.get("parentUuid")
                 if isinstance(uuid, str) and isinstance(parent, str):
                     self._conversation.link(uuid, parent)
 
-    def _take_shape(self, record: ShapeRecord, place: str) -> None:
+    def _add_shape(self, record: ShapeRecord, place: str) -> None:
         if record.shape_hash not in self._shapes:
-            if digest(record.shape) != record.shape_hash:
+            if hash_value(record.shape) != record.shape_hash:
                 self._tally.name("system and tools unlike their hash", place)
             self._shapes[record.shape_hash] = self._tally.cleaned(record.shape)
 
-    def _take_blob(self, record: BlobRecord, place: str) -> None:
+    def _add_blob(self, record: BlobRecord, place: str) -> None:
         if not self._messages.store(record.hash, record.message):
             self._tally.name("message unlike its hash", place)
 
-    def _take_request(self, record: RequestRecord, place: str) -> None:
-        base = self._names.get(record.base, ())
+    def _add_request(self, record: RequestRecord, place: str) -> None:
+        base = self._hashes.get(record.base, ())
         if record.keep > len(base):
             self._tally.name("request without the one it goes on from skipped", place)
             return
-        self._names[record.id] = (*base[: record.keep], *record.tail)
-        self._asked.append(_Asked(record, self._t, place))
+        self._hashes[record.id] = (*base[: record.keep], *record.tail)
+        self._logged.append(_LoggedRequest(record, self._t, place))
 
-    def _take_said(self, record: SaidRecord, role: str) -> None:
-        if record.is_the_clients:
+    def _add_turn(self, record: TurnRecord, role: str) -> None:
+        if record.is_synthetic:
             self._conversation.link(record.uuid, record.parent_uuid)
             return
         content = record.message.get("content", [])
@@ -143,7 +144,7 @@ class SessionFile:
             record.parent_uuid,
             role,
             self._tally.cleaned(rest),
-            self._messages.say(role, record.answer, content),
+            self._messages.add_record(role, record.answer, content),
             self._t,
             record.session_id or self._source.path.stem,
             record.agent_id,
@@ -151,44 +152,45 @@ class SessionFile:
         )
         self._conversation.add(turn)
         if role == "assistant":
-            self._note_reply(record, turn)
+            self._note_answer(record, turn)
 
-    def _note_reply(self, record: SaidRecord, turn: Turn) -> None:
+    def _note_answer(self, record: TurnRecord, turn: Turn) -> None:
         if record.request_ref:
-            self._replies[record.request_ref] = turn.answer
-        elif self._asked and self._asked[-1].record.agent_id == record.agent_id:
-            # Older records do not say what they answer: it is what was asked last.
-            self._replies.setdefault(self._asked[-1].record.id, turn.answer)
+            self._answers[record.request_ref] = turn.answer
+        elif self._logged and self._logged[-1].record.agent_id == record.agent_id:
+            # Older records do not name their request: it is the latest one.
+            self._answers.setdefault(self._logged[-1].record.id, turn.answer)
 
-    def _exact(self, asked: _Asked) -> Iterator[Draft]:
-        record = asked.record
-        names = self._names[record.id]
+    def _from_log(self, line: _LoggedRequest) -> Iterator[FoundRequest]:
+        record = line.record
+        hashes = self._hashes[record.id]
         if record.shape_hash not in self._shapes:
             reason = "request without its system and tools skipped"
-            self._tally.name(reason, asked.place)
-        elif not names or not all(name in self._messages for name in names):
-            self._tally.name("request without all its messages skipped", asked.place)
+            self._tally.name(reason, line.place)
+        elif not hashes or not all(name in self._messages for name in hashes):
+            self._tally.name("request without all its messages skipped", line.place)
         else:
             if record.cut is not None or record.withheld:
-                self._tally.add("request of which the client withheld a part")
-            answer = self._replies.get(record.id, "")
+                self._tally.add("request that the client logged without a part")
+            answer = self._answers.get(record.id, "")
             exchange = _exchange(
-                asked.t,
+                line.t,
                 _headers(record, self._source),
-                self._body(record, names, asked.place),
+                self._body(record, hashes, line.place),
                 self._conversation.answers.get(answer, ()),
             )
-            yield Draft(exchange, record.id, answer, exact=True)
+            yield FoundRequest(exchange, record.id, answer, is_logged=True)
 
     def _body(
-        self, record: RequestRecord, names: Sequence[str], place: str
+        self, record: RequestRecord, hashes: Sequence[str], place: str
     ) -> dict[str, Json]:
         marks = tuple((mark.path, mark.value) for mark in record.cache_control)
         marked = {
             path[1] for path, _ in marks if path[:1] == ("messages",) and path[2:]
         }
         messages = [
-            self._messages.get(name, marked=i in marked) for i, name in enumerate(names)
+            self._messages.get(name, marked=i in marked)
+            for i, name in enumerate(hashes)
         ]
         params = {key: v for key, v in record.params.items() if key != "betas"}
         lists = {**self._shapes[record.shape_hash], "messages": messages}
@@ -196,18 +198,18 @@ class SessionFile:
         try:
             return join(parts)
         except (LookupError, TypeError):
-            self._tally.name("cache marker that leads nowhere left out", place)
+            self._tally.name("cache marker without a block left out", place)
             return join(Parts(parts.params, lists, ()))
 
-    def _approximate(self, answered: set[str]) -> Iterator[Draft]:
-        """Requests for the answers that no api-request record asked for."""
+    def _from_conversation(self, answered: set[str]) -> Iterator[FoundRequest]:
+        """Make requests for the answers that no logged request has."""
         for answer, turns in self._conversation.answers.items():
             if answer in answered:
                 continue
-            chain = self._conversation.chain(turns[0])
-            messages = self._conversation.messages(chain)
+            branch = self._conversation.ancestors(turns[0])
+            messages = self._conversation.messages(branch)
             if not messages:
-                self._tally.add("answer without what it answers skipped")
+                self._tally.add("answer without a message before it skipped")
                 continue
             model = turns[0].message.get("model")
             body = {
@@ -215,12 +217,12 @@ class SessionFile:
                 "messages": messages,
             }
             headers = {"x-claude-code-session-id": turns[0].session}
-            if turns[0].agent or turns[0].aside:
-                # Before sub-agents had ids, the first record of one stood for it.
-                agent = turns[0].agent or chain[0].uuid
+            if turns[0].agent or turns[0].is_sidechain:
+                # Older sub-agents have no id; their first record stands for them.
+                agent = turns[0].agent or branch[0].uuid
                 headers["x-claude-code-agent-id"] = agent
-            exchange = _exchange(chain[-1].t, headers, body, turns)
-            yield Draft(exchange, f"answer {answer}", answer, exact=False)
+            exchange = _exchange(branch[-1].t, headers, body, turns)
+            yield FoundRequest(exchange, f"answer {answer}", answer, is_logged=False)
 
 
 def _exchange(

@@ -17,7 +17,7 @@ from mlxlab.errors import TraceError
 from mlxlab.rendering.messages import parse_answer, parse_request
 from mlxlab.traces import read_trace, write_trace
 from mlxlab.traces.importers import Selection, files, import_trace
-from mlxlab.traces.importers.claude_code.importer import import_transcripts
+from mlxlab.traces.importers.claude_code.importer import ClaudeCode
 from mlxlab.traces.importers.claude_code.session import REBUILT
 from mlxlab.traces.trace import PARTIAL_LINE, Trace
 from tests.support.histories import MARK, SHAPE, SessionLog, T, name_of
@@ -39,7 +39,7 @@ DONE = {"type": "text", "text": "Done."}
 
 
 def imported(path: Path, **selection: Any) -> Trace:
-    return import_transcripts(path, Selection(**selection), progress=False)
+    return ClaudeCode().read(path, Selection(**selection), progress=False)
 
 
 def bodies(trace: Trace) -> list[dict[str, Any]]:
@@ -219,8 +219,8 @@ def test_damage_is_counted_and_the_rest_read(
     trace = imported(log.path)
     assert len(trace) == 3
     assert trace.skipped == {
-        "cache marker that leads nowhere left out": 1,
-        "line that is no JSON object skipped": 3,
+        "cache marker without a block left out": 1,
+        "line that is not a JSON object skipped": 3,
         "message unlike its hash": 1,
         PARTIAL_LINE: 1,
         "record that lacks something skipped": 1,
@@ -229,7 +229,7 @@ def test_damage_is_counted_and_the_rest_read(
         "request without the one it goes on from skipped": 1,
         "system and tools unlike their hash": 1,
     }
-    assert f"{log.path}:14: line that is no JSON object skipped" in caplog.text
+    assert f"{log.path}:14: line that is not a JSON object skipped" in caplog.text
 
 
 def test_a_huge_line_is_left_out_and_named(
@@ -356,7 +356,7 @@ def test_links_in_circles_and_odd_files_do_no_harm(
     assert len(trace) == 2
     assert trace.skipped == {
         "file that cannot be read skipped": 1,
-        "file that is no regular file skipped": 1,
+        "file that is not a regular file skipped": 1,
     }
     assert f"{folder / 'gone.jsonl'} (No such file or directory)" in caplog.text
 
@@ -385,7 +385,7 @@ def test_nothing_at_all_is_an_error_of_one_line(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "a.jsonl"):
         with pytest.raises(TraceError, match="no request of format claude-code") as bad:
             import_trace(path, progress=False)
-        assert "line that is no JSON object skipped (1 times)" in str(bad.value)
+        assert "line that is not a JSON object skipped (1 times)" in str(bad.value)
         assert "\n" not in str(bad.value)
     with pytest.raises(TraceError, match=r"none: No such file.*; give a file or"):
         import_trace(tmp_path / "none")

@@ -1,0 +1,187 @@
+"""Plans and commits: how a strategy says what to restore, store and drop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import TypeAlias
+
+__all__ = ["Commit", "Cut", "Handle", "Plan", "Put", "Selection", "Span"]
+
+Handle: TypeAlias = int
+"""Names stored keys and values; unique over a strategy's life."""
+
+
+class Selection(StrEnum):
+    """How the engine picks the moved tokens that it computes again.
+
+    ``random`` is the control. ``deviation`` picks the tokens whose keys in the second
+    layer differ most from newly computed ones (CacheBlend, arXiv 2405.16444).
+    ``attention`` picks the tokens that the prompt's last tokens attend to most at
+    their true positions (InfoFlow-KV, arXiv 2603.05353).
+    """
+
+    RANDOM = "random"
+    DEVIATION = "deviation"
+    ATTENTION = "attention"
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """``length`` positions stored at ``source`` of ``handle``, for ``target``.
+
+    A span is exact if its keys and values are those of the same tokens at the same
+    positions after the same predecessors, all of them exact.
+
+    Attributes:
+        source: offset from the first position that ``handle`` holds.
+        target: offset from the start of the prompt.
+        generation: how many approximate reuses these keys and values depend on; 0 if
+            they were computed over exact ones only.
+        origin: the position that the first of them was computed at, if they are reused
+            behind other predecessors now; None if nothing has changed for them.
+        predecessor: digest of the tokens that they were computed behind, if moved.
+    """
+
+    handle: Handle
+    source: int
+    target: int
+    length: int
+    generation: int = 0
+    origin: int | None = None
+    predecessor: bytes = b""
+
+    @property
+    def moved(self) -> bool:
+        """Whether the span stands behind other tokens than when it was computed."""
+        return self.origin is not None
+
+    @property
+    def exact(self) -> bool:
+        """Whether a new computation would give the same keys and values."""
+        return not self.moved and self.generation == 0
+
+    @property
+    def shift(self) -> int:
+        """Positions between where the span stands and where it was computed."""
+        return 0 if self.origin is None else self.target - self.origin
+
+    def head(self, length: int) -> Span:
+        """Return the first ``length`` positions, all if there are fewer."""
+        return replace(self, length=min(self.length, length))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The spans of a prompt that are restored; everything between them is computed.
+
+    Attributes:
+        length: tokens in the prompt.
+        spans: in order of target, without overlap. The last token at least is always
+            left open: its logits give the answer's first token.
+        best_match: the longest reuse before the strategy applied its own limits, such
+            as a minimum. A strategy that stores blocks counts whole blocks only.
+        recompute: moved tokens that are computed again after all.
+        selection: how the recomputed tokens are picked.
+        rotate: whether moved keys are rotated to their new positions.
+    """
+
+    length: int
+    spans: tuple[Span, ...] = ()
+    best_match: int = 0
+    recompute: int = 0
+    selection: Selection = Selection.ATTENTION
+    rotate: bool = True
+
+    @property
+    def reused(self) -> int:
+        """Tokens restored and not computed again."""
+        return sum(span.length for span in self.spans) - self.recompute
+
+    @property
+    def moved(self) -> int:
+        """Tokens in moved spans."""
+        return sum(span.length for span in self.spans if span.moved)
+
+    @property
+    def exact_length(self) -> int:
+        """Leading tokens whose keys and values are exact once the gaps are computed."""
+        targets = (span.target for span in self.spans if not span.exact)
+        return next(targets, self.length)
+
+    @property
+    def generation(self) -> int:
+        """The generation of everything computed behind the exact tokens."""
+        return max(
+            (s.generation + s.moved for s in self.spans if not s.exact), default=0
+        )
+
+    @property
+    def gaps(self) -> Iterator[tuple[int, int]]:
+        """Half-open position ranges to compute, in order."""
+        position = 0
+        for span in self.spans:
+            if span.target > position:
+                yield position, span.target
+            position = span.target + span.length
+        if position < self.length:
+            yield position, self.length
+
+    def head(self, length: int) -> Plan:
+        """Return the plan for the first ``length`` tokens of the prompt."""
+        if length >= self.length:
+            return self
+        spans = tuple(
+            span.head(length - span.target)
+            for span in self.spans
+            if span.target < length
+        )
+        moved = sum(span.length for span in spans if span.moved)
+        return replace(
+            self,
+            length=length,
+            spans=spans,
+            best_match=min(self.best_match, length),
+            recompute=min(self.recompute, moved),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Store positions ``[start, stop)`` of the computed sequence as ``handle``."""
+
+    handle: Handle
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Keep only positions ``[start, stop)`` of ``handle``.
+
+    Positions count from the first that the handle holds.
+    """
+
+    handle: Handle
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Changes to the store, applied in the order of the attributes.
+
+    In this order the capacity holds after every single change.
+
+    Attributes:
+        drop: handles to remove.
+        cut: handles to remove a part of.
+        put: positions to store.
+        evicted: tokens that could be restored before and cannot be restored any more.
+    """
+
+    drop: tuple[Handle, ...] = ()
+    cut: tuple[Cut, ...] = ()
+    put: tuple[Put, ...] = ()
+    evicted: int = 0

@@ -1,0 +1,197 @@
+"""The log of an HTTP endpoint, bounded in lines, characters and repetitions."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from threading import Thread
+from typing import overload
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+__all__ = ["AccessLog", "Complaints", "ServerLog"]
+
+_LINES = 1000
+_CHARACTERS = 48 * 2**10
+_LINE_START, _LINE_END = 1000, 3000
+_KINDS = 200
+#: Lines of one kind in one window; further ones are counted.
+_REPEATS = 10
+_WINDOW_S = 60.0
+_PATH = 200
+
+
+@dataclass(slots=True)
+class _Entry:
+    text: str
+    more: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.text} (… {self.more:,} more like it)" if self.more else self.text
+
+
+@dataclass(slots=True)
+class _Window:
+    """The latest lines of one kind."""
+
+    begun: float
+    entry: _Entry
+    lines: int = 0
+
+
+class ServerLog(Sequence[str]):
+    """The latest lines, the newest at the end.
+
+    Of one kind ten lines a minute are kept; the last of them counts the others.
+
+    Args:
+        clock: seconds that never go back.
+
+    Attributes:
+        maxlen: most lines.
+    """
+
+    maxlen = _LINES
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._entries: deque[_Entry] = deque()
+        self._windows: OrderedDict[str, _Window] = OrderedDict()
+        self._characters = 0
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return list(map(str, list(self._entries)[index]))
+        return str(self._entries[index])
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def clear(self) -> None:
+        """Forget all lines."""
+        self._entries.clear()
+        self._windows.clear()
+        self._characters = 0
+
+    def add(self, text: str, kind: str) -> None:
+        """Append a line, or count it where enough of its kind came lately."""
+        if self.is_repeated(kind):
+            return
+        entry = _Entry(_shortened(text))
+        window = self._window(kind) or _Window(self._clock(), entry)
+        window.entry = entry
+        window.lines += 1
+        self._windows[kind] = window
+        if len(self._windows) > _KINDS:
+            self._windows.popitem(last=False)
+        self._append(entry)
+
+    def is_repeated(self, kind: str) -> bool:
+        """Whether enough lines of a kind came lately; then one more is counted."""
+        window = self._window(kind)
+        if window is None or window.lines < _REPEATS:
+            return False
+        window.entry.more += 1
+        return True
+
+    def _window(self, kind: str) -> _Window | None:
+        window = self._windows.get(kind)
+        if window is None or self._clock() - window.begun > _WINDOW_S:
+            return None
+        return window
+
+    def _append(self, entry: _Entry) -> None:
+        self._entries.append(entry)
+        self._characters += len(entry.text)
+        while len(self._entries) > _LINES or self._characters > _CHARACTERS:
+            self._characters -= len(self._entries.popleft().text)
+
+
+class Complaints(logging.Handler):
+    """Puts log records of one thread's HTTP server and event loop into its log.
+
+    All servers of a process share two loggers. Repeated records of this thread reach
+    no other handler either, and records of its event loop never do: these would be
+    printed into the notebook.
+
+    Args:
+        lines: where they are put.
+        thread: the server's.
+    """
+
+    def __init__(self, lines: ServerLog, thread: Thread) -> None:
+        super().__init__()
+        self.lines = lines
+        self.thread = thread
+        self._server = logging.getLogger("uvicorn.error")
+        self._loop = logging.getLogger("asyncio")
+
+    def attach(self) -> None:
+        """Listen."""
+        self._server.addHandler(self)
+        self._server.addFilter(self._admit)
+        self._loop.addFilter(self._divert)
+
+    def detach(self) -> None:
+        """Listen no more. Safe to repeat."""
+        self._server.removeHandler(self)
+        self._server.removeFilter(self._admit)
+        self._loop.removeFilter(self._divert)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Append a record of the thread; others are left alone."""
+        if self._is_ours(record):
+            self.lines.add(self.format(record).rstrip(), _kind(record))
+
+    def _admit(self, record: logging.LogRecord) -> bool:
+        return not (self._is_ours(record) and self.lines.is_repeated(_kind(record)))
+
+    def _divert(self, record: logging.LogRecord) -> bool:
+        self.emit(record)
+        return not self._is_ours(record)
+
+    def _is_ours(self, record: logging.LogRecord) -> bool:
+        return record.thread == self.thread.ident
+
+
+class AccessLog:
+    """ASGI middleware: a line for each response, without query and headers."""
+
+    def __init__(self, app: ASGIApp, lines: ServerLog) -> None:
+        self.app = app
+        self.lines = lines
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_logged(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._add(scope, message["status"])
+            await send(message)
+
+        await self.app(scope, receive, send_logged)
+
+    def _add(self, scope: Scope, status: int) -> None:
+        path = scope["raw_path"][:_PATH].decode("latin-1")
+        # A target that is no path may hold a user's password.
+        path = path if path.startswith("/") else "-"
+        line = f"{scope['method']} {path} {status}"
+        # Clients that are refused choose method and path as they like.
+        self.lines.add(line, line if status < 400 else str(status))
+
+
+def _kind(record: logging.LogRecord) -> str:
+    """The template of a message, without the addresses that follow."""
+    return str(record.msg).partition("\n")[0]
+
+
+def _shortened(text: str) -> str:
+    """The start and the end, which of a traceback is the exception."""
+    if len(text) <= _LINE_START + _LINE_END:
+        return text
+    return f"{text[:_LINE_START]}\n…\n{text[-_LINE_END:]}"

@@ -1,0 +1,58 @@
+"""What a comparison comes to, in sentences."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from mlxlab import compare, load_trace
+from mlxlab.analysis.conclusion import conclude
+from mlxlab.analysis.forecast import _duration
+from mlxlab.traces import Trace
+from tests.support.exchanges import small_trace
+
+
+def simulated(trace: Trace, strategies: str) -> pd.DataFrame:
+    return compare(trace, strategies=strategies, simulate=True, progress=False)
+
+
+def reused(rows: pd.DataFrame, strategy: str) -> str:
+    own = rows[rows.strategy == strategy]
+    return f"{own.reused_tokens.sum() / own.prompt_tokens.sum():.1%}"
+
+
+def test_the_best_is_set_against_the_first_and_no_reuse() -> None:
+    rows = simulated(load_trace("sessions"), "prefix@none,none,paged")
+    best, left = conclude(rows)
+    first = rows[(rows.strategy == "prefix") & (rows.rules == "none")]
+    share = first.reused_tokens.sum() / first.prompt_tokens.sum()
+    assert best == (
+        f"Best: paged reuses {reused(rows, 'paged')} of all prompt tokens "
+        f"(prefix@none {share:.1%}, none 0.0%)."
+    )
+    most = reused(rows, "ceiling")
+    assert f"infinite memory would reuse {most}: " in left
+    assert left.endswith("of all prompt tokens are left to gain.")
+
+
+def test_equals_are_named_and_the_one_for_several_agents_wins() -> None:
+    rows = simulated(load_trace("sessions"), "prefix,mlx-lm")
+    best, equal, left = conclude(rows)
+    assert best.startswith("Best: mlx-lm reuses ")
+    assert equal.startswith("As much is reused by prefix (")
+    assert "one sequence only" in equal
+    assert left.startswith("No exact reuse could do better: ")
+
+
+def test_one_strategy_is_the_best_of_its_own() -> None:
+    (best, left) = conclude(simulated(small_trace(), "none"))
+    assert best == "Best: none reuses 0.0% of all prompt tokens."
+    assert "left to gain" in left
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "1 s"), (59.4, "59 s"), (60, "1 min"), (170, "3 min"), (5400, "1.5 h")],
+)
+def test_durations_are_read_at_a_glance(seconds: float, text: str) -> None:
+    assert _duration(seconds) == text

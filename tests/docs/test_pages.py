@@ -7,6 +7,8 @@ import pytest
 
 from docs.check_site import find_faults
 from docs.picture import stack
+from mlxlab.prompt import Prompt
+from mlxlab.strategies import STRATEGIES, make_strategy
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -68,3 +70,18 @@ def test_pictures_are_stacked_into_one_svg() -> None:
     assert '<svg y="20" viewBox="0 0 40.5 20"' in stacked
     assert "prefers-color-scheme:dark" in stacked
     assert stacked.index("before") < stacked.index("after")
+
+
+def test_the_strategy_of_the_howto_works() -> None:
+    page = (ROOT / "docs/howto-strategy.md").read_text()
+    [code, *_] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    try:
+        exec(code, {"__name__": "howto"})
+        strategy = make_strategy("head-only", head=4)
+    finally:
+        STRATEGIES.pop("head-only", None)
+    prompt = Prompt.of([1, 2, 3, 4, 5, 6])
+    strategy.commit(prompt, strategy.plan(prompt))
+    strategy.check_integrity()
+    assert strategy.plan(Prompt.of([1, 2, 3, 4, 5, 6, 7])).reused == 4
+    assert strategy.plan(Prompt.of([1, 2, 9])).reused == 2

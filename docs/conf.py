@@ -4,7 +4,10 @@ from importlib import metadata
 from pathlib import Path
 from shutil import copytree, ignore_patterns, rmtree
 
+from docutils.nodes import Element, TextElement
+from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 
 project = "mlxlab"
 copyright = "The mlxlab authors"
@@ -47,8 +50,30 @@ html_css_files = ["site.css"]
 html_copy_source = False
 
 
+def find_reexported(
+    app: Sphinx, env: BuildEnvironment, node: pending_xref, text: TextElement
+) -> Element | None:
+    """Resolve a name that a package takes from one of its modules."""
+    package, _, name = node.get("reftarget", "").rpartition(".")
+    if node.get("refdomain") != "py" or not package.startswith("mlxlab"):
+        return None
+    domain = env.domains.python_domain
+    homes = [
+        target
+        for target in domain.objects
+        if target.startswith(f"{package}.") and target.endswith(f".{name}")
+    ]
+    if len(homes) != 1:
+        return None
+    found: Element | None = domain.resolve_xref(
+        env, node["refdoc"], app.builder, node["reftype"], homes[0], node, text
+    )
+    return found
+
+
 def setup(app: Sphinx) -> None:
     """Copy the notebooks below the sources: links between them need that."""
+    app.connect("missing-reference", find_reexported)
     copies = Path(app.srcdir, "notebooks")
     rmtree(copies, ignore_errors=True)
     ignored = ignore_patterns("*.cfg", ".ipynb_checkpoints")

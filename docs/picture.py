@@ -17,6 +17,7 @@ _STYLE = (
     "<style>svg{color:#1f2328}"
     "@media(prefers-color-scheme:dark){svg{color:#e6edf3}}</style>"
 )
+_SIZE = re.compile(r' (?:width|height)="[^"]*"')
 _VIEW = re.compile(r'viewBox="0 0 ([\d.]+) ([\d.]+)"')
 
 
@@ -29,10 +30,14 @@ def stack(pictures: list[str]) -> str:
     top = width = 0.0
     parts = []
     for picture in pictures:
-        view = _VIEW.search(picture)
+        root, bracket, body = picture.partition(">")
+        view = _VIEW.search(root)
         if view is None:
             raise ValueError("an SVG without a view box that begins at 0, 0")
-        parts.append(picture.replace("<svg ", f'<svg y="{top:g}" ', 1))
+        # A size in points would not fit the view box around it.
+        size = f'y="{top:g}" width="{view[1]}" height="{view[2]}"'
+        root = _SIZE.sub("", root).replace("<svg", f"<svg {size}", 1)
+        parts.append(root + bracket + body)
         width, top = max(width, float(view[1])), top + float(view[2])
     head = (
         '<svg xmlns="http://www.w3.org/2000/svg" '

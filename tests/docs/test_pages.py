@@ -64,10 +64,11 @@ def test_the_site_check_finds_broken_links_and_foreign_assets(tmp_path: Path) ->
 
 
 def test_pictures_are_stacked_into_one_svg() -> None:
-    svg = '<svg viewBox="0 0 {} 20" width="1pt"><text>{}</text></svg>'
+    svg = '<svg height="9pt" viewBox="0 0 {} 20" width="8pt"><text>{}</text></svg>'
     stacked = stack([svg.format(30, "before"), svg.format(40.5, "after")])
-    assert 'viewBox="0 0 40.5 40"' in stacked
-    assert '<svg y="20" viewBox="0 0 40.5 20"' in stacked
+    assert 'viewBox="0 0 40.5 40" width="40.5pt" height="40pt"' in stacked
+    assert '<svg y="0" width="30" height="20" viewBox="0 0 30 20">' in stacked
+    assert '<svg y="20" width="40.5" height="20" viewBox="0 0 40.5 20">' in stacked
     assert "prefers-color-scheme:dark" in stacked
     assert stacked.index("before") < stacked.index("after")
 

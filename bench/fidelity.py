@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 import mlxlab.analysis.fidelity
-from mlxlab import fidelity, load_trace
+from mlxlab import fidelity
 from mlxlab.analysis.fidelity.store import remember
 from mlxlab.replay.specs import FIDELITY_SPECS
 
@@ -63,10 +63,8 @@ def main() -> None:
     console = Console(width=100)
     for name in names:
         run = RUNS[name]
-        found = fidelity(
-            load_trace(run.trace), edits=run.edits, strategies=run.strategies
-        )
-        found.write_json(FOLDER / f"{name}.json.gz")
+        found = fidelity(run.trace, edits=run.edits, strategies=run.strategies)
+        found.to_json(FOLDER / f"{name}.json.gz")
         if run.keep:
             remember(found, MEASUREMENTS)
         console.print(found.title, found.summary().to_string(), sep="\n")

@@ -1,10 +1,10 @@
 """How long a lot of traffic takes: ``python -m bench.scale FOLDER``.
 
-FOLDER holds hashed traces. All exact strategies and the ceilings are simulated,
+FOLDER holds hashed traces. All exact strategies and the bounds are simulated,
 sessions interleaved, on as many processes as there are cores; then the strategies alone
-over once and over four times the traffic, to see whether memory grows with it. (That of
-Belady's rule does, which has to know all of the traffic.) Exits with 1 if a target is
-missed.
+over once and over four times the traffic, to see whether memory grows with it. (The
+optimal bound needs more, because it has to know all requests.) Exits with 1 if a target
+is missed.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main() -> None:
         table.add_column(heading)
     fine = [seconds <= MOST_S, large / small <= MOST_GROWTH]
     table.add_row(
-        f"all exact strategies and ceilings, {tokens / 1e6:,.0f} M tokens",
+        f"all exact strategies and bounds, {tokens / 1e6:,.0f} M tokens",
         f"{seconds:.1f} s",
         f"<= {MOST_S:.0f} s",
         "yes" if fine[0] else "NO",
@@ -70,13 +70,13 @@ def main() -> None:
 def simulate(folder: Path) -> tuple[float, int]:
     """Seconds of a whole sweep, starting its processes included, and tokens seen."""
     begun = perf_counter()
-    frame = sweep(
-        open_traces([folder]),
+    swept = sweep(
+        folder,
         capacities=[CAPACITY],
         users=[USERS],
         token_bytes=TOKEN_BYTES,
     )
-    return perf_counter() - begun, int(frame.prompt_tokens.iloc[0])
+    return perf_counter() - begun, int(swept.requests.prompt_tokens.iloc[0])
 
 
 def measure_mib(folder: Path, copies: int) -> float:

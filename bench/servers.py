@@ -29,8 +29,9 @@ from bench.measurement import Kind, measure
 from bench.peers import CHUNK, OURS, mlx_lm_server, our_servers, vllm_mlx_servers
 from bench.processes import Server, common_blas
 from mlxlab import blas
-from mlxlab.analysis.tables import write_json
+from mlxlab.analysis.tables import list_records
 from mlxlab.errors import MlxlabError, ServerError
+from mlxlab.files import write_json
 from mlxlab.models.folder import ModelFolder, find_model
 from mlxlab.replay.manifest import describe_run
 from mlxlab.traces import Trace, load_trace
@@ -152,7 +153,7 @@ def run(rounds: int, vllm_mlx: str | None, target: Path | None) -> None:
         raise ServerError(failed[OURS])
     left_out = missing | failed
     rows = pd.DataFrame([asdict(sample) for sample in samples])
-    rows.attrs["manifest"] = _manifest(folder, traces, servers, rounds, left_out)
+    manifest = _manifest(folder, traces, servers, rounds, left_out)
     console = Console()
     requests = median_requests(rows)
     title = f"model {folder.name}, rounds: {rounds}, CPUs: {os.cpu_count()}"
@@ -161,7 +162,7 @@ def run(rounds: int, vllm_mlx: str | None, target: Path | None) -> None:
     for name, reason in left_out.items():
         console.print(f"left out: {name}: {reason}", highlight=False)
     if target is not None:
-        write_json(rows, target)
+        write_json({"manifest": manifest, "rows": list_records(rows)}, target)
 
 
 def main() -> None:

@@ -112,8 +112,8 @@ def _surroundings(home: Path) -> dict[str, str]:
 
 
 def _turns(trace: Trace, strategy: str, ttft_s: list[float]) -> Iterator[Turn]:
-    rows = compare(trace, strategies=strategy, simulate=True, progress=False)
-    simulated = rows[rows.strategy == strategy].reused_tokens.tolist()
+    compared = compare(trace, strategies=strategy, simulate=True, progress=False)
+    simulated = compared.requests.reused_tokens.tolist()
     names = {"": "main"}
     for exchange, expected, seconds in zip(
         trace.inference, simulated, ttft_s, strict=True

@@ -1,69 +1,145 @@
-"""Replay coding-agent traffic through KV-cache strategies, and see what each saves.
+"""Replay coding-agent requests through KV-cache strategies, and measure each of them.
 
-Importing this package loads neither mlx nor a web framework.
+    import mlxlab as ml
+
+    ml.compare("sessions", ["prefix@none", "paged"], simulate=True)
+
+Every verb returns a result with ``requests``, ``bounds``, ``manifest``, ``summary()``,
+``plot()``, ``to_json()`` and ``read_json()``. Public names are loaded when they are
+first used, so ``import mlxlab`` takes no time.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from mlxlab.analysis.compare import compare
-from mlxlab.analysis.fidelity.result import Fidelity
-from mlxlab.analysis.fidelity.run import fidelity
-from mlxlab.analysis.misses.explain import Misses, explain
-from mlxlab.analysis.segments import count_segments
-from mlxlab.analysis.sweep import sweep
-from mlxlab.analysis.tables import summarize, write_json
-from mlxlab.analysis.tune import tune
-from mlxlab.analysis.tuning import Tuning
-from mlxlab.errors import MlxlabError
-from mlxlab.models.folder import ModelFolder, find_model
-from mlxlab.prompt import Prompt, Segment
-from mlxlab.rendering.renderer import Renderer
-from mlxlab.rendering.rules import RULES
-from mlxlab.strategies import STRATEGIES, Strategy, make_strategy
-from mlxlab.traces import Trace, bundled_traces, load_trace
+from mlxlab.extras import needs
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from mlxlab.analysis.calibrate import calibrate
+    from mlxlab.analysis.calibration import Calibration
+    from mlxlab.analysis.compare import compare
+    from mlxlab.analysis.comparison import Comparison
+    from mlxlab.analysis.fidelity.result import Fidelity
+    from mlxlab.analysis.fidelity.run import fidelity
+    from mlxlab.analysis.html_report import report
+    from mlxlab.analysis.misses.result import Misses
+    from mlxlab.analysis.misses.run import misses
+    from mlxlab.analysis.result import Result, read_result
+    from mlxlab.analysis.sweep import Sweep, sweep
+    from mlxlab.analysis.tune import tune
+    from mlxlab.analysis.tuning import Tuning
+    from mlxlab.errors import MlxlabError
+    from mlxlab.models.folder import ModelFolder, find_model
+    from mlxlab.prompt import Prompt, Segment
+    from mlxlab.rendering.renderer import Renderer
+    from mlxlab.rendering.rules import RULES
+    from mlxlab.replay.export import export_trace
+    from mlxlab.server.server import serve
+    from mlxlab.strategies import STRATEGIES, Strategy, make_strategy
+    from mlxlab.traces import Trace, bundled_traces
+    from mlxlab.traces.anonymize.anonymizer import anonymize
+    from mlxlab.traces.importers import import_trace
+    from mlxlab.traces.open import read_trace
+    from mlxlab.traces.recording.recorder import record
+
 __all__ = [
     "RULES",
     "STRATEGIES",
+    "Calibration",
+    "Comparison",
     "Fidelity",
     "Misses",
     "MlxlabError",
     "ModelFolder",
     "Prompt",
     "Renderer",
+    "Result",
     "Segment",
     "Strategy",
+    "Sweep",
     "Trace",
     "Tuning",
+    "anonymize",
     "bundled_traces",
+    "calibrate",
     "compare",
-    "count_segments",
-    "explain",
+    "export_trace",
     "fidelity",
     "find_model",
-    "load_trace",
+    "import_trace",
     "make_strategy",
-    "summarize",
+    "misses",
+    "read_result",
+    "read_trace",
+    "record",
+    "report",
+    "serve",
     "sweep",
     "tune",
-    "write_json",
 ]
+
+#: Public names by the module that defines them.
+_MODULES = {
+    "mlxlab.analysis.calibrate": ("calibrate",),
+    "mlxlab.analysis.calibration": ("Calibration",),
+    "mlxlab.analysis.compare": ("compare",),
+    "mlxlab.analysis.comparison": ("Comparison",),
+    "mlxlab.analysis.fidelity.result": ("Fidelity",),
+    "mlxlab.analysis.fidelity.run": ("fidelity",),
+    "mlxlab.analysis.html_report": ("report",),
+    "mlxlab.analysis.misses.result": ("Misses",),
+    "mlxlab.analysis.misses.run": ("misses",),
+    "mlxlab.analysis.result": ("Result", "read_result"),
+    "mlxlab.analysis.sweep": ("Sweep", "sweep"),
+    "mlxlab.analysis.tune": ("tune",),
+    "mlxlab.analysis.tuning": ("Tuning",),
+    "mlxlab.errors": ("MlxlabError",),
+    "mlxlab.models.folder": ("ModelFolder", "find_model"),
+    "mlxlab.prompt": ("Prompt", "Segment"),
+    "mlxlab.rendering.renderer": ("Renderer",),
+    "mlxlab.rendering.rules": ("RULES",),
+    "mlxlab.replay.export": ("export_trace",),
+    "mlxlab.server.server": ("serve",),
+    "mlxlab.strategies": ("STRATEGIES", "Strategy", "make_strategy"),
+    "mlxlab.traces": ("Trace", "bundled_traces"),
+    "mlxlab.traces.anonymize.anonymizer": ("anonymize",),
+    "mlxlab.traces.importers": ("import_trace",),
+    "mlxlab.traces.open": ("read_trace",),
+    "mlxlab.traces.recording.recorder": ("record",),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+# Hidden from type checkers, which would accept any name.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        """Load a public name when it is first used (PEP 562)."""
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        with needs(name, "serve"):  # other extras are named where they are imported
+            module = import_module(_HOMES[name])
+        value = getattr(module, name)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        """List the public names."""
+        return sorted(__all__)
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
-    """Called by ``%load_ext mlxlab``: adds ``%serve``."""
+    """Add ``%serve``; called by ``%load_ext mlxlab``."""
     from mlxlab.jupyter.magics import ServeMagics
 
     shell.register_magics(ServeMagics(shell))
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
-    """Called by ``%unload_ext`` and ``%reload_ext``: stops what is served."""
+    """Stop the server; called by ``%unload_ext`` and ``%reload_ext``."""
     magics = shell.magics_manager.registry.pop("ServeMagics", None)
     if magics is not None:
         magics.stop()

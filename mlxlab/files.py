@@ -1,21 +1,31 @@
-"""Files that are written whole or not at all, packed ones, and the user's folder."""
+"""Atomic writes, JSON files, gzip files, and the user's cache folder."""
 
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
-__all__ = ["cache_folder", "make_folder", "replaced", "unpacked"]
+from mlxlab.errors import MlxlabError
+
+__all__ = [
+    "cache_folder",
+    "make_folder",
+    "read_json",
+    "replaced",
+    "unpacked",
+    "write_json",
+]
 
 
 def cache_folder() -> Path:
-    """Where what can be made again is kept for this user; it need not exist yet.
+    """Return the user's folder for files that can be made again; it may not exist.
 
     Raises:
         OSError: neither HOME nor XDG_CACHE_HOME is an absolute path.
@@ -40,7 +50,7 @@ def make_folder(folder: Path) -> None:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the place of ``path`` once the block has ended well.
+    """Open a file that replaces ``path`` when the block ends without an error.
 
     Missing folders are made. They and the file are for their owner only.
 
@@ -62,7 +72,7 @@ def replaced(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def unpacked(path: Path) -> Iterator[IO[bytes]]:
-    """A file to read, whether it is packed with gzip or not.
+    """Open a file for reading, gzipped or not.
 
     Raises:
         OSError: it cannot be read, in the block too; ``strerror`` says why.
@@ -78,3 +88,33 @@ def unpacked(path: Path) -> Iterator[IO[bytes]]:
                 yield file
     except (EOFError, zlib.error, gzip.BadGzipFile):
         raise OSError(None, "damaged, no whole gzip file", str(path)) from None
+
+
+def write_json(content: Mapping[str, Any], path: str | Path) -> None:
+    """Write a JSON object, whole or not at all; gzip it if the name ends in ``.gz``.
+
+    Raises:
+        MlxlabError: the file cannot be written.
+    """
+    data = json.dumps(content, indent=1).encode() + b"\n"
+    if Path(path).suffix == ".gz":
+        data = gzip.compress(data, mtime=0)  # equal content gives equal files
+    try:
+        with replaced(Path(path)) as file:
+            file.write(data)
+    except OSError as error:
+        raise MlxlabError(f"{path}: {error.strerror}; give a file to write") from None
+
+
+def read_json(path: str | Path) -> Any:
+    """Read the file that :func:`write_json` wrote.
+
+    Raises:
+        MlxlabError: the file cannot be read or is not JSON.
+    """
+    try:
+        with unpacked(Path(path)) as file:
+            return json.load(file)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "no JSON in it"
+        raise MlxlabError(f"{path}: {reason}; give a JSON file of mlxlab") from None

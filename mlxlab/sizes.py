@@ -1,10 +1,16 @@
-"""Bytes as people write them: ``4GiB``."""
+"""Sizes in bytes, written as ``4GiB``."""
 
 from __future__ import annotations
 
 import re
+from typing import TypeAlias
 
-__all__ = ["UNITS", "format_size", "parse_size"]
+from mlxlab.errors import ConfigError
+
+__all__ = ["UNITS", "Size", "format_size", "parse_size", "read_size"]
+
+Size: TypeAlias = int | str
+"""Bytes as a number, or text with a unit such as ``16GiB``."""
 
 UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
@@ -12,7 +18,7 @@ _SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,6})?) ?(KiB|MiB|GiB|)")
 
 
 def parse_size(text: str) -> int:
-    """The number that ``64``, ``96KiB`` or ``1.5GiB`` stands for.
+    """Return the bytes that ``64``, ``96KiB`` or ``1.5GiB`` stand for.
 
     Raises:
         ValueError: another form, or less than 1; the message says what is accepted.
@@ -26,8 +32,28 @@ def parse_size(text: str) -> int:
     return size
 
 
+def read_size(size: Size, name: str) -> int:
+    """Return the bytes of an argument; text needs a unit, so that 16 means one thing.
+
+    Args:
+        size: bytes, or text such as ``16GiB``.
+        name: of the argument, for the error.
+
+    Raises:
+        ConfigError: less than 1 byte, text without a unit, or another form.
+    """
+    written = size if isinstance(size, str) else str(int(size))
+    accepted = "give bytes as a number, or a size with its unit, such as 16GiB"
+    if isinstance(size, str) and size.strip().isdecimal():
+        raise ConfigError(f"{name} {size!r}: {accepted}")
+    try:
+        return parse_size(written)
+    except ValueError:
+        raise ConfigError(f"{name} {size!r}: {accepted}") from None
+
+
 def format_size(size: int) -> str:
-    """The shortest form that :func:`parse_size` reads as the same number."""
+    """Return the shortest form that :func:`parse_size` reads as the same number."""
     for unit, factor in reversed(UNITS.items()):
         if size % factor == 0:
             return f"{size // factor}{unit}"

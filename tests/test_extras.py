@@ -82,6 +82,7 @@ def test_misses_of_ones_own_history_need_no_extra(tmp_path: Path) -> None:
     [
         (["serve"], "serve needs "),
         (["record", "--out", "{}/trace.jsonl"], "record needs "),
+        (["report"], "plots needs matplotlib: pip install 'mlxlab[plots]'"),
         (["sweep"], "sweep needs distributed: pip install 'mlxlab[sweep]'"),
         (["tune"], "tune needs optuna: pip install 'mlxlab[tune]'"),
         (
@@ -99,6 +100,23 @@ def test_each_verb_names_the_extra_that_it_needs(
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"mlxlab: {line}")
     assert "pip install 'mlxlab[" in last
+
+
+def test_a_public_name_says_which_extra_it_needs() -> None:
+    script = "\n".join(
+        [
+            "import sys",
+            f"for name in {_OPTIONAL!r}: sys.modules[name] = None",
+            "import mlxlab as ml",
+            "ml.compare, ml.misses, ml.import_trace",
+            "try: ml.serve",
+            "except ml.MlxlabError as error: print(error)",
+        ]
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("serve needs ")
+    assert done.stdout.endswith(": pip install 'mlxlab[serve]'\n")
 
 
 def test_no_optional_package_is_a_dependency() -> None:

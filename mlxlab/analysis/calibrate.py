@@ -1,9 +1,9 @@
-"""Measures what prefill and restore cost here, through the engine that will do them."""
+"""Measures the seconds of prefill and restore on this machine, with the engine."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from time import perf_counter
 
@@ -11,13 +11,14 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from mlxlab.analysis.calibration import Calibration
 from mlxlab.analysis.compare import compare
-from mlxlab.analysis.tables import spec_names
 from mlxlab.engine import Engine
 from mlxlab.errors import ModelError
 from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
 from mlxlab.prompt import Prompt, Tokens
 from mlxlab.replay.cost_model import (
+    CHUNK,
     CostModel,
     Machine,
     Point,
@@ -25,16 +26,16 @@ from mlxlab.replay.cost_model import (
     remember_costs,
 )
 from mlxlab.replay.live import LiveModel, live_model
-from mlxlab.replay.specs import DEFAULT_SPECS
+from mlxlab.replay.specs import DEFAULT_SPECS, Strategies
 from mlxlab.strategies import make_strategy
-from mlxlab.traces import Trace
+from mlxlab.traces.open import Traces
 
 __all__ = ["calibrate", "check_costs"]
 
-#: Shares of the longest prompt that are in the cache, and tokens computed behind them.
+#: Cached shares of the longest prompt, and tokens computed after them.
 STARTS = (0.0, 0.2, 0.8)
 LENGTHS = (1, 16, 64, 256, 1024, 4096)
-TURNS = 12  # in which the conversation grew that is in the cache
+TURNS = 12  # of the cached conversation
 BLOCK = 64
 ROUNDS = 5
 MOST = 100
@@ -44,33 +45,33 @@ LEAST = 8
 def calibrate(
     model: str | ModelFolder = BUNDLED,
     *,
-    chunk: int = 2048,
+    chunk: int = CHUNK,
     tokens: int = 20_000,
     seconds: float = 60.0,
     seed: int = 0,
     force: bool = False,
     progress: bool = True,
-) -> CostModel:
-    """Measure requests of all sizes and fit a cost model, which is kept for this user.
+) -> Calibration:
+    """Measure requests of all sizes, fit a cost model, and keep it for this user.
 
-    One with more points that is kept stays, see
+    A kept calibration with more points stays, see
     :func:`mlxlab.replay.cost_model.remember_costs`; a warning says so.
 
-    Sizes come in random order, over and over, so that a machine that slows down does
-    not make one of them look dear.
+    Sizes come in random order, several times, so that a machine that slows down does
+    not distort one of them.
 
     Args:
         model: name, folder or hub repository.
         chunk: tokens computed at a time.
-        tokens: of the longest prompt; the model's window if that is shorter.
-        seconds: after which no more is measured; a first round of small prompts is.
-        seed: of the order, and of the ids, which change no cost.
+        tokens: length of the longest prompt; the model's window if that is shorter.
+        seconds: limit of the measurement; a first round of small prompts always runs.
+        seed: of the order of sizes, and of the ids, which change no cost.
         force: whether to replace a calibration with more points too.
         progress: whether to show a bar.
 
     Raises:
         ModelError: the model cannot be loaded, or its window is too short.
-        MlxlabError: the calibration cannot be kept.
+        MlxlabError: the calibration cannot be written.
     """
     folder = find_model(model) if isinstance(model, str) else model
     tokens = min(tokens, folder.window - 1)
@@ -80,10 +81,10 @@ def calibrate(
             f"{4 * BLOCK} or more"
         )
     with live_model(folder, chunk=chunk) as live:
-        found = list(_points(live, tokens, seconds, random.Random(seed), progress))
+        points = list(_points(live, tokens, seconds, random.Random(seed), progress))
         environment = live.describe()
     costs = fit_costs(
-        found,
+        points,
         model=folder.digest,
         machine=Machine.here(chunk),
         device=environment["device"],
@@ -91,7 +92,7 @@ def calibrate(
         day=datetime.now(UTC).date(),
     )
     remember_costs(costs, force=force)
-    return costs
+    return Calibration.of(costs, folder, environment)
 
 
 def _points(
@@ -115,7 +116,7 @@ def _points(
                 late = perf_counter() > end and number >= LEAST
                 if late or number == MOST:
                     return
-                # Nothing but the base is shared: the next block begins unlike it.
+                # Only the base is shared: the next block begins with another token.
                 tail = ids.integers(1 << 8, 1 << 9, length, dtype=np.int32)
                 yield _measure(live, engine, np.concatenate([base[:start], tail]))
                 number += 1
@@ -123,7 +124,7 @@ def _points(
 
 
 def _filled(live: LiveModel, base: Tokens) -> Engine:
-    """An engine with the longest prompt in its cache, as a session's turns leave it."""
+    """Return an engine that has cached the longest prompt, turn by turn."""
     engine = live.engine(make_strategy("paged", block=BLOCK, capacity=1 << 60))
     for stop in np.linspace(0, len(base), TURNS + 1).astype(int)[1:]:
         live.worker.call(engine.replay, Prompt.of(base[:stop]), base[:0])
@@ -143,18 +144,18 @@ def _measure(live: LiveModel, engine: Engine, tokens: Tokens) -> Point:
 
 def check_costs(
     costs: CostModel,
-    traces: Trace | Sequence[Trace],
+    traces: Traces,
+    strategies: Strategies = DEFAULT_SPECS,
     *,
     model: str | ModelFolder = BUNDLED,
-    strategies: str = DEFAULT_SPECS,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Replay traces live and simulated, and compare the seconds.
 
     Returns:
-        A row per strategy: ``requests``, ``median`` and ``p90`` (share by which the
-        estimated time to the first token of a request is off), ``total`` (by which
-        their sum is).
+        One row per strategy. Columns: ``requests``, ``median`` and ``p90`` (relative
+        error of the estimated time to the first token of a request), ``total``
+        (relative error of the sum).
 
     Raises:
         MlxlabError: see :func:`mlxlab.compare`.
@@ -168,14 +169,13 @@ def check_costs(
             costs=costs if simulate else None,
             chunk=costs.machine.chunk,
             progress=progress,
-        )
+        ).requests
         for simulate in (False, True)
     ]
     measured, estimated = (rows.dropna(subset="ttft_s") for rows in both)
-    names = spec_names(measured)
     measured = measured.assign(estimated_s=estimated.ttft_s.loc[measured.index])
     found = {}
-    for name, rows in measured.groupby(names, sort=False):
+    for name, rows in measured.groupby("strategy", sort=False):
         off = (rows.estimated_s / rows.ttft_s - 1).abs()
         found[name] = {
             "requests": len(rows),

@@ -1,4 +1,4 @@
-"""Drive several strategies with the same traces and put the outcomes side by side."""
+"""Replays the same traces through several strategies."""
 
 from __future__ import annotations
 
@@ -6,83 +6,73 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pandas as pd
 from tqdm.auto import tqdm
 
+from mlxlab.analysis.comparison import Comparison
 from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.rendering.rules import parse_rules
-from mlxlab.replay.bounds import InfiniteMemory, Reachable, reachable
-from mlxlab.replay.cost_model import CostModel, Machine, Point, fit_costs
+from mlxlab.replay.bounds import Bounds, find_bounds, tabulate_bounds
+from mlxlab.replay.cost_model import CHUNK, CostModel, Machine, Point, fit_costs
 from mlxlab.replay.manifest import describe_run
 from mlxlab.replay.requests import RenderedRequest, label_sessions, render_trace
 from mlxlab.replay.simulator import Outcome, Progress, Replayer, Simulator
-from mlxlab.replay.specs import DEFAULT_SPECS, StrategySpec, parse_specs
+from mlxlab.replay.specs import DEFAULT_SPECS, Strategies, StrategySpec, parse_specs
+from mlxlab.sizes import Size, read_size
 from mlxlab.traces import Trace
+from mlxlab.traces.open import Traces, open_recorded
 
 if TYPE_CHECKING:
     from mlxlab.replay.live import LiveModel
 
 __all__ = ["compare"]
 
+Rendered: TypeAlias = Sequence[Sequence[RenderedRequest]]
+"""The requests of each trace."""
+
 
 def compare(
-    traces: Trace | Sequence[Trace],
+    traces: Traces,
+    strategies: Strategies = DEFAULT_SPECS,
     *,
     model: str | ModelFolder = BUNDLED,
-    strategies: str = DEFAULT_SPECS,
     rules: str = "all",
-    capacity: int | None = None,
+    capacity: Size | None = None,
     simulate: bool = False,
     costs: CostModel | None = None,
-    chunk: int = 2048,
+    chunk: int = CHUNK,
     progress: bool = True,
-) -> pd.DataFrame:
+) -> Comparison:
     """Replay traces through strategies, each trace from an empty cache.
 
-    The ceiling of infinite memory comes last, as if it were a strategy; ceilings are
-    always simulated.
-
     Args:
-        traces: one or more.
-        model: name, folder or hub repository.
+        traces: recorded traces: names, paths or opened ones, one or several.
         strategies: see :func:`mlxlab.replay.specs.parse_specs`.
-        rules: for strategies that name none of their own.
-        capacity: bytes, likewise; None for what each takes by default.
-        simulate: count tokens only; needs no mlx and no weights.
-        costs: what a simulation estimates seconds by, see
-            :func:`mlxlab.analysis.calibrate.calibrate`. A live replay estimates those
-            of the ceilings by what it has measured of exact strategies itself, if any.
+        model: name, folder or hub repository.
+        rules: default rules, for strategies without ``@rules``.
+        capacity: bytes or a size such as ``16GiB``, for strategies whose parameters
+            name none; None for each strategy's default.
+        simulate: count tokens only; needs neither mlx nor weights.
+        costs: estimates the seconds of a simulation and of bounds, see
+            :func:`mlxlab.calibrate`. A live replay with exact strategies fits its own.
         chunk: tokens that a live replay computes at a time.
         progress: whether to show a bar.
 
-    Returns:
-        A row per strategy and request: ``strategy``, ``rules``, ``capacity`` (bytes),
-        ``session``, ``request``, ``prompt_tokens``, ``reused_tokens``,
-        ``computed_tokens``, ``prefill_s``, ``ttft_s``, ``restore_s`` (missing where
-        nothing was computed), ``stored_bytes``, ``evicted`` (tokens), and what of the
-        same request could have been reused under ``rules`` with infinite memory, with
-        the strategy's own capacity and all the future known, and at any position:
-        ``infinite``, ``finite``, ``any_position`` (tokens), and ``infinite_s``,
-        ``finite_s``, ``any_position_s``, the seconds to a first token that this would
-        take (missing where nothing tells). ``attrs["manifest"]`` holds what
-        :func:`mlxlab.replay.manifest.describe_run` tells of the run.
-
     Raises:
-        MlxlabError: anything unknown or unreadable; nothing has been replayed then.
+        MlxlabError: an unknown name or an unreadable file; nothing is replayed then.
     """
-    traces = [traces] if isinstance(traces, Trace) else list(traces)
+    recorded = open_recorded(traces)
     folder = find_model(model) if isinstance(model, str) else model
-    ceiling = StrategySpec(InfiniteMemory, {}, parse_rules(rules), capacity)
-    named = parse_specs(strategies, rules, capacity)
-    specs = tuple(dict.fromkeys([*named, ceiling]))
-    made = {c: c.make(folder.token_bytes) for c in specs}
-    renderers = {c.rules: Renderer(folder, c.rules) for c in specs}
-    rows: list[dict[str, Any]] = []
-    possible: list[tuple[Reachable, int]] = []  # with the capacity that counts
-    renderings = len(renderers) * sum(len(trace.inference) for trace in traces)
+    size = None if capacity is None else read_size(capacity, "capacity")
+    specs = parse_specs(strategies, rules, size)
+    default = parse_rules(rules)
+    capacities = {spec: spec.make(folder.token_bytes).capacity for spec in specs}
+    every = dict.fromkeys([default, *(spec.rules for spec in specs)])
+    renderers = {own: Renderer(folder, own) for own in every}
+    renderings = len(renderers) * sum(len(trace.inference) for trace in recorded)
     with (
         _stage(folder, chunk, simulate, costs) as stage,
         tqdm(total=renderings, desc="rendering", disable=not progress) as bar,
@@ -90,58 +80,65 @@ def compare(
         for spec in specs:
             # A model that cannot serve one of them is refused before any work.
             stage.replayer(spec, bar.update)
-        workload = {
-            rules_in_force: label_sessions(
-                traces, [render_trace(t, renderer, bar.update) for t in traces]
-            )
-            for rules_in_force, renderer in renderers.items()
+        rendered = {
+            own: _render(recorded, renderer, bar.update)
+            for own, renderer in renderers.items()
         }
-        sizes = {strategy.capacity_tokens for strategy in made.values()}
-        ceilings = [reachable(requests, sizes) for requests in workload[ceiling.rules]]
-        bar.reset(sum(_tokens(workload[c.rules]) for c in specs))
+        sizes = set(capacities.values())
+        bounds = [
+            find_bounds(requests, sizes, folder.token_bytes)
+            for requests in rendered[default]
+        ]
+        bar.reset(sum(_tokens(rendered[spec.rules]) for spec in specs))
+        rows: list[dict[str, Any]] = []
         for spec in specs:
-            bar.set_description(spec.strategy)
-            for requests, most in zip(workload[spec.rules], ceilings, strict=True):
+            bar.set_description(spec.name)
+            for requests in rendered[spec.rules]:
                 replayer = stage.replayer(spec, bar.update)
-                strategy = made[spec]
                 rows += [
-                    _row(spec, strategy.capacity, request, replayer.replay(request))
+                    _row(spec, capacities[spec], request, replayer.replay(request))
                     for request in requests
                 ]
-                possible += [(at_most, strategy.capacity_tokens) for at_most in most]
     frame = pd.DataFrame(rows)
-    if not simulate:
-        exact = {c.strategy for c, strategy in made.items() if strategy.exact}
-        measured = frame[frame.strategy.isin(exact)].dropna(subset="ttft_s")
-        # What moves spans computes in several places, which no point can say.
-        if not measured.empty:
-            costs = _fitted(measured, folder, stage.environment)
-    frame = frame.join(pd.DataFrame([_ceilings(*own, costs) for own in possible]))
+    costs = costs if simulate else _fitted(frame, specs, stage) or costs
+    found = [own for per_trace, _ in bounds for own in per_trace]
+    beside = [_bound_columns(b, capacities[s], costs) for s in specs for b in found]
     notes = sum((r.notes for r in renderers.values()), Counter())
-    frame.attrs["manifest"] = describe_run(
-        traces, folder, specs, notes, stage.environment, costs=costs
+    return Comparison(
+        requests=frame.join(pd.DataFrame(beside)),
+        bounds=tabulate_bounds(found, max(held for _, held in bounds), costs),
+        manifest=describe_run(
+            recorded, folder, specs, notes, stage.environment, costs=costs
+        ),
+        segments=_segments(rendered[default]),
     )
-    return frame
 
 
-def _tokens(workload: Iterable[Iterable[RenderedRequest]]) -> int:
-    return sum(len(request.prompt) for requests in workload for request in requests)
+def _render(
+    traces: Sequence[Trace], renderer: Renderer, progress: Progress
+) -> Rendered:
+    rendered = [render_trace(trace, renderer, progress) for trace in traces]
+    return label_sessions(traces, rendered)
+
+
+def _tokens(rendered: Rendered) -> int:
+    return sum(len(request.prompt) for requests in rendered for request in requests)
 
 
 class _Stage:
-    """Makes targets: simulated ones, and with a model live ones."""
+    """Makes replayers: simulators, or live ones where a model is loaded."""
 
     def __init__(
         self, folder: ModelFolder, live: LiveModel | None, costs: CostModel | None
     ) -> None:
-        self.token_bytes = folder.token_bytes
+        self.folder = folder
         self.live = live
         self.costs = costs
         self.environment = live.describe() if live else {}
 
     def replayer(self, spec: StrategySpec, progress: Progress) -> Replayer:
-        strategy = spec.make(self.token_bytes)
-        if self.live is None or spec.is_ceiling:
+        strategy = spec.make(self.folder.token_bytes)
+        if self.live is None:
             return Simulator(strategy, progress, self.costs)
         return self.live.replayer(strategy, progress)
 
@@ -161,9 +158,17 @@ def _stage(
 
 
 def _fitted(
-    rows: pd.DataFrame, folder: ModelFolder, environment: Mapping[str, Any]
-) -> CostModel:
-    """Costs by a live replay's own requests."""
+    rows: pd.DataFrame, specs: Iterable[StrategySpec], stage: _Stage
+) -> CostModel | None:
+    """Fit a cost model to a live replay's own requests; None without exact ones.
+
+    Strategies that move keys compute in several places, which no point can describe.
+    """
+    exact = [spec.name for spec in specs if spec.exact]
+    measured = rows[rows.strategy.isin(exact)].dropna(subset="ttft_s")
+    if measured.empty:
+        return None
+    environment: Mapping[str, Any] = stage.environment
     return fit_costs(
         [
             Point(
@@ -172,9 +177,9 @@ def _fitted(
                 restore_s=row.restore_s,
                 prefill_s=row.prefill_s,
             )
-            for row in rows.itertuples()
+            for row in measured.itertuples()
         ],
-        model=folder.digest,
+        model=stage.folder.digest,
         machine=Machine.here(environment["chunk"]),
         device=environment["device"],
         blas=environment["blas"],
@@ -182,15 +187,15 @@ def _fitted(
     )
 
 
-def _ceilings(
-    possible: Reachable, capacity_tokens: int, costs: CostModel | None
+def _bound_columns(
+    bounds: Bounds, capacity: int, costs: CostModel | None
 ) -> dict[str, float | None]:
-    """What of one request could have been reused, and how soon it could have begun."""
-    tokens = possible.columns(capacity_tokens)
+    """Return the bounds of one request, in tokens and in seconds."""
+    tokens = bounds.at(capacity)
     seconds = {
         f"{name}_s": None
         if costs is None or reused is None
-        else costs.ttft_s(reused, possible.tokens)
+        else costs.ttft_s(reused, bounds.tokens)
         for name, reused in tokens.items()
     }
     return {**tokens, **seconds}
@@ -200,7 +205,7 @@ def _row(
     spec: StrategySpec, capacity: int, request: RenderedRequest, outcome: Outcome
 ) -> dict[str, Any]:
     return {
-        "strategy": spec.strategy,
+        "strategy": spec.name,
         "rules": spec.rules_label,
         "capacity": capacity,
         "session": request.session,
@@ -214,3 +219,20 @@ def _row(
         "stored_bytes": outcome.stored_bytes,
         "evicted": outcome.evicted,
     }
+
+
+def _segments(rendered: Rendered) -> pd.DataFrame:
+    """Count the tokens of each request by kind of content."""
+    frame = pd.DataFrame(
+        {
+            "session": request.session,
+            "request": request.id,
+            "role": str(segment.role),
+            "tokens": len(segment),
+        }
+        for requests in rendered
+        for request in requests
+        for segment in request.prompt.segments
+    )
+    keys = ["session", "request", "role"]
+    return frame.groupby(keys, sort=False, as_index=False).sum()

@@ -1,30 +1,33 @@
-"""What a comparison comes to, in a few sentences."""
+"""The conclusion of a comparison in a few sentences."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pandas as pd
 
-from mlxlab.analysis.tables import spec_names, summarize
-from mlxlab.replay.bounds import InfiniteMemory
 from mlxlab.strategies.none import NoReuse
 
 __all__ = ["conclude"]
 
 
-def conclude(rows: pd.DataFrame) -> list[str]:
-    """The best strategy, what it gains, and what is left to gain; a line each.
+def conclude(
+    summary: pd.DataFrame, bounds: pd.DataFrame, manifest: Mapping[str, Any]
+) -> list[str]:
+    """Return the best strategy, its gain, and the possible gain, one line each.
 
-    The most reused tokens win; among equals a strategy that holds several sequences,
-    then the one that stores least.
+    The most reused tokens win. Among equals a strategy that holds several sequences
+    wins, then the one that stores least.
 
     Args:
-        rows: from :func:`mlxlab.compare`.
+        summary: one row per strategy, see :meth:`Comparison.summary`.
+        bounds: see :func:`mlxlab.replay.bounds.tabulate_bounds`.
+        manifest: of the comparison.
     """
-    own = rows[rows.strategy != InfiniteMemory.name]
-    if own.empty:
-        return []
-    summary = summarize(rows).loc[list(dict.fromkeys(spec_names(own)))]
-    ranked = summary.assign(several=_hold_several(rows)).sort_values(
+    most = [spec["max_sequences"] for spec in manifest["strategies"]]
+    several = [n is None or n > 1 for n in most]
+    ranked = summary.assign(several=several).sort_values(
         ["reused", "several", "stored_mib"], ascending=[False, False, True]
     )
     best = ranked.iloc[0]
@@ -32,21 +35,12 @@ def conclude(rows: pd.DataFrame) -> list[str]:
         f"Best: {best.name} reuses {best.reused:.1%} of all prompt tokens"
         + _against(summary, str(best.name)),
         *_equals(ranked),
-        _left(rows, best),
+        _left(bounds, best),
     ]
 
 
-def _hold_several(rows: pd.DataFrame) -> pd.Series[bool]:
-    """By spec, whether it holds several sequences at once."""
-    specs = rows.attrs["manifest"]["strategies"]
-    names = dict.fromkeys(spec_names(rows))
-    most = [spec["max_sequences"] for spec in specs]
-    several = [n is None or n > 1 for n in most]
-    return pd.Series(dict(zip(names, several, strict=True)))
-
-
 def _against(summary: pd.DataFrame, best: str) -> str:
-    """What the first strategy named and no reuse come to, unless they are the best."""
+    """Compare with the first strategy and with no reuse, unless they are the best."""
     baselines = dict.fromkeys([summary.index[0], NoReuse.name])
     named = [name for name in baselines if name in summary.index and name != best]
     reused = ", ".join(f"{name} {summary.reused[name]:.1%}" for name in named)
@@ -71,13 +65,13 @@ def _equals(ranked: pd.DataFrame) -> list[str]:
     return [f"As much is reused by {', '.join(named)}."]
 
 
-def _left(rows: pd.DataFrame, best: pd.Series[float]) -> str:
-    possible = rows[rows.strategy == InfiniteMemory.name]
-    most = possible.reused_tokens.sum() / possible.prompt_tokens.sum()
+def _left(bounds: pd.DataFrame, best: pd.Series[float]) -> str:
+    unlimited = bounds[bounds.bound == "unlimited"].iloc[0]
+    most = unlimited.reused_tokens / unlimited.prompt_tokens
     left = most - best.reused
     if left < 0.0005:
-        return f"No exact reuse could do better: {most:.1%} with infinite memory."
+        return f"No exact reuse could do better: {most:.1%} with unlimited memory."
     return (
-        f"Exact reuse with infinite memory would reuse {most:.1%}: "
+        f"Exact reuse with unlimited memory would reuse {most:.1%}: "
         f"{left:.1%} of all prompt tokens are left to gain."
     )

@@ -10,8 +10,8 @@ import numpy as np
 from mlxlab.analysis.compare import compare
 from mlxlab.models.folder import ModelFolder
 from mlxlab.prompt import Prompt
-from mlxlab.replay.bounds import InfiniteMemory
 from mlxlab.replay.cost_model import CostModel, Machine, Point, fit_costs, recall_costs
+from mlxlab.replay.specs import Strategies
 from mlxlab.strategies import make_strategy
 from mlxlab.traces import Trace
 
@@ -25,32 +25,32 @@ def forecast(
     traces: Sequence[Trace],
     *,
     model: ModelFolder,
-    strategies: str,
+    strategies: Strategies,
     rules: str = "all",
     capacity: int | None = None,
     chunk: int = 2048,
 ) -> str:
-    """Seconds of a live comparison in words, and where the estimate comes from.
+    """Return the duration of a live comparison in words, and the estimate's source.
 
-    The comparison is simulated. Its seconds are those of this machine's calibration,
-    else of a few prompts that are computed now.
+    Simulates the comparison. Seconds come from this machine's calibration, or from a
+    few prompts that are computed now.
 
     Args:
-        traces: as :func:`mlxlab.compare` takes them, and all others likewise.
+        traces: recorded traces, as for :func:`mlxlab.compare`.
         model: the model that computes.
-        strategies: compared.
-        rules: for strategies that name none.
-        capacity: bytes, for strategies that name none.
+        strategies: see :func:`mlxlab.replay.specs.parse_specs`.
+        rules: default rules, for strategies without ``@rules``.
+        capacity: bytes, for strategies whose parameters name none.
         chunk: tokens computed at a time.
 
     Raises:
         MlxlabError: see :func:`mlxlab.compare`.
     """
     calibrated = recall_costs(model.digest, chunk)
-    rows = compare(
+    simulated = compare(
         traces,
+        strategies,
         model=model,
-        strategies=strategies,
         rules=rules,
         capacity=capacity,
         simulate=True,
@@ -58,13 +58,13 @@ def forecast(
         chunk=chunk,
         progress=False,
     )
-    seconds = rows[rows.strategy != InfiniteMemory.name].ttft_s.sum()
+    seconds = simulated.requests.ttft_s.sum()
     source = "this machine's calibration" if calibrated else "a few prompts"
     return f"about {_duration(seconds)}, by {source}"
 
 
 def _probe(model: ModelFolder, chunk: int) -> CostModel:
-    """What a few prompts cost now; rough, and so not kept."""
+    """Fit a cost model to a few prompts; too rough to be kept."""
     from mlxlab.replay.live import live_model  # needs mlx
 
     with live_model(model, chunk=chunk) as live:

@@ -1,146 +1,116 @@
-"""From traces to one HTML file: what was reused, why the rest was not, what to set.
-
-Puts together results and the figures of :mod:`mlxlab.analysis.plots`; computes
-nothing itself.
-"""
+"""Writes one HTML file: reuse by strategy, causes of misses, recommended settings."""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from jinja2 import Environment, StrictUndefined
-from matplotlib.figure import Figure
 
 from mlxlab.analysis.compare import compare
-from mlxlab.analysis.misses.explain import Misses, explain, format_breaks, format_causes
-from mlxlab.analysis.plots import plot_causes, plot_hit_rate, plot_strip
-from mlxlab.analysis.tables import (
-    format_ceilings,
-    format_summary,
-    list_ceilings,
-    list_notes,
-    summarize,
-    title_of,
-)
+from mlxlab.analysis.misses.result import MOST_STRIPS, Misses
+from mlxlab.analysis.misses.run import misses
+from mlxlab.analysis.plots import plot_causes, plot_strip
+from mlxlab.analysis.tables import html_table
 from mlxlab.analysis.tune import tune
 from mlxlab.errors import MlxlabError
 from mlxlab.files import replaced
 from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
 from mlxlab.replay.cost_model import CostModel
-from mlxlab.replay.specs import DEFAULT_SPECS
+from mlxlab.replay.specs import DEFAULT_SPECS, Strategies
+from mlxlab.sizes import Size
 from mlxlab.strategies.base import CAPACITY
-from mlxlab.traces import Trace
+from mlxlab.traces.open import Traces, open_recorded
 
-__all__ = ["write_page"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-#: What most local servers do today, and what they could do.
+__all__ = ["report"]
+
+#: Strategies whose misses are explained: most local servers today, and the best exact.
 EXPLAINED = ("prefix@none", "paged")
 _DPI = 110
-#: Rows of strips that can still be read.
-_MOST_STRIPS = 80
 
 
-def write_page(
-    traces: Trace | Sequence[Trace],
-    path: str | Path,
+def report(
+    traces: Traces,
+    out: str | Path,
     *,
+    strategies: Strategies = DEFAULT_SPECS,
     model: str | ModelFolder = BUNDLED,
-    strategies: str = DEFAULT_SPECS,
     rules: str = "all",
-    memory: int = CAPACITY,
+    memory: Size = CAPACITY,
     costs: CostModel | None = None,
     text: str = "redacted",
     progress: bool = True,
 ) -> None:
-    """Simulate traces and write what comes of it as one HTML file.
+    """Simulate traces and write a comparison, misses and a tuning as one HTML file.
 
     Args:
-        traces: one or more.
-        path: the file.
-        model: whose tokenizer and template count.
+        traces: recorded traces: names, paths or opened ones, one or several.
+        out: the file to write.
         strategies: to compare.
-        rules: for strategies that name none of their own.
-        memory: bytes for keys and values.
-        costs: what seconds are estimated by.
-        text: of blocks that changed: ``redacted`` (secrets replaced), ``full`` or
-            ``none``.
+        model: its tokenizer and template count.
+        rules: default rules, for strategies without ``@rules``.
+        memory: bytes or a size such as ``16GiB``, for keys and values.
+        costs: estimates seconds, see :func:`mlxlab.calibrate`.
+        text: of changed blocks: ``redacted`` (secrets replaced), ``full`` or ``none``.
         progress: whether to show bars.
 
     Raises:
-        MlxlabError: anything unknown or unreadable, or the file cannot be written.
+        MlxlabError: an unknown name, or a file that cannot be read or written.
     """
-    traces = [traces] if isinstance(traces, Trace) else list(traces)
+    recorded = open_recorded(traces)
     folder = find_model(model) if isinstance(model, str) else model
-    common: dict[str, Any] = {"model": folder, "rules": rules, "costs": costs}
-    rows = compare(
-        traces,
-        strategies=strategies,
-        capacity=memory,
-        simulate=True,
-        progress=progress,
-        **common,
-    )
+    common: dict[str, Any] = {
+        "model": folder,
+        "rules": rules,
+        "costs": costs,
+        "progress": progress,
+    }
+    compared = compare(recorded, strategies, capacity=memory, simulate=True, **common)
     explained = [
-        explain(
-            traces,
-            strategy=strategy,
-            capacity=memory,
-            text=text,
-            progress=progress,
-            **common,
-        )
+        misses(recorded, strategy, capacity=memory, text=text, **common)
         for strategy in EXPLAINED
     ]
-    found = tune(traces, memory=memory, progress=progress, **common)
+    tuned = tune(recorded, memory=memory, **common)
     page = _template().render(
-        title=f"{title_of(rows)}; each trace has its own cache",
+        title=compared.title,
         day=datetime.now(UTC).date(),
-        summary=_table(format_summary(summarize(rows))),
-        possible=_table(format_ceilings(list_ceilings(rows))),
-        hit_rate=_picture(plot_hit_rate(rows)),
-        notes=list_notes(rows),
-        explained=[_section(misses) for misses in explained],
-        recommended=found._repr_html_(),
-        manifest=json.dumps(rows.attrs["manifest"], indent=1),
+        tables=[html_table(table) for table in compared.tables()],
+        hit_rate=_picture(compared.plot()),
+        notes=compared.notes,
+        explained=[_section(result) for result in explained],
+        recommended=tuned._repr_html_(),
+        manifest=json.dumps(compared.manifest, indent=1),
     )
     try:
-        with replaced(Path(path)) as file:
+        with replaced(Path(out)) as file:
             file.write(page.encode())
     except OSError as error:
-        raise MlxlabError(f"{path}: {error.strerror}; give a file to write") from None
+        raise MlxlabError(f"{out}: {error.strerror}; give a file to write") from None
 
 
-def _section(misses: Misses) -> dict[str, Any]:
-    """What the page says of one strategy's misses."""
-    few = len(misses.breaks) <= _MOST_STRIPS
+def _section(result: Misses) -> dict[str, Any]:
+    """Return the template's values for one strategy's misses."""
+    few = len(result.requests) <= MOST_STRIPS
     return {
-        "name": misses.strategy,
-        "title": misses.title.partition("\n")[2],
-        "causes": _table(format_causes(misses.summary())),
-        "causes_plot": _picture(plot_causes(misses)),
-        "strip": _picture(plot_strip(misses)) if few else "",
-        "breaks": list(format_breaks(misses.breaks)),
+        "name": result.strategy,
+        "title": result.title.partition("\n")[2],
+        "causes": html_table(result.tables()[0]),
+        "causes_plot": _picture(plot_causes(result)),
+        "strip": _picture(plot_strip(result)) if few else "",
+        "requests": list(result.request_lines()),
     }
 
 
-def _table(frame: pd.DataFrame) -> str:
-    heading = {"-\n": "", "\n": " "}
-    shown = frame.copy()
-    for old, new in heading.items():
-        shown.columns = shown.columns.str.replace(old, new)
-    return str(shown.to_html(index=False, border=0))
-
-
 def _picture(figure: Figure) -> str:
-    """A figure as the address of an image that is in the page itself."""
+    """Return a figure as a data address, so that the page loads no file."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=_DPI)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

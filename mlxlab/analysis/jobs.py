@@ -1,7 +1,4 @@
-"""Runs independent tasks on Dask and keeps what they found, so that a run can go on.
-
-Knows nothing of what a task does.
-"""
+"""Runs independent tasks on Dask and keeps their rows, so that a run can continue."""
 
 from __future__ import annotations
 
@@ -18,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pandas as pd
 from tqdm.auto import tqdm
 
+from mlxlab.analysis.tables import list_records
 from mlxlab.errors import MlxlabError
 from mlxlab.extras import needs
 from mlxlab.files import replaced
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HERE", "Task", "run_tasks"]
 
-#: In this process, one after the other.
+#: A scheduler: this process, one task after the other.
 HERE = "here"
 
 Row: TypeAlias = Mapping[str, Any]
@@ -38,20 +36,20 @@ _CONNECT_S = 5
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Something to find out.
+    """One independent task.
 
     Attributes:
-        what: everything that decides the result, as JSON values.
-        data: key of what it needs.
+        asked: everything that decides the result, as JSON values.
+        data: key of the data that the task needs.
     """
 
-    what: Mapping[str, Any]
+    asked: Mapping[str, Any]
     data: Any
 
     @property
     def digest(self) -> str:
-        """Names the result."""
-        text = json.dumps(self.what, sort_keys=True)
+        """The name of the result's file."""
+        text = json.dumps(self.asked, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -64,21 +62,21 @@ def run_tasks(
     scheduler: str | None = None,
     progress: bool = True,
 ) -> list[Row]:
-    """Rows of all tasks, in the order of the tasks.
+    """Run all tasks and return their rows, in the order of the tasks.
 
     Args:
-        run: a function of a module, called where the scheduler decides.
-        tasks: what it is called with.
-        data: and with what of this.
-        folder: where the rows of each task are kept as Parquet; tasks whose rows are
-            there are not run again.
-        scheduler: address of a Dask cluster; None for processes on this machine, one a
-            core; ``here`` for this process.
+        run: a module's function, called with a task and its data in any process.
+        tasks: to run.
+        data: the data of the tasks, by key.
+        folder: keeps the rows of each task as Parquet; tasks with kept rows are not run
+            again.
+        scheduler: address of a Dask cluster; None for one process per core on this
+            machine; ``here`` for this process.
         progress: whether to show a bar.
 
     Raises:
-        MlxlabError: the cluster cannot be reached, or the folder not be used.
-        KeyboardInterrupt: stopped by hand; what was finished is kept.
+        MlxlabError: the cluster cannot be reached, or the folder cannot be written.
+        KeyboardInterrupt: stopped by the user; finished tasks are kept.
     """
     if folder is not None:
         with needs("sweep"):
@@ -97,7 +95,7 @@ def run_tasks(
 def _results(
     run: Run, tasks: Sequence[Task], data: Mapping[Any, Any], scheduler: str | None
 ) -> Iterator[tuple[Task, list[Row]]]:
-    """Tasks and their rows as they come."""
+    """Yield tasks and their rows as they finish."""
     if scheduler == HERE or not tasks:
         for task in tasks:
             yield task, run(task, data[task.data])
@@ -107,7 +105,7 @@ def _results(
 
     with _client(scheduler, len(tasks)) as client:
         sent = {key: client.scatter(value, hash=False) for key, value in data.items()}
-        # Callers name the slowest last; begun first it keeps nobody waiting.
+        # Callers name the slowest task last; started first it ends sooner.
         waiting = {
             client.submit(run, task, sent[task.data], pure=False): task
             for task in reversed(tasks)
@@ -124,7 +122,7 @@ def _client(scheduler: str | None, tasks: int) -> Iterator[Client]:
     import dask
     from distributed import Client, LocalCluster
 
-    # Its samples of other threads cost more than they tell here.
+    # Its sampling of other threads slows short tasks down.
     dask.config.set({"distributed.worker.profile.enabled": False})
     logging.getLogger("distributed").setLevel(logging.ERROR)
     if scheduler:
@@ -154,11 +152,11 @@ def _cores() -> int:
 
 
 def _kept(folder: Path | None, task: Task) -> list[Row]:
-    """Rows of an earlier run; none if there are none, or they are damaged."""
+    """Return the rows of an earlier run; none if they are missing or damaged."""
     if folder is None or not (path := folder / f"{task.digest}.parquet").exists():
         return []
     try:
-        return _records(pd.read_parquet(path))
+        return list(list_records(pd.read_parquet(path)))
     except (OSError, ValueError):
         return []
 
@@ -172,8 +170,3 @@ def _keep(folder: Path | None, task: Task, rows: list[Row]) -> None:
             pd.DataFrame(rows).to_parquet(file)
     except OSError as error:
         raise MlxlabError(f"{path}: {error.strerror}; give a folder") from None
-
-
-def _records(frame: pd.DataFrame) -> list[Row]:
-    records = frame.astype(object).where(frame.notna(), None).to_dict("records")
-    return [{str(key): value for key, value in record.items()} for record in records]

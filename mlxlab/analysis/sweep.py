@@ -1,136 +1,218 @@
-"""Strategies by capacities by users, over any amount of traffic, beside ceilings.
+"""Simulates strategies by capacities by users, over any number of requests.
 
-Totals only: what happens to single requests is :func:`mlxlab.compare`'s to tell.
+Results are totals; :func:`mlxlab.compare` returns single requests.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pandas as pd
 
 from mlxlab.analysis.jobs import Row, Task, run_tasks
+from mlxlab.analysis.result import Result, describe_traces
 from mlxlab.analysis.tables import (
-    CEILING_NAMES,
     Forms,
-    format_ceilings,
+    format_bounds,
     format_columns,
-    name_traces,
-    spec_names,
+    list_records,
+    read_records,
 )
 from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.rendering.rules import parse_rules
-from mlxlab.replay.bounds import CEILINGS, INFINITE, Foresight, any_position
+from mlxlab.replay.bounds import BOUNDS, find_bounds, tabulate_bounds
 from mlxlab.replay.cost_model import CostModel
 from mlxlab.replay.manifest import describe_run
 from mlxlab.replay.simulator import Simulator
-from mlxlab.replay.sources import AnyTrace, Sources, open_sources
-from mlxlab.replay.specs import EXACT_SPECS, StrategySpec, label_rules, parse_specs
+from mlxlab.replay.sources import Sources, open_sources
+from mlxlab.replay.specs import EXACT_SPECS, Strategies, StrategySpec, parse_specs
 from mlxlab.replay.workload import Workload
-from mlxlab.sizes import format_size
+from mlxlab.sizes import Size, format_size, read_size
 from mlxlab.strategies import Strategy
 from mlxlab.strategies.base import CAPACITY
+from mlxlab.traces.open import Traces, open_traces
 
-__all__ = ["format_sweep", "format_sweep_ceilings", "sweep", "sweep_title"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Sweep", "sweep"]
+
+Rules: TypeAlias = tuple[str, ...]
+
+_Data: TypeAlias = tuple[Sources, Sequence[StrategySpec], CostModel | None]
+"""The sources under some rules, the strategies under these rules, and the costs."""
 
 _FORMS: Forms = {
     "strategy": ("strategy", str),
     "users": ("users", str),
-    "capacity": ("capacity", str),
+    "capacity": ("capacity", lambda size: format_size(int(size))),
     "reused": ("reused", "{:.1%}".format),
-    "infinite": ("of in-\nfinite", "{:.1%}".format),
-    "finite": ("of\nfinite", "{:.1%}".format),
-    "any_position": ("of any\nplace", "{:.1%}".format),
-    "ttft_s": ("TTFT\nest. s", "{:.2f}".format),
+    "of_unlimited": ("of un-\nlimited", "{:.1%}".format),
+    "of_optimal": ("of\noptimal", "{:.1%}".format),
+    "of_position_independent": ("of any\nposition", "{:.1%}".format),
+    "ttft_mean_s": ("TTFT\nest. s", "{:.2f}".format),
     "stored_gib": ("stored\nGiB", "{:.2f}".format),
     "evicted_m": ("evicted\nM", "{:.1f}".format),
 }
 
-Rules: TypeAlias = tuple[str, ...]
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Sweep(Result):
+    """The result of :func:`mlxlab.sweep`.
+
+    Attributes:
+        requests: totals over all requests, one row per strategy, capacity and number of
+            users. Columns: ``strategy`` (with its rules behind ``@`` where not all
+            apply), ``rules``, ``users``, ``capacity`` (bytes), ``requests``,
+            ``prompt_tokens``, ``reused_tokens``, ``evicted`` (tokens), ``stored_bytes``
+            (peak), and with a cost model ``ttft_s`` (sum of the seconds to first
+            tokens).
+        bounds: one row per bound and number of users (column ``users``), and per
+            capacity for ``optimal``.
+    """
+
+    kind = "sweep"
+
+    @property
+    def title(self) -> str:
+        traces = describe_traces(self.manifest)
+        requests, tokens = self.requests[["requests", "prompt_tokens"]].iloc[0]
+        size = format_size(self.manifest["model"]["token_bytes"])
+        return (
+            f"{traces}: {requests:,} requests, {tokens:,} tokens of {size}, simulated"
+        )
+
+    def summary(self) -> pd.DataFrame:
+        """Return one row per strategy, number of users and capacity.
+
+        Columns: ``strategy``, ``users``, ``capacity`` (bytes), ``reused`` (share of all
+        prompt tokens), ``of_unlimited``, ``of_optimal``, ``of_position_independent``
+        (that share, relative to the bound), ``ttft_mean_s`` (estimated),
+        ``stored_bytes`` (peak), ``evicted`` (tokens). Columns without data are dropped.
+        """
+        rows = self.requests
+        reused = rows.reused_tokens / rows.prompt_tokens
+        table = rows[["strategy", "users", "capacity"]].assign(reused=reused)
+        for name in BOUNDS:
+            own = self.bounds[self.bounds.bound == name]
+            keys = ["users", "memory"] if name == "optimal" else ["users"]
+            most = own.set_index(keys).reused
+            index = pd.MultiIndex.from_frame(rows[["users", "capacity"]])
+            at = index if name == "optimal" else index.get_level_values("users")
+            table[f"of_{name}"] = reused / most.reindex(at).to_numpy()
+        if "ttft_s" in rows:
+            table["ttft_mean_s"] = rows.ttft_s / rows.requests
+        table = table.assign(stored_bytes=rows.stored_bytes, evicted=rows.evicted)
+        return table.dropna(axis="columns", how="all")
+
+    def tables(self) -> list[pd.DataFrame]:
+        summary = self.summary()
+        # A strategy that stores nothing is the same at every capacity.
+        same = summary.duplicated(["strategy", "users"])
+        shown = summary[(summary.stored_bytes > 0) | ~same]
+        shown = shown.assign(
+            capacity=shown.capacity.where(shown.stored_bytes > 0),
+            stored_gib=shown.stored_bytes / 2**30,
+            evicted_m=shown.evicted / 1e6,
+        )
+        if shown.users.nunique() == 1:
+            shown = shown.drop(columns="users")
+        return [pd.DataFrame(format_columns(shown, _FORMS)), format_bounds(self.bounds)]
+
+    def plot(self) -> Figure:
+        """Draw the reused share over memory, one panel per number of users."""
+        from mlxlab.analysis.plots import plot_capacity
+
+        return plot_capacity(self)
 
 
 def sweep(
-    traces: AnyTrace | Sequence[AnyTrace],
+    traces: Traces,
+    strategies: Strategies = EXACT_SPECS,
     *,
-    strategies: str = EXACT_SPECS,
-    capacities: Sequence[int] = (CAPACITY,),
+    capacities: Sequence[Size] = (CAPACITY,),
     users: Sequence[int] = (1,),
     model: str | ModelFolder = BUNDLED,
-    token_bytes: int | None = None,
+    token_bytes: Size | None = None,
     rules: str = "all",
     costs: CostModel | None = None,
     folder: str | Path | None = None,
     scheduler: str | None = None,
     progress: bool = True,
-) -> pd.DataFrame:
+) -> Sweep:
     """Simulate every strategy at every capacity with every number of users.
 
-    Traces that are not hashed are rendered for ``model``. Nothing is computed, so no
-    weights are needed. A script that calls this has to do so under ``if __name__ ==
-    "__main__"``, because processes are started.
+    Recorded traces are rendered for ``model``; no weights are loaded. A script has to
+    call this under ``if __name__ == "__main__"``, because it starts processes.
 
     Args:
-        traces: recorded ones or hashed ones, not both.
-        strategies: see :func:`mlxlab.replay.specs.parse_specs`; exact ones
-            only for hashed traces, under whatever rules they were hashed.
-        capacities: bytes, for strategies whose parameters name none.
+        traces: names, paths or opened traces; either recorded or hashed ones.
+        strategies: see :func:`mlxlab.replay.specs.parse_specs`. Hashed traces allow
+            exact strategies only, under the rules that the hashes were made with.
+        capacities: bytes or sizes such as ``16GiB``, for strategies whose parameters
+            name none.
         users: how many traces are replayed at the same time into one cache.
         model: name, folder or hub repository.
-        token_bytes: keys and values of one token, if other than the model's.
-        rules: for strategies that name none of their own.
-        costs: what seconds are estimated by, see
-            :func:`mlxlab.analysis.calibrate.calibrate`; without, there are none.
-        folder: keeps what was found as Parquet, a file for each task; a sweep that was
-            stopped goes on from there.
+        token_bytes: keys and values of one token; None for the model's.
+        rules: default rules, for strategies without ``@rules``.
+        costs: estimates seconds, see :func:`mlxlab.calibrate`; None for no seconds.
+        folder: keeps the results as Parquet files, one per task. A stopped sweep
+            continues from them.
         scheduler: see :func:`mlxlab.analysis.jobs.run_tasks`.
         progress: whether to show bars.
 
-    Returns:
-        A row per strategy, capacity and number of users: ``strategy``, ``rules``,
-        ``users``, ``capacity`` (bytes), ``requests``, ``prompt_tokens``,
-        ``reused_tokens``, ``evicted`` (tokens), ``stored_bytes`` (peak), and the
-        ceilings under ``rules``: ``infinite``, ``finite`` and ``any_position`` in
-        tokens, the last one missing where hashes do not tell, of prompts of
-        ``ceiling_tokens``. With ``costs``, ``ttft_s``, ``infinite_s``, ``finite_s``
-        and ``any_position_s``: seconds to first tokens, in sum. ``attrs["manifest"]``
-        as in :func:`mlxlab.compare`.
-
     Raises:
-        MlxlabError: anything unknown or unreadable, or no cluster.
-        KeyboardInterrupt: stopped by hand; what was finished is in ``folder``.
+        MlxlabError: an unknown name, an unreadable file, or no cluster.
+        KeyboardInterrupt: stopped by the user; finished tasks stay in ``folder``.
     """
-    traces = [traces] if isinstance(traces, AnyTrace) else list(traces)
+    opened = open_traces(traces)
     model = find_model(model) if isinstance(model, str) else model
-    token_bytes = token_bytes or model.token_bytes
+    size = model.token_bytes
+    if token_bytes is not None:
+        size = read_size(token_bytes, "token_bytes")
+    sizes = [read_size(capacity, "capacities") for capacity in capacities]
     specs = parse_specs(strategies, rules)
     every = dict.fromkeys([parse_rules(rules), *(c.rules for c in specs)])
     renderers = {own: Renderer(model, own) for own in every}
     data = {
-        own: open_sources(traces, renderer, progress)
+        own: open_sources(opened, renderer, progress)
         for own, renderer in renderers.items()
     }
-    tasks = list(_tasks(specs, data, capacities, users, token_bytes, costs))
     rows = run_tasks(
         _run,
-        tasks,
-        {own: (sources, costs) for own, sources in data.items()},
+        list(_tasks(specs, data, sizes, users, size, costs)),
+        {
+            own: (sources, [spec for spec in specs if spec.rules == own], costs)
+            for own, sources in data.items()
+        },
         folder=Path(folder) if folder is not None else None,
         scheduler=scheduler,
         progress=progress,
     )
-    frame = _joined(pd.DataFrame(rows))
     notes = sum((r.notes for r in renderers.values()), Counter())
-    frame.attrs["manifest"] = describe_run(
-        traces, model, specs, notes, {}, token_bytes=token_bytes, costs=costs
+    manifest = describe_run(
+        opened, model, specs, notes, {}, token_bytes=size, costs=costs
     )
-    return frame
+    return Sweep(
+        requests=_frame([row for row in rows if "strategy" in row]),
+        bounds=_frame([row for row in rows if "bound" in row]),
+        manifest=manifest,
+    )
+
+
+def _frame(rows: Sequence[Row]) -> pd.DataFrame:
+    """Give each column one type, whether rows were computed or read from a file."""
+    real = {"reused", *(name for name in rows[0] if name.endswith("_s"))}
+    types = dict.fromkeys(rows[0], "Int64") | dict.fromkeys(real, "float64")
+    types |= dict.fromkeys(("strategy", "rules", "bound"), "str")
+    return read_records(rows, {name: types[name] for name in rows[0]})
 
 
 def _tasks(
@@ -141,7 +223,7 @@ def _tasks(
     token_bytes: int,
     costs: CostModel | None,
 ) -> Iterator[Task]:
-    """All that is to be found out; ceilings under the rules that come first."""
+    """List all tasks; bounds are found under the first rules."""
     first = next(iter(data))
     unit = Workload(data[first]).unit
     made = {
@@ -154,7 +236,7 @@ def _tasks(
     sizes = {c: sorted({s.capacity for s in own}) for c, own in made.items()}
     every = sorted(set(chain(*sizes.values())))
     asked: list[tuple[Rules, dict[str, Any]]] = [
-        (first, {"strategy": None, "capacities": every}),
+        (first, {"bounds": list(BOUNDS), "capacities": every}),
         *(
             (
                 spec.rules,
@@ -179,31 +261,30 @@ def _tasks(
             yield Task({**known, **own, "users": number}, rules)
 
 
-def _run(task: Task, data: tuple[Sources, CostModel | None]) -> list[Row]:
-    """Find out what a task asks, in whatever process."""
-    what = task.what
-    sources, costs = data
-    workload = Workload(sources, what["users"])
-    if what["strategy"] is None:
-        found = _ceilings(workload, what["token_bytes"], what["capacities"], costs)
-    else:
-        specs = [
-            StrategySpec.parse(what["strategy"], what["rules"], size)
-            for size in what["capacities"]
-        ]
-        strategies = [
-            spec.make(what["token_bytes"], unit=workload.unit) for spec in specs
-        ]
-        found = _simulated(strategies, workload, costs)
-    rules = label_rules(tuple(what["rules"]))
-    common = {"strategy": what["strategy"], "rules": rules, "users": what["users"]}
-    return [{**common, **row} for row in found]
+def _run(task: Task, data: _Data) -> list[Row]:
+    """Run one task, in any process."""
+    asked = task.asked
+    sources, specs, costs = data
+    workload, size = Workload(sources, asked["users"]), asked["token_bytes"]
+    users = {"users": asked["users"]}
+    if "bounds" in asked:
+        bounds = tabulate_bounds(
+            *find_bounds(workload, asked["capacities"], size), costs
+        )
+        return [{**users, **row} for row in list_records(bounds)]
+    spec = next(own for own in specs if own.strategy == asked["strategy"])
+    strategies = [
+        replace(spec, capacity=capacity).make(size, unit=workload.unit)
+        for capacity in asked["capacities"]
+    ]
+    name = {"strategy": spec.name, "rules": spec.rules_label, **users}
+    return [{**name, **row} for row in _simulate(strategies, workload, costs)]
 
 
-def _simulated(
+def _simulate(
     strategies: Sequence[Strategy], workload: Workload, costs: CostModel | None
 ) -> Iterator[Row]:
-    """Totals of strategies, all in one pass, which may take long to make."""
+    """Add up the outcomes of strategies in one pass: requests may be slow to make."""
     replayers = [Simulator(strategy, costs=costs) for strategy in strategies]
     totals: list[dict[str, Any]] = [Counter() for _ in strategies]
     for request in workload:
@@ -218,92 +299,3 @@ def _simulated(
                 total["ttft_s"] += outcome.ttft_s
     for strategy, total in zip(strategies, totals, strict=True):
         yield {"capacity": strategy.capacity, **total}
-
-
-def _ceilings(
-    workload: Workload,
-    token_bytes: int,
-    capacities: Sequence[int],
-    costs: CostModel | None,
-) -> Iterator[Row]:
-    """Totals of what could be reused, at each capacity."""
-    foresight = Foresight(workload)
-    infinite = list(foresight.reused(INFINITE))
-    anywhere = any_position(workload)
-    for size in capacities:
-        finite = list(foresight.reused(size // token_bytes))
-        row: dict[str, Any] = {
-            "capacity": size,
-            "ceiling_tokens": sum(foresight.tokens),
-        }
-        for name, reused in zip(CEILINGS, (infinite, finite, anywhere), strict=True):
-            row[name] = None if reused is None else sum(reused)
-            if costs and reused is not None:
-                row[f"{name}_s"] = sum(map(costs.ttft_s, reused, foresight.tokens))
-        yield row
-
-
-def _joined(rows: pd.DataFrame) -> pd.DataFrame:
-    """Strategies with the ceilings beside them."""
-    keys = ["users", "capacity"]
-    names = ("ceiling_tokens", *CEILINGS)
-    own = [c for c in rows.columns if c.removesuffix("_s") in names]
-    ceilings = rows[rows.strategy.isna()][[*keys, *own]]
-    strategies = rows[rows.strategy.notna()].drop(columns=own)
-    frame = strategies.merge(ceilings, on=keys, how="left")
-    counted = set(frame.columns) - {"strategy", "rules"}
-    return frame.astype({c: "Int64" for c in counted if not c.endswith("_s")})
-
-
-def sweep_title(frame: pd.DataFrame) -> str:
-    """One line on what was simulated."""
-    manifest = frame.attrs["manifest"]
-    traces = name_traces(manifest)
-    requests, tokens = frame.requests.iloc[0], frame.prompt_tokens.iloc[0]
-    size = format_size(manifest["model"]["token_bytes"])
-    return f"{traces}: {requests:,} requests, {tokens:,} tokens of {size}, simulated"
-
-
-def format_sweep(frame: pd.DataFrame) -> pd.DataFrame:
-    """A sweep as text under short headings, shares of ceilings in place of tokens.
-
-    What stores nothing has one row; columns that nothing is known of are left out.
-    """
-    same = frame.duplicated(["strategy", "rules", "users"])
-    frame = frame[(frame.stored_bytes > 0) | ~same]
-    reused = frame.reused_tokens / frame.prompt_tokens
-    shares = {name: reused / (frame[name] / frame.ceiling_tokens) for name in CEILINGS}
-    shown = frame.assign(
-        strategy=spec_names(frame),
-        capacity=frame.capacity.map(format_size).where(frame.stored_bytes > 0),
-        stored_gib=frame.stored_bytes / 2**30,
-        reused=reused,
-        evicted_m=frame.evicted / 1e6,
-        **shares,
-    )
-    if "ttft_s" in frame:
-        shown["ttft_s"] = frame.ttft_s / frame.requests
-    if frame.users.nunique() == 1:
-        shown = shown.drop(columns="users")
-    return pd.DataFrame(format_columns(shown.dropna(axis="columns", how="all"), _FORMS))
-
-
-def format_sweep_ceilings(frame: pd.DataFrame) -> pd.DataFrame:
-    """What is possible on the traffic of a sweep, as text under short headings."""
-    rows = []
-    for users, own in frame.groupby("users"):
-        for name in CEILINGS:
-            most = own.drop_duplicates("capacity" if name == "finite" else "users")
-            for row in most[most[name].notna()].itertuples():
-                reused = getattr(row, name)
-                seconds = getattr(row, f"{name}_s", None)
-                rows.append(
-                    {
-                        "possible": CEILING_NAMES[name],
-                        "users": users,
-                        "capacity": row.capacity if name == "finite" else None,
-                        "reused": reused / row.ceiling_tokens,
-                        "mean_s": None if seconds is None else seconds / row.requests,
-                    }
-                )
-    return format_ceilings(pd.DataFrame(rows))

@@ -1,108 +1,71 @@
-"""From the rows of a comparison to what a reader looks at, and to a file."""
+"""Tables of results, laid out for a terminal or as HTML."""
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
-from collections.abc import Callable, Mapping
-from pathlib import Path
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
 from typing import Any, TypeAlias
 
 import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-from mlxlab.errors import MlxlabError
-from mlxlab.files import replaced
-from mlxlab.replay.bounds import CEILINGS, InfiniteMemory
 from mlxlab.sizes import format_size
 
 __all__ = [
-    "CEILING_NAMES",
     "Forms",
-    "format_ceilings",
+    "format_bounds",
     "format_columns",
-    "format_summary",
-    "list_ceilings",
-    "list_notes",
-    "name_traces",
-    "read_content",
-    "spec_names",
-    "summarize",
-    "title_of",
-    "write_content",
-    "write_json",
+    "html_table",
+    "lay_out",
+    "list_records",
+    "read_records",
+    "text_table",
 ]
 
 Forms: TypeAlias = Mapping[str, tuple[str, Callable[[Any], str]]]
-"""By column: the heading, and how to write a value."""
+"""By column: the heading, and the function that writes a value."""
 
-_FORMS: Forms = {
-    "reused": ("reused", "{:.1%}".format),
-    "of_infinite": ("of in-\nfinite", "{:.1%}".format),
-    "of_finite": ("of\nfinite", "{:.1%}".format),
-    "of_any_position": ("of any\nplace", "{:.1%}".format),
-    "new_session": ("new\nsession", "{:.1%}".format),
-    "ttft_median_s": ("TTFT\nmedian s", "{:.2f}".format),
-    "ttft_max_s": ("TTFT\nmax s", "{:.2f}".format),
-    "stored_mib": ("stored\nMiB", "{:.0f}".format),
-    "evicted": ("evicted\ntokens", "{:,}".format),
-}
-#: What is in force where so much can be reused.
-CEILING_NAMES = {
-    "infinite": "exact, infinite memory",
-    "finite": "exact, the future known",
-    "any_position": "any place",
+#: Characters of a text table.
+WIDTH = 100
+
+#: Characters of a name that is never broken, and the fewest for a column of words.
+_NAME = 20
+_WORD = 12
+
+#: Also outside notebooks, whose style sheets would give it.
+_PADDING = "padding: 0.2em 0.6em"
+
+_MIB = 1 << 20
+
+#: Readable names of the bounds.
+_BOUND_NAMES = {
+    "unlimited": "exact, unlimited memory",
+    "optimal": "exact, optimal eviction",
+    "position_independent": "any position",
 }
 
-_CEILING_FORMS: Forms = {
-    "possible": ("possible", str),
+
+def _memory(size: int) -> str:
+    """Whole MiB from 1 MiB on: more digits of a peak say nothing."""
+    return format_size(size if size < _MIB else -(-size // _MIB) * _MIB)
+
+
+_BOUND_FORMS: Forms = {
+    "bound": ("bound", lambda name: _BOUND_NAMES[name]),
     "users": ("users", str),
-    "capacity": ("memory", lambda size: format_size(int(size))),
+    "memory": ("memory", _memory),
     "reused": ("reused", "{:.1%}".format),
-    "median_s": ("TTFT est.\nmedian s", "{:.2f}".format),
-    "mean_s": ("TTFT est.\nmean s", "{:.2f}".format),
+    "ttft_median_s": ("TTFT est.\nmedian s", "{:.2f}".format),
+    "ttft_mean_s": ("TTFT est.\nmean s", "{:.2f}".format),
 }
-_ESTIMATED: Forms = {
-    "ttft_median_s": ("TTFT\nest. s", "{:.2f}".format),
-    "ttft_max_s": ("max\nest. s", "{:.2f}".format),
-}
-
-
-def summarize(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row per strategy; what was not measured has no column.
-
-    Columns: ``reused`` (token-weighted hit rate), its shares of what could be reused
-    under the default rules with infinite memory (``of_infinite``), with the same
-    capacity and all the future known (``of_finite``), and at any position
-    (``of_any_position``), ``new_session`` (hit rate of the first requests of all
-    sessions but each trace's first; sub-agents count as sessions), ``ttft_median_s``,
-    ``ttft_max_s``, ``prefill_s`` (sum), ``restore_s`` (sum), ``stored_mib`` (peak),
-    ``evicted`` (tokens).
-
-    Args:
-        rows: from :func:`mlxlab.compare`.
-    """
-    tokens = int(rows[rows.strategy == InfiniteMemory.name].prompt_tokens.sum())
-    groups = rows.groupby(spec_names(rows), sort=False)
-    summaries = {name: _summarize(own, tokens) for name, own in groups}
-    summary = pd.DataFrame(summaries.values(), index=pd.Index(summaries, name=None))
-    summary = summary.dropna(axis="columns", how="all")
-    manifest = rows.attrs.get("manifest", {})
-    summary.attrs["estimated"] = manifest.get("simulated") and "estimated" in manifest
-    return summary
-
-
-def format_summary(summary: pd.DataFrame) -> pd.DataFrame:
-    """The part of a summary that fits a terminal, as text under short headings."""
-    forms = {**_FORMS, **_ESTIMATED} if summary.attrs.get("estimated") else _FORMS
-    if "of_finite" in summary and (summary.of_finite == summary.of_infinite).all():
-        summary = summary.drop(columns="of_finite")  # nothing had to go
-    columns = format_columns(summary, forms)
-    return pd.DataFrame({"strategy": summary.index, **columns})
 
 
 def format_columns(frame: pd.DataFrame, forms: Forms) -> dict[str, list[str]]:
-    """Text under headings for the columns that there are; empty where a value lacks."""
+    """Return the frame's columns as text; missing values become empty."""
     return {
         heading: ["" if pd.isna(value) else form(value) for value in frame[column]]
         for column, (heading, form) in forms.items()
@@ -110,154 +73,109 @@ def format_columns(frame: pd.DataFrame, forms: Forms) -> dict[str, list[str]]:
     }
 
 
-def list_ceilings(rows: pd.DataFrame) -> pd.DataFrame:
-    """What is possible on the traffic of a comparison, in any case and in its memory.
-
-    Columns: ``possible``, ``capacity`` (bytes; what infinite memory came to; missing
-    where none counts), ``reused`` (share of all prompt tokens), ``median_s`` (to the
-    first token, estimated). Capacities that hold everything are left out.
+def format_bounds(bounds: pd.DataFrame) -> pd.DataFrame:
+    """Return a result's bounds as text, without bounds that no memory limits.
 
     Args:
-        rows: from :func:`mlxlab.compare`.
+        bounds: from :func:`mlxlab.replay.bounds.tabulate_bounds`.
     """
-    own = rows[rows.strategy == InfiniteMemory.name]  # the rules that count
-    tokens = own.prompt_tokens.sum()
-    most = int(own.stored_bytes.max())
-    mib = -(-most >> 20) << 20
-    frames: list[tuple[str, Any, pd.DataFrame]] = [("infinite", mib, own)]
-    for capacity, same in rows[rows.capacity < most].groupby("capacity"):
-        one = same[spec_names(same) == spec_names(same).iloc[0]]
-        frames.append(("finite", capacity, one))
-    frames.append(("any_position", None, own))
-    return pd.DataFrame(
-        {
-            "possible": CEILING_NAMES[name],
-            "capacity": capacity,
-            "reused": frame[name].sum() / tokens,
-            "median_s": frame[f"{name}_s"].median(),
-        }
-        for name, capacity, frame in frames
+    most = bounds.memory[bounds.bound == "unlimited"].max()
+    loose = (bounds.bound == "optimal") & (bounds.memory >= most).fillna(False)
+    shown = bounds[~loose].dropna(axis="columns", how="all")
+    if "users" in shown and shown.users.nunique() == 1:
+        shown = shown.drop(columns="users")
+    return pd.DataFrame(format_columns(shown, _BOUND_FORMS))
+
+
+def list_records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return one dict of JSON values per row; missing values become None."""
+    plain = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    return [{str(key): value for key, value in record.items()} for record in plain]
+
+
+def read_records(
+    records: Sequence[Mapping[str, Any]], types: Mapping[str, str]
+) -> pd.DataFrame:
+    """Return a frame of the records that :func:`list_records` made.
+
+    Args:
+        records: one per row.
+        types: the type of each column.
+
+    Raises:
+        KeyError, TypeError, ValueError: records or types of something else.
+    """
+    columns = {
+        name: pd.Series([record[name] for record in records], dtype=dtype)
+        for name, dtype in types.items()
+    }
+    return pd.DataFrame(columns)
+
+
+def lay_out(frame: pd.DataFrame, width: int) -> Table:
+    """Lay out a frame of text; numbers are never broken, nor are short names.
+
+    Args:
+        frame: text under headings that may have two lines.
+        width: characters of a line.
+    """
+    widths = [_width([column, *frame[column]]) for column in frame.columns]
+    words = [
+        i == 0 or frame[column].str.contains(" ").any()
+        for i, column in enumerate(frame.columns)
+    ]
+    least = sum(_WORD if w else n for w, n in zip(words, widths, strict=True))
+    room = width - least - len(widths) - 1  # a space beside each column
+    gap = int(room + _WORD - widths[0] >= len(widths))
+    name = widths[0] <= min(_NAME, room + _WORD - gap * len(widths))
+    table = Table(box=SIMPLE_HEAD, padding=(0, gap, 0, 0))
+    for i, column in enumerate(frame.columns):
+        whole = name if i == 0 else not words[i]
+        table.add_column(
+            column,
+            justify="left" if words[i] else "right",
+            overflow="fold",
+            no_wrap=whole,
+            min_width=widths[i] if whole else None,
+        )
+    for row in frame.itertuples(index=False):
+        table.add_row(*map(Text, row))  # not as markup
+    return table
+
+
+def text_table(frame: pd.DataFrame) -> str:
+    """Return a frame of text as a plain table of at most 100 columns."""
+    console = Console(
+        width=WIDTH, file=io.StringIO(), color_system=None, force_jupyter=False
+    )
+    with console.capture() as captured:
+        console.print(lay_out(frame, WIDTH), highlight=False)
+    lines = [line.rstrip() for line in captured.get().splitlines()]
+    return "\n".join(lines).strip("\n")
+
+
+def html_table(frame: pd.DataFrame) -> str:
+    """Return a frame of text as an HTML table; everything is escaped."""
+    words = [
+        i == 0 or bool(frame[column].str.contains(" ").any())
+        for i, column in enumerate(frame.columns)
+    ]
+    aligned = ["left" if own else "right" for own in words]
+    heads = [column.replace("-\n", "").replace("\n", " ") for column in frame.columns]
+    rows = [_cells("th", heads, aligned)]
+    rows += [_cells("td", row, aligned) for row in frame.itertuples(index=False)]
+    head, *body = (f"<tr>{row}</tr>" for row in rows)
+    content = f"<thead>{head}</thead><tbody>{''.join(body)}</tbody>"
+    return f'<table style="margin: 0.5em 0">{content}</table>'
+
+
+def _cells(tag: str, cells: Iterable[str], aligned: Iterable[str]) -> str:
+    return "".join(
+        f'<{tag} style="text-align: {side}; {_PADDING}">{escape(cell)}</{tag}>'
+        for cell, side in zip(cells, aligned, strict=True)
     )
 
 
-def format_ceilings(ceilings: pd.DataFrame) -> pd.DataFrame:
-    """What is possible, as text under short headings; empty columns left out."""
-    shown = ceilings.dropna(axis="columns", how="all")
-    return pd.DataFrame(format_columns(shown, _CEILING_FORMS))
-
-
-def spec_names(rows: pd.DataFrame) -> pd.Series[str]:
-    """A strategy's name for every row, with its rules where not all are in force."""
-    rules = rows.rules.where(rows.rules != "all").str.replace(",", "+")
-    return rows.strategy + ("@" + rules).fillna("")
-
-
-def name_traces(manifest: Mapping[str, Any]) -> str:
-    """Of what was replayed: names, or how many if they fill more than a line."""
-    names = [trace["name"] for trace in manifest["traces"]]
-    return ", ".join(names) if len(names) < 4 else f"{len(names)} traces"
-
-
-def title_of(rows: pd.DataFrame) -> str:
-    """One line on what was replayed and how."""
-    manifest = rows.attrs["manifest"]
-    traces = name_traces(manifest)
-    requests = len(rows[["session", "request"]].drop_duplicates())
-    how = "simulated" if manifest["simulated"] else manifest["device"]
-    return f"{traces}: {requests} requests, model {manifest['model']['name']}, {how}"
-
-
-def list_notes(rows: pd.DataFrame) -> list[str]:
-    """Warnings, the BLAS in use, what was left out, what was not rendered as meant."""
-    manifest = rows.attrs["manifest"]
-    return [
-        *manifest.get("warnings", ()),
-        *([f"BLAS: {manifest['blas']}"] if "blas" in manifest else []),
-        *([_estimate(manifest)] if "estimated" in manifest else []),
-        *(
-            f"trace {trace['name']}: {reason} ({times:,} times)"
-            for trace in manifest["traces"]
-            # Findings kept from before reasons were told have none.
-            for reason, times in trace.get("skipped", {}).items()
-        ),
-        *(f"{note} ({times} times)" for note, times in manifest["notes"].items()),
-    ]
-
-
-def _estimate(manifest: Mapping[str, Any]) -> str:
-    estimated = manifest["estimated"]
-    day, off = estimated["calibrated"], f"{estimated['median_error']:.0%}"
-    source = f"{estimated['points']} points of {day}, {off} off in the median"
-    if manifest["simulated"]:
-        return f"seconds are estimated by {source}"
-    return f"seconds of what is possible are estimated by {source}"
-
-
-def write_json(rows: pd.DataFrame, path: str | Path) -> None:
-    """Write ``{"manifest": ..., "rows": [...]}``, whole or not at all.
-
-    Raises:
-        MlxlabError: the file cannot be written.
-    """
-    records = json.loads(rows.to_json(orient="records", double_precision=6))
-    write_content({"manifest": rows.attrs["manifest"], "rows": records}, path)
-
-
-def write_content(content: Mapping[str, Any], path: str | Path) -> None:
-    """Write a JSON object, whole or not at all; packed if the name ends in ``.gz``.
-
-    Raises:
-        MlxlabError: the file cannot be written.
-    """
-    data = json.dumps(content, indent=1).encode() + b"\n"
-    if Path(path).suffix == ".gz":
-        data = gzip.compress(data, mtime=0)  # equal content, equal files
-    try:
-        with replaced(Path(path)) as file:
-            file.write(data)
-    except OSError as error:
-        raise MlxlabError(f"{path}: {error.strerror}; give a file to write") from None
-
-
-def read_content(path: str | Path) -> Any:
-    """Read what :func:`write_content` wrote.
-
-    Raises:
-        MlxlabError: the file cannot be read, or holds no JSON.
-    """
-    try:
-        data = Path(path).read_bytes()
-        return json.loads(gzip.decompress(data) if Path(path).suffix == ".gz" else data)
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "no JSON in it"
-        raise MlxlabError(f"{path}: {reason}; give a file that was written") from None
-
-
-def _hit_rate(rows: pd.DataFrame) -> float:
-    """Reused share of all prompt tokens."""
-    return float(rows.reused_tokens.sum() / rows.prompt_tokens.sum())
-
-
-def _summarize(rows: pd.DataFrame, tokens: int) -> dict[str, Any]:
-    """A row of the summary.
-
-    Args:
-        rows: of one spec.
-        tokens: of all prompts under the rules that the ceilings are for.
-    """
-    reused = _hit_rate(rows)
-    most = {name: rows[name].sum() / tokens for name in CEILINGS}
-    starts = rows.groupby("session", sort=False).head(1)
-    trace = starts.session.str.rpartition(":")[0]
-    starts = starts[trace.duplicated()]
-    return {
-        "reused": reused,
-        **{f"of_{name}": reused / m if m else None for name, m in most.items()},
-        "new_session": _hit_rate(starts) if len(starts) else None,
-        "ttft_median_s": rows.ttft_s.median(),
-        "ttft_max_s": rows.ttft_s.max(),
-        "prefill_s": rows.prefill_s.sum(min_count=1),
-        "restore_s": rows.restore_s.sum(min_count=1),
-        "stored_mib": rows.stored_bytes.max() / 2**20,
-        "evicted": int(rows.evicted.sum()),
-    }
+def _width(cells: Iterable[str]) -> int:
+    """Characters of the longest line."""
+    return max(len(line) for cell in cells for line in cell.split("\n"))

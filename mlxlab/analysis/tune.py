@@ -1,4 +1,4 @@
-"""Searches strategy and parameters for somebody's traffic under a memory budget."""
+"""Searches the best strategy and parameters for traces under a memory budget."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ from mlxlab.extras import needs
 from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.rendering.rules import parse_rules
-from mlxlab.replay.bounds import INFINITE, Foresight
+from mlxlab.replay.bounds import find_bounds, tabulate_bounds
 from mlxlab.replay.cost_model import CostModel
 from mlxlab.replay.manifest import describe_run
 from mlxlab.replay.simulator import Simulator
-from mlxlab.replay.sources import AnyTrace, open_sources
-from mlxlab.replay.specs import StrategySpec, label_rules
+from mlxlab.replay.sources import open_sources
+from mlxlab.replay.specs import StrategySpec
 from mlxlab.replay.workload import Workload
+from mlxlab.sizes import Size, read_size
 from mlxlab.strategies import STRATEGIES, Limit, Strategy
+from mlxlab.strategies.base import CAPACITY
+from mlxlab.traces.open import Traces, open_traces
 
 if TYPE_CHECKING:
     import optuna
@@ -33,11 +36,11 @@ __all__ = ["tune"]
 
 
 def tune(
-    traces: AnyTrace | Sequence[AnyTrace],
+    traces: Traces,
     *,
-    memory: int,
+    memory: Size = CAPACITY,
     model: str | ModelFolder = BUNDLED,
-    token_bytes: int | None = None,
+    token_bytes: Size | None = None,
     rules: str = "all",
     users: int = 1,
     costs: CostModel | None = None,
@@ -46,65 +49,57 @@ def tune(
     seed: int = 0,
     progress: bool = True,
 ) -> Tuning:
-    """Find the strategy and parameters that answer this traffic soonest.
+    """Find the strategy and parameters with the least time to the first token.
 
-    Each parameter declares the values worth trying (``Parameter.tries``);
-    Optuna's tree-structured Parzen estimator chooses among them. Every strategy is
-    tried as it is first. What differs by no more than the calibration's error is a
-    tie: then several agents must be safe, and the least memory wins.
+    Each parameter declares the values worth trying (``Parameter.tries``). Optuna's
+    tree-structured Parzen estimator chooses among them, after one trial of every
+    strategy with its defaults. Trials within the cost model's error are ties, see
+    :func:`mlxlab.analysis.tuning.rank`.
 
     Args:
-        traces: recorded or hashed.
-        memory: bytes for keys and values.
+        traces: names, paths or opened traces; either recorded or hashed ones.
+        memory: bytes or a size such as ``16GiB``, for keys and values.
         model: name, folder or hub repository.
-        token_bytes: keys and values of one token, if other than the model's.
+        token_bytes: keys and values of one token; None for the model's.
         rules: see :func:`mlxlab.rendering.rules.parse_rules`.
-        users: traces replayed at the same time.
-        costs: what seconds are estimated by; without, computed tokens are minimised.
-        kld: the most KL divergence from a full prefill, in nats at the 99.9 %
-            quantile, that may be accepted; approximate strategies that were measured
-            to be below take part. None for exact ones only.
-        trials: how many to try.
+        users: how many traces are replayed at the same time into one cache.
+        costs: estimates seconds; None minimises the tokens to compute.
+        kld: adds approximate strategies whose KL divergence from a full prefill was
+            measured to be at most this, in nats at the 99.9 % quantile. None for exact
+            strategies only.
+        trials: number of trials.
         seed: of the search.
         progress: whether to show bars.
 
     Raises:
-        MlxlabError: anything unknown or unreadable, or a budget that holds nothing.
+        MlxlabError: an unknown name, an unreadable file, or a budget below one block.
     """
-    traces = [traces] if isinstance(traces, AnyTrace) else list(traces)
+    opened = open_traces(traces)
+    memory = read_size(memory, "memory")
     folder = find_model(model) if isinstance(model, str) else model
     renderer = Renderer(folder, parse_rules(rules))
-    workload = Workload(open_sources(traces, renderer, progress), users)
-    token_bytes = token_bytes or folder.token_bytes
+    workload = Workload(open_sources(opened, renderer, progress), users)
+    size = folder.token_bytes
+    if token_bytes is not None:
+        size = read_size(token_bytes, "token_bytes")
     approximate = [] if kld is None else _close_enough(folder, renderer.rules, kld)
-    search = _Search(workload, token_bytes, memory, costs)
+    search = _Search(workload, size, memory, costs)
     found = search.run(approximate, trials, seed, progress)
-    foresight = Foresight(workload)
     specs = [StrategySpec.parse(found.strategy.iloc[0], renderer.rules)]
+    manifest = describe_run(
+        opened, folder, specs, renderer.notes, {}, token_bytes=size, costs=costs
+    )
     return Tuning(
-        trials=found,
-        error=costs.error if costs else 0.0,
-        users=users,
-        infinite=sum(foresight.reused(INFINITE)),
-        finite=sum(foresight.reused(memory // token_bytes)),
-        memory=memory,
-        model=folder.name,
-        rules=label_rules(renderer.rules),
-        manifest=describe_run(
-            traces,
-            folder,
-            specs,
-            renderer.notes,
-            {},
-            token_bytes=token_bytes,
-            costs=costs,
-        )
-        | {"seed": seed},
+        requests=found,
+        bounds=tabulate_bounds(*find_bounds(workload, [memory], size), costs),
+        manifest=manifest
+        | {"seed": seed, "memory": memory, "users": users}
+        | {"error": costs.error if costs else 0.0},
     )
 
 
 class _Search:
-    """Tries strategies out on one workload."""
+    """Tries strategies on one workload."""
 
     def __init__(
         self,
@@ -126,9 +121,9 @@ class _Search:
         seed: int,
         progress: bool,
     ) -> pd.DataFrame:
-        """All that was tried, in the order of :func:`rank`."""
+        """Return all trials, in the order of :func:`rank`."""
         with needs("tune"):
-            import optuna  # slow to import, and needed here only
+            import optuna  # slow to import
 
         logging.getLogger("optuna").setLevel(logging.WARNING)
         study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
@@ -199,7 +194,7 @@ class _Search:
 def _close_enough(
     folder: ModelFolder, rules: Sequence[str], kld: float
 ) -> list[StrategySpec]:
-    """Approximate strategies that were measured to be within the limit."""
+    """Return approximate strategies whose measured divergence is within the limit."""
 
     def within(record: FidelityRecord) -> bool:
         same = record.key.rules == tuple(rules)

@@ -1,31 +1,44 @@
-"""What a search for strategy and parameters found, and what it says in words."""
+"""Tunings: the recommended strategy and parameters, and the reasons."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from mlxlab.analysis.tables import name_traces
-from mlxlab.replay.specs import StrategySpec
+from mlxlab.analysis.result import Result, describe_traces
+from mlxlab.analysis.tables import Forms, format_bounds, format_columns
+from mlxlab.replay.specs import StrategySpec, label_rules
 from mlxlab.sizes import format_size
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 __all__ = ["Tuning", "rank"]
+
+_FORMS: Forms = {
+    "strategy": ("strategy", str),
+    "reused": ("reused", "{:.1%}".format),
+    "cost": ("tokens to\ncompute", "{:,.0f}".format),
+    "more": ("more than\nbest", "{:+.1%}".format),
+    "ttft_mean_s": ("TTFT est.\nmean s", "{:.2f}".format),
+    "ttft_median_s": ("TTFT est.\nmedian s", "{:.2f}".format),
+    "stored_mib": ("stored\nMiB", "{:.0f}".format),
+}
 
 
 def rank(trials: pd.DataFrame, error: float) -> pd.DataFrame:
     """Sort trials, the best first.
 
-    Those that cost no more than ``error`` above the least are ties. Of ties come first
-    those that hold several sequences, then those that hold the least memory.
+    Trials that cost at most ``error`` more than the cheapest are ties. Ties that hold
+    several sequences come first, then those that hold the least memory.
 
     Args:
         trials: with ``cost``, ``several`` and ``stored_bytes``.
-        error: share by which costs are off.
+        error: relative error of costs.
     """
     tied = _tied(trials, error)
     order = ["several", "stored_bytes", "cost"]
@@ -39,115 +52,163 @@ def _tied(trials: pd.DataFrame, error: float) -> pd.Series[bool]:
     return tied
 
 
-@dataclass(frozen=True, eq=False)
-class Tuning:
-    """What a search found.
+@dataclass(frozen=True, eq=False, repr=False)
+class Tuning(Result):
+    """The result of :func:`mlxlab.tune`.
 
     Attributes:
-        trials: a row per strategy and parameters that was tried, in the order of
-            :func:`rank`: ``strategy``, ``name`` (without parameters), ``several``
-            (whether it holds several sequences at once), ``prompt_tokens``,
-            ``reused_tokens``, ``stored_bytes`` (peak), and with a calibration
-            ``ttft_mean_s``, ``ttft_median_s``, ``ttft_p90_s``; ``cost`` is what was
-            minimised, the mean time to the first token, else of computed tokens.
-        error: share within which costs are ties: the calibration's median error, 0
-            for computed tokens, which are exact.
-        users: traces that were replayed at the same time.
-        infinite: tokens that exact reuse could have had with infinite memory.
-        finite: with this memory and all the future known.
-        memory: the budget in bytes.
-        model: its name.
-        rules: as they are written.
-        manifest: as in :func:`mlxlab.compare`.
+        requests: totals over all requests, one row per trial, in the order of
+            :func:`rank`. Columns: ``strategy`` (with parameters), ``name`` (without),
+            ``several`` (holds several sequences at once), ``cost`` (the minimised
+            quantity: the mean seconds to the first token, or without a cost model the
+            mean tokens to compute), ``prompt_tokens``, ``reused_tokens``,
+            ``stored_bytes`` (peak), and with a cost model ``ttft_mean_s``,
+            ``ttft_median_s``, ``ttft_p90_s``.
     """
 
-    trials: pd.DataFrame
-    error: float
-    users: int
-    infinite: int
-    finite: int
-    memory: int
-    model: str
-    rules: str
-    manifest: Mapping[str, Any]
+    kind = "tune"
+
+    @property
+    def memory(self) -> int:
+        """The budget in bytes."""
+        return int(self.manifest["memory"])
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return str(self.manifest["model"]["name"])
+
+    @property
+    def error(self) -> float:
+        """Relative error within which costs are ties.
+
+        The cost model's median error; 0 for computed tokens, which are exact.
+        """
+        return float(self.manifest["error"])
+
+    @property
+    def rules(self) -> str:
+        """The rules as they are written."""
+        (spec,) = self.manifest["strategies"]
+        return label_rules(tuple(spec["rules"]))
+
+    @property
+    def unlimited(self) -> int:
+        """Tokens that exact reuse would reuse with unlimited memory."""
+        return self._bound("unlimited")
+
+    @property
+    def optimal(self) -> int:
+        """Tokens that exact reuse would reuse with this memory and optimal eviction."""
+        return self._bound("optimal")
+
+    def _bound(self, name: str) -> int:
+        return int(self.bounds.reused_tokens[self.bounds.bound == name].iloc[0])
+
+    @property
+    def title(self) -> str:
+        users = self.manifest["users"]
+        at_once = f"{users} at a time" if users > 1 else "one after the other"
+        return (
+            f"{describe_traces(self.manifest)}: {len(self.requests)} trials, model "
+            f"{self.model}, {format_size(self.memory)}, simulated; "
+            f"all traces share one cache, {at_once}"
+        )
+
+    def summary(self) -> pd.DataFrame:
+        """Return the best trial of each strategy, the best first.
+
+        Columns: those of ``requests``, and ``reused`` (share of all prompt tokens) and
+        ``more`` (cost above the best trial's, relative).
+        """
+        best = self.requests.drop_duplicates("name")
+        least = self.best.cost
+        return best.assign(
+            reused=best.reused_tokens / best.prompt_tokens,
+            more=best.cost / least - 1 if least else 0.0,
+        ).reset_index(drop=True)
+
+    def tables(self) -> list[pd.DataFrame]:
+        summary = self.summary()
+        shown = summary.assign(stored_mib=summary.stored_bytes / 2**20)
+        if "ttft_mean_s" in shown:
+            shown = shown.drop(columns="cost")
+        return [pd.DataFrame(format_columns(shown, _FORMS)), format_bounds(self.bounds)]
+
+    def plot(self) -> Figure:
+        """Draw the cost of every trial, one row per strategy."""
+        from mlxlab.analysis.plots import plot_trials
+
+        return plot_trials(self)
 
     @property
     def best(self) -> pd.Series:
-        """The recommended one's row."""
-        return self.trials.iloc[0]
+        """The recommended trial."""
+        return self.requests.iloc[0]
 
     @property
     def tied(self) -> pd.DataFrame:
-        """Of each other strategy the best that costs the same within the error."""
-        ties = self.trials[_tied(self.trials, self.error)]
+        """The best trial of each other strategy that ties with the recommended one."""
+        ties = self.requests[_tied(self.requests, self.error)]
         others: pd.DataFrame = ties[ties.name != self.best["name"]]
         return others.drop_duplicates("name")
 
     @property
-    def title(self) -> str:
-        """One line on what was replayed, and into which cache."""
-        at_once = f"{self.users} at a time" if self.users > 1 else "one after the other"
-        return (
-            f"{name_traces(self.manifest)}: model {self.model}, simulated; "
-            f"all traces share one cache, {at_once}"
-        )
-
-    @property
     def runner_up(self) -> pd.Series:
-        """The best of another strategy."""
-        others = self.trials[self.trials.name != self.best["name"]]
+        """The best trial of another strategy."""
+        others = self.requests[self.requests.name != self.best["name"]]
         return others.iloc[0] if len(others) else self.best
 
     @property
     def serve_line(self) -> str:
-        """Starts what is recommended, in a notebook."""
+        """The line that serves the recommendation in a notebook."""
         rules = "" if self.rules == "all" else f" --rules {self.rules}"
         return f"%serve --model {self.model} --strategy {self.best.strategy}{rules}"
 
     @property
     def alias(self) -> str:
-        """The same as an entry of model_aliases.json."""
+        """The recommendation as an entry of model_aliases.json."""
         entry = {"model": self.model, "strategy": self.best.strategy}
         if self.rules != "all":
             entry["rules"] = self.rules
         return json.dumps({"aliases": {"default": entry}})
 
-    def explain(self) -> list[str]:
-        """What drove the recommendation, a sentence each."""
+    def reasons(self) -> list[str]:
+        """Return the reasons of the recommendation, one sentence each."""
         best, tokens = self.best, self.best.prompt_tokens
         budget = format_size(self.memory)
-        shares = [n / tokens for n in (best.reused_tokens, self.infinite, self.finite)]
-        reused, infinite, finite = map("{:.1%}".format, shares)
-        reuse = f"It reuses {reused} of all prompt tokens; infinite memory would reuse"
-        said = [f"{reuse} {infinite}, and {budget} with all the future known {finite}."]
-        for name, rows in self.trials.groupby("name", sort=False):
+        shares = [
+            n / tokens for n in (best.reused_tokens, self.unlimited, self.optimal)
+        ]
+        reused, unlimited, optimal = map("{:.1%}".format, shares)
+        reuse = f"It reuses {reused} of all prompt tokens; unlimited memory would reuse"
+        said = [f"{reuse} {unlimited}, and optimal eviction in {budget} {optimal}."]
+        for name, rows in self.requests.groupby("name", sort=False):
             if name != best["name"]:
                 said.append(self._compare(str(name), rows.iloc[0]))
         said += self._parameters()
         peak = best.stored_bytes / self.memory
         if peak < 0.5:
             held = f"{best.stored_bytes / 2**30:.2f} GiB"
+            said.append(f"It never held more than {held}; a budget of that would do.")
+        elif self.optimal < self.unlimited * 0.98:
+            lost = (self.unlimited - self.optimal) / tokens
             said.append(
-                f"It never held more than {held}, so a budget of that would do."
-            )
-        elif self.finite < self.infinite * 0.98:
-            lost = (self.infinite - self.finite) / tokens
-            said.append(
-                f"Memory is short: {lost:.1%} of all tokens or more need more than "
-                f"{budget} to be kept until they come again."
+                f"Memory is short: at least {lost:.1%} of all tokens need more than "
+                f"{budget} to stay until they are used again."
             )
         return said
 
     def _compare(self, name: str, other: pd.Series) -> str:
         more = other.cost / self.best.cost - 1 if self.best.cost else 0.0
         share = other.reused_tokens / other.prompt_tokens
-        what = f"{name} at its best ({other.strategy}) reuses {share:.1%}"
-        return f"{what}: {_more(more)} {self._measure}."
+        reuse = f"{name} at its best ({other.strategy}) reuses {share:.1%}"
+        return f"{reuse}: {_more(more)} {self._measure}."
 
     def _parameters(self) -> list[str]:
-        """What the winner's parameters made out, the others at their best."""
+        """Compare the values of each parameter of the recommended strategy."""
         said = []
-        own = self.trials[self.trials.name == self.best["name"]]
+        own = self.requests[self.requests.name == self.best["name"]]
         specs = [StrategySpec.parse(text) for text in own.strategy]
         parsed = pd.DataFrame([dict(s.parameters) for s in specs], index=own.index)
         for key in parsed:
@@ -162,26 +223,25 @@ class Tuning:
 
     @property
     def _measure(self) -> str:
-        timed = "ttft_mean_s" in self.trials
+        timed = "ttft_mean_s" in self.requests
         return "time to the first token" if timed else "tokens to compute"
 
     def lines(self) -> list[str]:
-        """The recommendation, to be printed."""
+        """Return the recommendation, its cost, and the reasons."""
         return [
-            self.title,
             f"Recommended: {self.best.strategy}",
             f"  {self.serve_line}",
             f"  {self.alias}",
             *self._outlook(),
             "Why:",
-            *(f"- {sentence}" for sentence in self.explain()),
+            *(f"- {sentence}" for sentence in self.reasons()),
         ]
 
     def _outlook(self) -> list[str]:
-        """What to expect, what is as good, and what comes next."""
+        """Return the expected cost, the ties and the runner-up."""
         best, other = self.best, self.runner_up
         expected = f"{best.cost:,.0f} tokens to compute for each request in the mean"
-        if "ttft_mean_s" in self.trials:
+        if "ttft_mean_s" in self.requests:
             expected = (
                 f"time to first token {best.ttft_mean_s:.2f} s in the mean, "
                 f"{best.ttft_median_s:.2f} s in the median, {best.ttft_p90_s:.2f} s in "
@@ -198,7 +258,7 @@ class Tuning:
         if self.tied.empty:
             return []
         within = "token for token"
-        if "ttft_mean_s" in self.trials:
+        if "ttft_mean_s" in self.requests:
             within = f"within the estimate's error of {self.error:.1%}"
         named = [
             f"{row.strategy} ({row.stored_bytes / 2**20:.0f} MiB"
@@ -209,14 +269,11 @@ class Tuning:
         held = f"{self.best.stored_bytes / 2**20:.0f} MiB"
         return [f"Tied {within}: {', '.join(named)}; the recommended one {kind} {held}"]
 
-    def __repr__(self) -> str:
-        return "\n".join(self.lines())
-
-    def _repr_html_(self) -> str:
+    def _html_lines(self) -> str:
         code = f"<pre>{escape(self.serve_line)}\n{escape(self.alias)}</pre>"
         outlook = "<br>".join(map(escape, self._outlook()))
-        items = "".join(f"<li>{escape(line)}</li>" for line in self.explain())
-        return f"<p>{escape(self.title)}</p>{code}<p>{outlook}</p><ul>{items}</ul>"
+        items = "".join(f"<li>{escape(line)}</li>" for line in self.reasons())
+        return f"{code}<p>{outlook}</p><ul>{items}</ul>"
 
 
 def _more(share: float) -> str:

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pandas import DataFrame
 from rich.console import Console
 
 from mlxlab.analysis.compare import compare as compare_traces
-from mlxlab.analysis.conclusion import conclude
-from mlxlab.analysis.fidelity.result import Fidelity, format_findings
 from mlxlab.analysis.fidelity.run import QUANTIZED, parse_quantized
-from mlxlab.analysis.fidelity.run import fidelity as judge_answers
+from mlxlab.analysis.fidelity.run import fidelity as measure_fidelity
 from mlxlab.analysis.forecast import forecast
-from mlxlab.analysis.misses.explain import Misses, format_breaks, format_causes
-from mlxlab.analysis.misses.explain import explain as explain_misses
-from mlxlab.analysis.segments import count_segments
-from mlxlab.analysis.tables import (
-    format_ceilings,
-    format_summary,
-    list_ceilings,
-    list_notes,
-    summarize,
-    title_of,
-    write_json,
-)
-from mlxlab.cli.app import app, console, print_names, table
+from mlxlab.analysis.misses.run import misses as find_misses
+from mlxlab.analysis.tables import lay_out
+from mlxlab.cli.app import app, console, print_names, print_result
 from mlxlab.cli.options import (
     AnyTraces,
     Capacity,
@@ -52,11 +38,10 @@ from mlxlab.replay.specs import (
 )
 from mlxlab.strategies import STRATEGIES
 from mlxlab.strategies.base import CAPACITY
-from mlxlab.traces import load_trace
 from mlxlab.traces.bundled import DEFAULT_TRACE
-from mlxlab.traces.open import open_traces
+from mlxlab.traces.open import open_recorded
 
-#: Columns that the table of ``fidelity`` needs.
+#: Characters that the table of ``fidelity`` needs.
 _FINDINGS_WIDTH = 100
 
 
@@ -75,7 +60,6 @@ def compare(
     plots: Plots = None,
 ) -> None:
     """Replay traces through strategies and print what each of them reused."""
-    loaded = [load_trace(trace) for trace in traces or [DEFAULT_TRACE]]
     folder = find_model(model)
     costs = recall_costs(folder.digest, chunk) if simulate else None
     settings: dict[str, Any] = {
@@ -85,24 +69,26 @@ def compare(
         "capacity": capacity,
         "chunk": chunk,
     }
+    recorded = open_recorded(traces or [DEFAULT_TRACE])
     if not simulate:
-        takes = forecast(loaded, **settings)
+        takes = forecast(recorded, **settings)
         console.print(f"This takes {takes}; --simulate counts tokens in seconds.")
-    rows = compare_traces(loaded, simulate=simulate, costs=costs, **settings)
-    _print_summary(rows)
+    found = compare_traces(recorded, simulate=simulate, costs=costs, **settings)
+    print_result(found)
     if simulate and costs is None:
         hint = f"No seconds: mlxlab calibrate --model {model} measures what they take."
         console.print(hint, highlight=False, soft_wrap=True)
     written = []
     if json:
-        write_json(rows, json)
+        found.to_json(json)
         written.append(json)
     if plots:
         from mlxlab.analysis.plots import save_plots
 
-        segments = count_segments(loaded, model=model, rules=rules)
-        written += save_plots(rows, segments, plots)
-    _print_conclusion(rows, written)
+        written += save_plots(found, plots)
+    if written:
+        names = ", ".join(map(str, written))
+        console.print(f"Written: {names}", highlight=False, markup=False)
 
 
 @app.command()
@@ -123,14 +109,14 @@ def fidelity(
     ] = 64,
     chunk: Chunk = CHUNK,
     by_edit: Annotated[
-        bool, typer.Option("--by-edit", help="Tell the edits apart.")
+        bool, typer.Option("--by-edit", help="Print a table for each edit.")
     ] = False,
     json: Json = None,
     plots: Plots = None,
 ) -> None:
     """Score the answers that strategies give on edited traces."""
-    found = judge_answers(
-        [load_trace(trace) for trace in traces or [DEFAULT_TRACE]],
+    found = measure_fidelity(
+        traces or [DEFAULT_TRACE],
         model=model,
         strategies=strategies,
         rules=rules,
@@ -139,9 +125,15 @@ def fidelity(
         tokens=tokens,
         chunk=chunk,
     )
-    _print_findings(found, by_edit=by_edit)
+    # Where there is no terminal there is no width to keep to.
+    wide = console if console.is_terminal else Console(width=_FINDINGS_WIDTH)
+    print_result(found, wide)
+    if by_edit:
+        for edit, frame in found.edit_tables().items():
+            wide.print(f"\nedit {edit}", highlight=False)
+            wide.print(lay_out(frame, wide.width))
     if json:
-        found.write_json(json)
+        found.to_json(json)
     if plots:
         from mlxlab.analysis.plots import save_fidelity_plots
 
@@ -164,15 +156,15 @@ def misses(
     ] = None,
     text: Text = "redacted",
     by_request: Annotated[
-        bool, typer.Option("--by-request", help="Tell what broke each request.")
+        bool, typer.Option("--by-request", help="Print what broke each request.")
     ] = False,
     json: Json = None,
     plots: Plots = None,
 ) -> None:
     """Say why prompt tokens had to be computed, and what would have saved them."""
     folder = find_model(model)
-    found = explain_misses(
-        open_traces(traces or [DEFAULT_TRACE]),
+    found = find_misses(
+        traces or [DEFAULT_TRACE],
         strategy=strategy,
         model=folder,
         token_bytes=token_bytes,
@@ -183,9 +175,12 @@ def misses(
         costs=None if token_bytes else recall_costs(folder.digest, CHUNK),
         text=text,
     )
-    _print_misses(found, by_request=by_request)
+    print_result(found)
+    if by_request:
+        for line in found.request_lines():
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     if json:
-        found.write_json(json)
+        found.to_json(json)
     if plots:
         from mlxlab.analysis.plots import save_misses_plots
 
@@ -205,11 +200,11 @@ def write_report(
     text: Text = "redacted",
 ) -> None:
     """Write a page that stands alone: what was reused, why not more, what to set."""
-    from mlxlab.analysis.html_report import write_page
+    from mlxlab.analysis.html_report import report
 
     folder = find_model(model)
-    write_page(
-        [load_trace(trace) for trace in traces or [DEFAULT_TRACE]],
+    report(
+        traces or [DEFAULT_TRACE],
         out,
         model=folder,
         strategies=strategies,
@@ -231,46 +226,3 @@ def list_strategies() -> None:
 def list_rules() -> None:
     """List the canonicalisation rules, a line each."""
     print_names({rule.name: rule.summary for rule in RULES.values()})
-
-
-def _print_summary(rows: DataFrame) -> None:
-    console.print(f"{title_of(rows)}; each trace has its own cache", highlight=False)
-    console.print(table(format_summary(summarize(rows))))
-    console.print(table(format_ceilings(list_ceilings(rows))))
-    for note in list_notes(rows):
-        console.print(note, highlight=False)
-
-
-def _print_conclusion(rows: DataFrame, written: Sequence[Path]) -> None:
-    lines = conclude(rows)
-    if written:
-        lines.append(f"Written: {', '.join(map(str, written))}")
-    for line in lines:
-        console.print(line, highlight=False, markup=False)
-
-
-def _print_findings(found: Fidelity, *, by_edit: bool) -> None:
-    # Where there is no terminal there is no width to keep to.
-    wide = console if console.is_terminal else Console(width=_FINDINGS_WIDTH)
-    wide.print(found.title, highlight=False)
-    if by_edit:
-        for edit, summary in found.summary(("edit", "variant")).groupby("edit"):
-            wide.print(f"\nedit {edit}", highlight=False)
-            wide.print(table(format_findings(summary.droplevel("edit")), wide))
-    else:
-        wide.print(table(format_findings(found.summary()), wide))
-    for note in list_notes(found.requests):
-        wide.print(note, highlight=False)
-
-
-def _print_misses(found: Misses, *, by_request: bool) -> None:
-    console.print(found.title, highlight=False)
-    causes = table(format_causes(found.summary()))
-    causes.columns[-1].justify = "left"  # words, unlike the numbers before
-    console.print(causes)
-    for note in list_notes(found.causes):
-        console.print(note, highlight=False)
-    if by_request:
-        # Wire text may hold what rich takes for markup.
-        for line in format_breaks(found.breaks):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from mlxlab.analysis.sweep import format_sweep, format_sweep_ceilings, sweep_title
 from mlxlab.analysis.sweep import sweep as run_sweep
-from mlxlab.cli.app import app, console, table
+from mlxlab.analysis.tables import lay_out
+from mlxlab.cli.app import app, console, print_result
 from mlxlab.cli.options import (
     AnyTraces,
     Chunk,
@@ -22,12 +22,10 @@ from mlxlab.cli.options import (
     parse_sizes,
 )
 from mlxlab.models.folder import BUNDLED, find_model
-from mlxlab.replay.cost_model import CHUNK, format_check, format_costs, recall_costs
+from mlxlab.replay.cost_model import CHUNK, recall_costs
 from mlxlab.replay.specs import EXACT_SPECS
 from mlxlab.strategies.base import CAPACITY
-from mlxlab.traces import load_trace
 from mlxlab.traces.bundled import DEFAULT_TRACE
-from mlxlab.traces.open import open_traces
 
 
 @app.command()
@@ -54,15 +52,14 @@ def calibrate(
     """
     from mlxlab.analysis.calibrate import calibrate as measure
     from mlxlab.analysis.calibrate import check_costs
+    from mlxlab.analysis.calibration import format_check
 
     folder = find_model(model)
-    costs = measure(folder, chunk=chunk, tokens=tokens, seconds=seconds, force=force)
-    console.print(table(format_costs(costs)))
-    points = f"{len(costs.points)} points, {costs.error:.1%} off in the median"
-    console.print(f"{points}; {costs.device}, BLAS: {costs.blas}", highlight=False)
+    found = measure(folder, chunk=chunk, tokens=tokens, seconds=seconds, force=force)
+    print_result(found)
     if check:
-        loaded = [load_trace(trace) for trace in check]
-        console.print(table(format_check(check_costs(costs, loaded, model=folder))))
+        errors = format_check(check_costs(found.costs, check, model=folder))
+        console.print(lay_out(errors, console.width))
 
 
 @app.command()
@@ -87,8 +84,8 @@ def sweep(
 ) -> None:
     """Simulate strategies by capacities and users, beside what is possible."""
     folder = find_model(model)
-    frame = run_sweep(
-        open_traces(traces or [DEFAULT_TRACE]),
+    found = run_sweep(
+        traces or [DEFAULT_TRACE],
         strategies=strategies,
         capacities=parse_sizes(capacities, "capacities"),
         users=parse_counts(users, "users"),
@@ -100,9 +97,7 @@ def sweep(
         folder=out,
         scheduler=scheduler,
     )
-    console.print(sweep_title(frame), highlight=False)
-    console.print(table(format_sweep(frame)))
-    console.print(table(format_sweep_ceilings(frame)))
+    print_result(found)
 
 
 @app.command()
@@ -129,7 +124,7 @@ def tune(
 
     folder = find_model(model)
     found = search(
-        open_traces(traces or [DEFAULT_TRACE]),
+        traces or [DEFAULT_TRACE],
         memory=memory,
         model=folder,
         token_bytes=token_bytes,
@@ -141,5 +136,4 @@ def tune(
         trials=trials,
         seed=seed,
     )
-    for line in found.lines():
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    print_result(found)

@@ -1,7 +1,8 @@
-"""The most that strategies of a class could reuse on the same traffic.
+"""Upper bounds on reuse: the most that any strategy of a class could reuse.
 
-Three classes: exact with infinite memory, exact with finite memory and the future
-known, and anything that stood anywhere before. Ceilings are simulated, never served.
+Three bounds: exact reuse with unlimited memory, exact reuse with limited memory and
+known future requests (Belady's MIN), and reuse of content at any position. Bounds are
+simulated, never served.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import mean, median
+from typing import Any, Protocol
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from mlxlab.prompt import Prompt, Tokens
@@ -21,53 +25,59 @@ from mlxlab.strategies.sequences.hashing import window_hashes
 from mlxlab.strategies.sequences.radix_tree import RadixTree
 
 __all__ = [
-    "CEILINGS",
-    "INFINITE",
-    "AnyPosition",
-    "Foresight",
-    "InfiniteMemory",
-    "Reachable",
-    "any_position",
-    "reachable",
+    "BOUNDS",
+    "UNLIMITED",
+    "Bounds",
+    "OptimalMemory",
+    "PositionIndependent",
+    "UnlimitedMemory",
+    "find_bounds",
+    "position_independent",
+    "tabulate_bounds",
 ]
 
-#: Columns of ceilings wherever they stand beside strategies, in tokens.
-CEILINGS = ("infinite", "finite", "any_position")
+#: Names of the bounds, from the strictest class of strategies to the widest.
+BOUNDS = ("unlimited", "optimal", "position_independent")
 
-#: Tokens that no trace has.
-INFINITE = 1 << 62
+#: A capacity that no trace fills.
+UNLIMITED = 1 << 62
+
+_SECONDS = {"ttft_mean_s": "float64", "ttft_median_s": "float64"}
 
 
-class InfiniteMemory(Paged):
+class UnlimitedMemory(Paged):
     """Keeps every sequence and restores the longest common prefix with any of them.
 
-    No limit, no granularity: an upper bound for every prefix strategy.
+    It has neither a limit nor blocks: an upper bound for every prefix strategy.
     """
 
-    name = "ceiling"
-    summary = "infinite memory, token granularity: the most that exact reuse can give"
+    name = "unlimited"
+    summary = (
+        "unlimited memory, blocks of one token: the most that exact reuse can give"
+    )
 
     block = 1
-    capacity = INFINITE
+    capacity = UNLIMITED
 
 
 @dataclass(frozen=True, slots=True)
 class _Access:
-    """One request: nodes its prompt begins with, and those it leaves behind."""
+    """One request: the nodes of its prompt, and the nodes that it stores."""
 
     asked: tuple[int, ...]
     made: tuple[int, ...]
 
 
-class Foresight:
-    """Finite memory that always gives up what is asked for last.
+class OptimalMemory:
+    """Limited memory that always evicts the tokens whose next use is furthest away.
 
-    Belady's rule, which nothing can beat at the same capacity (doi:10.1147/sj.52.0078).
-    Tokens that stand behind each other and are asked for together are one node; a
-    parent's next use never comes after its child's, so what stays is always a prefix.
+    This is Belady's MIN, which no policy beats at the same capacity
+    (doi:10.1147/sj.52.0078). Consecutive tokens that are always requested together form
+    one node. A parent's next use never comes after its child's, so the memory always
+    holds prefixes.
 
     Args:
-        requests: all of the traffic, in order; read once, here.
+        requests: all requests, in order; read once, by the constructor.
     """
 
     def __init__(self, requests: Iterable[RenderedRequest]) -> None:
@@ -93,24 +103,30 @@ class Foresight:
 
     @property
     def tokens(self) -> list[int]:
-        """Tokens of each request's prompt."""
+        """Prompt tokens of each request."""
         return [tokens for tokens, _ in self._prompts]
 
+    @property
+    def stored_tokens(self) -> int:
+        """Tokens that unlimited memory holds after the last request."""
+        unit = self._prompts[0][1] if self._prompts else 1
+        return sum(self._lengths) * unit
+
     def reused(self, capacity: int) -> Iterator[int]:
-        """Tokens that each request can reuse if so many are kept between requests."""
+        """Return the reusable tokens of each request, with a capacity in tokens."""
         for ids, (tokens, unit) in zip(
             self._held(capacity), self._prompts, strict=True
         ):
             yield min(ids * unit, tokens - 1)
 
     def _held(self, capacity: int) -> Iterator[int]:
-        """Ids of each prompt that are there."""
+        """Return the ids of each prompt that the memory holds."""
         if self._prompts:
             capacity //= self._prompts[0][1]
         uses = self._uses()
         held: dict[int, int] = {}  # tokens of a node, the first of them
         total = 0
-        line: list[tuple[float, int, int]] = []  # who goes first
+        line: list[tuple[float, int, int]] = []  # in order of eviction
         for access in self._accesses:
             yield self._prefix(access.asked, held)
             for node in access.asked:
@@ -118,13 +134,13 @@ class Foresight:
             for node in access.made:
                 total += self._lengths[node] - held.get(node, 0)
                 held[node] = self._lengths[node]
-                # Of what is asked for together the end goes first.
+                # Of tokens with the same next use the last are evicted first.
                 next_use = uses[node][-1]
                 heapq.heappush(line, (-next_use, -self._starts[node], node))
             while total > capacity:
                 next_use, _, node = entry = heapq.heappop(line)
                 if -next_use != uses[node][-1] or node not in held:
-                    continue  # it has been used since
+                    continue  # the node was used after this entry was made
                 gone = min(held[node], total - capacity)
                 total -= gone
                 held[node] -= gone
@@ -134,7 +150,7 @@ class Foresight:
                     del held[node]
 
     def _uses(self) -> list[list[float]]:
-        """When each node is asked for, the next time last."""
+        """Return the times at which each node is requested, the next one last."""
         uses: list[list[float]] = [[float("inf")] for _ in self._lengths]
         for time in reversed(range(len(self._accesses))):
             for node in self._accesses[time].asked:
@@ -150,27 +166,27 @@ class Foresight:
         return length
 
 
-class AnyPosition:
-    """Content wherever it stood: a bound for reuse that moves what it finds.
+class PositionIndependent:
+    """Reuse of content at any position: a bound for strategies that move keys.
 
-    A token counts if it is within a run of ``window`` tokens that stood anywhere in an
-    earlier prompt or answer, or in the longest prefix. In hashed traces pieces of
-    content count in place of runs.
+    A token counts if it lies in the longest known prefix, or in ``window`` consecutive
+    tokens that an earlier prompt or answer contains at any position. In hashed traces
+    pieces of content take the place of windows.
 
     Args:
-        window: tokens that have to be the same; fewer are found by chance.
+        window: equal consecutive tokens; shorter matches are often chance.
     """
 
     def __init__(self, window: int = 64) -> None:
         self.window = window
-        self._memory = InfiniteMemory()
+        self._memory = UnlimitedMemory()
         self._seen: NDArray[np.uint64] = np.empty(0, np.uint64)  # in order
         self._pieces: set[int] = set()
 
     def reused(self, request: RenderedRequest) -> int | None:
-        """Tokens of the request's prompt that could be reused; takes the request in.
+        """Return the reusable tokens of the request's prompt, and remember the request.
 
-        None for a hashed request without numbers for content.
+        None for a hashed request without hashes of content.
         """
         plan = self._memory.plan(request.prompt)
         self._memory.commit(request.computed, plan)
@@ -184,7 +200,7 @@ class AnyPosition:
         return reused if known else None
 
     def _known_pieces(self, pieces: NDArray[np.int64], start: int) -> int:
-        """Tokens from ``start`` on in pieces met before."""
+        """Return the tokens from ``start`` on that lie in known pieces."""
         found = 0
         for first, length, number in pieces.tolist():
             if number in self._pieces:
@@ -193,7 +209,7 @@ class AnyPosition:
         return found
 
     def _known_windows(self, tokens: Tokens, start: int) -> int:
-        """Tokens from ``start`` on that are within windows met before."""
+        """Return the tokens from ``start`` on that lie in known windows."""
         begin = max(start - self.window + 1, 0)
         hashes = window_hashes(tokens[begin:], self.window)
         if not len(self._seen) or not len(hashes):
@@ -207,57 +223,132 @@ class AnyPosition:
         return int(np.count_nonzero(covered[start - begin :]))
 
     def _remember(self, sequence: Prompt, start: int) -> None:
-        """Windows that do not lie within what was known as a prefix."""
+        """Remember the windows that do not lie within the known prefix."""
         tokens = sequence.tokens[max(start - self.window + 1, 0) :]
         self._seen = np.union1d(self._seen, window_hashes(tokens, self.window))
 
 
 @dataclass(frozen=True, slots=True)
-class Reachable:
-    """Tokens of one prompt that could be reused, by class.
+class Bounds:
+    """The bounds of one request, in tokens.
 
     Attributes:
-        tokens: of the prompt.
-        finite: by capacity in tokens.
+        tokens: prompt tokens.
+        unlimited: reusable with unlimited memory.
+        optimal: reusable under Belady's MIN, by capacity in bytes.
+        position_independent: reusable at any position; None if the trace does not say.
     """
 
     tokens: int
-    infinite: int
-    finite: Mapping[int, int]
-    any_position: int | None
+    unlimited: int
+    optimal: Mapping[int, int]
+    position_independent: int | None
 
-    def columns(self, capacity: int) -> dict[str, int | None]:
-        """A value for each of :data:`CEILINGS`."""
-        at_most = (self.infinite, self.finite[capacity], self.any_position)
-        return dict(zip(CEILINGS, at_most, strict=True))
+    def at(self, capacity: int) -> dict[str, int | None]:
+        """Return a value for each of :data:`BOUNDS`, at a capacity in bytes."""
+        values = (self.unlimited, self.optimal[capacity], self.position_independent)
+        return dict(zip(BOUNDS, values, strict=True))
 
 
-def reachable(
-    requests: Sequence[RenderedRequest], capacities: Iterable[int]
-) -> list[Reachable]:
-    """All ceilings for each request of one trace; capacities are in tokens."""
-    foresight = Foresight(requests)
-    finite = {size: list(foresight.reused(size)) for size in capacities}
-    anywhere = AnyPosition()
-    return [
-        Reachable(
-            tokens=s.tokens,
-            infinite=infinite,
-            finite={size: own[i] for size, own in finite.items()},
-            any_position=anywhere.reused(s),
+class Costs(Protocol):
+    """Seconds to the first token on some machine."""
+
+    def ttft_s(self, reused: int, tokens: int) -> float:
+        """Return the seconds to the first token of a prompt with a reused prefix."""
+        ...
+
+
+def find_bounds(
+    requests: Iterable[RenderedRequest], capacities: Iterable[int], token_bytes: int
+) -> tuple[list[Bounds], int]:
+    """Find the bounds of each request of one workload.
+
+    Args:
+        requests: the workload; iterated over twice.
+        capacities: for the optimal bound, in bytes.
+        token_bytes: keys and values of one token.
+
+    Returns:
+        The bounds of each request, and the bytes that unlimited memory ends up with.
+    """
+    memory = OptimalMemory(requests)
+    unlimited = list(memory.reused(UNLIMITED))
+    optimal = {size: list(memory.reused(size // token_bytes)) for size in capacities}
+    anywhere = position_independent(requests)
+    found = [
+        Bounds(
+            tokens=tokens,
+            unlimited=unlimited[i],
+            optimal={size: own[i] for size, own in optimal.items()},
+            position_independent=anywhere[i] if anywhere else None,
         )
-        for i, (s, infinite) in enumerate(
-            zip(requests, foresight.reused(INFINITE), strict=True)
-        )
+        for i, tokens in enumerate(memory.tokens)
     ]
+    return found, memory.stored_tokens * token_bytes
 
 
-def any_position(requests: Iterable[RenderedRequest]) -> list[int] | None:
-    """Tokens of each prompt that stood anywhere before; None if that is not known."""
-    ceiling = AnyPosition()
+def tabulate_bounds(
+    found: Sequence[Bounds], unlimited_bytes: int, costs: Costs | None = None
+) -> pd.DataFrame:
+    """Add up the bounds of all requests.
+
+    Args:
+        found: one per request.
+        unlimited_bytes: the memory that the unlimited bound fills.
+        costs: estimates seconds; without it they are missing.
+
+    Returns:
+        One row per bound, and per capacity for ``optimal``. Columns: ``bound`` (one of
+        :data:`BOUNDS`), ``memory`` (bytes; missing for ``position_independent``),
+        ``prompt_tokens``, ``reused_tokens``, ``reused`` (share of the prompt tokens),
+        ``ttft_mean_s`` and ``ttft_median_s`` (estimated seconds to the first token).
+        A bound that the trace does not determine has no row, nor has ``optimal`` at a
+        capacity without a limit.
+    """
+    sizes = sorted({s for own in found for s in own.optimal if s < UNLIMITED})
+    rows: list[tuple[str, int | None, list[int]]] = [
+        ("unlimited", unlimited_bytes, [own.unlimited for own in found]),
+        *(("optimal", size, [own.optimal[size] for own in found]) for size in sizes),
+    ]
+    anywhere = [
+        own.position_independent
+        for own in found
+        if own.position_independent is not None
+    ]
+    if len(anywhere) == len(found):
+        rows.append(("position_independent", None, anywhere))
+    tokens = [own.tokens for own in found]
+    table = pd.DataFrame([_row(*row, tokens, costs) for row in rows])
+    memory = pd.array([memory for _, memory, _ in rows], dtype="Int64")
+    return table.assign(memory=memory).astype(_SECONDS)
+
+
+def _row(
+    name: str,
+    memory: int | None,
+    reused: Sequence[int],
+    tokens: Sequence[int],
+    costs: Costs | None,
+) -> dict[str, Any]:
+    pairs = zip(reused, tokens, strict=True)
+    seconds = [costs.ttft_s(*pair) for pair in pairs] if costs else []
+    return {
+        "bound": name,
+        "memory": memory,
+        "prompt_tokens": sum(tokens),
+        "reused_tokens": sum(reused),
+        "reused": sum(reused) / sum(tokens),
+        "ttft_mean_s": mean(seconds) if seconds else None,
+        "ttft_median_s": median(seconds) if seconds else None,
+    }
+
+
+def position_independent(requests: Iterable[RenderedRequest]) -> list[int] | None:
+    """Return each request's tokens reusable at any position; None if unknown."""
+    bound = PositionIndependent()
     found = []
     for request in requests:
-        reused = ceiling.reused(request)
+        reused = bound.reused(request)
         if reused is None:
             return None
         found.append(reused)
@@ -265,7 +356,7 @@ def any_position(requests: Iterable[RenderedRequest]) -> list[int] | None:
 
 
 def _insert(tree: RadixTree[None], tokens: Tokens) -> None:
-    """Make ``tokens`` a path that ends where a node ends."""
+    """Add ``tokens`` to the tree as a path that ends at the end of a node."""
     last = tree.root
     for node, length in list(tree.walk(tokens)):
         last = node if length == len(node.tokens) else tree.split(node, length)

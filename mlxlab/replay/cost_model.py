@@ -1,7 +1,6 @@
-"""Seconds for what a plan restores and computes, by a model fitted on one machine.
+"""Estimates the seconds of restores and prefills, by a model fitted on one machine.
 
-Knows points that were measured, not how; needs neither mlx nor weights. Calibrations
-are kept in the user's cache folder, a file a model.
+Calibrations are kept in the user's cache folder, one file per model.
 """
 
 from __future__ import annotations
@@ -16,12 +15,10 @@ from statistics import median
 from typing import Any, Self, TypeAlias
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from mlxlab.analysis.tables import write_content
-from mlxlab.files import cache_folder
+from mlxlab.files import cache_folder, write_json
 from mlxlab.ownership import read_own
 from mlxlab.strategies import Plan
 
@@ -31,8 +28,6 @@ __all__ = [
     "Machine",
     "Point",
     "fit_costs",
-    "format_check",
-    "format_costs",
     "recall_costs",
     "remember_costs",
 ]
@@ -41,7 +36,7 @@ log = logging.getLogger(__name__)
 
 Matrix: TypeAlias = NDArray[np.float64]
 
-#: Tokens computed at a time where nobody says otherwise.
+#: Tokens computed at a time, by default.
 CHUNK = 2048
 
 _ROUNDS = 20  # of reweighting; it settles in fewer
@@ -53,7 +48,7 @@ class _Closed(BaseModel):
 
 
 class Machine(_Closed):
-    """What seconds depend on, as far as it can be told without mlx."""
+    """The machine that seconds depend on, described without importing mlx."""
 
     system: str
     processor: str
@@ -62,7 +57,7 @@ class Machine(_Closed):
 
     @classmethod
     def here(cls, chunk: int) -> Self:
-        """This one, computing so many tokens at a time."""
+        """Describe this machine, with ``chunk`` tokens computed at a time."""
         system = f"{platform.system()} {platform.machine()}"
         return cls(
             system=system, processor=_processor(), mlx=version("mlx"), chunk=chunk
@@ -73,10 +68,10 @@ class Point(_Closed):
     """One measured request.
 
     Attributes:
-        start: tokens that were restored.
-        stop: tokens of the prompt.
+        start: restored tokens.
+        stop: prompt tokens.
         restore_s: seconds to plan and restore.
-        prefill_s: seconds to compute the others, up to the first token's logits.
+        prefill_s: seconds to compute the rest, up to the first token's logits.
     """
 
     start: int
@@ -86,22 +81,22 @@ class Point(_Closed):
 
 
 class CostModel(_Closed):
-    """Seconds as sums of few terms, none negative.
+    """Seconds as sums of a few terms, none negative.
 
-    A prefill costs something per request, per chunk and per token, and, for attention,
-    per pair of a token and a position in front of its chunk and per pair of two tokens
-    of a chunk. A restore costs something per request and per token.
+    The terms of a prefill are requests, chunks, tokens, and for attention the pairs of
+    a token with a position before its chunk and with a token of its chunk. The terms of
+    a restore are requests and tokens.
 
     Attributes:
         model: digest of the model's files.
-        machine: where it was fitted.
-        device: what computed.
-        blas: what computed products.
-        day: when, UTC.
+        machine: the machine of the measurement.
+        device: of the model.
+        blas: the library of matrix products.
+        day: of the measurement, UTC.
         prefill: seconds per request, chunk, token, pair with a position in front, pair
             within a chunk, and position of the last token, which is computed by itself.
         restore: seconds per request and token.
-        points: what it was fitted on.
+        points: the measured requests of the fit.
     """
 
     model: str
@@ -114,39 +109,39 @@ class CostModel(_Closed):
     points: tuple[Point, ...]
 
     def prefill_s(self, start: int, stop: int) -> float:
-        """Seconds to compute positions ``[start, stop)`` and what comes out of them."""
+        """Return the seconds to compute positions ``[start, stop)`` and logits."""
         if start >= stop:
             return 0.0
         return float(_prefill_terms(start, stop, self.machine.chunk) @ self.prefill)
 
     def restore_s(self, tokens: int) -> float:
-        """Seconds to find so many tokens and put them in place."""
+        """Return the seconds to find and restore this many tokens."""
         return float(_restore_terms(tokens) @ self.restore)
 
     def ttft_s(self, reused: int, tokens: int) -> float:
-        """Seconds to the first token of a prompt that begins with what is reused."""
+        """Return the seconds to the first token of a prompt with a reused prefix."""
         return self.restore_s(reused) + self.prefill_s(reused, tokens)
 
     def estimate(self, plan: Plan, unit: int, tokens: int) -> tuple[float, float]:
-        """Seconds to restore, and to compute, for a prompt of so many tokens.
+        """Return the seconds to restore and to compute a prompt.
 
         Args:
             plan: in units.
             unit: tokens that a position of the plan stands for.
-            tokens: of the prompt.
+            tokens: prompt tokens.
         """
         gaps = [(a * unit, min(b * unit, tokens)) for a, b in plan.gaps]
         reused = plan.reused * unit
         if len(gaps) == 1:
             return self.restore_s(reused), self.prefill_s(*gaps[0])
-        # Behind the first moved span everything left open is computed in one go.
+        # All gaps after the first moved span are computed together.
         middle = sum((a + b) * (b - a) for a, b in gaps) // (2 * (tokens - reused))
         half = (tokens - reused) // 2
         start = min(max(middle - half, 0), reused)
         return self.restore_s(reused), self.prefill_s(start, start + tokens - reused)
 
     def describe(self) -> dict[str, Any]:
-        """What a manifest says of seconds that were estimated."""
+        """Return the manifest's entry on estimated seconds."""
         return {
             "calibrated": str(self.day),
             "points": len(self.points),
@@ -158,7 +153,7 @@ class CostModel(_Closed):
 
     @property
     def errors(self) -> list[float]:
-        """Share by which the estimate of each size is off, restore and prefill."""
+        """Relative error of the estimate of each size, restore and prefill together."""
         return [
             abs(
                 (self.restore_s(p.start) + self.prefill_s(p.start, p.stop))
@@ -183,10 +178,10 @@ def fit_costs(
     blas: str,
     day: date,
 ) -> CostModel:
-    """The cost model that is off by the smallest shares, in sum, at these points.
+    """Fit the cost model with the least sum of relative errors at these points.
 
-    Of points of one size the median counts. (The fastest tells what a machine could do,
-    and was 15 % short of what replays took.)
+    Of points of one size the median counts. The fastest point underestimated replays by
+    15 %.
     """
     chunk = machine.chunk
     kept = tuple(points)
@@ -241,7 +236,7 @@ def remember_costs(costs: CostModel, *, force: bool = False) -> Path:
         return path
     others = [c for c in kept if c.machine != costs.machine]
     content = [c.model_dump(mode="json") for c in (*others, costs)]
-    write_content({"calibrations": content}, path)
+    write_json({"calibrations": content}, path)
     return path
 
 
@@ -253,41 +248,9 @@ def _is_better(old: CostModel, new: CostModel) -> bool:
 
 
 def recall_costs(model: str, chunk: int) -> CostModel | None:
-    """What was calibrated for the model of that digest on this machine."""
+    """Return the calibration of the model of that digest on this machine, if any."""
     here = Machine.here(chunk)
     return next((c for c in _kept(model) if c.machine == here), None)
-
-
-def format_costs(costs: CostModel) -> pd.DataFrame:
-    """Seconds behind so many tokens in the cache, as text under short headings."""
-    most = max(point.stop for point in costs.points)
-    starts = [start for start in (0, 4096, 8192, 16384, 32768) if start < most]
-    return pd.DataFrame(
-        {
-            "cached\ntokens": [f"{start:,}" for start in starts],
-            "restore\nms": [f"{costs.restore_s(s) * 1e3:.1f}" for s in starts],
-            **{
-                f"{new:,} new\nms": [
-                    f"{costs.prefill_s(s, s + new) * 1e3:,.0f}" for s in starts
-                ]
-                for new in (1, 64, 256, 1024, 4096)
-            },
-        }
-    )
-
-
-def format_check(found: pd.DataFrame) -> pd.DataFrame:
-    """What :func:`mlxlab.analysis.calibrate.check_costs` found, as text."""
-    share = "{:.1%}".format
-    return pd.DataFrame(
-        {
-            "strategy": found.index,
-            "requests": found.requests.map(str),
-            "TTFT off\nmedian": found["median"].map(share),
-            "TTFT off\n90 %": found.p90.map(share),
-            "sum off": found.total.map(share),
-        }
-    )
 
 
 class _Calibrations(_Closed):
@@ -311,7 +274,7 @@ def _file(model: str) -> Path:
 
 
 def _typical(points: Sequence[Point]) -> list[Point]:
-    """Of each size a point with the median prefill and the median restore."""
+    """Return one point per size, with the median prefill and the median restore."""
     sizes: dict[tuple[int, int], list[Point]] = {}
     for point in points:
         sizes.setdefault((point.start, point.stop), []).append(point)
@@ -327,7 +290,7 @@ def _typical(points: Sequence[Point]) -> list[Point]:
 
 
 def _prefill_terms(start: int, stop: int, chunk: int) -> Matrix:
-    """What a prefill of positions ``[start, stop)`` consists of."""
+    """Return the terms of a prefill of positions ``[start, stop)``."""
     # The last token is computed by itself, the others in chunks.
     starts = np.arange(start, stop - 1, chunk, dtype=np.float64)
     lengths = np.minimum(starts + chunk, stop - 1) - starts
@@ -340,7 +303,7 @@ def _restore_terms(tokens: int) -> Matrix:
 
 
 def _fit(terms: Matrix, seconds: Matrix) -> list[float]:
-    """Least absolute shares, by reweighted least squares; nothing negative."""
+    """Minimise relative errors by reweighted least squares, without negative terms."""
     found = np.zeros(terms.shape[1])
     if len(seconds) == 0:
         return found.tolist()
@@ -353,7 +316,7 @@ def _fit(terms: Matrix, seconds: Matrix) -> list[float]:
 
 
 def _not_negative(terms: Matrix, target: Matrix) -> Matrix:
-    """Least squares over the terms that do not come out negative."""
+    """Solve least squares over the terms that are not negative."""
     used = np.ones(terms.shape[1], dtype=bool)
     scale = np.linalg.norm(terms, axis=0)
     scale[scale == 0] = 1
@@ -367,7 +330,7 @@ def _not_negative(terms: Matrix, target: Matrix) -> Matrix:
 
 
 def _processor() -> str:
-    """A name that tells machines apart; ``platform`` has none on Linux."""
+    """Return the processor's name; ``platform`` has none on Linux."""
     names: Iterable[str] = ()
     if _CPU_INFO.exists():
         lines = _CPU_INFO.read_text().splitlines()

@@ -12,9 +12,10 @@ from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.rendering.rules import parse_rules
 from mlxlab.replay.requests import RenderedRequest, render_trace
-from mlxlab.traces import Trace, load_trace
+from mlxlab.traces import Trace
 from mlxlab.traces.hashed.file import HashedFile, Hasher, write_hashed
 from mlxlab.traces.hashed.trace import HashedRequest, HashedTrace
+from mlxlab.traces.open import open_one
 
 __all__ = ["export_trace"]
 
@@ -32,7 +33,7 @@ def export_trace(
     salt: str | None = None,
     progress: bool = True,
 ) -> HashedTrace:
-    """Write a trace as hashes of 64 tokens each, chained and by content.
+    """Write a trace as hashes of 64 tokens each, by prefix and by content.
 
     Sessions and agents are numbered. Times are counted from the first request.
 
@@ -51,9 +52,9 @@ def export_trace(
     Raises:
         MlxlabError: the trace cannot be read or rendered, or ``out`` not be written.
     """
-    trace = load_trace(trace)
     folder = find_model(model) if isinstance(model, str) else model
     renderer = Renderer(folder, parse_rules(rules))
+    trace = open_one(trace)
     key = salt.encode() if salt else secrets.token_bytes(SALT_BYTES)
     hasher = Hasher(UNIT, key)
     with tqdm(

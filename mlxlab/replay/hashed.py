@@ -1,4 +1,4 @@
-"""Steps of hashed traces: a number for each unit of tokens in place of token ids."""
+"""Requests of hashed traces: one number per unit of tokens in place of token ids."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mlxlab.traces.hashed.trace import HashedRequest, HashedTrace
 
 __all__ = ["HashedSource", "NumberedRequest"]
 
-#: A prompt's last ids, where they are less than a unit.
+#: The id of a prompt's last tokens if they are less than a unit.
 _REST = -1
 
 
@@ -24,11 +24,11 @@ class NumberedRequest(RenderedRequest):
     """One hashed request; its prompt holds a number for each unit of tokens.
 
     Attributes:
-        length: tokens of the prompt.
+        length: prompt tokens.
         sequence: numbers of the whole units of prompt and answer.
-        content: int64, shape ``[pieces, 3]``: where a piece of the prompt starts, its
-            tokens, and a number for what it says, wherever it stands; no pieces if the
-            trace does not tell.
+        content: int64, shape ``[pieces, 3]``: the start of a piece of the prompt, its
+            tokens, and a number that is equal for equal content; no pieces if the trace
+            holds no hashes of content.
     """
 
     length: int
@@ -92,7 +92,7 @@ class HashedSource:
 
 
 def _segments(request: HashedRequest, length: int, unit: int) -> tuple[Segment, ...]:
-    """The parts of a prompt, to the unit; what nothing is told of is unknown."""
+    """Return the parts of a prompt, to the unit; the rest is unknown."""
     segments: list[Segment] = []
     end = 0
     for role, tokens in request.roles:

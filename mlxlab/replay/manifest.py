@@ -1,4 +1,4 @@
-"""What a result must carry for somebody else to judge or repeat it."""
+"""Manifests: everything that is needed to judge or repeat a result."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def describe_run(
     token_bytes: int | None = None,
     costs: CostModel | None = None,
 ) -> dict[str, Any]:
-    """Everything that decides the numbers, as JSON values.
+    """Return everything that decides the numbers, as JSON values.
 
     Args:
-        traces: what was replayed.
-        folder: the model that rendered and, in a live replay, computed it.
-        specs: what was compared.
-        notes: what could not be rendered as meant, and how often.
+        traces: the replayed traces.
+        folder: the model that rendered the traces and, in a live replay, computed them.
+        specs: the strategies.
+        notes: deviations of the rendering, and how often they occurred.
         environment: device, BLAS and chunk of a live replay; empty when simulated.
-        token_bytes: keys and values of one token, if other than the model's.
-        costs: what seconds were estimated by.
+        token_bytes: keys and values of one token; None for the model's.
+        costs: the cost model of estimated seconds.
 
     Raises:
         StrategyError: a spec that cannot be made.

@@ -1,4 +1,4 @@
-"""Sources of requests: recorded traces, rendered for a model, and hashed ones."""
+"""Sources of requests: recorded traces rendered for a model, and hashed traces."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ from mlxlab.replay.hashed import HashedSource
 from mlxlab.replay.requests import RenderedRequest, label_sessions, render_trace
 from mlxlab.replay.workload import RenderedTrace, Source
 from mlxlab.traces import Trace
-from mlxlab.traces.hashed.trace import HashedTrace
+from mlxlab.traces.open import AnyTrace
 
-__all__ = ["AnyTrace", "Sources", "open_sources"]
+__all__ = ["Sources", "open_sources"]
 
 Sources: TypeAlias = tuple[Source, ...]
-AnyTrace: TypeAlias = Trace | HashedTrace
 
 
 def open_sources(
     traces: Sequence[AnyTrace], renderer: Renderer, progress: bool
 ) -> Sources:
-    """A source for each trace, in order.
+    """Return one source per trace, in order.
 
     Args:
         traces: recorded or hashed.
-        renderer: for those that are recorded.
+        renderer: renders the recorded traces.
         progress: whether to show a bar.
 
     Raises:

@@ -9,7 +9,6 @@ from typing import Self, TypeAlias
 
 from mlxlab.errors import StrategyError
 from mlxlab.rendering.rules import RULES, parse_rules
-from mlxlab.replay.bounds import InfiniteMemory
 from mlxlab.strategies import (
     STRATEGIES,
     ParameterValue,
@@ -25,6 +24,7 @@ __all__ = [
     "EXACT_SPECS",
     "FIDELITY_SPECS",
     "SpecLike",
+    "Strategies",
     "StrategySpec",
     "label_rules",
     "parse_specs",
@@ -96,8 +96,7 @@ class StrategySpec:
         """
         strategy, at, own = text.strip().partition("@")
         name, parameters = parse_parameters(strategy)
-        bound = name == InfiniteMemory.name
-        policy = InfiniteMemory if bound else find_strategy(name)
+        policy = find_strategy(name)
         if at:
             rules = own.replace("+", ",")
         chosen = parse_rules(rules) if isinstance(rules, str) else tuple(rules)
@@ -126,11 +125,6 @@ class StrategySpec:
         """Whether all plans of the strategy are exact."""
         return self.policy.exact
 
-    @property
-    def is_ceiling(self) -> bool:
-        """Whether this is the bound, which cannot be served."""
-        return self.policy is InfiniteMemory
-
     def make(self, token_bytes: int, *, unit: int = 1) -> Strategy:
         """Make the strategy with an empty cache.
 
@@ -141,8 +135,6 @@ class StrategySpec:
         Raises:
             StrategyError: see :func:`mlxlab.strategies.make_strategy`.
         """
-        if self.is_ceiling:
-            return InfiniteMemory(token_bytes=token_bytes * unit)
         parameters = dict(self.parameters)
         if self.capacity is not None:
             parameters.setdefault("capacity", self.capacity)
@@ -154,9 +146,12 @@ class StrategySpec:
 SpecLike: TypeAlias = str | StrategySpec | type[Strategy]
 """A spec, a strategy class, or text: one or more specs joined with commas."""
 
+Strategies: TypeAlias = SpecLike | Iterable[SpecLike]
+"""The strategies of a verb: one, or a list of them."""
+
 
 def parse_specs(
-    strategies: SpecLike | Iterable[SpecLike],
+    strategies: Strategies,
     rules: str = "all",
     capacity: int | None = None,
 ) -> tuple[StrategySpec, ...]:

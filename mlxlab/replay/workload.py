@@ -1,6 +1,6 @@
-"""What reaches one cache: traces, one after the other or several at once.
+"""Workloads: the requests of one cache, from traces in sequence or at the same time.
 
-Steps of hashed traces are made while they are asked for, so a month of traffic takes no
+Requests of hashed traces are made when they are needed, so a month of them takes no
 more memory than the sessions that run at the same time.
 """
 
@@ -22,17 +22,17 @@ from mlxlab.replay.requests import RenderedRequest
 __all__ = ["Numbers", "RenderedTrace", "Source", "Timed", "Workload"]
 
 Timed: TypeAlias = Iterator[tuple[float, RenderedRequest]]
-"""Steps and the seconds since their trace began, in order."""
+"""Requests in order, each with the seconds since its trace began."""
 
 
 class Numbers:
-    """Numbers that no other trace has, in the order in which they are first met."""
+    """Numbers that no other trace has, in order of first use."""
 
     def __init__(self) -> None:
         self._count = count()
 
     def table(self) -> Callable[[Tokens], Tokens]:
-        """Renumbers one trace's."""
+        """Return a function that renumbers the ids of one trace."""
         table: Tokens = np.empty(0, np.int32)
 
         def renumber(ids: Tokens) -> Tokens:
@@ -49,22 +49,22 @@ class Numbers:
 
 
 class Source(Protocol):
-    """A trace that requests can be made of, over and over."""
+    """A trace whose requests can be made repeatedly."""
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The name of the trace."""
 
     @property
     def digest(self) -> str:
-        """The same for the same requests."""
+        """A digest of the requests."""
 
     @property
     def unit(self) -> int:
-        """Tokens that an id of its prompts stands for."""
+        """Tokens that one id of its prompts stands for."""
 
     def requests(self, numbers: Numbers) -> Timed:
-        """Its requests; ids that mean something in this trace only are renumbered."""
+        """Return its requests; ids that are local to the trace are renumbered."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,9 @@ class RenderedTrace:
 
 @dataclass(frozen=True)
 class Workload:
-    """Sources, one after the other or several at once, into one cache.
+    """Sources, in sequence or at the same time, into one cache.
 
-    Each of ``users`` takes the next source as soon as the one before it has ended.
+    Each of ``users`` takes the next source when its current source ends.
 
     Raises:
         TraceError: no source, or sources of different units.
@@ -103,12 +103,12 @@ class Workload:
         if len(units) != 1:
             found = ", ".join(map(str, units)) or "none"
             raise TraceError(
-                f"traces: units of tokens: {found}; give traces of one and the same"
+                f"traces: units of tokens: {found}; give traces of one unit"
             )
 
     @property
     def unit(self) -> int:
-        """Tokens that an id of the prompts stands for."""
+        """Tokens that one id of the prompts stands for."""
         return self.sources[0].unit
 
     def __iter__(self) -> Iterator[RenderedRequest]:
@@ -118,7 +118,7 @@ class Workload:
         running: list[tuple[float, int, float, RenderedRequest, Timed]] = []
 
         def begin(now: float) -> None:
-            """Let a user take the next source that has requests."""
+            """Start the next source that has requests."""
             for make in waiting:
                 requests = make()
                 first = next(requests, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 from mlxlab.errors import TraceError
 from mlxlab.traces.bundled import bundled_traces, load_trace
@@ -11,23 +12,74 @@ from mlxlab.traces.hashed.base import HASHED_FORMATS
 from mlxlab.traces.hashed.trace import HashedTrace
 from mlxlab.traces.trace import Trace
 
-__all__ = ["open_traces", "read_trace"]
+__all__ = [
+    "AnyTrace",
+    "TraceLike",
+    "Traces",
+    "open_one",
+    "open_recorded",
+    "open_traces",
+    "read_trace",
+]
+
+AnyTrace: TypeAlias = Trace | HashedTrace
+TraceLike: TypeAlias = str | Path | AnyTrace
+"""A trace, the name of a bundled one, or the path of a file or folder."""
+Traces: TypeAlias = TraceLike | Iterable[TraceLike]
 
 
-def open_traces(names: Iterable[str | Path]) -> list[Trace | HashedTrace]:
-    """Traces by name or path; a folder stands for all trace files in it.
+def open_traces(traces: Traces) -> list[AnyTrace]:
+    """Open traces by name or path; opened traces stay as they are.
+
+    Args:
+        traces: one trace or several. A folder stands for all trace files in it.
 
     Raises:
-        TraceError: as :func:`read_trace`, or a folder without one.
+        TraceError: no trace, or see :func:`read_trace`.
     """
-    return [read_trace(path) for name in names for path in _files(name)]
+    given = [traces] if isinstance(traces, TraceLike) else list(traces)
+    opened = [trace for one in given for trace in _open(one)]
+    if not opened:
+        raise TraceError(
+            f"no trace; give a file or one of {', '.join(bundled_traces())}"
+        )
+    return opened
 
 
-def read_trace(name: str | Path) -> Trace | HashedTrace:
+def open_recorded(traces: Traces) -> list[Trace]:
+    """Open recorded traces by name or path, as :func:`open_traces` does.
+
+    Raises:
+        TraceError: a trace is hashed, or see :func:`open_traces`.
+    """
+    opened = open_traces(traces)
+    recorded = [trace for trace in opened if isinstance(trace, Trace)]
+    hashed = [trace.name for trace in opened if isinstance(trace, HashedTrace)]
+    if hashed:
+        raise TraceError(
+            f"trace {hashed[0]}: hashed; give a recorded trace, or use misses, sweep "
+            "or tune"
+        )
+    return recorded
+
+
+def open_one(trace: str | Path | Trace) -> Trace:
+    """Open one recorded trace by name or path.
+
+    Raises:
+        TraceError: not one trace, or see :func:`open_recorded`.
+    """
+    opened = open_recorded(trace)
+    if len(opened) != 1:
+        raise TraceError(f"{trace}: {len(opened)} traces; give one file")
+    return opened[0]
+
+
+def read_trace(name: str | Path) -> AnyTrace:
     """Read a recorded or hashed trace.
 
     Args:
-        name: the name of a bundled trace, or the path of a file.
+        name: of a bundled trace, or the path of a file.
 
     Raises:
         TraceError: no such file, or it cannot be read.
@@ -37,6 +89,13 @@ def read_trace(name: str | Path) -> Trace | HashedTrace:
     for hashed in HASHED_FORMATS.recognizing(Path(name)):
         return hashed.open(Path(name))
     return load_trace(name)
+
+
+def _open(one: TraceLike) -> Iterator[AnyTrace]:
+    if isinstance(one, AnyTrace):
+        yield one
+    else:
+        yield from map(read_trace, _files(one))
 
 
 def _files(name: str | Path) -> Iterator[str | Path]:

@@ -13,6 +13,8 @@ from mlxlab.replay.cost_model import recall_costs
 from mlxlab.traces import load_trace
 from tests.support.exchanges import small_trace
 
+COLUMNS = ["restore_s", "prefill_s"]
+
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,23 +22,30 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_measured_here_tells_what_a_replay_takes() -> None:
-    costs = calibrate(tokens=2500, seconds=90, progress=False)
+    found = calibrate(tokens=2500, seconds=90, progress=False)
+    costs = found.costs
     assert recall_costs(find_model().digest, 2048) == costs
     assert len(costs.points) > 30
     # Restoring is what all of this is for.
     assert costs.restore_s(2000) < costs.prefill_s(0, 2000) / 10
     assert costs.prefill_s(0, 2000) > 3 * costs.prefill_s(0, 200)
     assert costs.error < 0.5  # a busy machine is noisy
-    found = check_costs(
+    assert found.requests.stop.tolist() == [p.stop for p in costs.points]
+    errors = (
+        found.requests.estimated_s / found.requests[COLUMNS].sum(axis=1) - 1
+    ).abs()
+    assert errors.median() < 0.5
+    checked = check_costs(
         costs, small_trace(), strategies="none,paged:block=16", progress=False
     )
-    assert found.index.tolist() == ["none", "paged:block=16"]
-    assert found.requests.tolist() == [10, 10]
-    assert (found["median"] < 1.5).all()
+    assert checked.index.tolist() == ["none", "paged:block=16"]
+    assert checked.requests.tolist() == [10, 10]
+    assert (checked["median"] < 1.5).all()
 
 
 def test_a_time_that_is_up_leaves_the_least_that_can_be_fitted() -> None:
-    assert len(calibrate(tokens=300, seconds=0, progress=False).points) == LEAST
+    found = calibrate(tokens=300, seconds=0, progress=False)
+    assert len(found.requests) == len(found.costs.points) == LEAST
 
 
 def test_a_prompt_that_is_too_short_is_refused() -> None:
@@ -47,6 +56,6 @@ def test_a_prompt_that_is_too_short_is_refused() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sessions", "subagents"])
 def test_estimates_are_close_on_recorded_traces(name: str) -> None:
-    costs = calibrate(progress=False)
+    costs = calibrate(progress=False).costs
     found = check_costs(costs, load_trace(name), strategies="prefix,paged")
     assert (found["median"] <= 0.15).all()

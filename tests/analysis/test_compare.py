@@ -1,4 +1,4 @@
-"""Comparisons: rows, summary, ceiling, files."""
+"""Comparisons: requests, summary, bounds, files."""
 
 import json
 import subprocess
@@ -12,13 +12,18 @@ import pandas as pd
 import pytest
 
 from mlxlab.analysis.compare import compare
-from mlxlab.analysis.segments import count_segments
-from mlxlab.analysis.tables import list_ceilings, summarize, write_json
-from mlxlab.errors import MlxlabError, RuleError, StrategyError
+from mlxlab.analysis.comparison import Comparison
+from mlxlab.errors import ConfigError, MlxlabError, RuleError, StrategyError
 from mlxlab.models.folder import find_model
+from mlxlab.rendering.renderer import Renderer
+from mlxlab.rendering.rules import parse_rules
+from mlxlab.replay.bounds import BOUNDS, UnlimitedMemory
 from mlxlab.replay.cost_model import CostModel, Point
+from mlxlab.replay.requests import render_trace
+from mlxlab.replay.simulator import Simulator
 from mlxlab.replay.specs import DEFAULT_SPECS, parse_specs
 from mlxlab.strategies import STRATEGIES
+from mlxlab.traces import Trace, load_trace
 from tests.replay.test_cost_model import fitted
 from tests.support.exchanges import small_trace
 
@@ -36,64 +41,84 @@ ROW = [
     "restore_s",
     "stored_bytes",
     "evicted",
-    "infinite",
-    "finite",
-    "any_position",
-    "infinite_s",
-    "finite_s",
-    "any_position_s",
+    "unlimited",
+    "optimal",
+    "position_independent",
+    "unlimited_s",
+    "optimal_s",
+    "position_independent_s",
 ]
 
 
 @pytest.fixture(scope="module")
-def rows() -> pd.DataFrame:
+def compared() -> Comparison:
     return compare(small_trace(), simulate=True, progress=False)
 
 
-def test_every_exact_strategy_and_the_ceiling_see_every_request(
+@pytest.fixture(scope="module")
+def rows(compared: Comparison) -> pd.DataFrame:
+    return compared.requests
+
+
+def test_every_exact_strategy_sees_every_request(
     rows: pd.DataFrame,
 ) -> None:
     assert list(rows.columns) == ROW
     counts = rows.groupby(["strategy", "rules"], sort=False).size()
     assert list(counts.index) == [
-        ("prefix", "none"),
+        ("prefix@none", "none"),
         *((name, "all") for name, strategy in STRATEGIES.items() if strategy.exact),
-        ("ceiling", "all"),
     ]
     assert set(counts) == {10}
 
 
-def test_no_strategy_beats_the_ceiling(rows: pd.DataFrame) -> None:
+def unlimited_reuse(trace: Trace) -> list[int]:
+    """What a replay with unlimited memory reuses."""
+    folder = find_model()
+    renderer = Renderer(folder, parse_rules("all"))
+    replayer = Simulator(UnlimitedMemory(token_bytes=folder.token_bytes))
+    return [
+        replayer.replay(request).reused_tokens
+        for request in render_trace(trace, renderer)
+    ]
+
+
+def test_no_strategy_beats_unlimited_memory(rows: pd.DataFrame) -> None:
     rows = rows[rows.rules == "all"]
-    ceiling = rows[rows.strategy == "ceiling"].set_index("request").reused_tokens
+    most = unlimited_reuse(small_trace())
     for _, own in rows.groupby("strategy"):
-        assert (own.set_index("request").reused_tokens <= ceiling).all()
+        assert len(own) == len(most)
+        assert (own.reused_tokens <= most).all()
 
 
-def test_ceilings_stand_beside_every_request(rows: pd.DataFrame) -> None:
-    ceiling = rows[rows.strategy == "ceiling"]
-    assert (ceiling.infinite == ceiling.reused_tokens).all()
-    assert (rows.finite <= rows.infinite).all()
-    assert (rows.infinite <= rows.any_position).all()
-    assert (rows.any_position > rows.infinite).any()
+def test_bounds_stand_beside_every_request(
+    compared: Comparison, rows: pd.DataFrame
+) -> None:
+    most = unlimited_reuse(small_trace())
+    for _, own in rows.groupby("strategy"):
+        assert own.unlimited.tolist() == most
+    assert compared.bounds.reused_tokens.iloc[0] == sum(most)
+    assert (rows.optimal <= rows.unlimited).all()
+    assert (rows.unlimited <= rows.position_independent).all()
+    assert (rows.position_independent > rows.unlimited).any()
     own = rows[rows.rules == "all"]
-    assert (own.reused_tokens <= own.finite).all()
+    assert (own.reused_tokens <= own.optimal).all()
     little = compare(
         small_trace(),
         strategies="paged:block=16,capacity=300KiB",
         simulate=True,
         progress=False,
     )
-    own = little[little.strategy != "ceiling"]
-    assert (own.finite < own.infinite).any()
-    shares = summarize(little).iloc[0]
-    assert shares.of_any_position < shares.of_infinite < shares.of_finite < 1
-    possible = list_ceilings(little)
-    infinite, finite, _ = possible.capacity.tolist()
-    assert finite == 300 << 10 < infinite
-    infinite, finite, anywhere = possible.reused.tolist()
-    assert finite < infinite < anywhere
-    assert possible.median_s.isna().all()
+    own = little.requests
+    assert (own.optimal < own.unlimited).any()
+    shares = little.summary().iloc[0]
+    assert shares.of_position_independent < shares.of_unlimited < shares.of_optimal < 1
+    assert little.bounds.bound.tolist() == list(BOUNDS)
+    unlimited, optimal, _ = little.bounds.memory.tolist()
+    assert optimal == 300 << 10 < unlimited
+    unlimited, optimal, anywhere = little.bounds.reused.tolist()
+    assert optimal < unlimited < anywhere
+    assert little.bounds.ttft_median_s.isna().all()
 
 
 def test_a_capacity_is_for_those_that_name_none() -> None:
@@ -102,27 +127,26 @@ def test_a_capacity_is_for_those_that_name_none() -> None:
     given = compare(small_trace(), strategies=specs, capacity=300 << 10, **settings)
     specs = "paged:block=16,capacity=300KiB,prefix:capacity=1MiB"
     named = compare(small_trace(), strategies=specs, **settings)
-    own = ["capacity", "reused_tokens", "stored_bytes", "evicted", "finite"]
-    rest = given.strategy != "ceiling"
-    pd.testing.assert_frame_equal(given[own][rest], named[own][rest])
-    described = given.attrs["manifest"]["strategies"][0]["parameters"]
+    own = ["capacity", "reused_tokens", "stored_bytes", "evicted", "optimal"]
+    pd.testing.assert_frame_equal(given.requests[own], named.requests[own])
+    described = given.manifest["strategies"][0]["parameters"]
     assert described == {"block": 16, "capacity": 300 << 10}
 
 
-def test_ceilings_take_the_seconds_that_their_tokens_take() -> None:
+def test_bounds_take_the_seconds_that_their_tokens_take() -> None:
     costs = fitted()
-    rows = compare(
+    compared = compare(
         small_trace(), strategies="paged", simulate=True, costs=costs, progress=False
     )
-    pairs = zip(rows.infinite, rows.prompt_tokens, strict=True)
-    assert rows.infinite_s.tolist() == [costs.ttft_s(*pair) for pair in pairs]
-    assert (rows.any_position_s <= rows.infinite_s).all()
-    assert (rows.infinite_s <= rows.ttft_s).all()
-    possible = list_ceilings(rows)
-    assert possible.median_s.tolist() == [
-        rows.infinite_s.median(),
-        rows.any_position_s.median(),
-    ]
+    rows = compared.requests
+    pairs = zip(rows.unlimited, rows.prompt_tokens, strict=True)
+    assert rows.unlimited_s.tolist() == [costs.ttft_s(*pair) for pair in pairs]
+    assert (rows.position_independent_s <= rows.unlimited_s).all()
+    assert (rows.unlimited_s <= rows.ttft_s).all()
+    for name in BOUNDS:
+        own = compared.bounds.set_index("bound").loc[name]
+        assert own.ttft_median_s == rows[f"{name}_s"].median()
+        assert own.ttft_mean_s == pytest.approx(rows[f"{name}_s"].mean())
 
 
 def test_a_live_replay_says_how_soon_it_could_have_been(
@@ -137,7 +161,8 @@ def test_a_live_replay_says_how_soon_it_could_have_been(
 
     module = import_module("mlxlab.analysis.compare")
     monkeypatch.setattr(module, "fit_costs", fit)
-    rows = compare(small_trace(), strategies="none,suffix,paged", progress=False)
+    compared = compare(small_trace(), "none,suffix,paged", progress=False)
+    rows = compared.requests
     own = rows[rows.strategy.isin(["none", "paged"])]
     assert [(p.start, p.stop, p.restore_s, p.prefill_s) for p in points] == [
         *zip(
@@ -148,20 +173,21 @@ def test_a_live_replay_says_how_soon_it_could_have_been(
             strict=True,
         )
     ]
-    pairs = zip(rows.infinite, rows.prompt_tokens, strict=True)
-    assert rows.infinite_s.tolist() == [costs.ttft_s(*pair) for pair in pairs]
-    assert rows.attrs["manifest"]["estimated"] == costs.describe()
+    pairs = zip(rows.unlimited, rows.prompt_tokens, strict=True)
+    assert rows.unlimited_s.tolist() == [costs.ttft_s(*pair) for pair in pairs]
+    assert compared.manifest["estimated"] == costs.describe()
 
 
-def test_what_is_moved_tells_no_seconds_of_ceilings() -> None:
+def test_moved_keys_give_no_seconds_of_bounds() -> None:
     settings: dict[str, Any] = {"strategies": "suffix-naive:block=16"}
-    rows = compare(small_trace(), progress=False, **settings)
-    assert rows.infinite_s.isna().all()
-    assert "median_s" not in list_ceilings(rows).dropna(axis="columns", how="all")
+    compared = compare(small_trace(), progress=False, **settings)
+    assert compared.requests.unlimited_s.isna().all()
+    assert compared.bounds.ttft_median_s.isna().all()
+    assert "TTFT est." not in str(compared.tables()[1].columns)
     costs = fitted()
-    rows = compare(small_trace(), costs=costs, progress=False, **settings)
-    pairs = zip(rows.infinite, rows.prompt_tokens, strict=True)
-    assert rows.infinite_s.tolist() == [costs.ttft_s(*pair) for pair in pairs]
+    rows = compare(small_trace(), costs=costs, progress=False, **settings).requests
+    pairs = zip(rows.unlimited, rows.prompt_tokens, strict=True)
+    assert rows.unlimited_s.tolist() == [costs.ttft_s(*pair) for pair in pairs]
 
 
 def test_reused_and_computed_make_the_prompt(rows: pd.DataFrame) -> None:
@@ -169,33 +195,45 @@ def test_reused_and_computed_make_the_prompt(rows: pd.DataFrame) -> None:
     assert (rows.computed_tokens >= 1).all()
 
 
-def test_segments_cover_every_prompt(rows: pd.DataFrame) -> None:
-    tokens = count_segments(small_trace()).groupby("request").tokens.sum()
-    ceiling = rows[rows.strategy == "ceiling"]
-    assert tokens.to_dict() == dict(
-        zip(ceiling.request, ceiling.prompt_tokens, strict=True)
-    )
+def test_segments_cover_every_prompt(compared: Comparison, rows: pd.DataFrame) -> None:
+    tokens = compared.segments.groupby("request").tokens.sum()
+    own = rows[rows.strategy == "paged"]
+    assert tokens.to_dict() == dict(zip(own.request, own.prompt_tokens, strict=True))
+    assert {"tools", "system", "user"} <= set(compared.segments.role)
 
 
-def test_summary_weighs_by_tokens(rows: pd.DataFrame) -> None:
+def test_summary_weighs_by_tokens(compared: Comparison, rows: pd.DataFrame) -> None:
     own = rows.query("strategy == 'paged'")
-    summary = summarize(rows)
-    reused, of_ceiling, new_session = (
-        summary[column].to_dict() for column in ("reused", "of_infinite", "new_session")
+    summary = compared.summary()
+    reused, of_unlimited, new_session = (
+        summary[column].to_dict()
+        for column in ("reused", "of_unlimited", "new_session")
     )
     assert reused["paged"] == own.reused_tokens.sum() / own.prompt_tokens.sum()
-    assert of_ceiling["ceiling"] == 1
+    most = sum(unlimited_reuse(small_trace()))
+    assert of_unlimited["paged"] == pytest.approx(own.reused_tokens.sum() / most)
     assert new_session["prefix@none"] < new_session["paged"]
     assert "ttft_median_s" not in summary
 
 
-def test_json_has_manifest_and_rows(rows: pd.DataFrame, tmp_path: Path) -> None:
-    write_json(rows, tmp_path / "new" / "out.json")
+def test_json_has_manifest_and_rows(
+    compared: Comparison, rows: pd.DataFrame, tmp_path: Path
+) -> None:
+    compared.to_json(tmp_path / "new" / "out.json")
     written = json.loads((tmp_path / "new" / "out.json").read_text())
-    assert list(written) == ["manifest", "rows"]
-    assert len(written["rows"]) == len(rows)
-    assert all(list(row) == ROW for row in written["rows"])
-    assert {row["ttft_s"] for row in written["rows"]} == {None}
+    assert list(written) == [
+        "kind",
+        "manifest",
+        "summary",
+        "requests",
+        "bounds",
+        "segments",
+        "types",
+    ]
+    assert written["kind"] == "compare"
+    assert len(written["requests"]) == len(rows)
+    assert all(list(row) == ROW for row in written["requests"])
+    assert {row["ttft_s"] for row in written["requests"]} == {None}
     manifest = written["manifest"]
     assert manifest["traces"][0]["digest"] == small_trace().digest
     assert manifest["model"]["token_bytes"] == find_model().token_bytes
@@ -207,7 +245,7 @@ def test_json_has_manifest_and_rows(rows: pd.DataFrame, tmp_path: Path) -> None:
 
 def test_live_manifest_tells_device_blas_and_chunk() -> None:
     live = compare(small_trace(), strategies="prefix", chunk=512, progress=False)
-    manifest = live.attrs["manifest"]
+    manifest = live.manifest
     assert manifest["chunk"] == 512
     assert manifest["blas"]
     assert manifest["device"]
@@ -215,11 +253,11 @@ def test_live_manifest_tells_device_blas_and_chunk() -> None:
 
 
 def test_json_that_cannot_be_written_says_where(
-    rows: pd.DataFrame, tmp_path: Path
+    compared: Comparison, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(MlxlabError, match="file"):
-        write_json(rows, tmp_path / "file" / "out.json")
+        compared.to_json(tmp_path / "file" / "out.json")
 
 
 def test_several_traces_start_from_empty_caches() -> None:
@@ -228,7 +266,7 @@ def test_several_traces_start_from_empty_caches() -> None:
         strategies="paged",
         simulate=True,
         progress=False,
-    ).query("strategy == 'paged'")
+    ).requests
     one, two = (both[both.session.str.startswith(name)] for name in ("one:", "two:"))
     assert one.reused_tokens.tolist() == two.reused_tokens.tolist()
 
@@ -238,18 +276,34 @@ def test_notes_of_all_renderings_add_up() -> None:
     folder.tokenizer.chat_template = (
         "{% for m in messages %}{{ m.content | length }}\n{% endfor %}"
     )
-    rows = compare(
+    compared = compare(
         small_trace(), model=folder, strategies="prefix@none,paged", simulate=True
     )
-    notes = rows.attrs["manifest"]["notes"]
+    notes = compared.manifest["notes"]
     assert [n for note, n in notes.items() if "coarse" in note] == [20]
 
 
-def test_the_ceiling_may_be_named_too() -> None:
-    rows = compare(
-        small_trace(), strategies="ceiling,paged", simulate=True, progress=False
+def test_bounds_are_no_strategies() -> None:
+    for name in ("ceiling", *BOUNDS):
+        with pytest.raises(StrategyError, match=f"no strategy '{name}'"):
+            compare(small_trace(), ["paged", name], simulate=True, progress=False)
+
+
+def test_strategies_may_be_a_list_and_traces_a_name() -> None:
+    one = compare("thinking", ["prefix@none", "paged"], simulate=True, progress=False)
+    assert list(one.summary().index) == ["prefix@none", "paged"]
+    other = compare(
+        [load_trace("thinking")], "prefix@none,paged", simulate=True, progress=False
     )
-    assert list(summarize(rows).index) == ["ceiling", "paged"]
+    pd.testing.assert_frame_equal(one.requests, other.requests)
+
+
+def test_a_size_is_written_with_its_unit() -> None:
+    settings: dict[str, Any] = {"simulate": True, "progress": False}
+    small = compare(small_trace(), "paged:block=16", capacity="300KiB", **settings)
+    assert set(small.requests.capacity) == {300 << 10}
+    with pytest.raises(ConfigError, match=r"capacity '16': give bytes .* 16GiB"):
+        compare(small_trace(), capacity="16", **settings)
 
 
 def test_reads_contenders_with_parameters_and_rules() -> None:
@@ -295,7 +349,7 @@ def test_a_live_replay_uses_the_fast_blas(strategy: str) -> None:
 from mlxlab import compare
 from tests.support.exchanges import small_trace
 live = compare(small_trace(), strategies="{strategy}", progress=False)
-print(live.attrs["manifest"]["blas"])
+print(live.manifest["blas"])
 """
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True

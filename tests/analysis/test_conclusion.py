@@ -2,42 +2,38 @@
 
 from __future__ import annotations
 
-import pandas as pd
 import pytest
 
-from mlxlab import compare, load_trace
-from mlxlab.analysis.conclusion import conclude
+from mlxlab import Comparison, compare
 from mlxlab.analysis.forecast import _duration
 from mlxlab.traces import Trace
 from tests.support.exchanges import small_trace
 
 
-def simulated(trace: Trace, strategies: str) -> pd.DataFrame:
-    return compare(trace, strategies=strategies, simulate=True, progress=False)
+def simulated(trace: str | Trace, strategies: str) -> Comparison:
+    return compare(trace, strategies, simulate=True, progress=False)
 
 
-def reused(rows: pd.DataFrame, strategy: str) -> str:
-    own = rows[rows.strategy == strategy]
+def reused(result: Comparison, strategy: str) -> str:
+    own = result.requests[result.requests.strategy == strategy]
     return f"{own.reused_tokens.sum() / own.prompt_tokens.sum():.1%}"
 
 
 def test_the_best_is_set_against_the_first_and_no_reuse() -> None:
-    rows = simulated(load_trace("sessions"), "prefix@none,none,paged")
-    best, left = conclude(rows)
-    first = rows[(rows.strategy == "prefix") & (rows.rules == "none")]
-    share = first.reused_tokens.sum() / first.prompt_tokens.sum()
+    rows = simulated("sessions", "prefix@none,none,paged")
+    best, left = rows.lines()
     assert best == (
         f"Best: paged reuses {reused(rows, 'paged')} of all prompt tokens "
-        f"(prefix@none {share:.1%}, none 0.0%)."
+        f"(prefix@none {reused(rows, 'prefix@none')}, none 0.0%)."
     )
-    most = reused(rows, "ceiling")
-    assert f"infinite memory would reuse {most}: " in left
+    unlimited = rows.bounds[rows.bounds.bound == "unlimited"].iloc[0]
+    most = f"{unlimited.reused_tokens / unlimited.prompt_tokens:.1%}"
+    assert f"unlimited memory would reuse {most}: " in left
     assert left.endswith("of all prompt tokens are left to gain.")
 
 
 def test_equals_are_named_and_the_one_for_several_agents_wins() -> None:
-    rows = simulated(load_trace("sessions"), "prefix,mlx-lm")
-    best, equal, left = conclude(rows)
+    best, equal, left = simulated("sessions", "prefix,mlx-lm").lines()
     assert best.startswith("Best: mlx-lm reuses ")
     assert equal.startswith("As much is reused by prefix (")
     assert "one sequence only" in equal
@@ -45,7 +41,7 @@ def test_equals_are_named_and_the_one_for_several_agents_wins() -> None:
 
 
 def test_one_strategy_is_the_best_of_its_own() -> None:
-    (best, left) = conclude(simulated(small_trace(), "none"))
+    (best, left) = simulated(small_trace(), "none").lines()
     assert best == "Best: none reuses 0.0% of all prompt tokens."
     assert "left to gain" in left
 

@@ -3,29 +3,33 @@
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
+from mlxlab.analysis.calibration import Calibration
 from mlxlab.analysis.compare import compare
-from mlxlab.analysis.misses.explain import Misses, explain
+from mlxlab.analysis.comparison import Comparison
+from mlxlab.analysis.misses.result import Misses
+from mlxlab.analysis.misses.run import misses as find_misses
 from mlxlab.analysis.plots import (
     plot_capacity,
     plot_causes,
     plot_costs,
     plot_strip,
+    plot_trials,
     save_misses_plots,
     save_plots,
 )
-from mlxlab.analysis.segments import count_segments
 from mlxlab.analysis.sweep import sweep
+from mlxlab.analysis.tune import tune
 from mlxlab.errors import MlxlabError
+from mlxlab.models.folder import find_model
 from tests.replay.test_cost_model import fitted
 from tests.support.exchanges import small_trace
 
 
 def test_saves_a_picture_per_question(tmp_path: Path) -> None:
-    rows = compare(small_trace(), strategies="prefix,paged", progress=False)
-    written = save_plots(rows, count_segments(small_trace()), tmp_path)
+    compared = compare(small_trace(), strategies="prefix,paged", progress=False)
+    written = save_plots(compared, tmp_path)
     assert {path.name for path in written} == {
         "hit_rate.png",
         "segments.png",
@@ -36,36 +40,36 @@ def test_saves_a_picture_per_question(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def simulated() -> pd.DataFrame:
+def simulated() -> Comparison:
     return compare(small_trace(), simulate=True, progress=False)
 
 
 def test_a_simulation_has_no_times_to_plot(
-    simulated: pd.DataFrame, tmp_path: Path
+    simulated: Comparison, tmp_path: Path
 ) -> None:
-    written = save_plots(simulated, count_segments(small_trace()), tmp_path)
+    written = save_plots(simulated, tmp_path)
     assert not any("ttft" in path.name for path in written)
 
 
 def test_a_folder_that_cannot_be_made_is_named(
-    simulated: pd.DataFrame, tmp_path: Path
+    simulated: Comparison, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(MlxlabError, match=r"hit_rate\.png"):
-        save_plots(simulated, count_segments(small_trace()), tmp_path / "file")
+        save_plots(simulated, tmp_path / "file")
 
 
 @pytest.fixture(scope="module")
 def misses() -> Misses:
-    return explain(small_trace(), strategy="prefix@none", progress=False)
+    return find_misses(small_trace(), strategy="prefix@none", progress=False)
 
 
 def test_a_strip_covers_every_prompt_and_names_its_main_cause(misses: Misses) -> None:
     (axes,) = plot_strip(misses).axes
     drawn = sum(bar.get_width() for bar in axes.patches if hasattr(bar, "get_width"))
-    assert drawn == misses.breaks.prompt_tokens.sum()
+    assert drawn == misses.requests.prompt_tokens.sum()
     shown = " ".join(text.get_text() for text in axes.texts)
-    assert all(cause in shown for cause in misses.breaks.cause)
+    assert all(cause in shown for cause in misses.requests.cause)
     assert "evicted by #" in shown
 
 
@@ -84,7 +88,7 @@ def test_saves_both_pictures_of_misses(misses: Misses, tmp_path: Path) -> None:
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
 
 
-def test_capacity_has_a_line_for_each_strategy_and_both_ceilings() -> None:
+def test_capacity_has_a_line_for_each_strategy_and_two_bounds() -> None:
     swept = sweep(
         small_trace(),
         strategies="prefix,paged:block=16",
@@ -94,15 +98,36 @@ def test_capacity_has_a_line_for_each_strategy_and_both_ceilings() -> None:
     )
     (axes,) = plot_capacity(swept).axes
     labels = [line.get_label() for line in axes.lines]
-    assert labels == ["prefix", "paged:block=16", "finite", "infinite"]
-    best = swept.finite / swept.prompt_tokens
+    assert labels == ["prefix", "paged:block=16", "optimal", "unlimited"]
+    best = swept.bounds.reused[swept.bounds.bound == "optimal"]
     drawn = np.asarray(axes.lines[2].get_ydata(), float)
-    assert drawn.tolist() == pytest.approx(best[:2].tolist())
+    assert drawn.tolist() == pytest.approx(best.tolist())
+    assert len(drawn) == 2
 
 
 def test_costs_show_points_and_what_was_fitted() -> None:
-    prefill, restore = plot_costs(fitted()).axes
+    environment = {"device": "d", "blas": "b", "chunk": 1000}
+    calibrated = Calibration.of(fitted(), find_model(), environment)
+    prefill, restore = plot_costs(calibrated).axes
     assert len(prefill.lines) == 2 * 4
     assert len(restore.lines) == 2
     drawn = np.asarray(prefill.lines[0].get_ydata(), float)
     assert drawn[0] == pytest.approx(fitted().prefill_s(0, 16))
+
+
+def test_capacity_has_a_panel_for_each_number_of_users() -> None:
+    swept = sweep(
+        small_trace(), "paged", users=[1, 2], scheduler="here", progress=False
+    )
+    titles = [axes.get_title() for axes in plot_capacity(swept).axes]
+    assert titles == ["users: 1", "users: 2"]
+
+
+def test_trials_have_a_row_for_each_strategy_and_mark_the_best() -> None:
+    tuned = tune(small_trace(), memory="1MiB", trials=8, progress=False)
+    (axes,) = plot_trials(tuned).axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == list(tuned.summary().name)
+    drawn = sum(len(np.asarray(line.get_xdata())) for line in axes.lines)
+    assert drawn == len(tuned.requests) + 1
+    assert tuned.best.strategy in axes.texts[0].get_text()

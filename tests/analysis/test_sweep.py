@@ -12,13 +12,9 @@ from distributed import LocalCluster
 from mlxlab import compare
 from mlxlab.analysis import jobs
 from mlxlab.analysis.jobs import HERE, Row, Task, run_tasks
-from mlxlab.analysis.sweep import (
-    format_sweep,
-    format_sweep_ceilings,
-    sweep,
-    sweep_title,
-)
+from mlxlab.analysis.sweep import Sweep, sweep
 from mlxlab.errors import MlxlabError, StrategyError, TraceError
+from mlxlab.replay.bounds import BOUNDS
 from mlxlab.replay.export import export_trace
 from mlxlab.traces.hashed.weka import Weka
 from tests.replay.test_cost_model import fitted
@@ -32,20 +28,24 @@ QUICK: dict[str, Any] = {"scheduler": HERE, "progress": False}
 def test_totals_are_those_of_single_requests() -> None:
     specs = "none,prefix,paged:block=16,mlx-lm,prefix@none"
     swept = sweep(small_trace(), strategies=specs, **QUICK)
-    rows = compare(
-        small_trace(), strategies=specs, simulate=True, progress=False
-    ).groupby(["strategy", "rules"])
-    assert len(swept) == 5
-    for found in swept.itertuples():
+    compared = compare(small_trace(), strategies=specs, simulate=True, progress=False)
+    rows = compared.requests.groupby(["strategy", "rules"])
+    assert len(swept.requests) == 5
+    for found in swept.requests.itertuples():
         own = rows.get_group((found.strategy, found.rules))
         assert found.requests == len(own) == 10
         assert found.prompt_tokens == own.prompt_tokens.sum()
         assert found.reused_tokens == own.reused_tokens.sum()
         assert found.evicted == own.evicted.sum()
         assert found.stored_bytes == own.stored_bytes.max()
-    (ceiling,) = (frame for name, frame in rows if name == ("ceiling", "all"))
-    assert set(swept.infinite) == {ceiling.reused_tokens.sum()}
-    assert set(swept.ceiling_tokens) == {ceiling.prompt_tokens.sum()}
+    bounds = swept.bounds.drop(columns="users")
+    pd.testing.assert_frame_equal(
+        bounds, compared.bounds, check_dtype=False, rtol=1e-12
+    )
+    (unlimited,) = swept.bounds[swept.bounds.bound == "unlimited"].itertuples()
+    own = compared.requests[compared.requests.strategy == "paged:block=16"]
+    assert unlimited.reused_tokens == own.unlimited.sum()
+    assert unlimited.prompt_tokens == own.prompt_tokens.sum()
 
 
 def test_seconds_are_those_of_single_requests() -> None:
@@ -54,32 +54,48 @@ def test_seconds_are_those_of_single_requests() -> None:
     swept = sweep(small_trace(), strategies=specs, costs=costs, **QUICK)
     rows = compare(
         small_trace(), strategies=specs, simulate=True, costs=costs, progress=False
-    ).groupby("strategy")
-    for found in swept.itertuples():
+    ).requests.groupby("strategy")
+    bounds = swept.bounds.set_index("bound")
+    for found in swept.requests.itertuples():
         own = rows.get_group(found.strategy)
-        for name in ("ttft_s", "infinite_s", "finite_s", "any_position_s"):
-            assert getattr(found, name) == pytest.approx(own[name].sum())
-    text = format_sweep_ceilings(swept)
-    assert text["TTFT est.\nmean s"].iloc[0] == f"{own.infinite_s.mean():.2f}"
+        assert found.ttft_s == pytest.approx(own.ttft_s.sum())
+        for name in BOUNDS:
+            seconds = own[f"{name}_s"]
+            assert bounds.ttft_mean_s[name] == pytest.approx(seconds.mean())
+            assert bounds.ttft_median_s[name] == pytest.approx(seconds.median())
+    text = swept.tables()[1]
+    assert text["TTFT est.\nmean s"].iloc[0] == f"{own.unlimited_s.mean():.2f}"
 
 
 def test_capacities_and_users_make_a_difference() -> None:
     traces = [small_trace("a"), small_trace("b")]
-    frame = sweep(
+    swept = sweep(
         traces,
         strategies="paged:block=16",
         capacities=[SMALL * 8, SMALL * 64],
         users=[1, 2],
         **QUICK,
     )
+    frame = swept.requests
     assert frame.capacity.tolist() == [SMALL * 8, SMALL * 64] * 2
     assert frame.users.tolist() == [1, 1, 2, 2]
     small, large = frame.reused_tokens[frame.users == 2]
     assert small < large
     assert (frame.stored_bytes <= frame.capacity).all()
-    assert (frame.reused_tokens <= frame.finite).all()
-    assert (frame.finite <= frame.infinite).all()
-    assert (frame.infinite <= frame.any_position).all()
+    for users in (1, 2):
+        bounds = swept.bounds[swept.bounds.users == users].set_index("bound")
+        optimal = bounds.loc["optimal"].reused_tokens
+        own = frame.reused_tokens[frame.users == users]
+        assert (own.to_numpy() <= optimal.to_numpy()).all()
+        assert (optimal <= bounds.reused_tokens["unlimited"]).all()
+        assert (
+            bounds.reused_tokens["unlimited"]
+            <= bounds.reused_tokens["position_independent"]
+        )
+    shares = swept.summary()
+    assert (shares.of_optimal <= 1).all()
+    assert (shares.of_position_independent <= shares.of_unlimited).all()
+    assert (shares.of_unlimited <= shares.of_optimal).all()
 
 
 def test_an_exported_trace_is_reused_like_the_recorded_one(tmp_path: Path) -> None:
@@ -87,16 +103,21 @@ def test_an_exported_trace_is_reused_like_the_recorded_one(tmp_path: Path) -> No
     hashed = export_trace(trace, tmp_path / "h.jsonl.gz", progress=False)
     specs = "none,block-hash:block=64,minimum=64,paged"
     capacities = [200 << 10, 4 << 30]
-    frames = [
+    swept = [
         sweep(t, strategies=specs, capacities=capacities, **QUICK)
         for t in (trace, hashed)
     ]
+    frames = [own.requests for own in swept]
     same = ["strategy", "requests", "prompt_tokens", "reused_tokens", "evicted"]
     pd.testing.assert_frame_equal(frames[0][same], frames[1][same])
     assert (frames[1].evicted > 0).any()
     # Content that moved shows in both; pieces of it are found less than runs.
-    assert (frames[0].any_position >= frames[1].any_position).all()
-    assert (frames[1].any_position > frames[1].infinite).all()
+    recorded, hashes = (
+        own.bounds.drop_duplicates("bound").set_index("bound").reused_tokens
+        for own in swept
+    )
+    assert recorded.position_independent >= hashes.position_independent
+    assert hashes.position_independent > hashes.unlimited
 
 
 def test_hashes_hold_no_text_and_no_names(tmp_path: Path) -> None:
@@ -113,6 +134,11 @@ def hashed(tmp_path: Path) -> list[Any]:
     return [Weka().open(write_weka(tmp_path / f"{i}.json.gz")) for i in range(3)]
 
 
+def assert_same(one: Sweep, other: Sweep) -> None:
+    pd.testing.assert_frame_equal(one.requests, other.requests)
+    pd.testing.assert_frame_equal(one.bounds, other.bounds)
+
+
 def test_a_sweep_is_the_same_on_a_cluster(hashed: list[Any]) -> None:
     settings: dict[str, Any] = {
         "strategies": "prefix,paged",
@@ -126,13 +152,13 @@ def test_a_sweep_is_the_same_on_a_cluster(hashed: list[Any]) -> None:
         n_workers=1, threads_per_worker=1, dashboard_address=None
     ) as others:
         there = sweep(hashed, scheduler=others.scheduler_address, **settings)
-    pd.testing.assert_frame_equal(here, there)
+    assert_same(here, there)
 
 
 @pytest.mark.slow
 def test_a_sweep_is_the_same_in_processes_of_its_own(hashed: list[Any]) -> None:
     here = sweep(hashed, **QUICK)
-    pd.testing.assert_frame_equal(here, sweep(hashed, progress=False))
+    assert_same(here, sweep(hashed, progress=False))
 
 
 def test_a_stopped_sweep_goes_on(
@@ -153,8 +179,7 @@ def test_a_stopped_sweep_goes_on(
     kept = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert len(kept) == 3
     monkeypatch.setattr(jobs, "_keep", keep)
-    frame = sweep(hashed, folder=folder, **QUICK)
-    pd.testing.assert_frame_equal(frame, whole)
+    assert_same(sweep(hashed, folder=folder, **QUICK), whole)
     now = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert len(now) == 7
     assert kept.items() <= now.items()
@@ -184,7 +209,9 @@ def test_other_traces_are_other_results(tmp_path: Path) -> None:
     other = Weka().open(write_weka(tmp_path / "other.json", session))
     folder = tmp_path / "kept"
     tokens = [
-        sweep(trace, strategies="none", folder=folder, **QUICK).prompt_tokens.sum()
+        sweep(
+            trace, strategies="none", folder=folder, **QUICK
+        ).requests.prompt_tokens.sum()
         for trace in (one, other)
     ]
     assert tokens[0] - tokens[1] == 200
@@ -217,12 +244,15 @@ def test_a_cluster_that_is_not_there_is_named(hashed: list[Any]) -> None:
 
 
 def test_a_sweep_fits_a_terminal(hashed: list[Any]) -> None:
-    frame = sweep(hashed, capacities=[1 << 20, 1 << 30], **QUICK)
-    text = format_sweep(frame)
+    swept = sweep(hashed, capacities=[1 << 20, 1 << 30], **QUICK)
+    text, possible = swept.tables()
     assert "users" not in text
-    assert "of any\nplace" not in text  # hashes do not tell
+    assert "of any\nposition" not in text  # hashes do not tell
     assert text.strategy.tolist().count("none") == 1
     assert text.strategy.tolist().count("paged") == 2
-    possible = format_sweep_ceilings(frame)
-    assert list(possible.memory) == ["", "1MiB", "1GiB"]
-    assert sweep_title(frame) == "0, 1, 2: 15 requests, 3,348 tokens of 1536, simulated"
+    assert list(possible.bound) == [
+        "exact, unlimited memory",
+        "exact, optimal eviction",
+    ]
+    assert list(possible.memory) == ["3MiB", "1MiB"]  # 1GiB holds everything
+    assert swept.title == "0, 1, 2: 15 requests, 3,348 tokens of 1536, simulated"

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from pandas import DataFrame
 from rich.console import Console
 
-from mlxlab.cli.app import table
+from mlxlab.analysis.tables import lay_out
 
 
 def shown(frame: DataFrame, width: int = 80) -> str:
     console = Console(width=width, file=io.StringIO())
-    console.print(table(frame, console), highlight=False)
+    console.print(lay_out(frame, width), highlight=False)
     return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
 
 

@@ -6,13 +6,14 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from mlxlab import compare, load_trace
+from mlxlab import compare
 from mlxlab.analysis.tune import tune
 from mlxlab.analysis.tuning import Tuning, rank
 from mlxlab.errors import StrategyError
 from mlxlab.jupyter.magics import ServeMagics
 from mlxlab.server.aliases import Aliases
 from mlxlab.strategies import STRATEGIES, parse_strategy
+from mlxlab.traces import load_trace
 from tests.replay.test_cost_model import fitted
 from tests.support.exchanges import small_trace
 
@@ -23,21 +24,20 @@ def found() -> Tuning:
 
 
 def test_every_exact_strategy_is_tried_and_the_best_comes_first(found: Tuning) -> None:
-    trials = found.trials
+    trials = found.requests
     assert set(trials.name) == {n for n, s in STRATEGIES.items() if s.exact}
     assert trials.cost.is_monotonic_increasing
     assert trials.strategy.is_unique
     assert (trials.stored_bytes <= 1 << 20).all()
-    assert found.best.reused_tokens <= found.finite <= found.infinite
+    assert found.best.reused_tokens <= found.optimal <= found.unlimited
     assert found.runner_up["name"] != found.best["name"]
 
 
 def test_what_is_recommended_does_what_was_promised(found: Tuning) -> None:
     for row in (found.best, found.runner_up):
-        rows = compare(
+        own = compare(
             small_trace(), strategies=row.strategy, simulate=True, progress=False
-        )
-        own = rows[rows.strategy == row.strategy]
+        ).requests
         assert own.reused_tokens.sum() == row.reused_tokens
         assert own.computed_tokens.mean() == row.cost
 
@@ -69,8 +69,8 @@ def test_no_single_slot_is_recommended_to_several_agents() -> None:
         assert found.best.several
         assert parse_strategy(found.best.strategy).max_sequences != 1
         assert found.error == (costs.error if costs else 0.0)
-        assert (found.tied.cost <= found.trials.cost.min() * (1 + found.error)).all()
-        assert found.best.cost <= found.trials.cost.min() * (1 + found.error)
+        assert (found.tied.cost <= found.requests.cost.min() * (1 + found.error)).all()
+        assert found.best.cost <= found.requests.cost.min() * (1 + found.error)
         safe = found.tied[found.tied.several]
         assert (safe.stored_bytes >= found.best.stored_bytes).all()
         text = repr(found)
@@ -94,13 +94,13 @@ def test_ties_are_named_beside_what_settles_them() -> None:
 
 def test_the_title_says_that_traces_share_a_cache(found: Tuning) -> None:
     assert "share one cache, one after the other" in found.title
-    assert found.lines()[0] == found.title
+    assert repr(found).startswith(found.title)
     assert found.title in found._repr_html_()
 
 
 def test_the_same_seed_finds_the_same(found: Tuning) -> None:
     again = tune(small_trace(), memory=1 << 20, trials=40, progress=False)
-    assert again.trials.equals(found.trials)
+    assert again.requests.equals(found.requests)
     assert again.lines() == found.lines()
 
 
@@ -116,8 +116,8 @@ def test_it_says_why(found: Tuning) -> None:
     text = repr(found)
     assert found.serve_line in text
     assert f"Runner-up: {found.runner_up.strategy}" in text
-    assert "infinite memory would reuse" in text
-    for name in set(found.trials.name) - {found.best["name"]}:
+    assert "unlimited memory would reuse" in text
+    for name in set(found.requests.name) - {found.best["name"]}:
         assert f"- {name} at its best" in text
     assert "tokens to compute" in text
     assert "<li>" in found._repr_html_()
@@ -147,7 +147,9 @@ def test_approximate_ones_take_part_if_they_were_measured_to_be_close(
 
     def names(kld: float | None) -> set[str]:
         settings: dict[str, Any] = {"trials": 1, "progress": False}
-        return set(tune(small_trace(), memory=1 << 30, kld=kld, **settings).trials.name)
+        return set(
+            tune(small_trace(), memory=1 << 30, kld=kld, **settings).requests.name
+        )
 
     exact = names(None)
     assert all(STRATEGIES[name].exact for name in exact)

@@ -3,9 +3,10 @@
 import pytest
 
 from bench.fidelity import FOLDER, MEASUREMENTS, RUNS, main
-from mlxlab import Fidelity, find_model, load_trace
+from mlxlab import Fidelity, find_model
 from mlxlab.analysis.fidelity.store import RecordKey, recall
 from mlxlab.replay.specs import StrategySpec, parse_specs
+from mlxlab.traces import load_trace
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -44,10 +44,10 @@ def test_compare_prints_a_table_and_writes_what_was_asked(
     )
     assert done.returncode == 0, done.stderr
     exact = [name for name, strategy in STRATEGIES.items() if strategy.exact]
-    assert all(name in done.stdout for name in [*exact, "ceiling"])
+    assert all(name in done.stdout for name in [*exact, "exact, unlimited memory"])
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert "…" not in done.stdout
-    assert json.loads(out.read_text())["rows"]
+    assert json.loads(out.read_text())["requests"]
     assert (tmp_path / "plots" / "hit_rate.png").exists()
     assert "each trace has its own cache" in " ".join(done.stdout.split())
     assert "Best: " in done.stdout

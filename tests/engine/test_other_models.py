@@ -46,7 +46,7 @@ def test_replays_a_model_of_another_shape(
             strategies=specs,
             simulate=simulate,
             progress=False,
-        )
+        ).requests
         for simulate in (False, True)
     )
     counted = ["strategy", "request", "reused_tokens", "stored_bytes", "evicted"]
@@ -65,7 +65,7 @@ def test_what_a_model_cannot_serve_is_refused_before_any_work(tmp_path: Path) ->
     with pytest.raises(ModelError, match=r"cannot be moved .*YarnRoPE"):
         compare(unrenderable, model=str(folder), strategies="paged,suffix")
     rows = compare(trace, model=str(folder), strategies="suffix", simulate=True)
-    assert rows.reused_tokens.sum() > 0
+    assert rows.requests.reused_tokens.sum() > 0
 
 
 def test_the_server_keeps_what_it_had(tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ from IPython.core.interactiveshell import InteractiveShell
 from jupyter_client.manager import start_new_kernel
 from nbclient import NotebookClient
 
-from mlxlab import load_trace
 from mlxlab.client.discovery import running
 from mlxlab.server.server import Server, Status
+from mlxlab.traces import load_trace
 from tests.support.endpoint import copy_tiny
 
 TOKEN = "token-for-tests"

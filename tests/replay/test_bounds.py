@@ -1,4 +1,4 @@
-"""Nothing beats its ceiling, and no ceiling is higher than it has to be."""
+"""No strategy beats its bound, and each bound can be reached."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 
 from mlxlab.replay.bounds import (
-    INFINITE,
-    AnyPosition,
-    Foresight,
-    InfiniteMemory,
-    any_position,
+    UNLIMITED,
+    OptimalMemory,
+    PositionIndependent,
+    UnlimitedMemory,
+    position_independent,
 )
 from mlxlab.replay.hashed import HashedSource
 from mlxlab.replay.requests import RenderedRequest
@@ -49,24 +49,24 @@ def rendered(requests: Sequence[Request]) -> list[RenderedRequest]:
         "block-hash:block=2,minimum=2",
     ],
 )
-def test_no_exact_strategy_reuses_more_than_the_ceilings(spec: str) -> None:
+def test_no_exact_strategy_reuses_more_than_the_bounds(spec: str) -> None:
     seen: Counter[str] = Counter()
 
     @DETERMINISTIC
     @given(requests=traffic())
     def check(requests: list[Request]) -> None:
         asked = rendered(requests)
-        foresight = Foresight(asked)
-        infinite = sum(foresight.reused(INFINITE))
+        memory = OptimalMemory(asked)
+        unlimited = sum(memory.reused(UNLIMITED))
         for capacity in (12, 30):
             comma = "," if ":" in spec else ":"
             strategy = parse_strategy(f"{spec}{comma}capacity={capacity}")
             replayer = Simulator(strategy)
             reused = sum(replayer.replay(request).reused_tokens for request in asked)
-            finite = sum(foresight.reused(capacity))
-            assert reused <= finite <= infinite
-            seen["reached"] += 0 < reused == finite
-            seen["limited"] += finite < infinite
+            optimal = sum(memory.reused(capacity))
+            assert reused <= optimal <= unlimited
+            seen["reached"] += 0 < reused == optimal
+            seen["limited"] += optimal < unlimited
 
     check()
     assert seen["limited"]
@@ -75,17 +75,19 @@ def test_no_exact_strategy_reuses_more_than_the_ceilings(spec: str) -> None:
 
 @DETERMINISTIC
 @given(requests=traffic())
-def test_infinite_memory_is_the_same_with_and_without_foresight(
+def test_unlimited_memory_is_the_same_whether_the_future_is_known(
     requests: list[Request],
 ) -> None:
     asked = rendered(requests)
-    replayer = Simulator(InfiniteMemory())
+    replayer = Simulator(UnlimitedMemory())
     reused = [replayer.replay(request).reused_tokens for request in asked]
-    assert list(Foresight(asked).reused(INFINITE)) == reused
+    memory = OptimalMemory(asked)
+    assert list(memory.reused(UNLIMITED)) == reused
+    assert memory.stored_tokens == replayer.strategy.stored_tokens
 
 
 @pytest.mark.parametrize("capacity", [1, 3, 6])
-def test_finite_memory_gives_what_the_best_choices_would(capacity: int) -> None:
+def test_optimal_memory_gives_what_the_best_choices_would(capacity: int) -> None:
     """All choices of what to keep, tried out on short traffic."""
     sequences = [
         ([1, 2], [1, 2, 3]),
@@ -122,7 +124,7 @@ def test_finite_memory_gives_what_the_best_choices_would(capacity: int) -> None:
         return reused + max(best(i + 1, option) for option in options)
 
     requests = [Request(asked, made[len(asked) :]) for asked, made in sequences]
-    found = sum(Foresight(rendered(requests)).reused(capacity))
+    found = sum(OptimalMemory(rendered(requests)).reused(capacity))
     assert found == best(0, frozenset())
 
 
@@ -133,21 +135,21 @@ def test_content_counts_wherever_it_stood() -> None:
         Request([1, 2, 4, 4, *other, *tool, 9]),  # both moved
         Request([1, 2, 5, *tool[10:50], 9]),  # a part of one
     ]
-    ceiling = AnyPosition(window=40)
-    reused = [ceiling.reused(request) for request in rendered(requests)]
+    bound = PositionIndependent(window=40)
+    reused = [bound.reused(request) for request in rendered(requests)]
     assert reused == [0, 2 + 40 + 100, 2 + 40]
 
 
 def test_the_last_token_is_always_computed() -> None:
-    ceiling = AnyPosition(window=2)
+    bound = PositionIndependent(window=2)
     asked = rendered([Request([1, 2, 3, 4]), Request([5, 1, 2, 3, 4])])
-    assert [ceiling.reused(request) for request in asked] == [0, 4]
+    assert [bound.reused(request) for request in asked] == [0, 4]
 
 
 def test_hashes_of_prefixes_do_not_tell_of_other_places(tmp_path: Path) -> None:
     source = HashedSource(Weka().open(write_weka(tmp_path / "w.json")))
     workload = Workload((source,))
-    assert any_position(workload) is None
-    assert list(Foresight(workload).reused(INFINITE)) == [0, 0, 256, 128, 128]
+    assert position_independent(workload) is None
+    assert list(OptimalMemory(workload).reused(UNLIMITED)) == [0, 0, 256, 128, 128]
     # Of four units the first two are asked for again.
-    assert list(Foresight(workload).reused(2 * 64)) == [0, 0, 128, 0, 128]
+    assert list(OptimalMemory(workload).reused(2 * 64)) == [0, 0, 128, 0, 128]

@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlxlab import compare, find_model, summarize
-from mlxlab.analysis.tables import format_summary, list_notes
+from mlxlab import compare, find_model
+from mlxlab.analysis.calibration import Calibration
 from mlxlab.replay.cost_model import (
     CostModel,
     Machine,
     Point,
     fit_costs,
-    format_costs,
     recall_costs,
     remember_costs,
 )
@@ -209,20 +208,22 @@ def test_a_simulation_tells_seconds() -> None:
         )
         for given in (None, costs)
     )
-    assert plain.ttft_s.isna().all()
-    assert "estimated" not in plain.attrs["manifest"]
-    assert (timed.ttft_s == timed.restore_s + timed.prefill_s).all()
-    none = timed[timed.strategy == "none"]
+    assert plain.requests.ttft_s.isna().all()
+    assert "estimated" not in plain.manifest
+    rows = timed.requests
+    assert (rows.ttft_s == rows.restore_s + rows.prefill_s).all()
+    none = rows[rows.strategy == "none"]
     assert (none.restore_s == 0).all()
     expected = [costs.prefill_s(0, tokens) for tokens in none.prompt_tokens]
     assert none.prefill_s.tolist() == pytest.approx(expected)
-    assert timed.attrs["manifest"]["estimated"]["calibrated"] == "2026-01-02"
-    assert "TTFT\nest. s" in format_summary(summarize(timed))
-    assert any("96 points of 2026-01-02" in note for note in list_notes(timed))
+    assert timed.manifest["estimated"]["calibrated"] == "2026-01-02"
+    assert "TTFT\nest. s" in timed.tables()[0]
+    assert any("96 points of 2026-01-02" in note for note in timed.notes)
 
 
 def test_costs_are_shown_as_far_as_they_were_measured() -> None:
-    shown = format_costs(fitted())
+    environment = {"device": "d", "blas": "b", "chunk": CHUNK}
+    shown = Calibration.of(fitted(), find_model(), environment).tables()[0]
     assert shown["cached\ntokens"].tolist() == ["0", "4,096", "8,192", "16,384"]
 
 

@@ -10,12 +10,13 @@ from typing import Any
 import httpx
 import pytest
 
-from mlxlab import compare, load_trace
+from mlxlab import compare
 from mlxlab.client.discovery import running
 from mlxlab.errors import MlxlabError, ModelError, ServerError, TraceError
 from mlxlab.models import tiny
 from mlxlab.server.model_pool import folder_bytes
 from mlxlab.server.server import Options, Server, serve
+from mlxlab.traces import load_trace
 from tests.support import wire
 from tests.support.endpoint import (
     TOKEN,
@@ -279,8 +280,8 @@ def test_a_recorded_session_replays_as_it_was_answered(
         until(lambda: server._service.scheduler.unfinished == 0)
         live = server.requests.reused_tokens.tolist()[:6]
         server.record(None)
-    rows = compare(load_trace(path), strategies=strategy, simulate=True, progress=False)
-    replayed = rows[rows.strategy == strategy].reused_tokens.tolist()[:6]
+    compared = compare(path, strategies=strategy, simulate=True, progress=False)
+    replayed = compared.requests.reused_tokens.tolist()[:6]
     assert live == replayed
     assert sum(live) > 0
 

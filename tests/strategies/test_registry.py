@@ -111,7 +111,7 @@ def from_the_notebook() -> Iterator[type[Strategy]]:
     cells = json.loads(NOTEBOOK.read_text())["cells"]
     (source,) = [s for c in cells if "class HeadOnly" in (s := "".join(c["source"]))]
     names: dict[str, Any] = {"Strategy": Strategy, "np": np, "__name__": "notebook"}
-    exec(source.partition("\nrows =")[0], names)
+    exec(source.partition("\nown =")[0], names)
     cls: type[Strategy] = names["HeadOnly"]
     cls.example = Example({"head": 16, "capacity": 40}, handles=1)
     yield cls
@@ -151,7 +151,7 @@ def test_specs_name_it() -> None:
 @pytest.mark.usefixtures("registered")
 def test_tune_tries_its_values() -> None:
     found = tune(small_trace(), memory=1 << 20, trials=60, progress=False)
-    own = set(found.trials.strategy[found.trials.name == "head-only"])
+    own = set(found.requests.strategy[found.requests.name == "head-only"])
     assert own <= {f"head-only:chunk={n},capacity=1MiB" for n in (32, 64)}
     assert own
 

@@ -153,7 +153,7 @@ def simulated(
     """Tokens reused of each request by simulation, of some exchanges or of all."""
     part = trace if exchanges is None else replace(trace, exchanges=tuple(exchanges))
     rows = compare(part, strategies=strategy, simulate=True, progress=False)
-    return [int(n) for n in rows[rows.strategy == strategy].reused_tokens]
+    return [int(n) for n in rows.requests.reused_tokens]
 
 
 def _is_answered(exchange: Exchange) -> bool:

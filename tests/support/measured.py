@@ -6,6 +6,7 @@ import pandas as pd
 
 from mlxlab.analysis.fidelity.result import REQUEST_TYPES, Fidelity
 from mlxlab.models.folder import ModelFolder, find_model
+from mlxlab.replay.bounds import Bounds, tabulate_bounds
 from mlxlab.replay.specs import parse_specs
 from mlxlab.strategies import parse_strategy
 
@@ -63,7 +64,7 @@ def findings(
         for row, request in enumerate(requests)
         for position in (0, 1)
     ]
-    frame.attrs["manifest"] = {
+    manifest = {
         "traces": [{"name": "one"}, {"name": "two"}],
         "model": {"digest": (folder or find_model()).digest},
         "strategies": [
@@ -78,4 +79,5 @@ def findings(
         "edits": ["date", "header"],
         "packages": {"mlxlab": None},
     }
-    return Fidelity(frame, pd.DataFrame(positions))
+    bounds = tabulate_bounds([Bounds(100, 50, {}, None)], 100)
+    return Fidelity(frame, bounds, manifest, pd.DataFrame(positions))

@@ -1,41 +1,25 @@
-"""What reuse did to answers: rows, what they add up to, and how that is read.
-
-Knows no model and runs nothing.
-"""
+"""Fidelity: how close answers over reused keys and values come to a full prefill."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
-from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from mlxlab.analysis.tables import (
-    Forms,
-    format_columns,
-    list_notes,
-    read_content,
-    title_of,
-    write_content,
-)
-from mlxlab.errors import MlxlabError
+from mlxlab.analysis.result import Result, describe_replay
+from mlxlab.analysis.tables import Forms, format_bounds, format_columns
 
-__all__ = [
-    "REQUEST_TYPES",
-    "Fidelity",
-    "format_findings",
-    "format_nats",
-    "format_share",
-]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["REQUEST_TYPES", "Fidelity", "format_nats", "format_share"]
 
 
 def format_nats(value: float) -> str:
-    """Two digits, in six characters: ``0.0031``, ``2.1e-5``, ``9e-13``."""
+    """Write two digits in at most six characters: ``0.0031``, ``2.1e-5``, ``9e-13``."""
     if value == 0 or value >= 1e-3:
         return f"{value:.2g}"
     digits = 1 if value >= 1e-9 else 0
@@ -44,7 +28,7 @@ def format_nats(value: float) -> str:
 
 
 def format_share(value: float) -> str:
-    """One decimal, but for all: ``99.8%``, ``100%``."""
+    """Write one decimal, except for 100%: ``99.8%``, ``100%``."""
     return f"{value:.1%}".replace("100.0%", "100%")
 
 
@@ -76,53 +60,50 @@ REQUEST_TYPES = {
 _SHORT = 20
 
 
-@dataclass(frozen=True, eq=False)
-class Fidelity:
-    """Answers over reused keys and values beside those of a full prefill.
+@dataclass(frozen=True, eq=False, repr=False)
+class Fidelity(Result):
+    """The result of :func:`mlxlab.fidelity`.
 
     Attributes:
-        requests: a row per evaluated request and spec. ``trace``, ``edit``,
-            ``session``, ``request``, ``spec`` (with its rules where not all are
-            in force), ``kind`` (reference, floor, quantized, exact or approximate);
-            ``prompt_tokens``, ``reused_tokens``, ``exact_tokens`` (what infinite
-            memory would reuse), ``lost_tokens`` (what it would reuse beyond that
-            without the edit, if the prompt has room for it), ``recovered_tokens`` (how
-            many of those were reused), ``shift`` (the furthest that keys were moved;
-            missing where none were); ``first_kl`` (nats, of the answer's first token),
-            ``greedy_prefix`` and ``greedy_tokens`` (tokens of the reference's greedy
-            answer, and how many of them lead this one), ``answer`` (greedy, as text),
-            ``tool_name_agrees`` and ``tool_arguments_agree`` (missing where the
-            reference calls no tool), ``task_right`` (missing unless the trace holds
-            tasks), ``ttft_s`` (missing for quantized weights, which are rounded but
-            compute as before).
-        positions: a row per scored token of a recorded answer. ``row`` (in the index
-            of ``requests``), ``position`` (in the answer), ``kld``, ``same_top``,
-            ``delta_p`` and ``surprisal``, see
+        requests: one row per evaluated request and variant. Columns: ``trace``,
+            ``edit``, ``session``, ``request``, ``variant`` (a strategy, with its rules
+            behind ``@`` where not all apply, or a baseline), ``kind`` (reference,
+            floor, quantized, exact or approximate), ``prompt_tokens``,
+            ``reused_tokens``, ``exact_tokens`` (reusable with unlimited memory),
+            ``lost_tokens`` (tokens that unlimited memory would reuse more without the
+            edit),
+            ``recovered_tokens`` (lost tokens that were reused), ``shift`` (the furthest
+            distance that keys were moved; missing where none were); ``first_kl`` (nats,
+            of the answer's first token), ``greedy_tokens`` (of the reference's greedy
+            answer), ``greedy_prefix`` (how many of them this answer begins with),
+            ``answer`` (greedy, as text), ``tool_name_agrees`` and
+            ``tool_arguments_agree`` (missing where the reference calls no tool),
+            ``task_right`` (missing unless the trace holds tasks), ``ttft_s`` (missing
+            for quantized weights, which are rounded but compute as before).
+        bounds: over the evaluated requests; ``optimal`` is left out.
+        positions: one row per scored token of a recorded answer. Columns: ``row`` (in
+            the index of ``requests``), ``position`` (in the answer), ``kld``,
+            ``same_top``, ``delta_p`` and ``surprisal``, see
             :class:`mlxlab.analysis.fidelity.divergence.Divergence`.
     """
 
-    requests: pd.DataFrame
+    kind = "fidelity"
+
     positions: pd.DataFrame
 
     @property
-    def manifest(self) -> dict[str, Any]:
-        """What decided the numbers, see :func:`mlxlab.replay.manifest.describe_run`."""
-        manifest: dict[str, Any] = self.requests.attrs["manifest"]
-        return manifest
-
-    @property
     def title(self) -> str:
-        """One line on what was evaluated, and how much exact reuse loses there."""
         evaluated = self.requests[self.requests.kind == "reference"]
         lost = evaluated.lost_tokens.sum() / evaluated.prompt_tokens.sum()
         edits = ", ".join(evaluated.edit.unique())
         return (
-            f"{title_of(self.requests)}; {len(evaluated)} evaluated, edits: {edits}; "
+            f"{describe_replay(self.manifest, self.requests)}\n"
+            f"{len(evaluated)} evaluated, edits: {edits}; "
             f"{lost:.1%} of their tokens lost to exact reuse"
         )
 
     def summary(self, by: Sequence[str] = ("variant",)) -> pd.DataFrame:
-        """One row per group, in run order; columns without any data are dropped.
+        """Return one row per group, in run order; columns without data are dropped.
 
         Columns: ``requests``; ``reused`` and ``lost`` (shares of all prompt tokens),
         ``recovered`` (share of the lost tokens); over positions ``kld_median``,
@@ -147,61 +128,29 @@ class Fidelity:
         columns = ["requests", "lost", *_FORMS]
         return table[columns].dropna(axis="columns", how="all")
 
-    @classmethod
-    def read_json(cls, path: str | Path) -> Self:
-        """Read what :meth:`write_json` wrote.
+    def tables(self) -> list[pd.DataFrame]:
+        return [_format(self.summary()), format_bounds(self.bounds)]
 
-        Raises:
-            MlxlabError: the file cannot be read, or holds something else.
-        """
-        content = read_content(path)
-        try:
-            requests = pd.DataFrame(content["requests"]).astype(REQUEST_TYPES)
-            requests.attrs["manifest"] = content["manifest"]
-            return cls(requests, pd.DataFrame(**content["positions"]))
-        except (KeyError, TypeError, ValueError):
-            raise MlxlabError(
-                f"{path}: holds no findings; give a file that mlxlab fidelity wrote"
-            ) from None
+    def edit_tables(self) -> dict[str, pd.DataFrame]:
+        """Return one table per edit, in run order."""
+        groups = self.summary(("edit", "variant")).groupby("edit", observed=True)
+        return {str(edit): _format(own.droplevel("edit")) for edit, own in groups}
 
-    def write_json(self, path: str | Path) -> None:
-        """Write manifest, summary, requests and positions, whole or not at all.
+    def plot(self) -> Figure:
+        """Draw recovered tokens against divergence, one point per strategy."""
+        from mlxlab.analysis.plots import plot_pareto
 
-        Args:
-            path: packed if it ends in ``.gz``. Measured numbers get 5 digits.
-
-        Raises:
-            MlxlabError: the file cannot be written.
-        """
-        content = {
-            "manifest": self.manifest,
-            "summary": _plain(self.summary().reset_index(), "records"),
-            "requests": _plain(self.requests, "records"),
-            "positions": _plain(self.positions, "split"),
-        }
-        write_content(content, path)
-
-    def __repr__(self) -> str:
-        evaluated = (self.requests.kind == "reference").sum()
-        specs = self.requests.variant.nunique()
-        return f"Fidelity({evaluated} requests, {specs} specs)"
-
-    def _repr_html_(self) -> str:
-        table = format_findings(self.summary())
-        headings = [heading.replace("-\n", "") for heading in table.columns]
-        lines = [self.title, *list_notes(self.requests)]
-        notes = "".join(f"<p>{escape(line)}</p>" for line in lines)
-        return notes + str(table.set_axis(headings, axis=1).to_html(index=False))
+        return plot_pareto(self)
 
 
-def format_findings(summary: pd.DataFrame) -> pd.DataFrame:
-    """A summary by spec as text under short headings, 100 columns at most."""
-    names = map(_folded, summary.index)
-    return pd.DataFrame({"variant": list(names), **format_columns(summary, _FORMS)})
+def _format(summary: pd.DataFrame) -> pd.DataFrame:
+    """Return a summary by variant as text, at most 100 columns wide."""
+    names = list(map(_folded, summary.index))
+    return pd.DataFrame({"variant": names, **format_columns(summary, _FORMS)})
 
 
 def _folded(name: str) -> str:
-    """Its parameters on lines of their own if it is long."""
+    """Break a long name before each parameter."""
     return name if len(name) <= _SHORT else re.sub("([:,])", r"\1\n ", name)
 
 
@@ -236,15 +185,3 @@ def _add_up_positions(positions: pd.DataFrame, by: list[str]) -> pd.DataFrame:
             "rms_delta_p": groups.square.mean() ** 0.5,
         }
     )
-
-
-def _plain(frame: pd.DataFrame, orient: Any) -> Any:
-    # Significant digits: divergences are small numbers, which decimals round away.
-    index = False if orient == "split" else None
-    floats = frame.select_dtypes("float").columns
-    rounded = frame.assign(**{c: frame[c].map(_rounded) for c in floats})
-    return json.loads(rounded.to_json(orient=orient, index=index, double_precision=15))
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.5g}")

@@ -1,7 +1,7 @@
-"""Measures what reusing keys and values behind edits does to the answers.
+"""Measures how reused keys and values change the answers to edited requests.
 
-Earlier requests of a trace are replayed as they were recorded, later ones with an
-edit; each edited one is also computed from scratch, by which all answers are evaluated.
+Earlier requests of a trace are replayed as recorded, later ones with an edit. Each
+edited request is also computed from scratch: the reference of all other answers.
 """
 
 from __future__ import annotations
@@ -28,15 +28,18 @@ from mlxlab.analysis.fidelity.store import remember
 from mlxlab.errors import MlxlabError
 from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
 from mlxlab.rendering.renderer import Renderer
+from mlxlab.replay.bounds import tabulate_bounds
+from mlxlab.replay.cost_model import CHUNK
 from mlxlab.replay.manifest import describe_run
 from mlxlab.replay.requests import RenderedRequest
 from mlxlab.replay.simulator import Progress
 from mlxlab.replay.specs import (
     FIDELITY_SPECS,
+    Strategies,
     StrategySpec,
     parse_specs,
 )
-from mlxlab.traces import Trace
+from mlxlab.traces.open import Traces, open_recorded
 
 if TYPE_CHECKING:
     from mlxlab.analysis.fidelity.evaluator import AnswerScore, Evaluator
@@ -56,57 +59,58 @@ _LEAST_GAIN = 1.0
 
 
 def fidelity(
-    traces: Trace | Sequence[Trace],
+    traces: Traces,
+    strategies: Strategies = FIDELITY_SPECS,
     *,
     model: str | ModelFolder = BUNDLED,
-    strategies: str = FIDELITY_SPECS,
     rules: str = "all",
     edits: str | Sequence[str] = "classes",
     quantized: Sequence[int] = QUANTIZED,
     tokens: int = 64,
     greedy: int = 32,
-    chunk: int = 2048,
+    chunk: int = CHUNK,
     floor_chunk: int = 512,
     progress: bool = True,
 ) -> Fidelity:
     """Replay edited traces through strategies and score the answers.
 
-    For every trace and edit each spec starts from an empty cache. Requests are
-    taken in order; the unedited ones only fill the caches. Each edited one is answered
-    after a full prefill, the reference; after the same in other chunks, the noise
-    floor; by the model with quantized weights; and by every spec. An
-    answer that was recorded is forced on all of them, token by token, and then goes
-    into the caches.
+    For every trace and edit each strategy starts from an empty cache. Requests are
+    taken in order; unedited requests only fill the caches. Each edited request is
+    answered by several variants: after a full prefill (the reference), after a full
+    prefill in other chunks (the noise floor), with quantized weights, and with every
+    strategy. The recorded answer is forced on all variants, token by token, and then
+    stored in the caches.
 
-    What is found for approximate strategies is remembered for whoever has them serve
-    this model later, see :mod:`mlxlab.analysis.fidelity.store`.
+    The figures of approximate strategies are kept, so that the server can show them,
+    see :mod:`mlxlab.analysis.fidelity.store`.
 
     Args:
-        traces: one or more. In one whose header says ``tasks`` recorded answers are
-            the right ones.
-        model: name, folder or hub repository. It is in memory once more for each bit
-            width of ``quantized``.
-        strategies: see :func:`mlxlab.replay.specs.parse_specs`. They take
-            turns, so all their caches are in memory together.
-        rules: for strategies that name none of their own.
-        edits: ``none`` (every request is evaluated as it was recorded), or names out of
+        traces: recorded traces: names, paths or opened ones, one or several. In a trace
+            whose header has ``tasks`` the recorded answers are the right ones.
+        strategies: see :func:`mlxlab.replay.specs.parse_specs`. All their caches are in
+            memory together.
+        model: name, folder or hub repository. Each bit width of ``quantized`` needs
+            memory for one more copy.
+        rules: default rules, for strategies without ``@rules``.
+        edits: ``none`` (every request is evaluated as recorded), or names from
             :data:`mlxlab.analysis.fidelity.edits.EDITS` and its groups ``classes`` and
-            ``shifts``, joined with commas or in a list. One that cannot be made to a
-            trace is left out there, and the notes say so.
-        quantized: bits to round weights to. Those that the model's own weights have not
-            more than are left out, and the notes say so.
+            ``shifts``, joined with commas or in a list. An edit that does not fit a
+            trace is left out there; a note says so.
+        quantized: bits to round weights to. Widths that are not below the model's own
+            are left out; a note says so.
         tokens: most tokens of a recorded answer whose predictions are compared.
-        greedy: most tokens to decode greedily; as many as the recorded answer has
-            where that is the right one.
+        greedy: most tokens to decode greedily; all tokens of the recorded answer where
+            that is the right one.
         chunk: tokens that a prefill computes at a time.
-        floor_chunk: the same for the noise floor. A prompt that fits either has none.
+        floor_chunk: tokens at a time for the noise floor. A prompt that fits into
+            either chunk has no noise.
         progress: whether to show a bar.
 
     Raises:
-        MlxlabError: anything unknown, unreadable or not accepted; nothing has been
+        MlxlabError: an unknown name, an unreadable file or a bad value; nothing is
             computed then.
     """
-    traces = [traces] if isinstance(traces, Trace) else list(traces)
+    recorded = open_recorded(traces)
     folder = find_model(model) if isinstance(model, str) else model
     specs = parse_specs(strategies, rules)
     for spec in specs:
@@ -114,10 +118,10 @@ def fidelity(
     _check_quantized(quantized)
     if floor_chunk == chunk:
         raise MlxlabError(
-            f"floor_chunk={floor_chunk}: as large as chunk; give another size, or "
-            "there is no noise to see"
+            f"floor_chunk={floor_chunk}: as large as chunk, which shows no noise; give "
+            "another size"
         )
-    edited = [apply_edits(trace, edits) for trace in traces]
+    edited = [apply_edits(trace, edits) for trace in recorded]
     refused = [reason for own in edited for reason in own.refused]
     if not any(own.edited for own in edited):
         raise MlxlabError(f"nothing to evaluate: {'; '.join(refused)}")
@@ -137,7 +141,8 @@ def fidelity(
             tokens=tokens,
             greedy=greedy,
         )
-        requests, positions = _evaluate_all(evaluator, specs, edited, renderers, bar)
+        scenarios = _render_all(evaluator, specs, edited, renderers, bar)
+        requests, positions = _evaluate_all(evaluator, specs, scenarios, bar)
         environment = live.describe()
     environment |= {
         "day": datetime.now(UTC).date().isoformat(),
@@ -153,12 +158,16 @@ def fidelity(
         ],
     }
     notes = sum((r.notes for r in renderers.values()), Counter())
-    requests.attrs["manifest"] = describe_run(traces, folder, specs, notes, environment)
-    found = Fidelity(requests, positions)
+    found = Fidelity(
+        requests=requests,
+        bounds=_bounds(scenarios, folder.token_bytes),
+        manifest=describe_run(recorded, folder, specs, notes, environment),
+        positions=positions,
+    )
     try:
         remember(found)
     except (MlxlabError, OSError) as error:
-        log.warning("what was measured is not remembered: %s", error)
+        log.warning("figures are not remembered for the server: %s", error)
     return found
 
 
@@ -188,24 +197,33 @@ def _quantized_error(given: str) -> MlxlabError:
     )
 
 
-def _evaluate_all(
+def _render_all(
     evaluator: Evaluator,
     specs: Sequence[StrategySpec],
     edited: Sequence[EditSet],
     renderers: Mapping[tuple[str, ...], Renderer],
     bar: tqdm[NoReturn],
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Render all traces, then run all specs; requests and positions."""
+) -> list[Scenario]:
+    """Render all traces with all edits under all rules."""
     for spec in specs:
         # A model that cannot serve one of them is refused before any work.
         evaluator.variant(spec)
     bar.reset(len(renderers) * sum(own.requests for own in edited))
-    scenarios = [
+    return [
         scenario
         for own in edited
         for renderer in renderers.values()
         for scenario in render_scenarios(own, renderer, bar.update)
     ]
+
+
+def _evaluate_all(
+    evaluator: Evaluator,
+    specs: Sequence[StrategySpec],
+    scenarios: Sequence[Scenario],
+    bar: tqdm[NoReturn],
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Run all scenarios; return the frames of requests and positions."""
     bar.reset(sum(_tokens(scenario, evaluator, specs) for scenario in scenarios))
     rows = _Rows()
     for scenario in scenarios:
@@ -217,7 +235,7 @@ def _evaluate_all(
 def _tokens(
     scenario: Scenario, evaluator: Evaluator, specs: Iterable[StrategySpec]
 ) -> int:
-    """Prompt tokens that are taken in for a scenario, by all together."""
+    """Count the prompt tokens that all variants of a scenario take in."""
     variants = sum(spec.rules == scenario.rules for spec in specs)
     return sum(
         len(request.prompt)
@@ -233,7 +251,7 @@ def _run(
     rows: _Rows,
     progress: Progress,
 ) -> None:
-    """Take a case's requests in order, all specs side by side."""
+    """Take a scenario's requests in order, all strategies side by side."""
     variants = [evaluator.variant(c) for c in specs if c.rules == scenario.rules]
     for request in scenario.requests:
         if request.id in scenario.evaluated:
@@ -246,7 +264,7 @@ def _run(
 
 
 class _Rows:
-    """Collects verdicts for the frames of :class:`Fidelity`."""
+    """Collects scores for the frames of :class:`Fidelity`."""
 
     def __init__(self) -> None:
         self._requests: list[dict[str, Any]] = []
@@ -268,7 +286,7 @@ class _Rows:
         self._requests.append(_row(scenario, request, score))
 
     def frames(self) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Requests and positions."""
+        """Return the frames of requests and positions."""
         requests = pd.DataFrame(self._requests).astype(REQUEST_TYPES)
         return requests, pd.concat(self._positions, ignore_index=True)
 
@@ -276,7 +294,8 @@ class _Rows:
 def _row(
     scenario: Scenario, request: RenderedRequest, score: AnswerScore
 ) -> dict[str, Any]:
-    exact, lost = scenario.exact[request.id], scenario.lost[request.id]
+    exact = scenario.bounds[request.id].unlimited
+    lost = scenario.lost[request.id]
     beyond = max(score.reused_tokens - exact, 0)
     return {
         "trace": scenario.trace,
@@ -302,10 +321,18 @@ def _row(
     }
 
 
+def _bounds(scenarios: Iterable[Scenario], token_bytes: int) -> pd.DataFrame:
+    """Return the bounds over all evaluated requests."""
+    scenarios = list(scenarios)
+    most = max(scenario.unlimited_tokens for scenario in scenarios) * token_bytes
+    found = [s.bounds[id] for s in scenarios for id in s.bounds if id in s.evaluated]
+    return tabulate_bounds(found, most)
+
+
 def _untrained(
     folder: ModelFolder, requests: pd.DataFrame, positions: pd.DataFrame
 ) -> Iterator[str]:
-    """A warning if the model's answers mean nothing.
+    """Yield a warning if the model predicts no better than chance.
 
     Random weights predict any text worse than guessing does, by Jensen's inequality.
     """

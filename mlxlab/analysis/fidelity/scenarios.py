@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from mlxlab.analysis.fidelity.edits import EDIT_GROUPS, EDITS, EditedTrace, apply_edit
 from mlxlab.errors import TraceError
 from mlxlab.rendering.renderer import Renderer
-from mlxlab.replay.bounds import InfiniteMemory
+from mlxlab.replay.bounds import Bounds, UnlimitedMemory, find_bounds
 from mlxlab.replay.requests import RenderedRequest, render_trace
 from mlxlab.replay.simulator import Progress, Simulator
 from mlxlab.traces import Trace
@@ -73,8 +73,9 @@ class Scenario:
 
     Attributes:
         evaluated: ids of the requests to evaluate.
-        exact: by id, what infinite memory would reuse.
-        lost: by id, what it would have reused beyond that without the edit.
+        bounds: by id, the most tokens that could be reused.
+        unlimited_tokens: tokens that unlimited memory ends up with.
+        lost: by id, tokens that unlimited memory would reuse more without the edit.
         task: whether recorded answers are the right ones.
     """
 
@@ -83,7 +84,8 @@ class Scenario:
     rules: tuple[str, ...]
     requests: Sequence[RenderedRequest]
     evaluated: frozenset[int]
-    exact: Mapping[int, int]
+    bounds: Mapping[int, Bounds]
+    unlimited_tokens: int
     lost: Mapping[int, int]
     task: bool
 
@@ -107,21 +109,23 @@ def render_scenarios(
     before = _exact_reuse(recorded.values())
     for edited in edits.edited:
         requests = render_trace(edited.trace, renderer, progress)
-        exact = _exact_reuse(requests)
+        found, held = find_bounds(requests, (), token_bytes=1)
+        bounds = {s.id: own for s, own in zip(requests, found, strict=True)}
         yield Scenario(
             trace=trace.name,
             edit=edited.edit,
             rules=renderer.rules,
             requests=requests,
             evaluated=edited.changed,
-            exact=exact,
-            lost={s.id: _lost(s, recorded[s.id], before, exact) for s in requests},
+            bounds=bounds,
+            unlimited_tokens=held,
+            lost={s.id: _lost(s, recorded[s.id], before, bounds) for s in requests},
             task=trace.header.notes.get("tasks") is True,
         )
 
 
 def _exact_reuse(requests: Iterable[RenderedRequest]) -> dict[int, int]:
-    replayer = Simulator(InfiniteMemory())
+    replayer = Simulator(UnlimitedMemory())
     return {request.id: replayer.replay(request).reused_tokens for request in requests}
 
 
@@ -129,9 +133,9 @@ def _lost(
     edited: RenderedRequest,
     recorded: RenderedRequest,
     before: Mapping[int, int],
-    exact: Mapping[int, int],
+    bounds: Mapping[int, Bounds],
 ) -> int:
     """What was computed anyway is not lost, nor is what an edit took out."""
     request = edited.id
     gone = max(len(recorded.prompt) - len(edited.prompt), 0)
-    return max(before[request] - gone - exact[request], 0)
+    return max(before[request] - gone - bounds[request].unlimited, 0)

@@ -16,8 +16,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from mlxlab.analysis.fidelity.result import Fidelity, format_nats, format_share
-from mlxlab.analysis.tables import write_content
-from mlxlab.files import cache_folder
+from mlxlab.files import cache_folder, write_json
 from mlxlab.ownership import read_own
 from mlxlab.replay.specs import StrategySpec
 from mlxlab.strategies import ParameterValue
@@ -160,7 +159,7 @@ def remember(found: Fidelity, path: Path | None = None) -> None:
     before = _read(path) if path else _read_own(model)
     kept = [old for old in before if old.key not in keys]
     content = _File(measurements=(*kept, *new)).model_dump(mode="json")
-    write_content(content, path or _path(model))
+    write_json(content, path or _path(model))
 
 
 def recall(key: RecordKey) -> FidelityRecord | None:

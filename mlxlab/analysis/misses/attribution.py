@@ -16,7 +16,7 @@ from mlxlab.analysis.misses.evictions import Evictions, block_of, leading, resto
 from mlxlab.analysis.misses.predecessors import Predecessor, PredecessorIndex
 from mlxlab.analysis.misses.prompt_diff import diff_prompts
 from mlxlab.prompt import Role, Segment
-from mlxlab.replay.bounds import InfiniteMemory
+from mlxlab.replay.bounds import UnlimitedMemory
 from mlxlab.replay.requests import RenderedRequest
 from mlxlab.strategies import Plan, Strategy
 
@@ -90,7 +90,7 @@ class _Attributor:
     def __init__(self, strategy: Strategy, decode: Decode) -> None:
         self.strategy = strategy
         self.decode = decode
-        self.memory = InfiniteMemory()
+        self.memory = UnlimitedMemory()
         self.evictions = Evictions(strategy)
         self.predecessors = PredecessorIndex()
         self.requests: list[RenderedRequest] = []

@@ -1,4 +1,4 @@
-"""Figures of comparisons, findings, misses and sweeps. They draw, and compute no more.
+"""Figures of results. They draw and compute nothing.
 
 Along an axis of requests ``2 #7`` is request 7, of the second session; ``2b #7`` is its
 second sub-agent's.
@@ -13,7 +13,7 @@ with needs("plots"):
         save_fidelity_plots,
     )
     from mlxlab.analysis.plots.misses import plot_causes, plot_strip, save_misses_plots
-    from mlxlab.analysis.plots.planning import plot_capacity, plot_costs
+    from mlxlab.analysis.plots.planning import plot_capacity, plot_costs, plot_trials
     from mlxlab.analysis.plots.reuse import (
         plot_hit_rate,
         plot_memory,
@@ -32,6 +32,7 @@ __all__ = [
     "plot_segments",
     "plot_shift",
     "plot_strip",
+    "plot_trials",
     "plot_ttft",
     "save_fidelity_plots",
     "save_misses_plots",

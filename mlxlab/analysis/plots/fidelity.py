@@ -16,17 +16,22 @@ from mlxlab.analysis.plots.figures import SIZE, dress, save, styles
 __all__ = ["plot_pareto", "plot_shift", "save_fidelity_plots"]
 
 _LEAST_KLD = 1e-16  # nats; what is less, 0 too, is drawn there
+_ACROSS = {
+    "recovered": "recovered share of tokens lost to exact reuse",
+    "reused": "reused share of prompt tokens",
+}
 _SWEEP = "shift-"  # edits that shift by a chosen number of tokens
 
 
 def plot_pareto(found: Fidelity) -> Figure:
-    """What is won against what it costs, a point per spec.
+    """Draw recovered tokens against divergence, one point per strategy.
 
-    Across: the share of tokens lost to exact reuse that is restored after all; up: how
-    far the predictions of the answers diverge, in the median and at the worst, which
-    makes an answer wrong. Lines are the noise floor and quantized weights.
+    Across: the recovered share of the tokens lost to exact reuse, or the reused share
+    of all tokens if no edit lost any. Up: the divergence of the predictions, in the
+    median and at the 99.9 % quantile. Lines are the noise floor and quantized weights.
     """
     summary = found.summary()
+    across = "recovered" if "recovered" in summary else "reused"
     figure = Figure(figsize=(SIZE[0], 1.3 * SIZE[1]), layout="constrained")
     panels = figure.subplots(1, 2, sharex=True)
     columns = {"kld_median": "median", "kld_999": "99.9 % quantile"}
@@ -35,12 +40,12 @@ def plot_pareto(found: Fidelity) -> Figure:
             point = style | {"linestyle": "", "markersize": 8}
             label = name if axes is panels[0] else None
             kld = max(summary[column][name], _LEAST_KLD)
-            axes.plot(summary.recovered[name], kld, label=label, **point)
+            axes.plot(summary[across][name], kld, label=label, **point)
         dress(axes)
         _mark_baselines(axes, found, column, step=0.19)
         axes.set_yscale("log")
         axes.set_title(title, size=9)
-        axes.set_xlabel("recovered of what exact reuse loses")
+        axes.set_xlabel(_ACROSS[across])
     panels[0].set_xlim(-0.04, 1.04)
     panels[0].xaxis.set_major_formatter(PercentFormatter(1.0))
     panels[0].set_ylabel("KL divergence [nats, log scale]")

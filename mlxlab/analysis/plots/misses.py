@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from mlxlab.analysis.misses.causes import NOTHING
-from mlxlab.analysis.misses.explain import Misses
+from mlxlab.analysis.misses.result import Misses
 from mlxlab.analysis.plots.figures import colors, make_axes, request_labels, save
 from mlxlab.prompt import Role
 
@@ -41,11 +41,13 @@ def plot_strip(misses: Misses) -> Figure:
     ends although something would have saved most of what follows; behind the strip
     stands how much was computed, and what for.
     """
-    breaks = misses.breaks
-    figure, axes = make_axes(height=1.7 + _ROW * len(breaks))
+    requests = misses.requests
+    figure, axes = make_axes(height=1.7 + _ROW * len(requests))
     places = {
         key: place
-        for place, key in enumerate(zip(breaks.session, breaks.request, strict=True))
+        for place, key in enumerate(
+            zip(requests.session, requests.request, strict=True)
+        )
     }
     rows = _merged(misses.parts)
     rows["place"] = [places[k] for k in zip(rows.session, rows.request, strict=True)]
@@ -61,7 +63,7 @@ def plot_strip(misses: Misses) -> Figure:
             linewidth=0,
         )
     _mark_breaks(axes, misses, places)
-    _arrange(axes, breaks)
+    _arrange(axes, requests)
     _explain_colours(figure, [r for r in palette if r in set(rows.role)], palette)
     axes.set_title(misses.title.split("\n")[-1], size=9, loc="left")
     return figure
@@ -137,12 +139,12 @@ def _palette() -> dict[str, str]:
 def _mark_breaks(
     axes: Axes, misses: Misses, places: dict[tuple[str, int], int]
 ) -> None:
-    right = 1.01 * misses.breaks.prompt_tokens.max()
+    right = 1.01 * misses.requests.prompt_tokens.max()
     text: dict[str, Any] = {"va": "center", "size": 7.5, "family": "monospace"}
     axes.text(right, -1, "computed, mostly for", color=_NEEDED, **text)
     computed = misses.parts[misses.parts.cause != ""]
     first = computed.groupby(["session", "request"]).start.min()
-    for row in misses.breaks.to_dict("records"):
+    for row in misses.requests.to_dict("records"):
         key = (row["session"], row["request"])
         own = _main_causes(misses.causes, row)
         savable = own[~own.remedy.str.startswith(NOTHING)].tokens.sum()
@@ -174,19 +176,19 @@ def _reason(own: pd.DataFrame) -> str:
     return f"{cause} by #{evictor[1]}" if evictor else cause
 
 
-def _arrange(axes: Axes, breaks: pd.DataFrame) -> None:
-    axes.set_yticks(range(len(breaks)), request_labels(breaks))
-    axes.set_ylim(len(breaks) - 0.4, -1.4)
-    axes.set_xlim(0, 1.3 * breaks.prompt_tokens.max())
+def _arrange(axes: Axes, requests: pd.DataFrame) -> None:
+    axes.set_yticks(range(len(requests)), request_labels(requests))
+    axes.set_ylim(len(requests) - 0.4, -1.4)
+    axes.set_xlim(0, 1.3 * requests.prompt_tokens.max())
     axes.grid(visible=False)
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    ticks = [t for t in axes.get_xticks() if t <= breaks.prompt_tokens.max()]
+    ticks = [t for t in axes.get_xticks() if t <= requests.prompt_tokens.max()]
     axes.set_xticks(ticks)
     axes.set_xlabel(
         "prompt tokens (2 #7: request 7, of the second session; 2b: its second agent)",
         size=8,
     )
-    session = breaks.session.str.partition("/")[0].reset_index(drop=True)
+    session = requests.session.str.partition("/")[0].reset_index(drop=True)
     for start in session.index[session != session.shift()][1:]:
         axes.axhline(start - 0.5, color="0.6", linewidth=0.8)
 

@@ -1,55 +1,98 @@
-"""Figures of what could be set: memory, and what tokens cost on a machine."""
+"""Figures for planning: memory, trials of a search, and what tokens cost."""
 
 from __future__ import annotations
 
-import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from mlxlab.analysis.calibration import Calibration
 from mlxlab.analysis.plots.figures import SIZE, colors, dress, make_axes, styles
-from mlxlab.analysis.tables import spec_names
-from mlxlab.replay.cost_model import CostModel
+from mlxlab.analysis.sweep import Sweep
+from mlxlab.analysis.tuning import Tuning
 from mlxlab.sizes import format_size
 
-__all__ = ["plot_capacity", "plot_costs"]
+__all__ = ["plot_capacity", "plot_costs", "plot_trials"]
 
-_CEILINGS = {"finite": "--", "infinite": ":"}
-_LENGTHS = (16, 256, 1024, 4096)  # tokens computed, a curve each
+_BOUNDS = {"optimal": "--", "unlimited": ":"}
+_LENGTHS = (16, 256, 1024, 4096)  # new tokens, one curve each
 
 
-def plot_capacity(swept: pd.DataFrame) -> Figure:
-    """Reused share over memory, a line per strategy, ceilings above.
+def plot_capacity(swept: Sweep) -> Figure:
+    """Draw the reused share over memory: a line per strategy, and two bounds.
 
-    Args:
-        swept: from :func:`mlxlab.sweep`, of one number of users.
+    One panel per number of users.
     """
-    figure, axes = make_axes(height=SIZE[1])
-    share = swept.assign(name=spec_names(swept))
-    groups = list(share.groupby("name", sort=False))
-    for style, (name, rows) in zip(styles(len(groups)), groups, strict=True):
-        axes.plot(rows.capacity, rows.reused_tokens / rows.prompt_tokens, **style)
-        axes.lines[-1].set_label(str(name))
-    best = share.drop_duplicates("capacity").sort_values("capacity")
-    for name, dash in _CEILINGS.items():
-        (line,) = axes.plot(best.capacity, best[name] / best.ceiling_tokens, dash)
-        line.set(color="black", linewidth=1.2, zorder=1, label=name)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(sorted(share.capacity.unique()))
-    axes.xaxis.set_major_formatter(lambda size, _: format_size(int(size)))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_ylim(0, 1)
-    axes.set_ylabel("reused share of prompts")
-    axes.set_xlabel("memory for keys and values [log scale]")
-    figure.legend(loc="outside right upper", frameon=False)
+    users = list(swept.requests.users.unique())
+    figure = Figure(figsize=SIZE, layout="constrained")
+    panels = figure.subplots(1, len(users), sharey=True, squeeze=False)[0]
+    for axes, number in zip(panels, users, strict=True):
+        _draw_capacity(axes, swept, number)
+        if len(users) > 1:
+            axes.set_title(f"users: {number}", size=9)
+    panels[0].yaxis.set_major_formatter(PercentFormatter(1.0))
+    panels[0].set_ylim(0, 1)
+    panels[0].set_ylabel("reused share of prompts")
+    figure.supxlabel("memory for keys and values [log scale]", size=9)
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside right upper", frameon=False)
     return figure
 
 
-def plot_costs(costs: CostModel) -> Figure:
-    """What was measured and the cost model that was fitted to it.
+def _draw_capacity(axes: Axes, swept: Sweep, users: int) -> None:
+    dress(axes)
+    rows = swept.requests[swept.requests.users == users]
+    groups = list(rows.groupby("strategy", sort=False))
+    for style, (name, own) in zip(styles(len(groups)), groups, strict=True):
+        share = own.reused_tokens / own.prompt_tokens
+        axes.plot(own.capacity, share, label=str(name), **style)
+    sizes = sorted(rows.capacity.unique())
+    bounds = swept.bounds[swept.bounds.users == users]
+    for name, dash in _BOUNDS.items():
+        most = bounds[bounds.bound == name]
+        across = most.memory if name == "optimal" else sizes
+        shares = (
+            most.reused if name == "optimal" else [most.reused.iloc[0]] * len(sizes)
+        )
+        (line,) = axes.plot(across, shares, dash, label=name)
+        line.set(color="black", linewidth=1.2, zorder=1)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sizes)
+    axes.xaxis.set_major_formatter(lambda size, _: format_size(int(size)))
 
-    Left what a prefill of so many tokens takes behind others, right what restoring
-    those takes.
+
+def plot_trials(tuned: Tuning) -> Figure:
+    """Draw the cost of every trial, one row per strategy, the best strategy on top."""
+    timed = "ttft_mean_s" in tuned.requests
+    names = list(tuned.requests.name.unique())
+    figure, axes = make_axes(height=1.4 + 0.36 * len(names))
+    for place, color in enumerate(colors(len(names))):
+        own = tuned.requests[tuned.requests.name == names[place]]
+        axes.plot(own.cost, [place] * len(own), "o", color=color, alpha=0.6, ms=5)
+    best = tuned.best
+    axes.plot([best.cost], [0], "o", color="none", mec="black", mew=1.5, ms=10)
+    axes.annotate(
+        f"recommended: {best.strategy}",
+        (best.cost, 0),
+        xytext=(10, 0),
+        textcoords="offset points",
+        va="center",
+        size=8,
+    )
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.xaxis.set_major_formatter("{x:g}" if timed else "{x:,.0f}")
+    cost = "time to the first token [s, estimated]" if timed else "tokens to compute"
+    axes.set_xlabel(f"{cost}, mean over requests")
+    return figure
+
+
+def plot_costs(calibrated: Calibration) -> Figure:
+    """Draw the measured seconds and the cost model that was fitted to them.
+
+    Left: the prefill of new tokens after cached ones. Right: the restore of those.
     """
+    costs = calibrated.costs
     figure = Figure(figsize=SIZE, layout="constrained")
     prefill, restore = figure.subplots(1, 2, width_ratios=(2, 1))
     most = max(point.stop for point in costs.points)

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from mlxlab.analysis.comparison import Comparison
 from mlxlab.analysis.plots.figures import (
     SIZE,
     colors,
@@ -19,7 +20,6 @@ from mlxlab.analysis.plots.figures import (
     save,
     styles,
 )
-from mlxlab.analysis.tables import spec_names
 from mlxlab.prompt import Role
 
 __all__ = ["plot_hit_rate", "plot_memory", "plot_segments", "plot_ttft", "save_plots"]
@@ -28,12 +28,11 @@ _MOST_CELLS = 24  # columns of a heat map that leave room for numbers
 _DARK = 0.6  # shares above this are bright in cividis
 
 
-def plot_hit_rate(rows: pd.DataFrame) -> Figure:
-    """Share of each prompt that was reused, strategies by requests."""
-    share = rows.assign(
-        share=rows.reused_tokens / rows.prompt_tokens, name=spec_names(rows)
-    ).pivot_table(
-        index="name", columns=["session", "request"], values="share", sort=False
+def plot_hit_rate(compared: Comparison) -> Figure:
+    """Draw the reused share of each prompt, strategies by requests."""
+    rows = compared.requests
+    share = rows.assign(share=rows.reused_tokens / rows.prompt_tokens).pivot_table(
+        index="strategy", columns=["session", "request"], values="share", sort=False
     )
     figure, axes = make_axes(height=1.6 + 0.32 * len(share))
     axes.grid(visible=False)
@@ -49,29 +48,26 @@ def plot_hit_rate(rows: pd.DataFrame) -> Figure:
     return figure
 
 
-def plot_ttft(rows: pd.DataFrame) -> Figure:
-    """Seconds to the first token, request by request; empty when simulated."""
-    timed = rows.dropna(subset=["ttft_s"])
+def plot_ttft(compared: Comparison) -> Figure:
+    """Draw the seconds to the first token of each request; empty without seconds."""
+    timed = compared.requests.dropna(subset=["ttft_s"])
     figure, axes = _lines(timed, "ttft_s", "time to first token [s, log scale]")
     axes.set_yscale("log")
     return figure
 
 
-def plot_memory(rows: pd.DataFrame) -> Figure:
-    """Bytes of keys and values held after each request."""
+def plot_memory(compared: Comparison) -> Figure:
+    """Draw the bytes of keys and values held after each request."""
+    rows = compared.requests
     mib = rows.assign(mib=rows.stored_bytes / 2**20)
     figure, axes = _lines(mib, "mib", "stored keys and values [MiB]")
     axes.set_ylim(bottom=0)
     return figure
 
 
-def plot_segments(segments: pd.DataFrame) -> Figure:
-    """Where the tokens of each prompt came from, a bar per request.
-
-    Args:
-        segments: from :func:`mlxlab.count_segments`.
-    """
-    table = segments.pivot_table(
+def plot_segments(compared: Comparison) -> Figure:
+    """Draw the tokens of each prompt by kind of content, one bar per request."""
+    table = compared.segments.pivot_table(
         index=["session", "request"],
         columns="role",
         values="tokens",
@@ -92,19 +88,19 @@ def plot_segments(segments: pd.DataFrame) -> Figure:
     return figure
 
 
-def save_plots(rows: pd.DataFrame, segments: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write every plot that has data as PNG into ``folder``; returns the files.
+def save_plots(compared: Comparison, folder: Path) -> list[Path]:
+    """Write every plot that has data as PNG into ``folder``; return the files.
 
     Raises:
         MlxlabError: a file cannot be written.
     """
     figures = {
-        "hit_rate": plot_hit_rate(rows),
-        "segments": plot_segments(segments),
-        "memory": plot_memory(rows),
+        "hit_rate": plot_hit_rate(compared),
+        "segments": plot_segments(compared),
+        "memory": plot_memory(compared),
     }
-    if rows.ttft_s.notna().any():
-        figures["ttft"] = plot_ttft(rows)
+    if compared.requests.ttft_s.notna().any():
+        figures["ttft"] = plot_ttft(compared)
     return [save(figure, folder / f"{name}.png") for name, figure in figures.items()]
 
 
@@ -113,7 +109,7 @@ def _lines(frame: pd.DataFrame, column: str, label: str) -> tuple[Figure, Axes]:
     figure, axes = make_axes(height=SIZE[1])
     order = frame[["session", "request"]].drop_duplicates().reset_index(drop=True)
     position = {tuple(key): i for i, key in enumerate(order.itertuples(index=False))}
-    groups = list(frame.groupby(spec_names(frame), sort=False))
+    groups = list(frame.groupby("strategy", sort=False))
     for style, (name, rows) in zip(styles(len(groups)), groups, strict=True):
         keys = zip(rows.session, rows.request, strict=True)
         axes.plot([position[k] for k in keys], rows[column], label=name, **style)

@@ -31,7 +31,7 @@ from mlxlab.models.tiny import PATH
 from mlxlab.traces.anonymize.bpe import BpeTokenizer
 from mlxlab.traces.anonymize.substitutes import Substitutes
 from mlxlab.traces.anonymize.substitution import Passage, Place, Substitution
-from mlxlab.traces.bundled import load_trace
+from mlxlab.traces.open import open_one
 from mlxlab.traces.schema import HeaderLine, Json
 from mlxlab.traces.trace import Exchange, Trace
 
@@ -90,7 +90,7 @@ def anonymize(
         TraceError: the trace cannot be read, a body is nested too deeply, or there are
             too many different words.
     """
-    trace = load_trace(trace)
+    trace = open_one(trace)
     key = secrets.token_bytes(32) if seed is None else seed
     pseudonyms = _Pseudonyms(key)
     passages: dict[Passage, None] = {}

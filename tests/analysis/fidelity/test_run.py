@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from mlxlab.analysis.fidelity.result import Fidelity, format_findings
+from mlxlab.analysis.fidelity.result import Fidelity
 from mlxlab.analysis.fidelity.run import fidelity, parse_quantized
 from mlxlab.analysis.plots import plot_pareto, save_fidelity_plots
 from mlxlab.errors import (
@@ -130,6 +130,10 @@ def test_what_the_edit_lost_is_recovered_by_moving_it(
     assert summary.recovered[FRESH] == 0
     assert 0.5 < summary.recovered[MOVED] <= 1
     assert (requests.recovered_tokens <= requests.lost_tokens).all()
+    evaluated = requests[requests.kind == "reference"]
+    bounds = found.bounds.set_index("bound")
+    assert bounds.reused_tokens["unlimited"] == evaluated.exact_tokens.sum()
+    assert bounds.reused_tokens["position_independent"] > evaluated.exact_tokens.sum()
     room = requests.prompt_tokens - requests.exact_tokens
     assert (requests.lost_tokens < room).all()
     # Later requests of a session find their edited predecessor.
@@ -176,11 +180,20 @@ def test_summary_is_that_of_the_rows(found: Fidelity, summary: pd.DataFrame) -> 
 def test_json_holds_manifest_summary_and_all_rows(
     found: Fidelity, tmp_path: Path
 ) -> None:
-    found.write_json(tmp_path / "found.json")
+    found.to_json(tmp_path / "found.json")
     written = json.loads((tmp_path / "found.json").read_text())
-    assert list(written) == ["manifest", "summary", "requests", "positions"]
+    assert list(written) == [
+        "kind",
+        "manifest",
+        "summary",
+        "requests",
+        "bounds",
+        "positions",
+        "types",
+    ]
     assert len(written["requests"]) == len(found.requests)
-    read = pd.DataFrame(written["positions"]["data"], columns=found.positions.columns)
+    read = pd.DataFrame(written["positions"])
+    assert list(read) == list(found.positions)
     kld = found.positions.kld.tolist()
     assert read.kld.tolist() == pytest.approx(kld, rel=1e-4, abs=1e-14)
     manifest = written["manifest"]
@@ -194,7 +207,7 @@ def test_json_holds_manifest_summary_and_all_rows(
 def test_what_is_written_can_be_read_again(
     found: Fidelity, tmp_path: Path, name: str
 ) -> None:
-    found.write_json(tmp_path / name)
+    found.to_json(tmp_path / name)
     read = Fidelity.read_json(tmp_path / name)
     pd.testing.assert_frame_equal(read.requests, found.requests, rtol=1e-4, atol=1e-14)
     pd.testing.assert_frame_equal(
@@ -209,10 +222,10 @@ def test_what_is_written_can_be_read_again(
     [
         ("none.json", None, "No such file"),
         ("found.json", b"{", "no JSON in it"),
-        ("found.json", b"[]", "holds no findings"),
-        ("found.json", b'{"requests": [], "positions": 1}', "holds no findings"),
+        ("found.json", b"[]", "no result in it"),
+        ("found.json", b'{"requests": [], "positions": 1}', "no result in it"),
         ("found.json.gz", b"plain", "no JSON in it"),
-        ("found.json.gz", gzip.compress(b"{}" * 99)[:15], "no JSON in it"),
+        ("found.json.gz", gzip.compress(b"{}" * 99)[:15], "no whole gzip file"),
     ],
 )
 def test_files_of_something_else_are_refused(
@@ -224,8 +237,8 @@ def test_files_of_something_else_are_refused(
         Fidelity.read_json(tmp_path / name)
 
 
-def test_table_fits_a_hundred_columns(summary: pd.DataFrame) -> None:
-    table = format_findings(summary)
+def test_table_fits_a_hundred_columns(found: Fidelity) -> None:
+    table = found.tables()[0]
     widths = [
         max(len(line) for cell in [name, *table[name]] for line in cell.splitlines())
         for name in table
@@ -237,9 +250,10 @@ def test_table_fits_a_hundred_columns(summary: pd.DataFrame) -> None:
 def test_notebooks_show_title_table_and_notes(found: Fidelity) -> None:
     shown = found._repr_html_()
     assert "4 evaluated, edits: shift-16, shift-64" in shown
-    assert "<td>noise floor</td>" in shown
+    assert ">noise floor</td>" in shown
     assert "BLAS" in shown
-    assert repr(found) == "Fidelity(4 requests, 10 specs)"
+    assert "4 evaluated" in repr(found)
+    assert max(map(len, repr(found).splitlines())) <= 100
 
 
 def test_draws_recovery_and_shift(found: Fidelity, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def test_findings_that_were_written_can_be_remembered_later(
     measured: Path, tmp_path: Path
 ) -> None:
     """With the day of the run."""
-    findings("suffix").write_json(tmp_path / "found.json.gz")
+    findings("suffix").to_json(tmp_path / "found.json.gz")
     remember(Fidelity.read_json(tmp_path / "found.json.gz"))
     assert str(found("suffix").day) == "2026-11-23"
 
@@ -216,6 +217,5 @@ def test_tasks_in_words_and_nothing_that_was_not_lost(measured: Path) -> None:
 
 def test_unedited_requests_are_said_to_be(measured: Path) -> None:
     done = findings("suffix", lost=0)
-    done.manifest["edits"] = ["none"]
-    remember(done)
+    remember(replace(done, manifest={**done.manifest, "edits": ["none"]}))
     assert "(edits: none, answers: 2)" in found("suffix").lines()[0]

@@ -13,7 +13,7 @@ from mlxlab.analysis.misses.attribution import RequestAttribution, attribute
 from mlxlab.analysis.misses.causes import BY_STRATEGY, Cause
 from mlxlab.analysis.misses.evictions import leading
 from mlxlab.prompt import Prompt, Tokens
-from mlxlab.replay.bounds import InfiniteMemory
+from mlxlab.replay.bounds import UnlimitedMemory
 from mlxlab.replay.requests import RenderedRequest
 from mlxlab.strategies import STRATEGIES, Strategy, parse_strategy
 from tests.strategies.test_contract import ROWS
@@ -25,11 +25,11 @@ LAST = 9
 """Ends every answer; never fed to a model."""
 
 EXACT = {name: row for name, row in ROWS.items() if STRATEGIES[name].exact}
-exact_strategies = pytest.mark.parametrize("name", [*EXACT, "ceiling"])
+exact_strategies = pytest.mark.parametrize("name", [*EXACT, "unlimited"])
 
 
 def make(name: str) -> Strategy:
-    return EXACT[name].make() if name in EXACT else InfiniteMemory()
+    return EXACT[name].make() if name in EXACT else UnlimitedMemory()
 
 
 def words(tokens: Tokens) -> str:
@@ -123,7 +123,7 @@ def test_blames_the_commit_after_which_a_token_could_not_be_restored(
                         assert not after
 
     check()
-    if name not in {"none", "ceiling"}:
+    if name not in {"none", "unlimited"}:
         assert seen[Cause.EVICTED]
     if name in {"block-hash", "paged"}:
         assert seen[Cause.BLOCK]

@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 
 from mlxlab.analysis.compare import compare
-from mlxlab.analysis.tables import spec_names
 from mlxlab.models.folder import find_model
 from mlxlab.prompt import common_prefix
 from mlxlab.rendering.conversation import Conversation
@@ -68,7 +67,7 @@ def test_a_turns_tokens_extend_the_last_turns_unless_history_was_edited(
 def rows_of(name: str) -> pd.DataFrame:
     specs = "prefix@none,paged@-environment-first,paged"
     rows = compare(load_trace(name), strategies=specs, simulate=True, progress=False)
-    return rows.assign(spec=spec_names(rows))
+    return rows.requests
 
 
 @pytest.mark.parametrize(
@@ -80,7 +79,7 @@ def rows_of(name: str) -> pd.DataFrame:
     ],
 )
 def test_a_second_sessions_first_request(spec: str, least: float, most: float) -> None:
-    rows = rows_of("sessions").query("spec == @spec")
+    rows = rows_of("sessions").query("strategy == @spec")
     first = rows[rows.session == rows.session.unique()[1]].iloc[0]
     assert least <= first.reused_tokens / first.prompt_tokens <= most
 
@@ -89,5 +88,5 @@ def test_a_second_sessions_first_request(spec: str, least: float, most: float) -
     ("spec", "least", "most"), [("prefix@none", 0, 0.15), ("paged", 0.75, 1)]
 )
 def test_parallel_agents(spec: str, least: float, most: float) -> None:
-    rows = rows_of("subagents").query("spec == @spec")
+    rows = rows_of("subagents").query("strategy == @spec")
     assert least <= rows.reused_tokens.sum() / rows.prompt_tokens.sum() <= most

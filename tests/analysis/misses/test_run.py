@@ -16,7 +16,8 @@ from mlxlab.analysis.compare import compare
 from mlxlab.analysis.jobs import HERE
 from mlxlab.analysis.misses.attribution import attribute
 from mlxlab.analysis.misses.causes import NOTHING, Cause
-from mlxlab.analysis.misses.explain import Misses, explain, format_breaks, format_causes
+from mlxlab.analysis.misses.result import Misses
+from mlxlab.analysis.misses.run import misses as find_misses
 from mlxlab.analysis.sweep import sweep
 from mlxlab.cli import app
 from mlxlab.errors import MlxlabError, RuleError, StrategyError
@@ -41,17 +42,20 @@ class Square:
     def prefill_s(self, start: int, stop: int) -> float:
         return 0.01 + 1e-4 * (stop - start) + 1e-9 * (stop**2 - start**2)
 
+    def ttft_s(self, reused: int, tokens: int) -> float:
+        return self.prefill_s(reused, tokens)
+
 
 @cache
 def quick(name: str, strategy: str, rules: str = "all", text: str = "full") -> Misses:
     trace = load_trace(name)
-    return explain(trace, strategy=strategy, rules=rules, text=text, progress=False)
+    return find_misses(trace, strategy=strategy, rules=rules, text=text, progress=False)
 
 
 @pytest.fixture(scope="module")
 def priced() -> Misses:
     costs = Square()
-    return explain(load_trace("sessions"), strategy="prefix@none", costs=costs)
+    return find_misses(load_trace("sessions"), strategy="prefix@none", costs=costs)
 
 
 def tokens_of(misses: Misses) -> pd.Series[int]:
@@ -61,12 +65,12 @@ def tokens_of(misses: Misses) -> pd.Series[int]:
 @pytest.mark.parametrize("strategy", ["prefix@none", "paged", "block-hash", "suffix"])
 def test_causes_add_up_to_what_a_comparison_says_was_computed(strategy: str) -> None:
     trace = small_trace()
-    misses = explain(trace, strategy=strategy, progress=False)
-    rows = compare(trace, strategies=strategy, simulate=True, progress=False)
-    rows = rows[rows.strategy != "ceiling"].set_index(KEY)
+    misses = find_misses(trace, strategy=strategy, progress=False)
+    compared = compare(trace, strategies=strategy, simulate=True, progress=False)
+    rows = compared.requests.set_index(KEY)
     by_request = misses.causes.groupby(KEY, sort=False).tokens.sum()
     assert by_request.to_dict() == rows.computed_tokens.to_dict()
-    breaks = misses.breaks.set_index(KEY)
+    breaks = misses.requests.set_index(KEY)
     assert breaks.missed_tokens.to_dict() == rows.computed_tokens.to_dict()
     assert breaks.reused_tokens.to_dict() == rows.reused_tokens.to_dict()
 
@@ -98,14 +102,14 @@ def test_every_strategy_adds_up_on_recorded_traces(
 
 def test_seconds_add_up_to_the_cost_of_each_gap(priced: Misses) -> None:
     by_request = priced.causes.groupby("request").seconds.sum()
-    for row in priced.breaks.to_dict("records"):
+    for row in priced.requests.to_dict("records"):
         whole = Square().prefill_s(row["reused_tokens"], row["prompt_tokens"])
         assert by_request[row["request"]] == pytest.approx(whole)
     assert priced.summary().seconds.sum() == pytest.approx(by_request.sum())
 
 
 def test_without_costs_there_are_no_seconds() -> None:
-    misses = explain(small_trace(), progress=False)
+    misses = find_misses(small_trace(), progress=False)
     assert "seconds" not in misses.causes
     assert "seconds" not in misses.summary()
 
@@ -118,7 +122,7 @@ def test_a_second_sessions_header_is_blamed_and_not_its_being_new(
     for request in (4, 8):
         assert tokens[request, Cause.HEADER] > 14_000
         assert (request, Cause.SESSION) not in tokens
-    header = priced.breaks.set_index("request").loc[4]
+    header = priced.requests.set_index("request").loc[4]
     assert (header.label, header.position) == ("attribution", 28)
     assert "cc_version" in header.change
 
@@ -172,8 +176,8 @@ def test_a_side_request_is_compared_with_its_own_kind() -> None:
     body |= {"tools": [], "system": "Give a title. " * 9}
     title = exchange(70, body, None)
     early = tuple(replace(e, t=e.t + 100) for e in trace.exchanges)
-    misses = explain(Trace("side", (title, *early)), progress=False)
-    by_request = misses.breaks.set_index("request")
+    misses = find_misses(Trace("side", (title, *early)), progress=False)
+    by_request = misses.requests.set_index("request")
     assert by_request.cause[70] == Cause.SIDE
     assert by_request.cause[0] == Cause.SESSION
 
@@ -215,7 +219,7 @@ def test_coarse_segments_give_coarse_causes() -> None:
 )
 def test_texts_are_shown_as_asked(text: str, shown: bool) -> None:
     misses = quick("sessions", "prefix@none", text=text)
-    assert (misses.breaks.change != "").any() == shown
+    assert (misses.requests.change != "").any() == shown
 
 
 def test_secrets_are_kept_out_unless_asked_for() -> None:
@@ -228,8 +232,8 @@ def test_secrets_are_kept_out_unless_asked_for() -> None:
         exchanges[i] = replace(exchanges[i], body=body)
     secret_trace = Trace("secret", tuple(exchanges))
     for text, there in (("redacted", False), ("full", True)):
-        misses = explain(secret_trace, text=text, progress=False)
-        changes = " ".join(misses.breaks.change)
+        misses = find_misses(secret_trace, text=text, progress=False)
+        changes = " ".join(misses.requests.change)
         assert any(secret[:12] in changes for secret in secrets) == there
 
 
@@ -237,27 +241,31 @@ def test_the_tables_fit_a_terminal(priced: Misses) -> None:
     summary = priced.summary()
     assert summary.share.sum() == pytest.approx(1)
     assert summary.tokens.is_monotonic_decreasing
-    shown = format_causes(summary)
+    shown, possible = priced.tables()
     assert list(shown.columns)[:4] == ["cause", "tokens", "share", "requests"]
-    lines = list(format_breaks(priced.breaks))
+    lines = list(priced.request_lines())
     assert any("attribution header, at 28 in attribution" in line for line in lines)
     assert "prefix@none: 47,570 of 170,469" in priced.title
     assert "<table" in priced._repr_html_()
-    assert repr(priced) == "Misses(prefix@none: 11 requests)"
+    assert priced.title in repr(priced)
+    assert max(map(len, repr(priced).splitlines())) <= 100
+    assert possible.bound[0] == "exact, unlimited memory"
 
 
 def test_writes_what_it_found(priced: Misses, tmp_path: Path) -> None:
-    priced.write_json(tmp_path / "misses.json")
+    priced.to_json(tmp_path / "misses.json")
     content = json.loads((tmp_path / "misses.json").read_text())
-    assert set(content) == {"manifest", "summary", "causes", "breaks"}
+    assert {"manifest", "summary", "causes", "requests", "bounds"} < set(content)
     assert content["manifest"]["strategies"][0]["strategy"] == "prefix"
     assert content["manifest"]["model"]["digest"] == find_model().digest
     assert sum(row["tokens"] for row in content["causes"]) == 47_570
 
 
 def test_several_traces_begin_with_an_empty_cache_each() -> None:
-    misses = explain([small_trace("one"), small_trace("two")], progress=False)
-    first = misses.breaks.groupby(misses.breaks.session.str.partition(":")[0]).head(1)
+    misses = find_misses([small_trace("one"), small_trace("two")], progress=False)
+    first = misses.requests.groupby(misses.requests.session.str.partition(":")[0]).head(
+        1
+    )
     assert list(first.reused_tokens) == [0, 0]
     assert (first.cause == Cause.SESSION).all()
 
@@ -275,16 +283,19 @@ def test_refuses_what_it_does_not_know(
     options: dict[str, str], error: type[MlxlabError], says: str
 ) -> None:
     with pytest.raises(error, match=says):
-        explain(small_trace(), progress=False, **options)  # type: ignore[arg-type]
+        find_misses(small_trace(), progress=False, **options)  # type: ignore[arg-type]
 
 
 def test_users_at_the_same_time_share_a_cache() -> None:
     traces = [load_trace("thinking"), load_trace("sessions")]
     settings: dict[str, Any] = {"users": 2, "rules": "all", "progress": False}
-    misses = explain(traces, strategy="paged:capacity=24MiB", **settings)
+    misses = find_misses(traces, strategy="paged:capacity=24MiB", **settings)
     settings["users"] = [2]
     swept = sweep(traces, strategies="paged:capacity=24MiB", scheduler=HERE, **settings)
-    computed = swept.prompt_tokens - swept.reused_tokens
+    computed = swept.requests.prompt_tokens - swept.requests.reused_tokens
+    pd.testing.assert_frame_equal(
+        misses.bounds, swept.bounds.drop(columns="users"), check_dtype=False
+    )
     assert [misses.causes.tokens.sum()] == computed.tolist()
     lost = misses.causes[misses.causes.evicted_by.str.contains("session sessions")]
     assert lost.session.str.startswith("thinking").all()
@@ -309,14 +320,14 @@ def test_the_command_prints_a_table_and_writes_what_was_asked(tmp_path: Path) ->
     assert "attribution header" in done.stdout
     assert "rule drop-attribution" in done.stdout
     assert "[-cc_version=2.1.330.a1b;-]" in done.stdout
-    assert json.loads(out.read_text())["breaks"]
+    assert json.loads(out.read_text())["requests"]
     assert (tmp_path / "plots" / "strip.png").exists()
 
 
 def test_hashed_traces_tell_causes_too(tmp_path: Path) -> None:
     trace = Weka().open(write_weka(tmp_path / "w.json"))
-    found = explain(trace, strategy="paged", progress=False)
-    breaks = found.breaks.set_index("request")
+    found = find_misses(trace, strategy="paged", progress=False)
+    breaks = found.requests.set_index("request")
     assert breaks.prompt_tokens.tolist() == [256, 130, 330, 200, 200]
     assert breaks.reused_tokens.tolist() == [0, 0, 256, 128, 128]
     causes = found.causes.groupby(["request", "cause"]).tokens.sum().to_dict()

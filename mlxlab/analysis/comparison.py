@@ -1,0 +1,129 @@
+"""Comparisons: strategies beside each other, request by request and in total."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from mlxlab.analysis.conclusion import conclude
+from mlxlab.analysis.result import Result, describe_replay
+from mlxlab.analysis.tables import Forms, format_bounds, format_columns
+from mlxlab.replay.bounds import BOUNDS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Comparison"]
+
+_FORMS: Forms = {
+    "reused": ("reused", "{:.1%}".format),
+    "of_unlimited": ("of un-\nlimited", "{:.1%}".format),
+    "of_optimal": ("of\noptimal", "{:.1%}".format),
+    "of_position_independent": ("of any\nposition", "{:.1%}".format),
+    "new_session": ("new\nsession", "{:.1%}".format),
+    "ttft_median_s": ("TTFT\nmedian s", "{:.2f}".format),
+    "ttft_max_s": ("TTFT\nmax s", "{:.2f}".format),
+    "stored_mib": ("stored\nMiB", "{:.0f}".format),
+    "evicted": ("evicted\ntokens", "{:,}".format),
+}
+_ESTIMATED: Forms = {
+    "ttft_median_s": ("TTFT\nest. s", "{:.2f}".format),
+    "ttft_max_s": ("max\nest. s", "{:.2f}".format),
+}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(Result):
+    """The result of :func:`mlxlab.compare`.
+
+    Attributes:
+        requests: one row per strategy and request. Columns: ``strategy`` (with its
+            rules behind ``@`` where not all apply), ``rules``, ``capacity`` (bytes),
+            ``session``, ``request``, ``prompt_tokens``, ``reused_tokens``,
+            ``computed_tokens``, ``prefill_s``, ``ttft_s``, ``restore_s`` (missing
+            unless measured or estimated), ``stored_bytes``, ``evicted`` (tokens). Then
+            the bounds of the same request under the default rules, at the strategy's
+            capacity: ``unlimited``, ``optimal`` and ``position_independent`` (tokens),
+            and ``unlimited_s``, ``optimal_s`` and ``position_independent_s`` (seconds
+            to the first token; missing without a cost model).
+        segments: one row per request and kind of content, under the default rules.
+            Columns: ``session``, ``request``, ``role`` (such as ``tools``), ``tokens``.
+    """
+
+    kind = "compare"
+
+    segments: pd.DataFrame
+
+    @property
+    def title(self) -> str:
+        replay = describe_replay(self.manifest, self.requests)
+        return f"{replay}; each trace has its own cache"
+
+    def summary(self) -> pd.DataFrame:
+        """Return one row per strategy; columns without data are dropped.
+
+        Columns: ``reused`` (share of all prompt tokens); ``of_unlimited``,
+        ``of_optimal`` and ``of_position_independent`` (that share, relative to the
+        bound under the default rules); ``new_session`` (reused share of the first
+        requests of all sessions but each trace's first; sub-agents count as sessions);
+        ``ttft_median_s``, ``ttft_max_s``, ``prefill_s`` and ``restore_s`` (sums),
+        ``stored_mib`` (peak), ``evicted`` (tokens).
+        """
+        tokens = int(self.bounds.prompt_tokens.iloc[0])
+        groups = self.requests.groupby("strategy", sort=False)
+        rows = {name: _summarize(own, tokens) for name, own in groups}
+        index = pd.Index(rows, name="strategy")
+        return pd.DataFrame(rows.values(), index=index).dropna(
+            axis="columns", how="all"
+        )
+
+    def tables(self) -> list[pd.DataFrame]:
+        summary = self.summary()
+        if (summary.of_optimal == summary.of_unlimited).all():
+            summary = summary.drop(columns="of_optimal")  # nothing was evicted
+        estimated = self.manifest["simulated"] and "estimated" in self.manifest
+        forms = {**_FORMS, **_ESTIMATED} if estimated else _FORMS
+        columns = format_columns(summary, forms)
+        table = pd.DataFrame({"strategy": summary.index, **columns})
+        return [table, format_bounds(self.bounds)]
+
+    def lines(self) -> list[str]:
+        """Return the best strategy, its gain, and the possible gain."""
+        return conclude(self.summary(), self.bounds, self.manifest)
+
+    def plot(self) -> Figure:
+        """Draw the reused share of each prompt, strategies by requests."""
+        from mlxlab.analysis.plots import plot_hit_rate
+
+        return plot_hit_rate(self)
+
+
+def _reused_share(rows: pd.DataFrame) -> float:
+    return float(rows.reused_tokens.sum() / rows.prompt_tokens.sum())
+
+
+def _summarize(rows: pd.DataFrame, tokens: int) -> dict[str, Any]:
+    """Return one row of the summary.
+
+    Args:
+        rows: of one strategy.
+        tokens: of all prompts under the rules that the bounds are for.
+    """
+    reused = _reused_share(rows)
+    most = {name: rows[name].sum() / tokens for name in BOUNDS}
+    starts = rows.groupby("session", sort=False).head(1)
+    trace = starts.session.str.rpartition(":")[0]
+    starts = starts[trace.duplicated()]
+    return {
+        "reused": reused,
+        **{f"of_{name}": reused / m if m else None for name, m in most.items()},
+        "new_session": _reused_share(starts) if len(starts) else None,
+        "ttft_median_s": rows.ttft_s.median(),
+        "ttft_max_s": rows.ttft_s.max(),
+        "prefill_s": rows.prefill_s.sum(min_count=1),
+        "restore_s": rows.restore_s.sum(min_count=1),
+        "stored_mib": rows.stored_bytes.max() / 2**20,
+        "evicted": int(rows.evicted.sum()),
+    }

@@ -133,7 +133,8 @@ if not TYPE_CHECKING:
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
     """Add ``%serve``; called by ``%load_ext mlxlab``."""
-    from mlxlab.jupyter.magics import ServeMagics
+    with needs("%load_ext mlxlab", "lab"):
+        from mlxlab.jupyter.magics import ServeMagics
 
     shell.register_magics(ServeMagics(shell))
 

@@ -13,6 +13,8 @@ import yaml
 
 from mlxlab.errors import MissingExtraError
 from mlxlab.extras import needs
+from mlxlab.traces import write_trace
+from tests.support.exchanges import small_trace
 
 ROOT = Path(__file__).parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -36,9 +38,9 @@ _OPTIONAL = (
     "uvicorn",
 )
 
-_WITHOUT = f"""
+_WITHOUT = """
 import sys
-for name in {_OPTIONAL!r}:
+for name in {!r}:
     sys.modules[name] = None
 from mlxlab.cli import main
 sys.argv[0] = "mlxlab"
@@ -46,8 +48,11 @@ main()
 """
 
 
-def run_without_extras(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", _WITHOUT, *map(str, arguments)]
+def run_without_extras(
+    *arguments: object, without: tuple[str, ...] = _OPTIONAL
+) -> subprocess.CompletedProcess[str]:
+    script = _WITHOUT.format(without)
+    command = [sys.executable, "-c", script, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -75,6 +80,17 @@ def test_misses_of_ones_own_history_need_no_extra(tmp_path: Path) -> None:
     done = run_without_extras("misses", ROOT / "data/traces/deferred.jsonl")
     assert done.returncode == 0, done.stderr
     assert "fresh content" in done.stdout
+
+
+def test_a_live_comparison_needs_a_backend_alone(tmp_path: Path) -> None:
+    trace = tmp_path / "small.jsonl"
+    write_trace(small_trace(), trace)
+    command = ["compare", trace, "--strategies", "paged"]
+    done = run_without_extras(*command)
+    assert done.returncode == 0, done.stderr
+    done = run_without_extras(*command, without=("mlx",))
+    line = "mlxlab: running a model needs mlx: pip install 'mlxlab[cpu]'"
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, line)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import mlxlab as ml
 from mlxlab.analysis.plots import plot_strip
-from mlxlab.files import replaced
 
 #: One slot without rules, as in most local servers, and the usual choice.
 STRATEGIES = ("prefix@none", "paged")
@@ -52,8 +51,7 @@ def main() -> None:
         plot_strip(ml.misses("sessions", name, progress=False)).to_svg()
         for name in STRATEGIES
     ]
-    with replaced(Path(__file__).with_name("strip.svg")) as file:
-        file.write(stack(strips).encode())
+    Path(__file__).with_name("strip.svg").write_text(stack(strips))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """How Sphinx builds the site: `make docs`. Nothing is fetched, no notebook is run."""
 
 from importlib import metadata
+from inspect import isfunction
 from pathlib import Path
 from shutil import copytree, ignore_patterns, rmtree
 
@@ -71,9 +72,18 @@ def find_reexported(
     return found
 
 
+def skip_foreign(
+    app: Sphinx, what: str, name: str, member: object, skip: bool, options: object
+) -> bool | None:
+    """Leave out methods that other projects add, such as matplotlib's ``set``."""
+    foreign = isfunction(member) and not member.__module__.startswith("mlxlab")
+    return skip or foreign or None
+
+
 def setup(app: Sphinx) -> None:
     """Copy the notebooks below the sources: links between them need that."""
     app.connect("missing-reference", find_reexported)
+    app.connect("autodoc-skip-member", skip_foreign)
     copies = Path(app.srcdir, "notebooks")
     rmtree(copies, ignore_errors=True)
     ignored = ignore_patterns("*.cfg", ".ipynb_checkpoints")

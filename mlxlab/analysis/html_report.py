@@ -6,7 +6,7 @@ import json
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
@@ -24,9 +24,6 @@ from mlxlab.replay.specs import DEFAULT_SPECS, Strategies
 from mlxlab.sizes import Size
 from mlxlab.strategies.base import CAPACITY
 from mlxlab.traces.open import Traces, open_recorded
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["report"]
 

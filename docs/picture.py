@@ -7,15 +7,11 @@ from pathlib import Path
 
 import mlxlab as ml
 from mlxlab.analysis.plots import plot_strip
+from mlxlab.analysis.plots.picture import COLOUR_SCHEMES
 
 #: One slot without rules, as in most local servers, and the usual choice.
 STRATEGIES = ("prefix@none", "paged")
 
-#: A file of its own takes no colour from a page, but can follow its scheme.
-_STYLE = (
-    "<style>svg{color:#1f2328}"
-    "@media(prefers-color-scheme:dark){svg{color:#e6edf3}}</style>"
-)
 _SIZE = re.compile(r' (?:width|height)="[^"]*"')
 _VIEW = re.compile(r'viewBox="0 0 ([\d.]+) ([\d.]+)"')
 
@@ -42,7 +38,7 @@ def stack(pictures: list[str]) -> str:
         '<svg xmlns="http://www.w3.org/2000/svg" '
         f'viewBox="0 0 {width:g} {top:g}" width="{width:g}pt" height="{top:g}pt">'
     )
-    return "".join([head, _STYLE, *parts, "</svg>\n"])
+    return "".join([head, COLOUR_SCHEMES, *parts, "</svg>\n"])
 
 
 def main() -> None:

@@ -211,8 +211,8 @@ class _RowBuilder:
             start = request.tokens_between(0, part.start)
             stop = request.tokens_between(0, part.stop)
             shape = {"start": start, "stop": stop, "label": part.label}
-            fate = {"cause": row["cause"], "remedy": row["remedy"]}
-            self.parts.append({**name, **shape, "role": str(part.role), **fate})
+            cause = {"cause": row["cause"], "remedy": row["remedy"]}
+            self.parts.append({**name, **shape, "role": str(part.role), **cause})
         rows = [row for row in own if row["cause"]]
         if attribution.plan.recompute:
             rows.append(self._again_row(attribution, strategy))

@@ -135,7 +135,7 @@ def save_misses_plots(misses: Misses, folder: Path) -> list[Path]:
 
 
 def _merged(parts: pd.DataFrame) -> pd.DataFrame:
-    """Join neighbours of one role and fate: thousands of bars take long to draw."""
+    """Join neighbours of one role that were both reused or both computed."""
     role = parts.role.replace(_AS_TEMPLATE, str(Role.TEMPLATE))
     parts = parts.assign(role=role, computed=parts.cause != "")
     keys = ["session", "request", "role", "computed"]

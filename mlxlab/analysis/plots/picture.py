@@ -14,13 +14,13 @@ from mlxlab.analysis.plots.style import INK
 from mlxlab.errors import MlxlabError
 from mlxlab.files import replaced
 
-__all__ = ["Picture"]
+__all__ = ["COLOUR_SCHEMES", "Picture"]
 
 #: The same figure gives the same file; text stays text.
 _SVG: Any = {"svg.hashsalt": "mlxlab", "svg.fonttype": "none"}
 
 #: Ink of a file of its own, which takes no colour from a page.
-_SCHEMES = (
+COLOUR_SCHEMES = (
     "<style>svg{color:#1f2328}"
     "@media(prefers-color-scheme:dark){svg{color:#e6edf3}}</style>"
 )
@@ -74,7 +74,7 @@ class Picture(Figure):
 
     def _svg_file(self) -> bytes:
         head, bracket, body = self.to_svg().partition(">")
-        return f"{head}{bracket}{_SCHEMES}{body}".encode()
+        return f"{head}{bracket}{COLOUR_SCHEMES}{body}".encode()
 
     def _png(self) -> bytes:
         buffer = BytesIO()

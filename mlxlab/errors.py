@@ -11,8 +11,10 @@ from collections.abc import Iterable
 __all__ = [
     "ConfigError",
     "IntegrityError",
+    "MissingExtraError",
     "MlxlabError",
     "ModelError",
+    "NotebookError",
     "RequestError",
     "RuleError",
     "ScriptError",
@@ -26,18 +28,22 @@ __all__ = [
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return `` (did you mean 'paged'?)`` for the known name that is closest.
+    """Return ``; did you mean 'paged'?`` for the known name that is closest.
 
     Empty if no known name is close.
     """
     from difflib import get_close_matches  # most runs need no suggestion
 
     near = get_close_matches(name, list(known), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 class MlxlabError(Exception):
     """Base of all errors that mlxlab raises on purpose."""
+
+
+class MissingExtraError(MlxlabError, ImportError):
+    """A package of an extra, such as ``mlxlab[plots]``, that is not installed."""
 
 
 class StrategyError(MlxlabError):
@@ -50,6 +56,10 @@ class RuleError(MlxlabError):
 
 class ModelError(MlxlabError):
     """A model that cannot be found or loaded, or a prompt beyond its window."""
+
+
+class NotebookError(MlxlabError):
+    """Notebooks that cannot be copied."""
 
 
 class RequestError(MlxlabError):

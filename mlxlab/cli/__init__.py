@@ -6,7 +6,13 @@ import sys
 
 import typer
 
-from mlxlab.cli import analysis, planning, server, traces  # noqa: F401  they register commands
+from mlxlab.cli import (  # noqa: F401  they register commands
+    analysis,
+    planning,
+    server,
+    traces,
+)
+from mlxlab.cli import notebooks  # noqa: F401  the last of its group
 from mlxlab.cli.app import app, describe_error
 from mlxlab.errors import MlxlabError
 

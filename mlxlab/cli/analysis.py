@@ -10,7 +10,7 @@ import typer
 
 import mlxlab as ml
 from mlxlab.cli.app import SEE, app, screen_of
-from mlxlab.cli.completion import complete_strategies
+from mlxlab.cli.completion import complete_rules, complete_strategies
 from mlxlab.cli.options import (
     AnyTraces,
     Capacity,
@@ -72,12 +72,20 @@ def misses(
         str | None,
         typer.Option(
             metavar="SPEC",
-            help="Replay through this strategy, name[:key=value,...][@rules]; paged "
-            "by default.",
+            help="Replay through this strategy, name[:key=value,...][@rules]. By "
+            "default the one that served a recording, else paged.",
             autocompletion=complete_strategies,
         ),
     ] = None,
-    rules: Rules = None,
+    rules: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RULES",
+            help="Apply these rules: all, none, names, or exceptions such as -name. "
+            "By default those that served a recording, else all.",
+            autocompletion=complete_rules,
+        ),
+    ] = None,
     model: Model = None,
     token_bytes: TokenBytes = None,
     capacity: Capacity = None,

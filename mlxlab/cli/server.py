@@ -11,6 +11,7 @@ import typer
 from mlxlab.cli.app import SERVE, app
 from mlxlab.cli.completion import complete_strategies
 from mlxlab.cli.options import Chunk, Model, Rules, given, size_option
+from mlxlab.extras import needs
 
 _EXPOSED = (
     "--token: other users can read it in the process list; set MLXLAB_TOKEN, or give "
@@ -91,11 +92,13 @@ def serve(
     """
     from mlxlab.client.discovery import TOKEN_VARIABLE
     from mlxlab.client.launch import environment_lines
-    from mlxlab.server.aliases import parse_models
-    from mlxlab.server.credentials import find_token
-    from mlxlab.server.server import Options
-    from mlxlab.server.server import serve as start
-    from mlxlab.web.background import wait_for_signal
+
+    with needs("serve"):
+        from mlxlab.server.aliases import parse_models
+        from mlxlab.server.credentials import find_token
+        from mlxlab.server.server import Options
+        from mlxlab.server.server import serve as start
+        from mlxlab.web.background import wait_for_signal
 
     if token is not None:
         typer.echo(_EXPOSED, err=True)

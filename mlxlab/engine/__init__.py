@@ -5,22 +5,24 @@ mlx itself is imported.
 """
 
 from mlxlab import blas
+from mlxlab.extras import needs
 
 blas.preload()
 
-from mlxlab.engine.engine import (  # noqa: E402
-    Engine,
-    LogitsProcessor,
-    Prefill,
-    PrefillProgress,
-    Replayed,
-    Sampler,
-    device_name,
-    load_model,
-)
-from mlxlab.engine.kv_store import KVStore  # noqa: E402
-from mlxlab.engine.samplers import Barred, BoundedReasoning, Forced  # noqa: E402
-from mlxlab.engine.worker import Worker  # noqa: E402
+with needs("running a model", "cpu"):
+    from mlxlab.engine.engine import (
+        Engine,
+        LogitsProcessor,
+        Prefill,
+        PrefillProgress,
+        Replayed,
+        Sampler,
+        device_name,
+        load_model,
+    )
+    from mlxlab.engine.kv_store import KVStore
+    from mlxlab.engine.samplers import Barred, BoundedReasoning, Forced
+    from mlxlab.engine.worker import Worker
 
 __all__ = [
     "Barred",

@@ -86,7 +86,7 @@ def _check_names(names: Iterable[str]) -> None:
     for name in sorted(names):
         if name not in RULES:
             near, known = did_you_mean(name, RULES), ", ".join(RULES)
-            raise RuleError(f"unknown rule {name!r}{near}; known: all, none, {known}")
+            raise RuleError(f"unknown rule {name!r}; known: all, none, {known}{near}")
 
 
 def _drop_attribution(conversation: Conversation) -> Conversation:

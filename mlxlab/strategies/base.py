@@ -138,7 +138,7 @@ class Strategy(ABC):
                 accepted = ", ".join(cls.declared) or "no parameters"
                 near = did_you_mean(key, cls.declared)
                 raise StrategyError(
-                    f"{cls.name}: no parameter {key!r}{near}; accepted: {accepted}"
+                    f"{cls.name}: no parameter {key!r}; accepted: {accepted}{near}"
                 )
         return {
             key: declared.check(cls.name, key, given[key])

@@ -58,7 +58,7 @@ def find_strategy(name: str) -> type[Strategy]:
     if name not in STRATEGIES:
         near = did_you_mean(name, STRATEGIES)
         raise StrategyError(
-            f"no strategy {name!r}{near}; choose from {', '.join(STRATEGIES)}"
+            f"no strategy {name!r}; choose from {', '.join(STRATEGIES)}{near}"
         )
     return STRATEGIES[name]
 

@@ -40,6 +40,6 @@ def load_trace(trace: Trace | str | Path) -> Trace:
     if not path.exists():
         near, known = did_you_mean(str(trace), bundled), ", ".join(bundled)
         raise TraceError(
-            f"no trace {str(trace)!r}{near}: no such file; bundled traces: {known}"
+            f"no trace {str(trace)!r}: no such file; bundled traces: {known}{near}"
         )
     return read_trace(path)

@@ -49,8 +49,8 @@ class Scripted(Strategy):
     summary = "for tests"
     exact = False
 
-    def __init__(self, plans: Sequence[Plan]) -> None:
-        super().__init__()
+    def __init__(self, plans: Sequence[Plan] = (), **parameters: Any) -> None:
+        super().__init__(**parameters)
         self._plans = list(plans)
         self.committed: list[tuple[int, Plan]] = []
 

@@ -48,7 +48,7 @@ class ChangeClassifier:
         before: the earlier one, followed by its answer.
         after: the later one.
         asked: tokens of ``before`` without the answer.
-        same_session: see :func:`mlxlab.analysis.misses.prompt_diff.align`.
+        same_session: see :func:`mlxlab.analysis.misses.prompt_diff.diff_prompts`.
     """
 
     def __init__(

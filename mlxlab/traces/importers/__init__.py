@@ -52,7 +52,7 @@ def import_trace(
     selection = Selection(float("-inf") if start is None else start, project, limit)
     if format not in {AUTO, *IMPORTERS}:
         near, known = did_you_mean(format, IMPORTERS), ", ".join((AUTO, *IMPORTERS))
-        raise TraceError(f"no format {format!r}{near}; choose from {known}")
+        raise TraceError(f"no format {format!r}; choose from {known}{near}")
     if path is None:
         importer = IMPORTERS[_DEFAULT if format == AUTO else format]
         path = importer.default_path()

@@ -12,9 +12,11 @@ from mlxlab.cli import (  # noqa: F401  they register commands
     server,
     traces,
 )
-from mlxlab.cli import notebooks  # noqa: F401  the last of its group
 from mlxlab.cli.app import app, describe_error
 from mlxlab.errors import MlxlabError
+
+# isort: split
+from mlxlab.cli import notebooks  # noqa: F401  the last command of its group
 
 __all__ = ["app", "main"]
 

@@ -182,7 +182,7 @@ def report(
     text: Text = None,
     json: Json = None,
 ) -> Answer:
-    """Write a comparison, misses and advice as HTML."""
+    """Write comparison, misses and advice as HTML."""
     screen, folder = screen_of(context), find_folder(model)
     ml.report(
         named_traces(traces, screen),

@@ -98,6 +98,6 @@ def describe_error(error: Exception) -> str:
     if not isinstance(error, typer.TyperException):
         return " ".join(str(error).split())
     near = getattr(error, "possibilities", None)
-    hint = f"; did you mean {' or '.join(sorted(near))}?" if near else ""
+    hint = f"; did you mean {near[0]}?" if near else ""
     message = error.message if near else error.format_message()
     return " ".join(f"{message.rstrip('.')}{hint}".split())

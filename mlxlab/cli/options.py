@@ -6,6 +6,7 @@ the verb is called without it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
@@ -19,7 +20,7 @@ from mlxlab.cli.completion import (
     complete_texts,
     complete_traces,
 )
-from mlxlab.cli.screen import Screen
+from mlxlab.cli.screen import STDOUT, Screen
 from mlxlab.errors import ConfigError
 from mlxlab.sizes import SIZE_FORM, read_size
 
@@ -136,17 +137,44 @@ Text: TypeAlias = Annotated[
         autocompletion=complete_texts,
     ),
 ]
+
+
+def _check_file(path: Path | None) -> Path | None:
+    """Refuse a file that cannot be written, before any work."""
+    if path and path != STDOUT and (path.is_dir() or not _is_writable(path.parent)):
+        raise ConfigError(f"--json {path}: give a file in a folder of yours")
+    return path
+
+
+def _check_folder(path: Path | None) -> Path | None:
+    if path and not _is_writable(path):
+        raise ConfigError(f"--plots {path}: give a folder in a folder of yours")
+    return path
+
+
+def _is_writable(folder: Path) -> bool:
+    """Return whether a folder, or the first one above it that exists, takes files."""
+    path = folder.absolute()
+    found = next(own for own in (path, *path.parents) if own.exists())
+    return found.is_dir() and os.access(found, os.W_OK)
+
+
 Json: TypeAlias = Annotated[
     Path | None,
     typer.Option(
         "--json",
         metavar="FILE",
+        callback=_check_file,
         help="Write the result as JSON to this file; - prints it.",
     ),
 ]
 Plots: TypeAlias = Annotated[
     Path | None,
-    typer.Option(metavar="FOLDER", help="Write plots to this folder, as SVG files."),
+    typer.Option(
+        metavar="FOLDER",
+        callback=_check_folder,
+        help="Write plots to this folder, as SVG files.",
+    ),
 ]
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from mlxlab.analysis.result import Result
 
-__all__ = ["Answer", "Screen", "Terminal"]
+__all__ = ["STDOUT", "Answer", "Screen", "Terminal"]
 
 #: The path that stands for the terminal's output.
 STDOUT = Path("-")

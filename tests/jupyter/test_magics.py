@@ -28,18 +28,6 @@ TOKEN = "token-for-tests"
 PATIENCE_S = 60.0
 
 
-@pytest.fixture
-def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    InteractiveShell.clear_instance()
-    shell = InteractiveShell.instance()
-    shell.run_line_magic("load_ext", "mlxlab")
-    yield shell
-    shell.run_line_magic("unload_ext", "mlxlab")
-    InteractiveShell.clear_instance()
-
-
 def serve(shell: Any, line: str = "") -> Any:
     return shell.run_line_magic("serve", line)
 
@@ -316,7 +304,10 @@ def test_a_relative_path_is_meant_where_it_was_given(
         ("--nope", "unrecognized arguments: --nope"),
         ("--port x", "argument --port: invalid int value: 'x'"),
         ("--port 99999", "give a free port"),
-        ("--memory nan", "argument --memory: 'nan': give a size with its unit, such as 16GiB"),
+        (
+            "--memory nan",
+            "argument --memory: 'nan': give a size with its unit, such as 16GiB",
+        ),
         ("--memory 0", "argument --memory: '0': give a size with its unit"),
         ("--memory inf", "argument --memory: 'inf': give a size with its unit"),
         ("--script /nowhere.json", "/nowhere.json: No such file"),

@@ -219,7 +219,7 @@ def test_installed_packages_add_formats(tmp_path: Path) -> None:
     )
     path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
     done = subprocess.run(
-        [sys.executable, "-m", "mlxlab", "import", "--help"],
+        [sys.executable, "-m", "mlxlab", "import-trace", "--help"],
         capture_output=True,
         text=True,
         check=False,

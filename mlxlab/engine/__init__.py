@@ -1,6 +1,6 @@
 """Runs a model under a cache strategy, on mlx-lm.
 
-Importing this package decides which BLAS mlx uses, because that has to happen before
+Importing this package chooses the BLAS that mlx uses. The choice has to come before
 mlx itself is imported.
 """
 
@@ -19,12 +19,12 @@ from mlxlab.engine.engine import (  # noqa: E402
     load_model,
 )
 from mlxlab.engine.kv_store import KVStore  # noqa: E402
-from mlxlab.engine.samplers import Barred, BoundedReasoning, Forced  # noqa: E402
+from mlxlab.engine.samplers import Barred, BoundedThinking, Forced  # noqa: E402
 from mlxlab.engine.worker import Worker  # noqa: E402
 
 __all__ = [
     "Barred",
-    "BoundedReasoning",
+    "BoundedThinking",
     "Engine",
     "Forced",
     "KVStore",

@@ -16,7 +16,7 @@ from mlxlab.analysis.fidelity.divergence import Divergence, diverge
 from mlxlab.analysis.fidelity.tool_calls import Agreement, AskedCall, agree, read_calls
 from mlxlab.decoding import Grammar
 from mlxlab.engine import Engine, Replayed
-from mlxlab.engine.quantize import round_weights, stored_bits
+from mlxlab.engine.quantize import quantize_weights, stored_bits
 from mlxlab.prompt import Role, common_prefix
 from mlxlab.replay.live import LiveModel
 from mlxlab.replay.requests import RenderedRequest
@@ -160,7 +160,7 @@ class Evaluator:
         return Variant(name, kind, self._live.engine(make_strategy("none"), **options))
 
     def _quantized(self, bits: int) -> Variant:
-        model = self._live.worker.call(round_weights, self._live.model, bits)
+        model = self._live.worker.call(quantize_weights, self._live.model, bits)
         return self._full(f"{bits}-bit weights", Kind.QUANTIZED, model=model)
 
     def _replay(

@@ -20,7 +20,7 @@ __all__ = [
     "Decode",
     "Mask",
     "PromptBlocks",
-    "is_reasoning",
+    "is_thinking",
     "occurring",
     "pair_blocks",
 ]
@@ -64,7 +64,7 @@ class PromptBlocks:
         return self._decode(self.prompt.tokens[first : position + width])
 
 
-def is_reasoning(segment: Segment) -> bool:
+def is_thinking(segment: Segment) -> bool:
     """Whether a block is the assistant's reasoning."""
     return _kind(segment) in {"messages.thinking", "messages.redacted_thinking"}
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mlxlab.analysis.misses.blocks import PromptBlocks, is_reasoning
+from mlxlab.analysis.misses.blocks import PromptBlocks, is_thinking
 from mlxlab.analysis.misses.causes import Cause
 from mlxlab.analysis.misses.text_diff import shows_date
 from mlxlab.prompt import Role, Segment
@@ -64,7 +64,7 @@ class ChangeClassifier:
         if not self.same_session:
             return Cause.WORDS
         olds = [s for s in olds if s.role is not Role.ANSWER]
-        if all(map(is_reasoning, (*olds, *news))):
+        if all(map(is_thinking, (*olds, *news))):
             return Cause.THINKING
         before, after = sum(map(len, olds)), sum(map(len, news))
         fewer = len(olds) > len(news) and before > after
@@ -74,7 +74,7 @@ class ChangeClassifier:
     def of_answer(self, answer: Segment, new: Segment) -> Cause:
         """What became of an answer that did not come back in its own tokens."""
         begins = self.before.text(answer)[:_BEGINNING]
-        thought = is_reasoning(new) or _TAG.search(begins)
+        thought = is_thinking(new) or _TAG.search(begins)
         return Cause.THINKING if thought else Cause.ANSWER
 
     def of_block(

@@ -383,7 +383,7 @@ def test_a_model_that_cannot_be_moved_is_refused_before_anything_is_rendered(
     def refuse(model: Any) -> None:
         raise ModelError("no rotary embedding")
 
-    monkeypatch.setattr("mlxlab.engine.engine.Rotary", refuse)
+    monkeypatch.setattr("mlxlab.engine.engine.Rope", refuse)
     monkeypatch.setattr(module, "render_scenarios", None)
     with pytest.raises(ModelError, match="no rotary"):
         evaluated(small_trace(), "paged,suffix")

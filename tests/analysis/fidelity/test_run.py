@@ -221,11 +221,11 @@ def test_what_is_written_can_be_read_again(
     ("name", "data", "says"),
     [
         ("none.json", None, "No such file"),
-        ("found.json", b"{", "no JSON in it"),
+        ("found.json", b"{", "not JSON"),
         ("found.json", b"[]", "no result in it"),
         ("found.json", b'{"requests": [], "positions": 1}', "no result in it"),
-        ("found.json.gz", b"plain", "no JSON in it"),
-        ("found.json.gz", gzip.compress(b"{}" * 99)[:15], "no whole gzip file"),
+        ("found.json.gz", b"plain", "not JSON"),
+        ("found.json.gz", gzip.compress(b"{}" * 99)[:15], "not a complete gzip file"),
     ],
 )
 def test_files_of_something_else_are_refused(

@@ -176,7 +176,7 @@ def test_a_file_that_cannot_be_read_is_warned_of(
 ) -> None:
     (measured / f"{find_model().digest}.json").mkdir(parents=True)
     assert recall(of_tiny("suffix")) is None
-    assert "Is a directory; what was measured is not known" in caplog.text
+    assert "Is a directory; its figures are ignored" in caplog.text
     with pytest.raises(MlxlabError, match="give a file to write"):
         remember(findings("suffix"))
 

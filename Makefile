@@ -2,10 +2,11 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help compare test test-all lab notebooks check bench bench-servers bench-scale fidelity transcript record clean
+.PHONY: help compare test test-all lab notebooks docs picture check bench bench-servers bench-scale fidelity transcript record clean
 
 BIN := .venv/bin
 READY := .venv/ready
+DOCS := .venv/docs
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
@@ -27,6 +28,15 @@ lab: $(READY)  ## JupyterLab on the notebooks; ARGS="--port 9999 ..."
 notebooks: $(READY)  ## run all notebooks again and store their outputs
 	$(BIN)/python -m jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
 	$(BIN)/python -m jupyter nbconvert --to notebook --coalesce-streams --inplace notebooks/*.ipynb
+
+docs: $(DOCS)  ## guide, API reference and notebooks as a site: reports/docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet \
+	    -d reports/doctrees docs reports/docs
+	$(BIN)/python docs/check_site.py reports/docs
+	@echo 'Open reports/docs/index.html'
+
+picture: $(READY)  ## draw README's picture again: docs/strip.svg
+	$(BIN)/python docs/picture.py
 
 check: $(READY)  ## format, lint, imports and types, notebooks included
 	$(BIN)/python -m ruff format --check .
@@ -53,7 +63,7 @@ record: $(READY)  ## record the traces in data/traces again; needs node and npm
 	$(BIN)/python data/record.py
 
 clean:  ## remove .venv, reports and caches
-	rm -rf .venv reports .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv reports docs/api docs/notebooks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # A dot a package: pip is silent with --quiet and floods without.
@@ -69,4 +79,9 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off \
 	    --editable '.[cpu,dev]' | \
 	    awk '/^ *(Downloading|Using cached) / {printf "."; fflush()} END {print ""}'
+	@touch $@
+
+$(DOCS): $(READY)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet \
+	    --editable '.[cpu,dev,docs]'
 	@touch $@

@@ -14,6 +14,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from mlxlab.extras import needs
+
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
@@ -118,7 +120,9 @@ if not TYPE_CHECKING:
         """Load a public name when it is first used (PEP 562)."""
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(import_module(_HOMES[name]), name)
+        with needs(name, "serve"):  # other extras are named where they are imported
+            module = import_module(_HOMES[name])
+        value = getattr(module, name)
         globals()[name] = value
         return value
 
@@ -129,7 +133,8 @@ if not TYPE_CHECKING:
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
     """Add ``%serve``; called by ``%load_ext mlxlab``."""
-    from mlxlab.jupyter.magics import ServeMagics
+    with needs("%load_ext mlxlab", "lab"):
+        from mlxlab.jupyter.magics import ServeMagics
 
     shell.register_magics(ServeMagics(shell))
 

@@ -7,8 +7,10 @@ line prints it and exits with code 2.
 __all__ = [
     "ConfigError",
     "IntegrityError",
+    "MissingExtraError",
     "MlxlabError",
     "ModelError",
+    "NotebookError",
     "RequestError",
     "RuleError",
     "ScriptError",
@@ -24,6 +26,10 @@ class MlxlabError(Exception):
     """Base of all errors that mlxlab raises on purpose."""
 
 
+class MissingExtraError(MlxlabError, ImportError):
+    """A package of an extra, such as ``mlxlab[plots]``, that is not installed."""
+
+
 class StrategyError(MlxlabError):
     """An unknown strategy, or parameters that it does not accept."""
 
@@ -34,6 +40,10 @@ class RuleError(MlxlabError):
 
 class ModelError(MlxlabError):
     """A model that cannot be found or loaded, or a prompt beyond its window."""
+
+
+class NotebookError(MlxlabError):
+    """Notebooks that cannot be copied."""
 
 
 class RequestError(MlxlabError):

@@ -16,7 +16,7 @@ from mlxlab.replay.cost_model import CostModel
 from mlxlab.replay.manifest import describe_run
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from mlxlab.analysis.plots.picture import Picture
 
 __all__ = ["Calibration", "format_check"]
 
@@ -110,7 +110,7 @@ class Calibration(Result):
             table[f"{new:,} new\nms"] = (seconds * 1e3).map("{:,.0f}".format)
         return [pd.DataFrame(table), format_bounds(self.bounds)]
 
-    def plot(self) -> Figure:
+    def plot(self) -> Picture:
         """Draw the measured seconds and the fitted cost model."""
         from mlxlab.analysis.plots import plot_costs
 

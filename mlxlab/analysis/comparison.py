@@ -13,7 +13,7 @@ from mlxlab.analysis.tables import Forms, format_bounds, format_columns
 from mlxlab.replay.bounds import BOUNDS
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from mlxlab.analysis.plots.picture import Picture
 
 __all__ = ["Comparison"]
 
@@ -81,8 +81,10 @@ class Comparison(Result):
 
     def tables(self) -> list[pd.DataFrame]:
         summary = self.summary()
-        if (summary.of_optimal == summary.of_unlimited).all():
-            summary = summary.drop(columns="of_optimal")  # nothing was evicted
+        shares = {"of_unlimited", "of_optimal"}
+        # Both are missing where no request shares a prefix, and equal without eviction.
+        if shares <= set(summary) and summary.of_optimal.equals(summary.of_unlimited):
+            summary = summary.drop(columns="of_optimal")
         estimated = self.manifest["simulated"] and "estimated" in self.manifest
         forms = {**_FORMS, **_ESTIMATED} if estimated else _FORMS
         columns = format_columns(summary, forms)
@@ -93,7 +95,7 @@ class Comparison(Result):
         """Return the best strategy, its gain, and the possible gain."""
         return conclude(self.summary(), self.bounds, self.manifest)
 
-    def plot(self) -> Figure:
+    def plot(self) -> Picture:
         """Draw the reused share of each prompt, strategies by requests."""
         from mlxlab.analysis.plots import plot_hit_rate
 

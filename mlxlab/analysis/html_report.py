@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -11,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from matplotlib.figure import Figure
 
 from mlxlab.analysis.compare import compare
 from mlxlab.analysis.misses.result import MOST_STRIPS, Misses
@@ -32,7 +29,6 @@ __all__ = ["report"]
 
 #: Strategies whose misses are explained: most local servers today, and the best exact.
 EXPLAINED = ("prefix@none", "paged")
-_DPI = 110
 
 
 def report(
@@ -81,7 +77,7 @@ def report(
         title=compared.title,
         day=datetime.now(UTC).date(),
         tables=[html_table(table) for table in compared.tables()],
-        hit_rate=_picture(compared.plot()),
+        hit_rate=compared.plot().to_svg(),
         notes=compared.notes,
         explained=[_section(result) for result in explained],
         recommended=tuned._repr_html_(),
@@ -101,17 +97,10 @@ def _section(result: Misses) -> dict[str, Any]:
         "name": result.strategy,
         "title": result.title.partition("\n")[2],
         "causes": html_table(result.tables()[0]),
-        "causes_plot": _picture(plot_causes(result)),
-        "strip": _picture(plot_strip(result)) if few else "",
+        "causes_plot": plot_causes(result).to_svg(),
+        "strip": plot_strip(result).to_svg() if few else "",
         "requests": list(result.request_lines()),
     }
-
-
-def _picture(figure: Figure) -> str:
-    """Return a figure as a data address, so that the page loads no file."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=_DPI)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def _template() -> Any:

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -16,6 +17,7 @@ from tqdm.auto import tqdm
 
 from mlxlab.analysis.tables import list_records
 from mlxlab.errors import MlxlabError
+from mlxlab.extras import needs
 from mlxlab.files import replaced
 
 if TYPE_CHECKING:
@@ -76,6 +78,9 @@ def run_tasks(
         MlxlabError: the cluster cannot be reached, or the folder cannot be written.
         KeyboardInterrupt: stopped by the user; finished tasks are kept.
     """
+    if folder is not None:
+        with needs("sweep"):
+            import_module("pyarrow")  # pandas needs it for Parquet
     found = {task.digest: rows for task in tasks if (rows := _kept(folder, task))}
     left = [task for task in tasks if task.digest not in found]
     bar = tqdm(total=len(tasks), initial=len(found), disable=not progress, unit="run")
@@ -95,7 +100,8 @@ def _results(
         for task in tasks:
             yield task, run(task, data[task.data])
         return
-    from distributed import as_completed
+    with needs("sweep"):
+        from distributed import as_completed
 
     with _client(scheduler, len(tasks)) as client:
         sent = {key: client.scatter(value, hash=False) for key, value in data.items()}

@@ -22,7 +22,7 @@ from mlxlab.errors import MlxlabError
 from mlxlab.files import read_json, write_json
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from mlxlab.analysis.plots.picture import Picture
 
 __all__ = ["Result", "describe_replay", "describe_traces", "read_result"]
 
@@ -73,7 +73,7 @@ class Result(ABC):
         """Return the summary and the bounds as text under short headings."""
 
     @abstractmethod
-    def plot(self) -> Figure:
+    def plot(self) -> Picture:
         """Draw the picture that answers the verb's question."""
 
     def lines(self) -> list[str]:

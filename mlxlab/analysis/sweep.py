@@ -40,7 +40,7 @@ from mlxlab.strategies.base import CAPACITY
 from mlxlab.traces.open import Traces, open_traces
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from mlxlab.analysis.plots.picture import Picture
 
 __all__ = ["Sweep", "sweep"]
 
@@ -126,7 +126,7 @@ class Sweep(Result):
             shown = shown.drop(columns="users")
         return [pd.DataFrame(format_columns(shown, _FORMS)), format_bounds(self.bounds)]
 
-    def plot(self) -> Figure:
+    def plot(self) -> Picture:
         """Draw the reused share over memory, one panel per number of users."""
         from mlxlab.analysis.plots import plot_capacity
 

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from mlxlab.analysis.fidelity.store import FidelityRecord, known
 from mlxlab.analysis.tuning import Tuning, rank
+from mlxlab.extras import needs
 from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.rendering.rules import parse_rules
@@ -121,7 +122,8 @@ class _Search:
         progress: bool,
     ) -> pd.DataFrame:
         """Return all trials, in the order of :func:`rank`."""
-        import optuna  # slow to import
+        with needs("tune"):
+            import optuna  # slow to import
 
         logging.getLogger("optuna").setLevel(logging.WARNING)
         study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))

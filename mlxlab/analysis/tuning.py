@@ -15,7 +15,7 @@ from mlxlab.replay.specs import StrategySpec, label_rules
 from mlxlab.sizes import format_size
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from mlxlab.analysis.plots.picture import Picture
 
 __all__ = ["Tuning", "rank"]
 
@@ -135,7 +135,7 @@ class Tuning(Result):
             shown = shown.drop(columns="cost")
         return [pd.DataFrame(format_columns(shown, _FORMS)), format_bounds(self.bounds)]
 
-    def plot(self) -> Figure:
+    def plot(self) -> Picture:
         """Draw the cost of every trial, one row per strategy."""
         from mlxlab.analysis.plots import plot_trials
 

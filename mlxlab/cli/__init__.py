@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from mlxlab.cli import analysis, planning, server, traces  # noqa: F401  they register commands
+from mlxlab.cli import (  # noqa: F401  they register commands
+    analysis,
+    notebooks,
+    planning,
+    server,
+    traces,
+)
 from mlxlab.cli.app import app
 from mlxlab.errors import MlxlabError
 

@@ -144,9 +144,15 @@ def fidelity(
 def misses(
     traces: AnyTraces = None,
     strategy: Annotated[
-        str, typer.Option(help="name[:key=value,...][@rules] to replay through.")
-    ] = "paged",
-    rules: Rules = "all",
+        str | None,
+        typer.Option(
+            help="name[:key=value,...][@rules]; as served when recorded, else paged."
+        ),
+    ] = None,
+    rules: Annotated[
+        str | None,
+        typer.Option(help="As for other commands; as served when recorded, else all."),
+    ] = None,
     model: Model = BUNDLED,
     token_bytes: TokenBytes = None,
     capacity: Capacity = None,

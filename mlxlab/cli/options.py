@@ -81,7 +81,7 @@ Json: TypeAlias = Annotated[
     Path | None, typer.Option(help="Write what was found here.")
 ]
 Plots: TypeAlias = Annotated[
-    Path | None, typer.Option(help="Write PNG plots into this folder.")
+    Path | None, typer.Option(help="Write plots, SVG files, into this folder.")
 ]
 
 

@@ -10,6 +10,7 @@ import typer
 
 from mlxlab.cli.app import app, console
 from mlxlab.cli.options import Chunk
+from mlxlab.extras import needs
 
 _EXPOSED = (
     "--token: other users can read it in the process list; set MLXLAB_TOKEN, or give "
@@ -62,11 +63,13 @@ def serve(
     """Serve the Messages API; `mlxlab claude` then starts a client on it."""
     from mlxlab.client.discovery import TOKEN_VARIABLE
     from mlxlab.client.launch import environment_lines
-    from mlxlab.server.aliases import parse_models
-    from mlxlab.server.credentials import find_token
-    from mlxlab.server.server import Options
-    from mlxlab.server.server import serve as start
-    from mlxlab.web.background import wait_for_signal
+
+    with needs("serve"):
+        from mlxlab.server.aliases import parse_models
+        from mlxlab.server.credentials import find_token
+        from mlxlab.server.server import Options
+        from mlxlab.server.server import serve as start
+        from mlxlab.web.background import wait_for_signal
 
     if token is not None:
         typer.echo(_EXPOSED, err=True)

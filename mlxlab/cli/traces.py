@@ -10,6 +10,7 @@ from typer.core import TyperCommand
 
 from mlxlab.cli.app import app, console
 from mlxlab.cli.options import Model, Rules
+from mlxlab.extras import needs
 from mlxlab.models.folder import BUNDLED
 from mlxlab.traces import write_trace
 from mlxlab.traces.importers import AUTO, IMPORTERS, Importer, import_trace
@@ -45,7 +46,8 @@ def record(
     ] = 0,
 ) -> None:
     """Record what a client sends to the address printed."""
-    from mlxlab.traces.recording.recorder import record as run
+    with needs("record", "serve"):
+        from mlxlab.traces.recording.recorder import record as run
 
     run(out, script=script, upstream=upstream, host=host, port=port, ready=_print_url)
 

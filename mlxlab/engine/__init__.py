@@ -1,26 +1,28 @@
 """Runs a model under a cache strategy, on mlx-lm.
 
-Importing this package chooses the BLAS that mlx uses. The choice has to come before
+Importing this package decides which BLAS mlx uses, because that has to happen before
 mlx itself is imported.
 """
 
 from mlxlab import blas
+from mlxlab.extras import needs
 
 blas.preload()
 
-from mlxlab.engine.engine import (  # noqa: E402
-    Engine,
-    LogitsProcessor,
-    Prefill,
-    PrefillProgress,
-    Replayed,
-    Sampler,
-    device_name,
-    load_model,
-)
-from mlxlab.engine.kv_store import KVStore  # noqa: E402
-from mlxlab.engine.samplers import Barred, BoundedThinking, Forced  # noqa: E402
-from mlxlab.engine.worker import Worker  # noqa: E402
+with needs("running a model", "cpu"):
+    from mlxlab.engine.engine import (
+        Engine,
+        LogitsProcessor,
+        Prefill,
+        PrefillProgress,
+        Replayed,
+        Sampler,
+        device_name,
+        load_model,
+    )
+    from mlxlab.engine.kv_store import KVStore
+    from mlxlab.engine.samplers import Barred, BoundedThinking, Forced
+    from mlxlab.engine.worker import Worker
 
 __all__ = [
     "Barred",

@@ -28,15 +28,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = [
+    "SIGNATURE_PREFIX",
     "SignedThinking",
     "Splice",
     "find_splices",
     "read_signature",
     "read_thinking",
     "sign",
+    "unpack_signature",
 ]
 
-_PREFIX = "mlxlab1."
+SIGNATURE_PREFIX = "mlxlab1."
 _MAX_BYTES = 4 * 2**20
 
 
@@ -49,7 +51,7 @@ def sign(ids: Iterable[int], tokenizer: str) -> str:
     """
     data = np.fromiter(ids, dtype="<i4").tobytes()
     packed = zlib.compress(tokenizer.encode() + b"\0" + data, level=9)
-    return _PREFIX + urlsafe_b64encode(packed).decode()
+    return SIGNATURE_PREFIX + urlsafe_b64encode(packed).decode()
 
 
 def read_signature(signature: str, tokenizer: str) -> Tokens | None:
@@ -62,18 +64,29 @@ def read_signature(signature: str, tokenizer: str) -> Tokens | None:
     Returns:
         int32 ids; None if the signature is not from mlxlab or for another tokenizer.
     """
-    if not signature.startswith(_PREFIX):
+    owner, ids = unpack_signature(signature) or ("", None)
+    return ids if owner == tokenizer else None
+
+
+def unpack_signature(signature: str) -> tuple[str, Tokens] | None:
+    """Read the tokenizer's digest and the int32 ids in a signature.
+
+    Returns:
+        None if the signature is not from mlxlab, or damaged.
+    """
+    if not signature.startswith(SIGNATURE_PREFIX):
         return None
     try:
-        packed = urlsafe_b64decode(signature.removeprefix(_PREFIX))
+        packed = urlsafe_b64decode(signature.removeprefix(SIGNATURE_PREFIX))
         unpack = zlib.decompressobj()
         data = unpack.decompress(packed, _MAX_BYTES)
+        owner, _, ids = data.partition(b"\0")
+        tokenizer = owner.decode()
     except (ValueError, binascii.Error, zlib.error):
         return None
-    owner, _, ids = data.partition(b"\0")
-    if not unpack.eof or owner != tokenizer.encode() or len(ids) % 4:
+    if not unpack.eof or len(ids) % 4:
         return None
-    return np.frombuffer(ids, dtype="<i4").astype(np.int32)
+    return tokenizer, np.frombuffer(ids, dtype="<i4").astype(np.int32)
 
 
 @dataclass(frozen=True, slots=True)

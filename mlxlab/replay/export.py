@@ -16,6 +16,7 @@ from mlxlab.traces import Trace
 from mlxlab.traces.hashed.file import HashedFile, Hasher, write_hashed
 from mlxlab.traces.hashed.trace import HashedRequest, HashedTrace
 from mlxlab.traces.open import open_one
+from mlxlab.traces.redaction import redacted_trace
 
 __all__ = ["export_trace"]
 
@@ -35,7 +36,8 @@ def export_trace(
 ) -> HashedTrace:
     """Write a trace as hashes of 64 tokens each, by prefix and by content.
 
-    Sessions and agents are numbered. Times are counted from the first request.
+    Secrets are replaced first: with the salt, texts could be tried out. Sessions and
+    agents are numbered. Times are counted from the first request.
 
     Args:
         trace: a recorded trace, its file, or the name of a bundled trace.
@@ -57,6 +59,7 @@ def export_trace(
     trace = open_one(trace)
     key = salt.encode() if salt else secrets.token_bytes(SALT_BYTES)
     hasher = Hasher(UNIT, key)
+    trace = redacted_trace(trace)
     with tqdm(
         total=len(trace.inference), desc="rendering", disable=not progress
     ) as bar:

@@ -117,7 +117,8 @@ def _render(trace: Trace, exchange: Exchange, renderer: Renderer) -> RenderedReq
     else:
         prompt = renderer.render(body, where)
     generated = response.generated if response else None
-    if generated and generated.tokenizer == renderer.model.tokenizer_digest:
+    is_ours = generated and generated.tokenizer == renderer.model.tokenizer_digest
+    if generated and is_ours and (generated.ids or not generated.redacted):
         answer = np.array(generated.ids, dtype=np.int32)
     length, window = len(prompt) + len(answer), renderer.model.window
     if length > window:

@@ -106,7 +106,7 @@ def _routes(service: Service, answer_s: float) -> APIRouter:
         events = service.answer(
             body,
             http.scope["credential"],
-            lambda generated: state.update(generated=generated),
+            state.update,
         )
         answer = _Answer(http, events, time.monotonic() + answer_s)
         return await (answer.streamed() if body.stream else answer.whole())

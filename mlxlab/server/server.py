@@ -224,7 +224,8 @@ class Server:
         """
         if path:
             self._service.check()
-        writer = TraceWriter(path, {"server": "mlxlab"}) if path else None
+        notes, tokenizers = {"server": "mlxlab"}, self._service.tokenizer
+        writer = TraceWriter(path, notes, tokenizers) if path else None
         before, self._tee.writer = self._tee.writer, writer
         self.trace = writer.path if writer else None
         if before:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
@@ -25,7 +25,10 @@ from mlxlab.server.prepare import Preparation, Prepared
 from mlxlab.server.scheduler import QueueFullError, Scheduler
 from mlxlab.server.schema import InferenceRequest, TokenCount, TokenCountRequest
 from mlxlab.traces.recording.script import Script
-from mlxlab.traces.schema import Generated
+from mlxlab.traces.schema import Configuration, Generated
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Service"]
 
@@ -59,6 +62,7 @@ class Service:
         self.preparation = Preparation(aliases, script)
         self._one_at_a_time = CapacityLimiter(1)
         self._stored: dict[tuple[str, str], int] = {}
+        self._tokenizers: dict[str, PreTrainedTokenizerBase] = {}
 
     @property
     def aliases(self) -> Aliases:
@@ -123,7 +127,7 @@ class Service:
         self,
         request: InferenceRequest,
         credential: str,
-        finished: Callable[[Generated], None] = lambda generated: None,
+        note: Callable[..., object] = lambda **facts: None,
     ) -> AsyncIterator[WireEvent | None]:
         """Events as they come, and None as a sign of life.
 
@@ -132,7 +136,8 @@ class Service:
         Args:
             request: parsed.
             credential: whose caches may be used.
-            finished: told what was generated, before the last events.
+            note: called with what a recording keeps besides: ``configuration`` before
+                the first events, ``generated`` before the last.
 
         Raises:
             MlxlabError: as :class:`Preparation`'s methods.
@@ -145,6 +150,8 @@ class Service:
         self._check_queue()  # before the work of rendering
         arrived, clock = time.time(), time.monotonic()
         prepared = await self._prepared(request, preparation)
+        alias = prepared.alias
+        note(configuration=Configuration(strategy=alias.strategy, rules=alias.rules))
         job = await self._alone(
             partial(
                 preparation.job, request, prepared, partial(self._engine, credential)
@@ -165,7 +172,7 @@ class Service:
                 if item is not None:
                     request_log.hear(item)
                     if isinstance(item, Completed):
-                        finished(_generated(prepared, item))
+                        note(generated=_generated(prepared, item))
                     for event in writer.write(item):
                         yield event
                 # A prefill and hidden reasoning are items without events.
@@ -177,6 +184,10 @@ class Service:
             await items.aclose()  # type: ignore[attr-defined]
             self.metrics.add(request_log.served(writer))
 
+    def tokenizer(self, digest: str) -> PreTrainedTokenizerBase | None:
+        """The tokenizer of a model that was served, by its digest."""
+        return self._tokenizers.get(digest)
+
     def exposition(self) -> bytes:
         """Metrics in Prometheus' text format."""
         return self.metrics.text(self.scheduler.waiting, self._stored)
@@ -184,7 +195,10 @@ class Service:
     async def _prepared(
         self, request: TokenCountRequest, preparation: Preparation
     ) -> Prepared:
-        return await self._alone(partial(preparation.render, request))
+        prepared = await self._alone(partial(preparation.render, request))
+        folder = prepared.folder
+        self._tokenizers.setdefault(folder.tokenizer_digest, folder.tokenizer)
+        return prepared
 
     async def _alone(self, call: partial[T]) -> T:
         """Off the event loop, one at a time: see :mod:`mlxlab.server.prepare`."""

@@ -88,7 +88,7 @@ class MlxLmLru(Strategy):
         except ImportError as error:
             raise StrategyError(
                 f"{self.name}: needs the mlx-lm package with LRUPromptCache ({error}); "
-                "install mlx-lm >= 0.32 or choose another strategy"
+                "pip install 'mlxlab[cpu]', or choose another strategy"
             ) from error
         self._cache = LRUPromptCache(self.max_size, self.capacity)
         self._handles = count(1)

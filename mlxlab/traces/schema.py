@@ -31,6 +31,7 @@ from pydantic import (
 __all__ = [
     "VERSION",
     "BodyLine",
+    "Configuration",
     "Generated",
     "HeaderLine",
     "Json",
@@ -133,11 +134,32 @@ class Generated(_Closed):
         ids: the end of turn included, if the answer got that far.
         thinking: whether the model was to reason, where the server decided that; None
             where the request did.
+        redacted: whether ids of secrets were replaced. Where nothing could take their
+            place ``ids`` is empty.
     """
 
     tokenizer: str
     ids: tuple[int, ...]
     thinking: bool | None = None
+    redacted: bool = False
+
+    def to_json(self) -> dict[str, Json]:
+        """As it stands in a line; what most answers do not have is left out."""
+        return self.model_dump(
+            mode="json", exclude=None if self.redacted else {"redacted"}
+        )
+
+
+class Configuration(_Closed):
+    """What our own server answered with.
+
+    Attributes:
+        strategy: ``name[:key=value,...]``.
+        rules: names joined by commas, ``all`` or ``none``.
+    """
+
+    strategy: str
+    rules: str
 
 
 class ResponseLine(_Closed):
@@ -150,6 +172,7 @@ class ResponseLine(_Closed):
             A message without ``stop_reason`` was cut off.
         script: True if a script wrote it; the usage is an estimate then.
         generated: what was generated, if the recorder could see it.
+        configuration: what the server was set to, likewise.
     """
 
     kind: Literal["response"] = "response"
@@ -160,6 +183,7 @@ class ResponseLine(_Closed):
     message: dict[str, Json] | None = None
     script: bool = False
     generated: Generated | None = None
+    configuration: Configuration | None = None
 
 
 Line: TypeAlias = HeaderLine | BodyLine | RequestLine | ResponseLine

@@ -17,6 +17,7 @@ from mlxlab.traces.dedup import LISTS, Parts, join
 from mlxlab.traces.schema import (
     VERSION,
     BodyLine,
+    Configuration,
     Generated,
     HeaderLine,
     Json,
@@ -48,6 +49,7 @@ class Response:
     message: dict[str, Json] | None = None
     script: bool = False
     generated: Generated | None = None
+    configuration: Configuration | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +287,7 @@ class _Reader:
             line.message,
             line.script,
             line.generated,
+            line.configuration,
         )
 
     def _restored(self, line: RequestLine) -> dict[str, Json] | None:
@@ -344,7 +347,7 @@ def _content(exchange: Exchange) -> list[Json]:
     request = [exchange.id, exchange.t, exchange.method, exchange.path]
     response = answer and [answer.t, answer.status, answer.first_byte_s, answer.message]
     if answer and response and answer.generated:
-        response.append(answer.generated.model_dump(mode="json"))
+        response.append(answer.generated.to_json())
     # The order of a request's own keys is free, that within its values is not.
     body = exchange.body and dict(sorted(exchange.body.items()))
     return [*request, dict(sorted(exchange.headers.items())), body, response]

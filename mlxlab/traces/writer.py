@@ -13,18 +13,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from tqdm.auto import tqdm
 
 from mlxlab.errors import TraceError
 from mlxlab.files import replaced
 from mlxlab.traces.dedup import split
-from mlxlab.traces.redaction import kept_headers, kept_path, redacted
+from mlxlab.traces.id_redaction import Tokenizers, find_tokenizer
+from mlxlab.traces.redaction import Redactor, kept_headers, kept_path
 from mlxlab.traces.schema import HeaderLine, Json, body_hash, encode
 from mlxlab.traces.trace import Exchange, Response, Trace
 
 __all__ = ["TraceWriter", "write_trace"]
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -38,21 +41,25 @@ class TraceWriter:
     Args:
         path: must not exist.
         notes: further keys of the first line, such as the client's version.
+        tokenizers: by which generated ids are read, to find secrets in them.
 
     Raises:
         TraceError: the file exists or cannot be created.
     """
 
     def __init__(
-        self, path: str | Path, notes: Mapping[str, Json] | None = None
+        self,
+        path: str | Path,
+        notes: Mapping[str, Json] | None = None,
+        tokenizers: Tokenizers = find_tokenizer,
     ) -> None:
         self.path = Path(path)
         self._lock = Lock()
-        self._lines = _Lines()
+        self._lines = _Lines(tokenizers)
         self._next = 0
         header = HeaderLine.model_validate(notes or {})
         self._descriptor = _create(self.path)
-        self._append(lambda: _header(header))
+        self._append(lambda: self._lines.header(header))
 
     def __enter__(self) -> Self:
         return self
@@ -138,26 +145,35 @@ def write_trace(trace: Trace, path: str | Path, *, progress: bool = False) -> No
     """
     path = Path(path)
     with _one_line(path), replaced(path) as file:
-        file.write(_header(trace.header))
+        lines = _Lines(holds=True)
+        file.write(lines.header(trace.header))
         exchanges = tqdm(trace.exchanges, desc="writing", disable=not progress)
-        file.writelines(map(_Lines(holds=True).exchange, exchanges))
+        file.writelines(map(lines.exchange, exchanges))
 
 
 class _Lines:
     """Encodes exchanges; remembers what earlier lines hold.
 
     Args:
+        tokenizers: see :class:`TraceWriter`.
         holds: whether to keep hold of bodies, so that one that is the same object in
             many requests is hashed once. Only where they stay in memory anyway.
     """
 
-    def __init__(self, *, holds: bool = False) -> None:
+    def __init__(
+        self, tokenizers: Tokenizers = find_tokenizer, *, holds: bool = False
+    ) -> None:
         self.secrets = 0
+        self._tokenizers = tokenizers
         self._holds = holds
         self._held: dict[int, tuple[Json, str]] = {}  # by id(): body, hash as stored
         self._names: dict[str, str] = {}  # hash as sent -> hash as stored
         self._stored: set[str] = set()
         self._lists: dict[tuple[str, str], tuple[int, list[str]]] = {}
+
+    def header(self, header: HeaderLine) -> bytes:
+        unsaid = set() if header.skipped else {"skipped"}
+        return encode(self._clean(header.model_dump(exclude=unsaid))) + b"\n"
 
     def exchange(self, exchange: Exchange) -> bytes:
         answer = exchange.response
@@ -169,7 +185,7 @@ class _Lines:
             "kind": "request",
             "id": exchange.id,
             "t": exchange.t,
-            "method": exchange.method,
+            "method": self._clean(exchange.method),
             "path": self._clean(kept_path(exchange.path)),
             "headers": self._clean(kept_headers(exchange.headers)),
         }
@@ -180,13 +196,14 @@ class _Lines:
         line["params"] = self._clean(dict(parts.params))
         line |= {key: self._short(key, names) for key, (names, _) in named.items()}
         if parts.cache_control:
-            line["cache_control"] = parts.cache_control
+            line["cache_control"] = self._clean(list(map(list, parts.cache_control)))
         fresh = {k: v for _, bodies in named.values() for k, v in bodies.items()}
         data = b"".join([*fresh.values(), encode(line), b"\n"])
         self._remember(exchange.id, fresh, {k: v for k, (v, _) in named.items()})
         return data
 
     def response(self, id: int, response: Response) -> bytes:
+        response = self._redacted(lambda redactor: redactor.clean_response(response))
         line: dict[str, Json] = {
             "kind": "response",
             "id": id,
@@ -195,11 +212,13 @@ class _Lines:
             "first_byte_s": response.first_byte_s,
         }
         if response.message is not None:
-            line["message"] = self._clean(response.message)
+            line["message"] = response.message
         if response.script:
             line["script"] = True
         if response.generated:
-            line["generated"] = response.generated.model_dump(mode="json")
+            line["generated"] = response.generated.to_json()
+        if response.configuration:
+            line["configuration"] = response.configuration.model_dump(mode="json")
         return encode(line) + b"\n"
 
     def _named(self, items: Json) -> tuple[str | list[str], dict[str, bytes]]:
@@ -242,21 +261,20 @@ class _Lines:
                 self._lists[key, names[0]] = (id, names)
 
     def _clean(self, value: Json) -> Json:
-        clean, found = redacted(value)
-        if found:
+        return self._redacted(lambda redactor: redactor.clean(value))
+
+    def _redacted(self, clean: Callable[[Redactor], T]) -> T:
+        redactor = Redactor(self._tokenizers)
+        value = clean(redactor)
+        if found := len(redactor.secrets):
             self.secrets += found
             log.warning("%d secrets replaced in a recorded body", found)
-        return clean
+        return value
 
 
 def _shared(a: list[str], b: list[str]) -> int:
     pairs = enumerate(zip(a, b, strict=False))
     return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
-
-
-def _header(header: HeaderLine) -> bytes:
-    unsaid = set() if header.skipped else {"skipped"}
-    return encode(header.model_dump(exclude=unsaid)) + b"\n"
 
 
 def _create(path: Path) -> int:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -371,3 +372,12 @@ sys.exit(f"loaded {sorted(heavy)}" if heavy else 0)
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_single_request_can_reuse_nothing() -> None:
+    trace = small_trace()
+    one = replace(trace, exchanges=trace.exchanges[:1])
+    compared = compare(one, "paged", simulate=True, progress=False)
+    assert compared.summary().reused.tolist() == [0]
+    assert compared.bounds.reused.max() < 0.5  # a prompt may repeat its own content
+    assert "paged" in repr(compared)

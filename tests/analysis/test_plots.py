@@ -1,6 +1,9 @@
 """Plots: files that are pictures, and nothing for what was not measured."""
 
+from itertools import combinations
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
@@ -19,10 +22,13 @@ from mlxlab.analysis.plots import (
     save_misses_plots,
     save_plots,
 )
+from mlxlab.analysis.plots.style import INK, role_style, strategy_styles
 from mlxlab.analysis.sweep import sweep
 from mlxlab.analysis.tune import tune
 from mlxlab.errors import MlxlabError
 from mlxlab.models.folder import find_model
+from mlxlab.prompt import Role
+from mlxlab.strategies import STRATEGIES
 from tests.replay.test_cost_model import fitted
 from tests.support.exchanges import small_trace
 
@@ -31,12 +37,12 @@ def test_saves_a_picture_per_question(tmp_path: Path) -> None:
     compared = compare(small_trace(), strategies="prefix,paged", progress=False)
     written = save_plots(compared, tmp_path)
     assert {path.name for path in written} == {
-        "hit_rate.png",
-        "segments.png",
-        "memory.png",
-        "ttft.png",
+        "hit_rate.svg",
+        "segments.svg",
+        "memory.svg",
+        "ttft.svg",
     }
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
+    assert all(path.read_bytes().startswith(b"<svg") for path in written)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +61,7 @@ def test_a_folder_that_cannot_be_made_is_named(
     simulated: Comparison, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(MlxlabError, match=r"hit_rate\.png"):
+    with pytest.raises(MlxlabError, match=r"hit_rate\.svg"):
         save_plots(simulated, tmp_path / "file")
 
 
@@ -64,13 +70,36 @@ def misses() -> Misses:
     return find_misses(small_trace(), strategy="prefix@none", progress=False)
 
 
+def corners_of(blocks: Any) -> Any:
+    """Corners of each bar, shape ``[n, 5, 2]``."""
+    return blocks.get_path().vertices.reshape(-1, 5, 2)
+
+
 def test_a_strip_covers_every_prompt_and_names_its_main_cause(misses: Misses) -> None:
     (axes,) = plot_strip(misses).axes
-    drawn = sum(bar.get_width() for bar in axes.patches if hasattr(bar, "get_width"))
+    blocks = [own for own in axes.patches if own.get_gid() == "blocks"]
+    drawn = sum(np.ptp(corners_of(own), axis=1)[:, 0].sum() for own in blocks)
     assert drawn == misses.requests.prompt_tokens.sum()
     shown = " ".join(text.get_text() for text in axes.texts)
     assert all(cause in shown for cause in misses.requests.cause)
     assert "evicted by #" in shown
+
+
+def test_a_break_is_framed_in_its_own_row_and_wide_enough_to_see(
+    misses: Misses,
+) -> None:
+    figure = plot_strip(misses)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    marks = [own for own in axes.patches if own.get_gid() == "break"]
+    bold = [text for text in axes.texts if text.get_fontweight() == "bold"]
+    rows = {round(text.get_position()[1]) for text in bold}
+    assert rows
+    assert {round(corners_of(mark)[0][:, 1].mean()) for mark in marks} == rows
+    inches = axes.get_window_extent().width / figure.dpi
+    per_token = inches * 96 / np.ptp(axes.get_xlim())
+    for mark in marks:
+        assert np.ptp(corners_of(mark)[0][:, 0]) * per_token >= 3 - 1e-6
 
 
 def test_causes_have_a_bar_each_with_what_would_have_helped(misses: Misses) -> None:
@@ -84,8 +113,8 @@ def test_causes_have_a_bar_each_with_what_would_have_helped(misses: Misses) -> N
 
 def test_saves_both_pictures_of_misses(misses: Misses, tmp_path: Path) -> None:
     written = save_misses_plots(misses, tmp_path)
-    assert [path.name for path in written] == ["strip.png", "causes.png"]
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
+    assert [path.name for path in written] == ["strip.svg", "causes.svg"]
+    assert all(path.read_bytes().startswith(b"<svg") for path in written)
 
 
 def test_capacity_has_a_line_for_each_strategy_and_two_bounds() -> None:
@@ -119,7 +148,7 @@ def test_capacity_has_a_panel_for_each_number_of_users() -> None:
     swept = sweep(
         small_trace(), "paged", users=[1, 2], scheduler="here", progress=False
     )
-    titles = [axes.get_title() for axes in plot_capacity(swept).axes]
+    titles = [axes.get_title(loc="left") for axes in plot_capacity(swept).axes]
     assert titles == ["users: 1", "users: 2"]
 
 
@@ -131,3 +160,37 @@ def test_trials_have_a_row_for_each_strategy_and_mark_the_best() -> None:
     drawn = sum(len(np.asarray(line.get_xdata())) for line in axes.lines)
     assert drawn == len(tuned.requests) + 1
     assert tuned.best.strategy in axes.texts[0].get_text()
+
+
+def test_a_picture_shows_itself_in_the_ink_of_the_page(misses: Misses) -> None:
+    figure = plot_causes(misses)
+    shown = figure._repr_mimebundle_()
+    assert shown["text/html"].startswith("<svg")
+    assert "currentColor" in shown["text/html"]
+    assert INK not in shown["text/html"]
+    assert shown["image/png"].startswith(b"\x89PNG")
+    assert figure.to_svg() == figure.to_svg()
+
+
+def test_a_file_follows_the_colour_scheme_of_its_reader(
+    misses: Misses, tmp_path: Path
+) -> None:
+    written = plot_causes(misses).save(tmp_path / "causes.svg").read_text()
+    assert "prefers-color-scheme:dark" in written
+    assert ET.fromstring(written).tag.endswith("svg")
+    assert plot_causes(misses).save(tmp_path / "a.png").read_bytes()[1:4] == b"PNG"
+    with pytest.raises(MlxlabError, match=r"\.svg or \.png"):
+        plot_causes(misses).save(tmp_path / "causes.pdf")
+
+
+def test_roles_and_strategies_stay_apart_without_colour() -> None:
+    hatches = {str(role): role_style(role)["hatch"] for role in Role}
+    looks = {(role_style(r)["facecolor"], hatches[str(r)]) for r in Role}
+    assert len(looks) == len(Role) - 2  # answers are assistant text, tags are template
+    shown = [hatches[r] for r in ("tools", "inline-system", "tool-result", "assistant")]
+    assert all(a != b for a, b in combinations(shown, 2))
+    styles = strategy_styles([*STRATEGIES, "paged:block=16", "own", "another"])
+    lines = [(s["marker"], s["linestyle"]) for s in styles.values()]
+    assert len(set(lines)) == len(lines)
+    assert styles["paged"]["color"] == styles["paged:block=16"]["color"]
+    assert styles["paged"] == strategy_styles(["paged"])["paged"]

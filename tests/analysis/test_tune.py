@@ -6,13 +6,14 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from mlxlab import compare, load_trace
+from mlxlab import compare
 from mlxlab.analysis.tune import tune
 from mlxlab.analysis.tuning import Tuning, rank
 from mlxlab.errors import StrategyError
 from mlxlab.jupyter.magics import ServeMagics
 from mlxlab.server.aliases import Aliases
 from mlxlab.strategies import STRATEGIES, parse_strategy
+from mlxlab.traces import load_trace
 from tests.replay.test_cost_model import fitted
 from tests.support.exchanges import small_trace
 

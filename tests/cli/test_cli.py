@@ -48,7 +48,7 @@ def test_compare_prints_a_table_and_writes_what_was_asked(
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert "…" not in done.stdout
     assert json.loads(out.read_text())["requests"]
-    assert (tmp_path / "plots" / "hit_rate.png").exists()
+    assert (tmp_path / "plots" / "hit_rate.svg").exists()
     assert "each trace has its own cache" in " ".join(done.stdout.split())
     assert "Best: " in done.stdout
     assert "This takes" not in done.stdout
@@ -89,7 +89,7 @@ def test_fidelity_prints_a_table_and_writes_what_was_asked(
     assert max(map(len, done.stdout.splitlines())) <= 100
     assert "…" not in done.stdout
     assert json.loads(out.read_text())["requests"]
-    assert (plots / "pareto.png").exists()
+    assert (plots / "pareto.svg").exists()
     assert [path.stem for path in measured.iterdir()] == [find_model().digest]
 
 

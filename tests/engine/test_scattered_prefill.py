@@ -49,7 +49,7 @@ class Scripted(Strategy):
     summary = "for tests"
     exact = False
 
-    def __init__(self, plans: Sequence[Plan], **parameters: Any) -> None:
+    def __init__(self, plans: Sequence[Plan] = (), **parameters: Any) -> None:
         super().__init__(**parameters)
         self._plans = list(plans)
         self.committed: list[tuple[int, Plan]] = []

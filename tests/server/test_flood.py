@@ -12,7 +12,7 @@ import pytest
 
 from mlxlab.server.server import Server
 from tests.support.endpoint import TOKEN, Client, ask, served, until
-from tests.web.flood import HALF, connect, flooding
+from tests.support.flood import HALF, connect, flooding
 
 #: What an honest client waits at most, on a busy machine too.
 SOON_S = 4.0

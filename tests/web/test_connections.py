@@ -21,7 +21,7 @@ from starlette.types import Message, Receive, Scope, Send
 from mlxlab.web.background import BackgroundServer
 from mlxlab.web.connections import BACKLOG, affordable
 from mlxlab.web.guard import Bounds
-from tests.web.flood import HALF, connect, flooding
+from tests.support.flood import HALF, connect, flooding
 
 SMALL = Bounds(header_s=0.4, idle_s=0.4, unread_s=0.4, connections=8)
 WHOLE = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"

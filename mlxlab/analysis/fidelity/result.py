@@ -13,7 +13,7 @@ from mlxlab.analysis.result import Result, describe_replay
 from mlxlab.analysis.tables import Forms, format_bounds, format_columns
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from mlxlab.analysis.plots.picture import Picture
 
 __all__ = ["REQUEST_TYPES", "Fidelity", "format_nats", "format_share"]
 
@@ -136,7 +136,7 @@ class Fidelity(Result):
         groups = self.summary(("edit", "variant")).groupby("edit", observed=True)
         return {str(edit): _format(own.droplevel("edit")) for edit, own in groups}
 
-    def plot(self) -> Figure:
+    def plot(self) -> Picture:
         """Draw recovered tokens against divergence, one point per strategy."""
         from mlxlab.analysis.plots import plot_pareto
 

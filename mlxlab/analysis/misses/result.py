@@ -12,7 +12,7 @@ from mlxlab.analysis.result import Result, describe_replay
 from mlxlab.analysis.tables import Forms, format_bounds, format_columns
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from mlxlab.analysis.plots.picture import Picture
 
 __all__ = ["MOST_STRIPS", "Misses"]
 
@@ -44,7 +44,8 @@ class Misses(Result):
             remedy would have saved), ``change`` (how the block changed).
         causes: one row per request and cause. Columns: ``session``, ``request``,
             ``strategy`` (with its rules behind ``@`` where not all apply), ``cause``,
-            ``tokens``, ``seconds`` (only with a cost model), ``evicted_by`` (the
+            ``kind`` (compulsory, capacity, invalidated or granularity), ``tokens``,
+            ``seconds`` (only with a cost model), ``evicted_by`` (the
             request that evicted the tokens; empty otherwise), ``remedy``. The tokens of
             a request are its missed tokens, each counted once.
         parts: one row per run of tokens of one block and one cause. Columns:
@@ -103,7 +104,7 @@ class Misses(Result):
             if row["change"]:
                 yield f"    {row['change']}"
 
-    def plot(self) -> Figure:
+    def plot(self) -> Picture:
         """Draw each prompt as a strip of blocks; for many prompts a bar per cause."""
         from mlxlab.analysis.plots import plot_causes, plot_strip
 

@@ -5,7 +5,8 @@ No model runs. :mod:`mlxlab.analysis.misses.attribution` finds the causes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import pandas as pd
@@ -27,7 +28,9 @@ from mlxlab.replay.specs import SpecLike, StrategySpec, parse_specs
 from mlxlab.replay.workload import Workload
 from mlxlab.sizes import Size, read_size
 from mlxlab.strategies import Strategy
-from mlxlab.traces.open import Traces, open_traces
+from mlxlab.traces import Trace
+from mlxlab.traces.open import AnyTrace, Traces, open_traces
+from mlxlab.traces.schema import Configuration
 
 __all__ = ["Costs", "misses"]
 
@@ -48,11 +51,11 @@ class Costs(Protocol):
 
 def misses(
     traces: Traces,
-    strategy: SpecLike = "paged",
+    strategy: SpecLike | None = None,
     *,
     model: str | ModelFolder = BUNDLED,
     token_bytes: Size | None = None,
-    rules: str = "all",
+    rules: str | None = None,
     capacity: Size | None = None,
     users: int | None = None,
     costs: Costs | None = None,
@@ -66,10 +69,12 @@ def misses(
     Args:
         traces: names, paths or opened traces. Hashed traces hold no text and only the
             blocks that their hashes mark.
-        strategy: ``name[:key=value,...][@rules]``, a spec, or a strategy class.
+        strategy: ``name[:key=value,...][@rules]``, a spec, or a strategy class. None
+            for the strategy that served most recorded requests, else ``paged``.
         model: name, folder or hub repository: its tokenizer and template count.
         token_bytes: keys and values of one token; None for the model's.
-        rules: default rules, for a strategy without ``@rules``.
+        rules: default rules, for a strategy without ``@rules``. None for the rules that
+            served most recorded requests, else ``all``.
         capacity: bytes or a size such as ``16GiB``, for a strategy whose parameters
             name none; None for the strategy's default.
         users: how many traces are replayed at the same time into one cache, as in
@@ -85,7 +90,9 @@ def misses(
     opened = open_traces(traces)
     folder = find_model(model) if isinstance(model, str) else model
     held = None if capacity is None else read_size(capacity, "capacity")
-    spec, shown = _one(strategy, rules, held), _shown(text)
+    served = _count_configurations(opened)
+    spec = _one(*_choose(served, strategy, rules), held)
+    shown = _shown(text)
     size = folder.token_bytes
     if token_bytes is not None:
         size = read_size(token_bytes, "token_bytes")
@@ -109,7 +116,48 @@ def misses(
     manifest = describe_run(
         opened, folder, [spec], renderer.notes, {}, token_bytes=size
     )
+    manifest["warnings"] = _list_served(served, strategy, rules)
     return builder.close(tabulate_bounds(bounds, most, costs), manifest)
+
+
+def _count_configurations(traces: Iterable[AnyTrace]) -> Counter[Configuration]:
+    """Count the recorded requests that each strategy and rules served."""
+    recorded = (trace for trace in traces if isinstance(trace, Trace))
+    answers = (e.response for trace in recorded for e in trace.inference)
+    return Counter(a.configuration for a in answers if a and a.configuration)
+
+
+def _choose(
+    served: Counter[Configuration], strategy: SpecLike | None, rules: str | None
+) -> tuple[SpecLike, str]:
+    """Return the named strategy and rules, else those that served most requests."""
+    usual = Configuration(strategy="paged", rules="all")
+    if served:
+        usual = served.most_common(1)[0][0]
+    return (
+        usual.strategy if strategy is None else strategy,
+        usual.rules if rules is None else rules,
+    )
+
+
+def _list_served(
+    served: Counter[Configuration], strategy: SpecLike | None, rules: str | None
+) -> list[str]:
+    """Return lines on the settings that come from the recording."""
+    if not served or (strategy is not None and rules is not None):
+        return []
+    (first, requests), *others = served.most_common()
+    both = {"strategy": strategy, "rules": rules}
+    taken = ", ".join(
+        f"{name} {getattr(first, name)}" for name, v in both.items() if v is None
+    )
+    line = f"as served in the recording: {taken} ({requests:,} requests)"
+    more = (
+        f"also served: strategy {c.strategy}, rules {c.rules} ({n:,} requests); name "
+        "them to explain those"
+        for c, n in others
+    )
+    return [line, *more]
 
 
 def _one(strategy: SpecLike, rules: str, capacity: int | None) -> StrategySpec:
@@ -163,8 +211,8 @@ class _RowBuilder:
             start = request.tokens_between(0, part.start)
             stop = request.tokens_between(0, part.stop)
             shape = {"start": start, "stop": stop, "label": part.label}
-            fate = {"cause": row["cause"], "remedy": row["remedy"]}
-            self.parts.append({**name, **shape, "role": str(part.role), **fate})
+            cause = {"cause": row["cause"], "remedy": row["remedy"]}
+            self.parts.append({**name, **shape, "role": str(part.role), **cause})
         rows = [row for row in own if row["cause"]]
         if attribution.plan.recompute:
             rows.append(self._again_row(attribution, strategy))
@@ -177,9 +225,12 @@ class _RowBuilder:
         frame = causes.sum()
         order = ["tokens", "seconds", "evicted_by", "remedy"]
         columns = [*_KEYS[:4], *(column for column in order if column in frame)]
+        kinds = [str(Cause(cause).kind) for cause in frame.cause]
         requests = pd.DataFrame(self.requests).astype({"predecessor": "Int64"})
         parts = pd.DataFrame(self.parts)
-        return Misses(requests, bounds, manifest, frame[columns], parts)
+        frame = frame[columns]
+        frame.insert(len(_KEYS[:4]), "kind", kinds)
+        return Misses(requests, bounds, manifest, frame, parts)
 
     def _cause_row(
         self, attribution: RequestAttribution, part: CauseSpan, strategy: Strategy

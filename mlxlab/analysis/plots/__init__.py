@@ -4,16 +4,23 @@ Along an axis of requests ``2 #7`` is request 7, of the second session; ``2b #7`
 second sub-agent's.
 """
 
-from mlxlab.analysis.plots.fidelity import plot_pareto, plot_shift, save_fidelity_plots
-from mlxlab.analysis.plots.misses import plot_causes, plot_strip, save_misses_plots
-from mlxlab.analysis.plots.planning import plot_capacity, plot_costs, plot_trials
-from mlxlab.analysis.plots.reuse import (
-    plot_hit_rate,
-    plot_memory,
-    plot_segments,
-    plot_ttft,
-    save_plots,
-)
+from mlxlab.extras import needs
+
+with needs("plots"):
+    from mlxlab.analysis.plots.fidelity import (
+        plot_pareto,
+        plot_shift,
+        save_fidelity_plots,
+    )
+    from mlxlab.analysis.plots.misses import plot_causes, plot_strip, save_misses_plots
+    from mlxlab.analysis.plots.planning import plot_capacity, plot_costs, plot_trials
+    from mlxlab.analysis.plots.reuse import (
+        plot_hit_rate,
+        plot_memory,
+        plot_segments,
+        plot_ttft,
+        save_plots,
+    )
 
 __all__ = [
     "plot_capacity",

@@ -7,11 +7,12 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from mlxlab.analysis.fidelity.result import Fidelity
-from mlxlab.analysis.plots.figures import SIZE, dress, save, styles
+from mlxlab.analysis.plots.figures import SIZE, add_legend, dress
+from mlxlab.analysis.plots.picture import Picture
+from mlxlab.analysis.plots.style import INK, QUIET, strategy_styles
 
 __all__ = ["plot_pareto", "plot_shift", "save_fidelity_plots"]
 
@@ -23,7 +24,7 @@ _ACROSS = {
 _SWEEP = "shift-"  # edits that shift by a chosen number of tokens
 
 
-def plot_pareto(found: Fidelity) -> Figure:
+def plot_pareto(found: Fidelity) -> Picture:
     """Draw recovered tokens against divergence, one point per strategy.
 
     Across: the recovered share of the tokens lost to exact reuse, or the reused share
@@ -32,11 +33,11 @@ def plot_pareto(found: Fidelity) -> Figure:
     """
     summary = found.summary()
     across = "recovered" if "recovered" in summary else "reused"
-    figure = Figure(figsize=(SIZE[0], 1.3 * SIZE[1]), layout="constrained")
+    figure = Picture(figsize=(SIZE[0], 1.3 * SIZE[1]), layout="constrained")
     panels = figure.subplots(1, 2, sharex=True)
     columns = {"kld_median": "median", "kld_999": "99.9 % quantile"}
     for axes, (column, title) in zip(panels, columns.items(), strict=True):
-        for name, style in _contender_styles(found).items():
+        for name, style in _variant_styles(found).items():
             point = style | {"linestyle": "", "markersize": 8}
             label = name if axes is panels[0] else None
             kld = max(summary[column][name], _LEAST_KLD)
@@ -49,20 +50,20 @@ def plot_pareto(found: Fidelity) -> Figure:
     panels[0].set_xlim(-0.04, 1.04)
     panels[0].xaxis.set_major_formatter(PercentFormatter(1.0))
     panels[0].set_ylabel("KL divergence [nats, log scale]")
-    figure.legend(loc="outside lower center", frameon=False, fontsize=8, ncols=2)
+    add_legend(figure, loc="outside lower center", ncols=2)
     return figure
 
 
-def plot_shift(found: Fidelity) -> Figure:
+def plot_shift(found: Fidelity) -> Picture:
     """Divergence and agreement over the distance that keys were moved by.
 
     Drawn from the edits ``shift-16``, ``shift-32`` and so on, and from the requests
     behind them in which something was moved.
     """
-    figure = Figure(figsize=(SIZE[0], 1.8 * SIZE[1]), layout="constrained")
+    figure = Picture(figsize=(SIZE[0], 1.8 * SIZE[1]), layout="constrained")
     kld, top = figure.subplots(2, sharex=True)
     swept = _swept(found)
-    for name, style in _contender_styles(found).items():
+    for name, style in _variant_styles(found).items():
         own = swept[swept.variant == name].sort_values("distance")
         if len(own):
             kld.plot(own.distance, own.kld_median, label=name, **style)
@@ -77,12 +78,12 @@ def plot_shift(found: Fidelity) -> Figure:
     top.set_xscale("log", base=2)
     top.xaxis.set_major_formatter("{x:,.0f}")
     top.set_xlabel("distance moved [tokens, log scale]")
-    figure.legend(loc="outside lower center", frameon=False, fontsize=8, ncols=2)
+    add_legend(figure, loc="outside lower center", ncols=2)
     return figure
 
 
 def save_fidelity_plots(found: Fidelity, folder: Path) -> list[Path]:
-    """Write every plot of ``found`` that has data as PNG; returns the files.
+    """Write every plot of ``found`` that has data as SVG; returns the files.
 
     Raises:
         MlxlabError: a file cannot be written.
@@ -92,11 +93,11 @@ def save_fidelity_plots(found: Fidelity, folder: Path) -> list[Path]:
         figures["pareto"] = plot_pareto(found)
     if len(_swept(found)):
         figures["shift"] = plot_shift(found)
-    return [save(figure, folder / f"{name}.png") for name, figure in figures.items()]
+    return [figure.save(folder / f"{name}.svg") for name, figure in figures.items()]
 
 
 def _swept(found: Fidelity) -> pd.DataFrame:
-    """StrategySpec, median distance, median divergence and agreement, by shift edit."""
+    """Variant, median distance, median divergence and agreement, by shift edit."""
     requests = found.requests
     moved = requests[requests.edit.str.startswith(_SWEEP) & (requests["shift"] > 0)]
     positions = found.positions.join(moved, on="row", how="inner")
@@ -109,11 +110,11 @@ def _swept(found: Fidelity) -> pd.DataFrame:
     return swept.assign(kld_median=swept.kld_median.clip(lower=_LEAST_KLD))
 
 
-def _contender_styles(found: Fidelity) -> dict[str, dict[str, Any]]:
+def _variant_styles(found: Fidelity) -> dict[str, dict[str, Any]]:
     """The same in every figure of ``found``."""
     reusing = found.requests.kind.isin(["exact", "approximate"])
     names = found.requests.variant[reusing].unique()
-    return dict(zip(names, styles(len(names)), strict=True))
+    return strategy_styles(map(str, names))
 
 
 def _mark_baselines(
@@ -123,13 +124,14 @@ def _mark_baselines(
     rows = found.requests[found.requests.kind.isin(["floor", "quantized"])]
     levels = found.summary()[column].reindex(rows.variant.unique())
     for i, (name, level) in enumerate(levels.clip(lower=_LEAST_KLD).items()):
-        axes.axhline(level, color="0.45", linewidth=1, linestyle=":", zorder=1)
+        axes.axhline(level, color=INK, alpha=QUIET, lw=1, ls=":", zorder=1)
         axes.annotate(
             str(name),
             (0.01 + step * i, level),  # lines may be close: each label has its place
             xycoords=("axes fraction", "data"),
             xytext=(0, 2),
             textcoords="offset points",
-            color="0.35",
+            color=INK,
+            alpha=QUIET,
             size=7,
         )

@@ -1,78 +1,117 @@
-"""What all figures have in common: axes, colours, labels and files.
-
-Figures are made without pyplot, which keeps global state and is not safe on Jupyter's
-callback threads.
-"""
+"""What all pictures have in common: axes, and labels of requests."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from string import ascii_lowercase
-from typing import Any
+from typing import Any, TypeAlias
 
-import matplotlib as mpl
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from numpy.typing import NDArray
 
-from mlxlab.errors import MlxlabError
-from mlxlab.files import replaced
+from mlxlab.analysis.plots.picture import Picture
+from mlxlab.analysis.plots.style import INK, QUIET
 
 __all__ = [
     "SIZE",
-    "colors",
+    "add_legend",
+    "draw_blocks",
     "dress",
+    "in_seconds",
+    "log_seconds",
     "make_axes",
     "mark_requests",
     "request_labels",
-    "save",
-    "styles",
+    "set_title",
 ]
+
+Floats: TypeAlias = NDArray[np.floating[Any]]
 
 #: Inches.
 SIZE = (9.0, 4.2)
-_MARKERS = "osD^vPX*<>"
-_DASHES = ("-", "--", "-.", ":")
+
+#: Height of a block, in rows.
+_BLOCK = 0.78
 
 
-def make_axes(height: float) -> tuple[Figure, Axes]:
-    """An empty figure of the usual width, ``height`` inches high."""
-    figure = Figure(figsize=(SIZE[0], height), layout="constrained")
-    axes = figure.add_subplot()
+def make_axes(height: float) -> tuple[Picture, Axes]:
+    """Return an empty picture of the usual width, ``height`` inches high."""
+    picture = Picture(figsize=(SIZE[0], height), layout="constrained")
+    axes = picture.add_subplot()
     dress(axes)
-    return figure, axes
+    return picture, axes
 
 
 def dress(axes: Axes) -> None:
-    """Take away what distracts."""
+    """Draw axes in ink, without frame."""
+    axes.patch.set_visible(False)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="both", color="0.92", linewidth=0.6)
+    axes.spines[:].set_color(INK)
+    axes.grid(axis="both", color=INK, alpha=0.14, linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.tick_params(labelsize=8)
+    axes.tick_params(labelsize=8, colors=INK, which="both")
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set(color=INK, fontsize=9)
 
 
-def colors(n: int) -> list[str]:
-    """Colours that stay apart for colour-blind readers."""
-    cycle = mpl.color_sequences["petroff10"]
-    return [mpl.colors.to_hex(cycle[i % len(cycle)]) for i in range(n)]
+def add_legend(picture: Picture, **settings: object) -> None:
+    """Put the legend beside the axes."""
+    place = {"loc": "outside right upper", "frameon": False, "fontsize": 8}
+    legend = picture.legend(**{**place, "labelcolor": INK, **settings})
+    for text in legend.get_texts():
+        text.set_color(INK)
 
 
-def styles(n: int) -> Iterator[dict[str, Any]]:
-    """How to draw ``n`` lines that stay apart in print, too."""
-    for i, color in enumerate(colors(n)):
-        yield {
-            "color": color,
-            "marker": _MARKERS[i % len(_MARKERS)],
-            "linestyle": _DASHES[i % len(_DASHES)],
-            "linewidth": 1.4,
-            "markersize": 5,
-            "alpha": 0.9,
-        }
+def set_title(axes: Axes, text: str) -> None:
+    """Write a title above the left edge."""
+    axes.set_title(text, loc="left", size=9, color=INK)
+
+
+def draw_blocks(
+    axes: Axes, places: Floats, starts: Floats, stops: Floats, **style: Any
+) -> None:
+    """Draw bars from ``starts`` to ``stops`` in rows ``places`` as one shape.
+
+    One shape for thousands of blocks keeps an SVG small.
+
+    Args:
+        axes: what to draw on.
+        places: rows, shape ``[n]``.
+        starts: left edges, shape ``[n]``.
+        stops: right edges, shape ``[n]``.
+        style: of a patch.
+    """
+    top, bottom = places - _BLOCK / 2, places + _BLOCK / 2
+    corners = [(starts, top), (stops, top), (stops, bottom), (starts, bottom)]
+    vertices = np.stack([np.stack(corner, axis=1) for corner in corners], axis=1)
+    closed = np.concatenate([vertices, vertices[:, :1]], axis=1).reshape(-1, 2)
+    codes = [Path.MOVETO, *[Path.LINETO] * 3, Path.CLOSEPOLY] * len(places)
+    axes.add_patch(PathPatch(Path(closed, codes), **style))
+
+
+def in_seconds(value: float, _: object = None) -> str:
+    """Write a time with its unit: ``0.25 s``, ``12 s``."""
+    return f"{value:.3g} s"
+
+
+def log_seconds(axes: Axes) -> None:
+    """Make y a logarithmic axis of seconds, labelled as seconds."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(in_seconds))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def request_labels(order: pd.DataFrame) -> list[str]:
-    """Short names: sessions numbered, their sub-agents lettered, as in ``1b #7``."""
+    """Return short names of requests.
+
+    Sessions are numbered and their sub-agents lettered: ``1b #7`` is request 7, of the
+    second agent of the first session.
+    """
     names: dict[str, str] = {}
     agents: dict[str, int] = {}
     for session in order.session.unique():
@@ -88,23 +127,16 @@ def request_labels(order: pd.DataFrame) -> list[str]:
     ]
 
 
-def mark_requests(axes: Axes, order: pd.DataFrame) -> None:
-    """Label the requests along x and set sessions, not their agents, apart."""
+def mark_requests(axes: Axes, order: pd.DataFrame, middle: float = 0.0) -> None:
+    """Label the requests along x and draw a line between sessions.
+
+    Args:
+        axes: what to draw on.
+        order: requests from left to right.
+        middle: x of the first request.
+    """
     session = order.session.str.partition("/")[0]
     for start in order.index[session != session.shift()][1:]:
-        axes.axvline(start - 0.5, color="0.6", linewidth=0.8)
-    axes.set_xticks(range(len(order)), request_labels(order), rotation=60, ha="right")
-
-
-def save(figure: Figure, path: Path) -> Path:
-    """Write a PNG, whole or not at all.
-
-    Raises:
-        MlxlabError: the file cannot be written.
-    """
-    try:
-        with replaced(path) as file:
-            figure.savefig(file, format="png", dpi=120)
-    except OSError as error:
-        raise MlxlabError(f"{path}: {error.strerror}; give a folder") from None
-    return path
+        axes.axvline(start + middle - 0.5, color=INK, alpha=QUIET, linewidth=0.8)
+    places = np.arange(len(order)) + middle
+    axes.set_xticks(places, request_labels(order), rotation=60, ha="right")

@@ -7,39 +7,45 @@ from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter
 
 from mlxlab.analysis.misses.causes import NOTHING
 from mlxlab.analysis.misses.result import Misses
-from mlxlab.analysis.plots.figures import colors, make_axes, request_labels, save
+from mlxlab.analysis.plots.figures import (
+    add_legend,
+    draw_blocks,
+    in_seconds,
+    make_axes,
+    request_labels,
+    set_title,
+)
+from mlxlab.analysis.plots.picture import Picture
+from mlxlab.analysis.plots.style import ACCENT, INK, QUIET, role_style
 from mlxlab.prompt import Role
 
 __all__ = ["plot_causes", "plot_strip", "save_misses_plots"]
 
-_PALE = 0.25
-_LOST = "#b00020"
-_NEEDED = "0.5"
-_ROW = 0.26  # inches
+_PALE = 0.34
+_ROW = 0.27  # inches
 _KEY = ["session", "request", "cause"]
 _WORTH = 0.005  # share of a prompt that is worth a mark
-#: What the template adds is not worth a colour.
-_PLAIN = {Role.TEMPLATE: "0.6", Role.UNKNOWN: "0.4"}
-_COLOURED = [
-    role for role in Role if role not in {*_PLAIN, Role.GENERATION, Role.ANSWER}
-]
+_LEAST = 3 / 96  # inches: a break is never drawn narrower than three pixels
+#: Prompts end in a few tokens of these, which are not worth a legend entry.
+_AS_TEMPLATE = str(Role.GENERATION)
 
 
-def plot_strip(misses: Misses) -> Figure:
-    """Each prompt as a strip of its blocks, request below request.
+def plot_strip(misses: Misses) -> Picture:
+    """Draw each prompt as a strip of its blocks, one row per request.
 
-    Pale is what was reused, full colour what was computed. A mark shows where reuse
-    ends although something would have saved most of what follows; behind the strip
-    stands how much was computed, and what for.
+    Reused tokens are pale, computed ones in full colour. A framed mark shows the block
+    that broke the prompt where most of the tokens behind it could have been saved. The
+    column on the right gives the computed tokens and their main cause.
     """
     requests = misses.requests
     figure, axes = make_axes(height=1.7 + _ROW * len(requests))
@@ -51,36 +57,33 @@ def plot_strip(misses: Misses) -> Figure:
     }
     rows = _merged(misses.parts)
     rows["place"] = [places[k] for k in zip(rows.session, rows.request, strict=True)]
-    palette = _palette()
     for (role, computed), own in rows.groupby(["role", "computed"]):
-        axes.barh(
-            own.place,
-            own.stop - own.start,
-            left=own.start,
-            height=0.78,
-            color=palette[str(role)],
+        draw_blocks(
+            axes,
+            *(own[column].to_numpy(float) for column in ("place", "start", "stop")),
             alpha=1 if computed else _PALE,
             linewidth=0,
+            gid="blocks",
+            **role_style(str(role)),
         )
-    _mark_breaks(axes, misses, places)
     _arrange(axes, requests)
-    _explain_colours(figure, [r for r in palette if r in set(rows.role)], palette)
-    axes.set_title(misses.title.split("\n")[-1], size=9, loc="left")
+    _explain_colours(figure, [r for r in Role if str(r) in set(rows.role)])
+    set_title(axes, misses.title.split("\n")[-1])
+    _write_causes(axes, misses, places)
+    figure.draw_without_rendering()  # settles the scale, which the marks' width needs
+    _mark_breaks(figure, axes, misses, places)
     return figure
 
 
-def plot_causes(misses: Misses) -> Figure:
-    """A bar per cause, in seconds if they are known, and what would have helped."""
+def plot_causes(misses: Misses) -> Picture:
+    """Draw one bar per cause, in seconds if they are known, and name each remedy."""
     summary = misses.summary()
     unit = "seconds" if "seconds" in summary else "tokens"
     figure, axes = make_axes(height=1.3 + 0.36 * len(summary))
     lost = ~summary.remedy.str.startswith(NOTHING)
-    axes.barh(
-        range(len(summary)),
-        summary[unit],
-        height=0.66,
-        color=[_LOST if saved else "0.75" for saved in lost],
-    )
+    for saved, style in _SAVABLE.items():
+        own = summary[unit].where(lost == saved, 0)
+        axes.barh(range(len(summary)), own, height=0.66, linewidth=0, **style)
     for place, row in enumerate(summary.to_dict("records")):
         shown = f"{row['share']:.1%} of the computed tokens; {row['remedy']}"
         axes.annotate(
@@ -90,38 +93,50 @@ def plot_causes(misses: Misses) -> Figure:
             textcoords="offset points",
             va="center",
             size=8,
-            color="0.2",
+            color=INK,
         )
     axes.set_yticks(range(len(summary)), list(summary.cause))
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.set_xlim(0, 1.75 * summary[unit].max())
-    axes.xaxis.set_major_formatter("{x:,.0f}" if unit == "tokens" else "{x:g}")
-    axes.set_xlabel(f"{unit} computed")
-    axes.set_title(misses.title.split("\n")[-1], size=9, loc="left")
-    handles = [
-        Patch(color=_LOST, label="could have been saved"),
-        Patch(color="0.75", label="had to be computed"),
-    ]
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=8
-    )
+    if unit == "tokens":
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+    else:
+        axes.xaxis.set_major_formatter(FuncFormatter(in_seconds))
+    axes.set_xlabel("computed tokens" if unit == "tokens" else "prefill time")
+    set_title(axes, misses.title.split("\n")[-1])
+    add_legend(figure, loc="outside lower center", ncols=2)
     return figure
 
 
+#: Bars of tokens that a change of settings would have saved, and of the others.
+_SAVABLE: dict[bool, dict[str, Any]] = {
+    True: {"facecolor": ACCENT, "label": "could have been saved"},
+    False: {
+        "facecolor": "#8A8D91",
+        "hatch": "////",
+        "edgecolor": INK,
+        "label": "had to be computed",
+    },
+}
+
+
 def save_misses_plots(misses: Misses, folder: Path) -> list[Path]:
-    """Write both plots as PNG into ``folder``; returns the files.
+    """Write both pictures as SVG into ``folder``.
+
+    Returns:
+        The files.
 
     Raises:
         MlxlabError: a file cannot be written.
     """
     figures = {"strip": plot_strip(misses), "causes": plot_causes(misses)}
-    return [save(figure, folder / f"{name}.png") for name, figure in figures.items()]
+    return [figure.save(folder / f"{name}.svg") for name, figure in figures.items()]
 
 
 def _merged(parts: pd.DataFrame) -> pd.DataFrame:
-    """Neighbours of one role and fate as one: thousands of bars take long to draw."""
-    role = parts.role.replace(str(Role.GENERATION), str(Role.TEMPLATE))
+    """Join neighbours of one role that were both reused or both computed."""
+    role = parts.role.replace(_AS_TEMPLATE, str(Role.TEMPLATE))
     parts = parts.assign(role=role, computed=parts.cause != "")
     keys = ["session", "request", "role", "computed"]
     new = (parts[keys] != parts[keys].shift()).any(axis=1)
@@ -130,37 +145,61 @@ def _merged(parts: pd.DataFrame) -> pd.DataFrame:
     return parts.groupby(new.cumsum()).agg(**first, **ends)
 
 
-def _palette() -> dict[str, str]:
-    shades = colors(len(_COLOURED))
-    found = {str(role): shade for role, shade in zip(_COLOURED, shades, strict=True)}
-    return found | {str(role): shade for role, shade in _PLAIN.items()}
-
-
 def _mark_breaks(
-    axes: Axes, misses: Misses, places: dict[tuple[str, int], int]
+    figure: Picture, axes: Axes, misses: Misses, places: dict[tuple[str, int], int]
 ) -> None:
-    right = 1.01 * misses.requests.prompt_tokens.max()
-    text: dict[str, Any] = {"va": "center", "size": 7.5, "family": "monospace"}
-    axes.text(right, -1, "computed, mostly for", color=_NEEDED, **text)
+    """Frame the first computed block of each prompt that could have been saved."""
     computed = misses.parts[misses.parts.cause != ""]
-    first = computed.groupby(["session", "request"]).start.min()
+    first = computed.groupby(["session", "request"]).first()
+    inches = axes.get_window_extent().width / figure.dpi
+    least = _LEAST * (axes.get_xlim()[1] - axes.get_xlim()[0]) / inches
     for row in misses.requests.to_dict("records"):
         key = (row["session"], row["request"])
-        own = _main_causes(misses.causes, row)
-        savable = own[~own.remedy.str.startswith(NOTHING)].tokens.sum()
-        lost = savable > _WORTH * row["prompt_tokens"]
-        if lost:
-            axes.plot(
-                first[key], places[key] - 0.5, "v", color="black", clip_on=False, ms=5
+        if _is_lost(_main_causes(misses.causes, row), row):
+            start, stop = first.start[key], first.stop[key]
+            draw_blocks(
+                axes,
+                *(
+                    np.array([x])
+                    for x in (places[key], start, max(stop, start + least))
+                ),
+                facecolor="none",
+                edgecolor=INK,
+                linewidth=1.6,
+                zorder=3,
+                gid="break",
             )
-        axes.text(
-            right,
-            places[key],
-            f"{row['missed_tokens']:>7,}  {_reason(own)}",
-            color="black" if lost else _NEEDED,
+            axes.plot(start, places[key], "<", color=INK, ms=4.5, zorder=3)
+
+
+def _write_causes(
+    axes: Axes, misses: Misses, places: dict[tuple[str, int], int]
+) -> None:
+    """Write computed tokens and their main cause behind each strip."""
+    most = misses.requests.prompt_tokens.max()
+    text: dict[str, Any] = {"va": "center", "size": 8, "color": INK}
+
+    def write(place: int, tokens: str, cause: str, **style: Any) -> None:
+        axes.text(1.085 * most, place, tokens, ha="right", **text, **style)
+        axes.text(1.1 * most, place, cause, **text, **style)
+
+    write(-1, "computed", "main cause", alpha=QUIET)
+    for row in misses.requests.to_dict("records"):
+        own = _main_causes(misses.causes, row)
+        lost = _is_lost(own, row)
+        write(
+            places[row["session"], row["request"]],
+            f"{row['missed_tokens']:,}",
+            _reason(own),
+            alpha=1 if lost else QUIET,
             weight="bold" if lost else "normal",
-            **text,
         )
+
+
+def _is_lost(own: pd.DataFrame, row: dict[Hashable, Any]) -> bool:
+    """Whether a change of settings would have saved a part worth a mark."""
+    savable = own[~own.remedy.str.startswith(NOTHING)].tokens.sum()
+    return bool(savable > _WORTH * row["prompt_tokens"])
 
 
 def _main_causes(causes: pd.DataFrame, row: dict[Hashable, Any]) -> pd.DataFrame:
@@ -170,7 +209,7 @@ def _main_causes(causes: pd.DataFrame, row: dict[Hashable, Any]) -> pd.DataFrame
 
 
 def _reason(own: pd.DataFrame) -> str:
-    """A cause, and if that is somebody's commit, whose."""
+    """A cause, and the request behind it if that evicted the tokens."""
     evictor = re.match(r"request (\d+)", own.evicted_by.iloc[0])
     cause = str(own.cause.iloc[0])
     return f"{cause} by #{evictor[1]}" if evictor else cause
@@ -179,27 +218,26 @@ def _reason(own: pd.DataFrame) -> str:
 def _arrange(axes: Axes, requests: pd.DataFrame) -> None:
     axes.set_yticks(range(len(requests)), request_labels(requests))
     axes.set_ylim(len(requests) - 0.4, -1.4)
-    axes.set_xlim(0, 1.3 * requests.prompt_tokens.max())
+    axes.set_xlim(0, 1.36 * requests.prompt_tokens.max())
     axes.grid(visible=False)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     ticks = [t for t in axes.get_xticks() if t <= requests.prompt_tokens.max()]
     axes.set_xticks(ticks)
     axes.set_xlabel(
-        "prompt tokens (2 #7: request 7, of the second session; 2b: its second agent)",
-        size=8,
+        "prompt tokens (2 #7: request 7, of the second session; 2b: its second agent)"
     )
     session = requests.session.str.partition("/")[0].reset_index(drop=True)
     for start in session.index[session != session.shift()][1:]:
-        axes.axhline(start - 0.5, color="0.6", linewidth=0.8)
+        axes.axhline(start - 0.5, color=INK, alpha=QUIET, linewidth=0.8)
 
 
-def _explain_colours(figure: Figure, roles: list[str], palette: dict[str, str]) -> None:
-    handles: list[Artist] = [Patch(color=palette[r], label=r) for r in roles]
-    handles += [
-        Patch(color="0.3", label="full colour: computed"),
-        Patch(color="0.3", alpha=_PALE, label="pale: reused"),
-        Line2D([], [], color="black", marker="v", ls="", label="reuse ends early"),
+def _explain_colours(figure: Picture, roles: list[Role]) -> None:
+    handles: list[Artist] = [
+        Patch(**role_style(r), linewidth=0, label=str(r)) for r in roles
     ]
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=8
-    )
+    handles += [
+        Patch(facecolor=INK, label="full colour: computed"),
+        Patch(facecolor=INK, alpha=_PALE, label="pale: reused"),
+        Line2D([], [], color=INK, marker="<", ls="", label="broke the prompt"),
+    ]
+    add_legend(figure, handles=handles, loc="outside lower center", ncols=5)

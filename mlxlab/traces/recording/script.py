@@ -33,17 +33,23 @@ class _Closed(BaseModel):
 
 
 class Text(_Closed):
+    """A text block."""
+
     type: Literal["text"]
     text: str
 
 
 class Thinking(_Closed):
+    """A thinking block."""
+
     type: Literal["thinking"]
     thinking: str
     signature: str
 
 
 class ToolUse(_Closed):
+    """A tool call."""
+
     type: Literal["tool_use"]
     name: str
     input: dict[str, Json] = {}

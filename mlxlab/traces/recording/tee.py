@@ -37,7 +37,8 @@ class Tee:
 
     An application that answers from a script says so in ``scope["state"]["script"]``;
     one that sees what a model generates puts a :class:`~mlxlab.traces.schema.Generated`
-    in ``scope["state"]["generated"]``.
+    in ``scope["state"]["generated"]``, and what it is set to as a
+    :class:`~mlxlab.traces.schema.Configuration` in ``scope["state"]["configuration"]``.
 
     Args:
         app: answers.
@@ -147,6 +148,7 @@ class _Exchange:
             message=self.message.result(),
             script=self.scope["state"].get("script", False),
             generated=self.scope["state"].get("generated"),
+            configuration=self.scope["state"].get("configuration"),
         )
         try:
             self.writer.response(id, response)

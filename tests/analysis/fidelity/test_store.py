@@ -23,7 +23,8 @@ from tests.support.measured import sample_fidelity
 
 ALL = tuple(RULES)
 SMALL = "block=16,run=32,head=0,tail=16,rewritten=0,governing=0"
-MOVED = f"suffix:{SMALL}"
+#: Parameters in the order of their declaration, as results name them.
+MOVED = StrategySpec.parse(f"suffix:{SMALL}").name
 
 
 def of_tiny(strategy: str, rules: tuple[str, ...] = ALL) -> RecordKey:

@@ -30,6 +30,7 @@ from mlxlab.replay.simulator import Simulator
 from mlxlab.strategies import STRATEGIES, make_strategy
 from mlxlab.traces import Trace, load_trace, write_trace
 from mlxlab.traces.hashed.weka import Weka
+from mlxlab.traces.schema import Configuration
 from tests.support.exchanges import exchange, small_trace
 from tests.support.hashes import write_weka
 
@@ -237,6 +238,61 @@ def test_secrets_are_kept_out_unless_asked_for() -> None:
         assert any(secret[:12] in changes for secret in secrets) == there
 
 
+def served_with(*settings: tuple[str, str]) -> Trace:
+    """A trace whose requests were served with these, in turns."""
+    trace = small_trace()
+    exchanges = []
+    for i, e in enumerate(trace.exchanges):
+        strategy, rules = settings[i % len(settings)]
+        configuration = Configuration(strategy=strategy, rules=rules)
+        assert e.response
+        response = replace(e.response, configuration=configuration)
+        exchanges.append(replace(e, response=response))
+    return Trace("served", tuple(exchanges))
+
+
+def test_a_recording_is_explained_as_it_was_served(tmp_path: Path) -> None:
+    write_trace(served_with(("prefix", "none")), tmp_path / "served.jsonl")
+    found = find_misses(tmp_path / "served.jsonl", progress=False)
+    assert found.strategy == "prefix@none"
+    note = found.manifest["warnings"][0]
+    assert note.startswith("as served in the recording: strategy prefix, rules none (")
+    named = find_misses(
+        str(tmp_path / "served.jsonl"), strategy="paged", progress=False
+    )
+    assert named.strategy == "paged@none"
+    assert "strategy" not in named.manifest["warnings"][0]
+    both = find_misses(
+        load_trace(tmp_path / "served.jsonl"),
+        strategy="paged",
+        rules="all",
+        progress=False,
+    )
+    assert both.strategy == "paged"
+    assert not both.manifest["warnings"]
+    result = CliRunner().invoke(app, ["misses", str(tmp_path / "served.jsonl")])
+    assert result.exit_code == 0
+    assert "prefix@none: " in result.output
+    assert "as served in the recording: strategy prefix" in result.output
+
+
+def test_of_several_configurations_the_most_used_one_is_explained() -> None:
+    trace = served_with(("prefix", "all"), ("paged", "none"), ("prefix", "all"))
+    found = find_misses(trace, progress=False)
+    assert found.strategy == "prefix"
+    assert found.manifest["warnings"][1].startswith("also served: strategy paged")
+
+
+def test_a_name_a_path_and_a_trace_are_explained_alike() -> None:
+    title = find_misses(load_trace("tasks"), progress=False).title
+    path = Path("data/traces/tasks.jsonl")
+    for given in ("tasks", path, str(path), [path]):
+        assert find_misses(given, progress=False).title == title
+    assert not find_misses("tasks", progress=False).manifest["warnings"]
+    with pytest.raises(MlxlabError, match="nowhere"):
+        find_misses("nowhere.jsonl", progress=False)
+
+
 def test_the_tables_fit_a_terminal(priced: Misses) -> None:
     summary = priced.summary()
     assert summary.share.sum() == pytest.approx(1)
@@ -321,7 +377,7 @@ def test_the_command_prints_a_table_and_writes_what_was_asked(tmp_path: Path) ->
     assert "rule drop-attribution" in done.stdout
     assert "[-cc_version=2.1.330.a1b;-]" in done.stdout
     assert json.loads(out.read_text())["requests"]
-    assert (tmp_path / "plots" / "strip.png").exists()
+    assert (tmp_path / "plots" / "strip.svg").exists()
 
 
 def test_hashed_traces_tell_causes_too(tmp_path: Path) -> None:

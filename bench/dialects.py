@@ -1,7 +1,7 @@
-"""The two protocols in which the compared servers are asked for a first token.
+"""The two protocols that the benchmark uses to ask servers for a first token.
 
-Both start from a recorded Messages request, so that every server gets the same
-conversation. Knows nothing of processes and clocks.
+Both start from a recorded Messages request, so every server gets the same
+conversation.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Json: TypeAlias = Any
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a server says of a prompt.
+    """A server's report on a prompt.
 
     Attributes:
         prompt: its tokens.
-        reused: those of them that were not computed again.
+        reused: the tokens that were not computed again.
     """
 
     prompt: int
@@ -35,37 +35,38 @@ class Usage:
 
 
 class Dialect(ABC):
-    """How a request is put, and what of the answer's events matters.
+    """The form of a request, and the events of an answer that matter.
 
     Attributes:
-        path: where it is sent to.
+        path: the path that requests are sent to.
     """
 
     path: ClassVar[str]
 
     @abstractmethod
     def request(self, body: Mapping[str, Json], model: str) -> dict[str, Json]:
-        """A Messages request in this dialect, for one streamed token of ``model``.
+        """Translate a Messages request, for one streamed token of ``model``.
 
         Raises:
-            RequestError: ``body`` is no Messages request.
+            RequestError: ``body`` is not a Messages request.
         """
 
     @abstractmethod
     def has_token(self, event: Mapping[str, Json]) -> bool:
-        """Whether the event could only be sent once a token was there.
+        """Return whether the event implies that a token was generated.
 
-        The end of an answer counts: its one token may have nothing to show, such as
-        half a character or reasoning that the client did not ask to see.
+        The end of an answer counts too. Its one token may have no visible text, such as
+        half
+        a character or hidden thinking.
         """
 
     @abstractmethod
     def usage(self, event: Mapping[str, Json]) -> Usage | None:
-        """The usage in an event; None if it has none or names no prompt tokens."""
+        """Return the usage in an event; None if it reports no prompt tokens."""
 
 
 class Messages(Dialect):
-    """The Messages API: the request as it was recorded."""
+    """The Messages API: requests as they were recorded."""
 
     path = "/v1/messages"
 
@@ -84,10 +85,10 @@ class Messages(Dialect):
 
 
 class ChatCompletions(Dialect):
-    """Chat completions: the request as a plain proxy translates it.
+    """Chat completions: requests as a plain proxy translates them.
 
-    Every block is taken literally and stays where it is: the billing header, and
-    system messages between the others too.
+    Every block is translated literally and stays at its place, also the billing header
+    and system messages between other messages.
     """
 
     path = "/v1/chat/completions"
@@ -119,7 +120,7 @@ class ChatCompletions(Dialect):
 
 
 def _with_arguments_as_text(message: dict[str, Json]) -> dict[str, Json]:
-    """On the wire the arguments of a call are JSON text, in templates an object."""
+    """Write a call's arguments as JSON text; templates take an object instead."""
     calls = [
         {**call, "function": {**function, "arguments": json.dumps(arguments)}}
         for call in message.get("tool_calls", ())

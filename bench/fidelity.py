@@ -1,8 +1,8 @@
-"""What reuse does to answers: ``python -m bench.fidelity [NAME ...]``.
+"""Measures how reuse changes answers: ``python -m bench.fidelity [NAME ...]``.
 
 Runs ``mlxlab fidelity`` with the bundled model on tasks and on recorded traces, and
-keeps what it finds in ``data/fidelity``, which notebook 04 reads. Takes an hour or two
-on two CPU cores; each run has its file, so one alone can be made again.
+writes the results to ``data/fidelity``, which notebook 04 reads. All runs take an hour
+or two on two CPU cores. Each run has its own file, so it can be repeated alone.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from mlxlab.analysis.fidelity.store import remember
 from mlxlab.replay.specs import FIDELITY_SPECS
 
 FOLDER = Path(__file__).parents[1] / "data/fidelity"
-#: What comes with mlxlab, for the server to show.
+#: Figures that come with mlxlab, for the server to show.
 MEASUREMENTS = Path(mlxlab.analysis.fidelity.__file__).with_name("measurements.json")
 
-#: Moves anything however far, to find where that stops working.
+#: No limits on moves, to find the distance at which moving fails.
 FREE = "shift=0,governing=0,rewritten=0"
 SWEEP = f"suffix:{FREE},suffix:{FREE},rotate=no,suffix:{FREE},head=0"
-#: For edits that the limits leave alone, to see whether they should.
+#: For edits that the limits exclude, to see whether they should.
 UNLIMITED = f"suffix:{FREE},segmented:{FREE}"
 
 
@@ -34,7 +34,7 @@ class Run:
     """One call of ``fidelity``.
 
     Attributes:
-        keep: whether the server is to show what was found.
+        keep: whether the server should show the figures.
     """
 
     trace: str
@@ -54,7 +54,7 @@ RUNS = {
 
 
 def main() -> None:
-    """Make all of them, or those that are named."""
+    """Make all runs, or the named ones."""
     parser = ArgumentParser(prog="python -m bench.fidelity")
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(RUNS))
     names = parser.parse_args().names or list(RUNS)

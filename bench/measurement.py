@@ -1,7 +1,4 @@
-"""Asks servers for the first token of recorded requests, and takes the time.
-
-Knows nothing of which servers these are.
-"""
+"""Sends recorded requests to servers and measures the time to the first token."""
 
 from __future__ import annotations
 
@@ -27,13 +24,13 @@ _WARM_UP = {"model": "any", "messages": [{"role": "user", "content": "Say hello.
 
 
 class Kind(StrEnum):
-    """What a request finds: nothing, its own session, other ones, rivals."""
+    """The cache before a request: empty, its own session, or other sessions."""
 
     TURN_1 = "turn 1"
     WARM = "warm turns"
     NEW_SESSION = "new session"
     SUB_AGENTS = "sub-agents"
-    #: Of the loop that sub-agents work for.
+    #: Requests of the loop that sub-agents work for.
     MAIN_LOOP = "main loop"
 
 
@@ -44,7 +41,8 @@ class Sample:
     Attributes:
         request: its id in the trace.
         ttft_s: seconds from sending to the first token.
-        prompt_tokens: None if the server does not tell, as ``reused_tokens``.
+        prompt_tokens: None if the server does not report it.
+        reused_tokens: None if the server does not report it.
     """
 
     server: str
@@ -64,16 +62,16 @@ def measure(
     rounds: int,
     library: Path | None,
 ) -> tuple[list[Sample], dict[str, str]]:
-    """Let every server answer every trace in every round, started anew for each.
+    """Send every trace to every server in every round, with a fresh start each time.
 
     Args:
         servers: in order; every other round goes backwards.
-        traces: what is sent, one request after the other.
-        rounds: how often.
+        traces: sent one request after the other.
+        rounds: number of rounds.
         library: the BLAS of all servers, see :mod:`bench.processes`.
 
     Returns:
-        The samples, and the reason for each server that had to be left out.
+        The samples, and the reason for each server that was left out.
     """
     samples: list[Sample] = []
     left_out: dict[str, str] = {}
@@ -93,7 +91,7 @@ def measure(
 
 
 def kinds_of(trace: Trace) -> Iterator[tuple[Exchange, Kind]]:
-    """The requests of a trace that ask for an answer, and what each finds."""
+    """Yield the inference requests of a trace, each with its kind."""
     delegates = any(exchange.agent for exchange in trace.inference)
     seen: set[str] = set()
     for exchange in trace.inference:
@@ -112,13 +110,13 @@ def ask(
 ) -> tuple[float, Usage | None]:
     """Send a Messages request and read the answer to its end.
 
-    Translating it is the proxy's work and not timed.
+    The time that a proxy takes to translate the request does not count.
 
     Returns:
-        Seconds from sending to the first token, and what the server says of it.
+        Seconds from sending to the first token, and the server's usage report.
 
     Raises:
-        ServerError: it refused, broke off, or gave no token.
+        ServerError: the server refused, broke off, or gave no token.
     """
     dialect = server.dialect
     content = json.dumps(dialect.request(body, server.model)).encode()
@@ -171,9 +169,9 @@ def _check(server: Server, response: httpx.Response) -> None:
 
 
 def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
-    """The JSON events of a stream.
+    """Yield the JSON events of a stream.
 
-    Cut at newlines only: texts may hold other characters that httpx ends lines at.
+    Lines end at newlines only: httpx would also cut at other characters in texts.
     """
     rest = b""
     for chunk in response.iter_bytes():

@@ -1,7 +1,7 @@
-"""The servers that are compared, and how each is started.
+"""The compared servers, and how each is started.
 
-All read the same model folder and compute chunks of the same size; everything else
-is as its makers set it. Knows nothing of what is asked.
+All read one model folder and compute chunks of one size. All other settings are the
+defaults.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ print(json.dumps(found))
 
 
 def our_servers(folder: ModelFolder) -> Iterator[Server]:
-    """Ours with all rules, and with those that leave blocks in the order sent."""
+    """Yield our server with all rules, and with rules that keep the order sent."""
     token = secrets.token_urlsafe()
     command = [sys.executable, "-m", "mlxlab", "serve", "--model", str(folder.path)]
     command += ["--strategy", "paged", "--chunk", str(CHUNK)]
@@ -55,7 +55,7 @@ def our_servers(folder: ModelFolder) -> Iterator[Server]:
 
 
 def mlx_lm_server(folder: ModelFolder) -> Server:
-    """mlx-lm's own, behind a proxy that translates literally."""
+    """Return mlx-lm's server, behind a proxy that translates literally."""
     command = (sys.executable, "-m", "mlx_lm", "server", "--model", str(folder.path))
     packages = _versions(sys.executable)
     return Server(
@@ -68,14 +68,14 @@ def mlx_lm_server(folder: ModelFolder) -> Server:
 
 
 def vllm_mlx_servers(folder: ModelFolder, python: str) -> Iterator[Server]:
-    """vllm-mlx as it starts by default, and with the engine that batches.
+    """Yield vllm-mlx with its default engine, and with the engine that batches.
 
-    It needs another mlx-lm than we do, so an environment of its own; on Linux
+    It needs another mlx-lm than mlxlab, so it needs its own environment. On Linux:
     ``pip install vllm-mlx 'mlx[cpu]'``.
 
     Args:
         folder: the model.
-        python: interpreter that has it.
+        python: an interpreter that can import vllm-mlx.
 
     Raises:
         ServerError: ``python`` does not run, or lacks vllm-mlx.
@@ -96,7 +96,7 @@ def vllm_mlx_servers(folder: ModelFolder, python: str) -> Iterator[Server]:
 
 
 def _versions(python: str) -> dict[str, str]:
-    """What an interpreter has of the packages that decide a server's speed."""
+    """Return an interpreter's versions of the packages that decide a server's speed."""
     names = ("mlxlab", "mlx", "mlx-lm", "vllm-mlx")
     try:
         output = subprocess.check_output([python, "-c", _VERSIONS, *names])

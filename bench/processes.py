@@ -1,9 +1,9 @@
 """A server as a child process, from its start to its certain end.
 
-All of them get the same BLAS through ``LD_PRELOAD``, in whatever interpreter they
-run: with mlx's reference BLAS a server is some 30 times slower, and a comparison
-would be one of BLAS libraries. Each start gets an empty home too, because vllm-mlx
-keeps what it has cached from one start to the next. Knows nothing of what is asked.
+All servers get one BLAS through ``LD_PRELOAD``, in whatever interpreter they run. With
+mlx's reference BLAS a server is about 30 times slower, and the comparison would be one
+of BLAS libraries. Each start also gets an empty home, because vllm-mlx keeps its cache
+between starts.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class Server:
     """A server that can be started.
 
     Attributes:
-        name: unique among those that are compared.
-        command: starts it on loopback; ``--port N`` is appended.
-        dialect: how it is asked.
+        name: unique among the compared servers.
+        command: starts the server on loopback; ``--port N`` is appended.
+        dialect: the protocol of its requests.
         model: the model id that requests name.
         headers: sent with every request.
         environment: variables that it is started with, besides ours.
-        packages: versions of what it is made of.
+        packages: versions of its packages.
     """
 
     name: str
@@ -61,15 +61,15 @@ def running(server: Server, library: Path | None) -> Iterator[httpx.Client]:
     """Start a server, wait until it is ready, and end it however the block ends.
 
     Args:
-        server: what to start.
-        library: the BLAS that it is given; None for what its mlx brings along.
+        server: the server to start.
+        library: the server's BLAS; None for the one that comes with its mlx.
 
     Yields:
-        A client of it.
+        A client of the server.
 
     Raises:
-        ServerError: it ended at once, or was not ready in time; the last line that
-            it wrote says why.
+        ServerError: the server ended at once, or was not ready in time. The message
+            has the last line that it wrote.
     """
     port = _free_port()
     with TemporaryDirectory() as folder:
@@ -98,10 +98,10 @@ def running(server: Server, library: Path | None) -> Iterator[httpx.Client]:
 
 
 def common_blas() -> Path | None:
-    """The library that all servers are given; None where mlx needs none.
+    """Return the BLAS of all servers; None where mlx needs none.
 
     Raises:
-        ServerError: it is not in a file that other processes can load.
+        ServerError: the BLAS is not in a file that other processes can load.
     """
     path = blas.preload().path
     if path is not None and not path.exists():
@@ -117,7 +117,7 @@ def _environment(home: Path, library: Path | None) -> dict[str, str]:
         **os.environ,
         "HOME": str(home),
         "XDG_CACHE_HOME": str(home / ".cache"),
-        # All files are local; a hub that cannot be reached must not cost time.
+        # All files are local; an unreachable hub must not cost time.
         "HF_HUB_OFFLINE": "1",
     }
     if library is not None:
@@ -158,7 +158,7 @@ def _last_line(output: Path) -> str:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the whole group: a server may have started processes of its own."""
+    """End the whole process group: a server may have started other processes."""
     for kind in (signal.SIGTERM, signal.SIGKILL):
         if process.poll() is not None:
             return

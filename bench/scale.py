@@ -1,10 +1,10 @@
-"""How long a lot of traffic takes: ``python -m bench.scale FOLDER``.
+"""Measures how long much traffic takes: ``python -m bench.scale FOLDER``.
 
-FOLDER holds hashed traces. All exact strategies and the bounds are simulated,
-sessions interleaved, on as many processes as there are cores; then the strategies alone
-over once and over four times the traffic, to see whether memory grows with it. (The
-optimal bound needs more, because it has to know all requests.) Exits with 1 if a target
-is missed.
+FOLDER holds hashed traces. First all exact strategies and the bounds are simulated with
+interleaved sessions, on one process per core. Then the strategies alone run over one
+and over four times the traffic, to see whether memory grows with it. (The optimal bound
+needs more memory, because it has to know all requests.) Exits with 1 if a target is
+missed.
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ MOST_GROWTH = 1.2
 def main() -> None:
     """Measure, print a table, and exit with 1 if a target is missed."""
     parser = ArgumentParser(prog="python -m bench.scale")
-    parser.add_argument("folder", type=Path, help="of hashed traces")
-    parser.add_argument("--copies", type=int, help="print the peak memory of so many")
+    parser.add_argument("folder", type=Path, help="read hashed traces from this folder")
+    parser.add_argument(
+        "--copies", type=int, help="print the peak memory of this many copies"
+    )
     arguments = parser.parse_args()
     if arguments.copies:
         print(peak_mib(arguments.folder, arguments.copies))
@@ -68,7 +70,7 @@ def main() -> None:
 
 
 def simulate(folder: Path) -> tuple[float, int]:
-    """Seconds of a whole sweep, starting its processes included, and tokens seen."""
+    """Return the seconds of a sweep, process starts included, and its tokens."""
     begun = perf_counter()
     swept = sweep(
         folder,
@@ -80,7 +82,7 @@ def simulate(folder: Path) -> tuple[float, int]:
 
 
 def measure_mib(folder: Path, copies: int) -> float:
-    """Peak memory of a process that simulates all exact strategies."""
+    """Return the peak memory of a process that simulates all exact strategies."""
     command = [sys.executable, "-m", "bench.scale", str(folder), "--copies"]
     done = subprocess.run(
         [*command, str(copies)], check=True, capture_output=True, text=True
@@ -89,7 +91,7 @@ def measure_mib(folder: Path, copies: int) -> float:
 
 
 def peak_mib(folder: Path, copies: int) -> float:
-    """The same, in this process."""
+    """Return the peak memory of this process, simulating all exact strategies."""
     traces = [t for t in open_traces([folder]) if isinstance(t, HashedTrace)]
     workload = Workload([HashedSource(t) for t in traces * copies], USERS)
     replayers = [

@@ -1,12 +1,12 @@
-"""Seconds to the first token of several servers on the same recorded requests.
+"""Compares the time to the first token of several servers on recorded requests.
 
-``python -m bench.servers [--rounds N] [--vllm-mlx PYTHON] [--json FILE]`` starts ours,
-mlx-lm's and, if an interpreter that has it is named, vllm-mlx's, one at a time, with
-the bundled model, one BLAS and one chunk size for all. Each answers the trace
-``sessions`` and, started anew, the trace ``subagents``, one request after the other
-and one token each. Recorded answers are not replayed: the histories in the requests
-are the recorded ones, so a turn extends the prompt of the one before it. Rounds
-alternate the order of servers, and a request counts with its median over them.
+``python -m bench.servers [--rounds N] [--vllm-mlx PYTHON] [--json FILE]`` starts our
+server, mlx-lm's and, if an interpreter for it is named, vllm-mlx's. They run one at a
+time, with the bundled model, one BLAS and one chunk size. Each answers the trace
+``sessions`` and, after a restart, the trace ``subagents``: one request after the other,
+with one token each. The histories in the requests are the recorded ones, so each turn
+extends the prompt of the turn before it. Rounds alternate the order of servers, and
+the median over the rounds counts.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = ["main", "median_requests", "reuse_table", "run", "seconds_table"]
 
 TRACES = ("sessions", "subagents")
 
-#: Column, which requests it is about, how they are put together.
+#: Column, kind of request, aggregation.
 _SECONDS = (
     ("turn 1", Kind.TURN_1, "median"),
     ("warm turns", Kind.WARM, "median"),
@@ -52,17 +52,17 @@ _REUSE = (Kind.TURN_1, Kind.WARM, Kind.NEW_SESSION, Kind.SUB_AGENTS)
 
 
 def median_requests(rows: pd.DataFrame) -> pd.DataFrame:
-    """Medians over the rounds, a row per server and request."""
+    """Return the medians over the rounds, one row per server and request."""
     keys = ["server", "kind", "trace", "request"]
     columns = ["ttft_s", "prompt_tokens", "reused_tokens"]
     return rows.groupby(keys, sort=False)[columns].median().reset_index()
 
 
 def seconds_table(requests: pd.DataFrame) -> Table:
-    """Seconds to the first token; in brackets, how many times ours.
+    """Return the seconds to the first token; in brackets, the ratio to ours.
 
     Args:
-        requests: of :func:`median_requests`, ours among them.
+        requests: from :func:`median_requests`, with our server.
     """
     table = _table("seconds to first token (times ours)", [c[0] for c in _SECONDS])
     rows = {
@@ -78,10 +78,10 @@ def seconds_table(requests: pd.DataFrame) -> Table:
 
 
 def reuse_table(requests: pd.DataFrame) -> Table:
-    """Prompt tokens over all requests, and those that the server says it reused.
+    """Return the prompt tokens of all requests, and the reused ones as reported.
 
     Args:
-        requests: of :func:`median_requests`.
+        requests: from :func:`median_requests`.
     """
     table = _table("thousand tokens reused of prompts, as reported", _REUSE)
     for server, own in requests.groupby("server", sort=False):
@@ -124,10 +124,10 @@ def _manifest(
 def _servers(
     folder: ModelFolder, vllm_mlx: str | None
 ) -> tuple[list[Server], dict[str, str]]:
-    """The servers, and the reason for each that is left out."""
+    """Return the servers, and the reason for each that is left out."""
     servers = [*our_servers(folder), mlx_lm_server(folder)]
     if vllm_mlx is None:
-        return servers, {"vllm-mlx": "name an interpreter that has it by --vllm-mlx"}
+        return servers, {"vllm-mlx": "name an interpreter that has it with --vllm-mlx"}
     try:
         return [*servers, *vllm_mlx_servers(folder, vllm_mlx)], {}
     except ServerError as error:
@@ -138,9 +138,9 @@ def run(rounds: int, vllm_mlx: str | None, target: Path | None) -> None:
     """Measure, print, and write.
 
     Args:
-        rounds: how often every server answers everything.
-        vllm_mlx: interpreter that has vllm-mlx.
-        target: where the samples and their manifest go.
+        rounds: number of rounds.
+        vllm_mlx: an interpreter that can import vllm-mlx.
+        target: file for the samples and their manifest.
 
     Raises:
         MlxlabError: our own server failed, or the file cannot be written.
@@ -171,12 +171,16 @@ def main() -> None:
     parser.add_argument(
         "--rounds", type=int, default=3, metavar="N", help="%(default)s"
     )
-    parser.add_argument("--vllm-mlx", metavar="PYTHON", help="interpreter that has it")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write samples too")
+    parser.add_argument(
+        "--vllm-mlx", metavar="PYTHON", help="compare vllm-mlx, run by this interpreter"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the samples to this file"
+    )
     options = parser.parse_args()
     if options.rounds < 1:
         parser.error("--rounds: give at least 1")
-    # As an exception, so that the server that runs is ended.
+    # As an exception, so that the running server is ended.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         run(options.rounds, options.vllm_mlx, options.json)

@@ -1,8 +1,8 @@
-"""The speed ratios that mlxlab promises, measured on this machine.
+"""Measures the speed ratios that mlxlab promises, on this machine.
 
 ``python -m bench.strategies [--json FILE]`` prints one table and exits with 1 if a
-target is missed. Every row compares the same work done by mlxlab and by what it
-replaces: mlx-lm's LRUPromptCache and prefill, the tokenizer, numpy's matrix product.
+target is missed. Every row compares mlxlab with the code that it replaces: mlx-lm's
+LRUPromptCache and prefill, the tokenizer, numpy's matrix product.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mlxlab import blas
-from mlxlab.engine import Engine, load_model  # before mlx: it settles the BLAS
+from mlxlab.engine import Engine, load_model  # before mlx: it chooses the BLAS
 from mlxlab.models.encoder import Encoder
 from mlxlab.models.folder import find_model
 from mlxlab.prompt import Prompt, Role, Segment
@@ -56,7 +56,7 @@ class Row:
 
     @property
     def ratio(self) -> float:
-        """How many times faster ours is."""
+        """The factor by which mlxlab is faster."""
         return self.theirs / self.ours
 
     @property
@@ -66,7 +66,7 @@ class Row:
 
 
 def plan_commit(name: str, theirs: float) -> Row:
-    """Take in a request that diverges early from a cached one of 60,000 tokens."""
+    """Measure a request that diverges early from a cached one of 60,000 tokens."""
     cached, request = _diverging()
 
     def measure() -> float:
@@ -85,7 +85,7 @@ def plan_commit(name: str, theirs: float) -> Row:
 
 
 def fetch_insert() -> float:
-    """Seconds that mlx-lm's LRUPromptCache takes for the same two requests."""
+    """Return the seconds of mlx-lm's LRUPromptCache for two such requests."""
     cached, request = (prompt.tokens.tolist() for prompt in _diverging())
 
     def measure() -> float:
@@ -100,7 +100,7 @@ def fetch_insert() -> float:
 
 
 def encode_turn() -> Row:
-    """A turn's text after that of the turn before, against the tokenizer alone."""
+    """Measure a turn's text after that of the previous turn, against the tokenizer."""
     folder = find_model()
     *_, earlier, later = render_trace(load_trace("loop"), Renderer(folder))
     before, text = (
@@ -120,7 +120,7 @@ def encode_turn() -> Row:
 
 
 def matrix_product() -> Row:
-    """A float32 product on the CPU, against numpy's."""
+    """Measure a float32 product on the CPU, against numpy's."""
     a, b = np.random.default_rng(0).random((2, SIDE, SIDE), dtype=np.float32)
     with mx.stream(mx.cpu):
         x, y = mx.array(a), mx.array(b)
@@ -130,7 +130,7 @@ def matrix_product() -> Row:
 
 
 def engine_prefill() -> Row:
-    """A cold prompt of 16,000 tokens to its first token, against mlx-lm's own code."""
+    """Measure a cold prompt of 16,000 tokens to its first token, against mlx-lm."""
     folder = find_model()
     model = load_model(folder)
     ids = np.random.default_rng(0).integers(256, 8_000, size=PROMPT, dtype=np.int32)
@@ -143,7 +143,7 @@ def engine_prefill() -> Row:
         steps = generate_step(mx.array(ids), model, max_tokens=1)
         return _seconds(lambda: next(steps))
 
-    # In turns, and each as often first, so that both see the same machine.
+    # Alternating and equally often, so that both see the machine in one state.
     runs = [(ours(), theirs()) for _ in range(5)]
     runs += [(ours(), other) for other in (theirs() for _ in range(5))]
     mine, other = (min(seconds) for seconds in zip(*runs, strict=True))
@@ -182,7 +182,7 @@ def _rows() -> Iterator[Row]:
         yield plan_commit(name, theirs)
     yield encode_turn()
     yield engine_prefill()
-    if mx.default_device() == mx.Device(mx.cpu):  # elsewhere BLAS plays no part
+    if mx.default_device() == mx.Device(mx.cpu):  # elsewhere the BLAS has no effect
         yield matrix_product()
 
 
@@ -221,9 +221,11 @@ def _report(rows: list[Row]) -> str:
 
 
 def main() -> int:
-    """Measure, print, and tell whether every target is met."""
+    """Measure, print, and return 1 if a target is missed."""
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows too")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the rows to this file"
+    )
     target: Path | None = parser.parse_args().json
     rows = list(_rows())
     Console().print(_table(rows))

@@ -1,4 +1,4 @@
-"""What Claude Code does on our server in a task, turn by turn, and what that cost.
+"""Shows a task of Claude Code on our server, turn by turn, and its cost.
 
 ``python -m bench.transcript [SCENARIO]`` runs a scenario of data/scenarios. The answers
 are scripted; the client, the prompts, their prefill and the decoding are real.
@@ -30,8 +30,8 @@ from mlxlab.errors import MlxlabError
 from mlxlab.server.server import Options, serve
 from mlxlab.traces import Exchange, Trace, read_trace
 
-#: Inputs that tell what a call is about, the most telling first.
-_TELLING = ("command", "file_path", "description", "query")
+#: Inputs that describe a call, the most descriptive first.
+_DESCRIPTIVE = ("command", "file_path", "description", "query")
 _WIDTH = 62
 
 
@@ -41,7 +41,7 @@ class Turn:
 
     Attributes:
         who: the main loop or a sub-agent.
-        answer: what the model said and called, a line each.
+        answer: texts and calls of the model, one per line.
         simulated: tokens that a simulation of the recorded trace reuses.
         ttft_s: seconds from the request's arrival to the first token.
     """
@@ -56,7 +56,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """A task from its first prompt to what it changed."""
+    """A task, from its first prompt to the changed files."""
 
     title: str
     turns: tuple[Turn, ...]
@@ -64,7 +64,7 @@ class Transcript:
 
     @property
     def summary(self) -> str:
-        """Reuse over all turns, and whether simulation says the same."""
+        """Reuse over all turns, and whether a simulation agrees."""
         prompt = sum(turn.prompt for turn in self.turns)
         reused = sum(turn.reused for turn in self.turns)
         differing = sum(turn.reused != turn.simulated for turn in self.turns)
@@ -76,10 +76,10 @@ class Transcript:
 
 
 def transcribe(scenario: Path, client: Path, strategy: str) -> Transcript:
-    """Have the client do a scenario's task.
+    """Let the client do a scenario's task.
 
     Raises:
-        MlxlabError: no such strategy, or the server cannot be started.
+        MlxlabError: an unknown strategy, or the server cannot be started.
         CalledProcessError: the client failed.
     """
     version = subprocess.check_output([client, "--version"], text=True).strip()
@@ -94,14 +94,14 @@ def transcribe(scenario: Path, client: Path, strategy: str) -> Transcript:
             env = client_environment(server.endpoint, _surroundings(home))
             for request in json.loads((scenario / "steps.json").read_text()):
                 take(request, client, project, env)
-        # By arrival, as the trace is.
+        # In order of arrival, as in the trace.
         ttft_s = server.requests.sort_values("t").ttft_s.tolist()
         turns = tuple(_turns(read_trace(recorded), strategy, ttft_s))
         return Transcript(title, turns, _changes(project))
 
 
 def _surroundings(home: Path) -> dict[str, str]:
-    """An empty home, and none of this user's variables but the path."""
+    """Return an environment with an empty home, and only the path of this user's."""
     return {
         "PATH": os.environ["PATH"],
         "HOME": str(home),
@@ -140,13 +140,13 @@ def _message(exchange: Exchange) -> dict[str, Any]:
 
 
 def _line(block: Mapping[str, Any]) -> str:
-    """A block of an answer in one line."""
+    """Return a block of an answer as one line."""
     match block["type"]:
         case "text":
             line = block["text"]
         case "tool_use":
             given = block["input"]
-            about = next((given[key] for key in _TELLING if key in given), "")
+            about = next((given[key] for key in _DESCRIPTIVE if key in given), "")
             line = f"→ {block['name']} {about}"
         case kind:
             line = f"({kind})"
@@ -154,7 +154,7 @@ def _line(block: Mapping[str, Any]) -> str:
 
 
 def _changes(project: Path) -> str:
-    """What is different in the project now, new files included."""
+    """Return the project's differences, new files included."""
     for command in (["add", "--all"], ["diff", "--cached", "--stat"]):
         told = subprocess.check_output(["git", *command], cwd=project, text=True)
     return told.rstrip()

@@ -1,9 +1,8 @@
-"""Which BLAS mlx calls on Linux, decided before mlx is imported.
+"""Chooses the BLAS that mlx calls on Linux, before mlx is imported.
 
-The wheel of ``mlx[cpu]`` brings the reference BLAS, which is some 30 times slower than
-OpenBLAS. Its calls go to ``cblas_sgemm`` by name, so a library with that name in the
-process's global scope is used instead. Must not import mlx, directly or not, and knows
-nothing of models.
+The wheel of ``mlx[cpu]`` brings the reference BLAS, which is about 30 times slower
+than OpenBLAS. It finds ``cblas_sgemm`` by name, so a library with that name in the
+process's global scope takes its place.
 """
 
 from __future__ import annotations
@@ -40,8 +39,8 @@ class Blas:
     """The BLAS in use.
 
     Attributes:
-        name: library, version and where it came from; what a manifest carries.
-        path: the file it was loaded from; None for what mlx brings along.
+        name: library, version and origin, as manifests show them.
+        path: the loaded file; None for the BLAS that comes with mlx.
     """
 
     name: str
@@ -53,13 +52,13 @@ class Blas:
 
 @cache
 def preload() -> Blas:
-    """Give mlx a fast BLAS, once; later calls only say which one is in use.
+    """Give mlx a fast BLAS, once; later calls return the BLAS in use.
 
-    The first that there is: what the user put in the global scope (``LD_PRELOAD``),
-    the ``scipy-openblas32`` wheel, the system's OpenBLAS. The wheel comes before the
-    system because its version is the one that was installed with mlxlab, which keeps
-    results comparable between machines. Nothing is loaded outside Linux, or once mlx is
-    imported, because its calls are bound by then.
+    Takes the first that exists: a library that the user put in the global scope
+    (``LD_PRELOAD``), the ``scipy-openblas32`` wheel, the system's OpenBLAS. The wheel
+    comes before the system: its version was installed with mlxlab, which keeps results
+    comparable between machines. Outside Linux nothing is loaded. After the import of
+    mlx nothing is loaded either, because mlx's calls are bound by then.
     """
     if sys.platform == "linux":
         blas = _preload_on_linux()
@@ -99,7 +98,7 @@ def _load_first(*sources: Callable[[], Blas]) -> Blas:
 
 
 def _in_global_scope() -> Blas | None:
-    """The library that answers to ``cblas_sgemm`` by now, if any."""
+    """Return the library that already provides ``cblas_sgemm``, if there is one."""
     process = ctypes.CDLL(None)
     if not hasattr(process, _ENTRY):
         return None
@@ -108,10 +107,10 @@ def _in_global_scope() -> Blas | None:
 
 
 def _load_wheel() -> Blas:
-    """OpenBLAS of the wheel, whose names all carry a prefix, from a renamed copy."""
+    """Load the wheel's OpenBLAS from a copy whose symbols have no prefix."""
     if not _is_installed(_WHEEL):
         raise FileNotFoundError(f"{_WHEEL} is not installed")
-    # Not by importing it, which would load the library under its prefixed names too.
+    # Importing the package would load the library under its prefixed names too.
     wheel = distribution(_WHEEL)
     folder = Path(str(wheel.locate_file("scipy_openblas32/lib")))
     library = next(folder.glob("libscipy_openblas*.so"), None)
@@ -130,7 +129,7 @@ def _load_wheel() -> Blas:
         copy.write_bytes(renamed)
         copy.chmod(0o600)
         require_own(copy)
-        # Once loaded, the library outlives its file.
+        # A loaded library outlives its file.
         return _load(copy, _WHEEL)
 
 
@@ -146,16 +145,16 @@ def _load(path: Path, source: str) -> Blas:
 
 
 def _cached_copy(renamed: bytearray, name: str) -> Path:
-    """The renamed copy in the user's cache folder, written there if it is missing.
+    """Return the renamed copy in the user's cache folder; write it if it is missing.
 
-    What is loaded runs as the user. So the copy is used only if nobody else can have
-    written it and every byte is what renaming gives, made anew from the wheel. A digest
-    kept beside the copy would be as easy to plant as the copy itself. The copy is read
-    before it is loaded by name: in between, only this user can replace it.
+    The library runs with the user's rights. So the copy is used only if no other user
+    can have written it, and if each byte equals a fresh renaming of the wheel. A digest
+    beside the copy would be as easy to plant as the copy. The copy is checked first and
+    loaded by name later; in between, only this user can replace it.
 
     Raises:
-        UntrustedError: another user may have written it, or it has other content.
-        OSError: it can be neither read nor written.
+        UntrustedError: another user may have written the copy, or its content differs.
+        OSError: the copy can be neither read nor written.
     """
     copy = cache_folder() / name
     try:
@@ -163,18 +162,19 @@ def _cached_copy(renamed: bytearray, name: str) -> Path:
     except FileNotFoundError:
         make_folder(copy.parent)
         require_own(copy.parent)
-        # Under its own name only when complete: another process may be at it too.
+        # Another process may write the copy too, so it gets its name when it is
+        # complete.
         with replaced(copy) as file:
             file.write(renamed)
         found = read_own(copy)
     if found != renamed:
-        reason = f"not what the installed {_WHEEL} gives; remove it"
+        reason = f"differs from the installed {_WHEEL}; remove it"
         raise UntrustedError(None, reason, str(copy))
     return copy
 
 
 def _title(library: ctypes.CDLL, otherwise: str) -> str:
-    """Name and version as OpenBLAS gives them; other libraries by their file's name."""
+    """Return OpenBLAS's own name and version, or ``otherwise`` for other libraries."""
     if not hasattr(library, "openblas_get_config"):
         return otherwise
     library.openblas_get_config.restype = ctypes.c_char_p
@@ -194,7 +194,7 @@ class _SymbolInfo(ctypes.Structure):
 
 
 def _file_of(library: ctypes.CDLL) -> Path:
-    """The file that ``cblas_sgemm`` as seen by ``library`` was loaded from."""
+    """Return the file that ``library`` loaded its ``cblas_sgemm`` from."""
     info = _SymbolInfo()
     ctypes.CDLL(None).dladdr(getattr(library, _ENTRY), ctypes.byref(info))
     return Path(os.fsdecode(info.file_name or b""))

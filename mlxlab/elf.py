@@ -1,7 +1,7 @@
-"""Names of an ELF library's exported symbols, shortened in memory.
+"""Shortens the exported symbol names of an ELF library, in memory.
 
-``patchelf`` renames symbols in files, in a tenth of a second. This is some five times
-as fast, so that a copy can be compared with the original at every start.
+``patchelf`` renames symbols in files, in a tenth of a second. This module is about
+five times as fast, so a copy can be compared with the original at every start.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ _SYMBOL = np.dtype(
 
 
 def drop_prefix(library: bytes, prefix: bytes) -> bytearray:
-    """A copy of a library whose exported names no longer begin with ``prefix``.
+    """Return a copy of a library whose exported names do not begin with ``prefix``.
 
-    A name is an offset into a table of strings, so a shorter name begins further on in
-    the same string. Only these offsets and the table of hashes change, in place.
+    A name is an offset into a table of strings, so a shorter name starts later in its
+    string. Only these offsets and the hash table change, in place.
 
     Raises:
-        OSError: it is no ELF library of 64 bits, little-endian, with only the GNU kind
-            of hash table.
+        OSError: the library is not a 64-bit little-endian ELF file whose only hash
+            table is of the GNU kind.
     """
     data = bytearray(library)
     try:
         _rename(data, prefix)
     except (IndexError, KeyError, ValueError, struct.error):
-        raise OSError("a library of an unknown format") from None
+        raise OSError("not a little-endian ELF64 library with GNU hashes") from None
     return data
 
 
@@ -82,7 +82,7 @@ def _dynamic_table(data: bytearray) -> dict[int, int]:
 
 
 def _hashed(data: bytearray, at: int) -> tuple[int, int]:
-    """Index of the first symbol with a hash, and how many symbols have one."""
+    """Return the index of the first hashed symbol, and the number of hashed symbols."""
     buckets, first, words, _ = struct.unpack_from("<4I", data, at)
     offset = at + 16 + 8 * words
     last = int(np.frombuffer(data, "<u4", buckets, offset).max())
@@ -101,9 +101,9 @@ def _gnu_hashes(names: list[bytes]) -> NDArray[np.uint32]:
 
 
 def _write_hashes(data: bytearray, at: int, hashes: NDArray[np.uint32]) -> None:
-    """Write a table of one bucket, which leaves the symbols in their order.
+    """Write a hash table of one bucket, which keeps the order of the symbols.
 
-    A look-up that passes the filter compares numbers along all symbols, microseconds.
+    A look-up that passes the filter then compares all hashes, which takes microseconds.
     """
     buckets, first, words, shift = struct.unpack_from("<4I", data, at)
     struct.pack_into("<I", data, at, 1)

@@ -1,7 +1,7 @@
-"""Exceptions that a caller of mlxlab may want to catch.
+"""Exceptions that callers of mlxlab may want to catch.
 
-Each message is one line that says what is wrong, where, and what would be
-accepted. The command line prints it and exits with code 2.
+Each message is one line: what is wrong, where, and what would be accepted. The command
+line prints it and exits with code 2.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class NotebookError(MlxlabError):
 
 
 class RequestError(MlxlabError):
-    """A request that is no valid Messages request."""
+    """A request that is not a valid Messages request."""
 
 
 class TraceError(MlxlabError):
@@ -75,15 +75,15 @@ class ScriptError(MlxlabError):
 
 
 class ConfigError(MlxlabError):
-    """A file of settings, such as model_aliases.json, that cannot be used."""
+    """A settings file, such as model_aliases.json, that cannot be used."""
 
 
 class ServerError(MlxlabError):
-    """An endpoint that cannot be started, or that does not run."""
+    """An endpoint that cannot be started, or that is not running."""
 
 
 class UnknownModelError(MlxlabError):
-    """A model id that no alias answers to."""
+    """A model id that matches no alias."""
 
 
 class UntrustedError(MlxlabError, OSError):
@@ -92,7 +92,7 @@ class UntrustedError(MlxlabError, OSError):
     Args:
         errno: None.
         strerror: the reason.
-        filename: the file.
+        filename: path of the file.
     """
 
     def __str__(self) -> str:
@@ -100,4 +100,4 @@ class UntrustedError(MlxlabError, OSError):
 
 
 class IntegrityError(MlxlabError):
-    """A strategy's or store's books disagree: a bug in mlxlab or in a plug-in."""
+    """An inconsistent strategy or store: a bug in mlxlab or in a plug-in."""

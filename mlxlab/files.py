@@ -25,7 +25,7 @@ __all__ = [
 
 
 def cache_folder() -> Path:
-    """Return the user's folder for files that can be made again; it may not exist.
+    """Return the user's folder for cached files; it may not exist yet.
 
     Raises:
         OSError: neither HOME nor XDG_CACHE_HOME is an absolute path.
@@ -38,10 +38,10 @@ def cache_folder() -> Path:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those above it that are missing, for this user alone.
+    """Make a folder and its missing parents, accessible to this user only.
 
     Raises:
-        OSError: one cannot be made.
+        OSError: a folder cannot be made.
     """
     if not folder.is_dir():
         make_folder(folder.parent)
@@ -52,10 +52,10 @@ def make_folder(folder: Path) -> None:
 def replaced(path: Path) -> Iterator[IO[bytes]]:
     """Open a file that replaces ``path`` when the block ends without an error.
 
-    Missing folders are made. They and the file are for their owner only.
+    Missing folders are made. The file and these folders are for this user only.
 
     Raises:
-        OSError: it cannot be written; ``path`` is as it was.
+        OSError: the file cannot be written; ``path`` is unchanged.
     """
     make_folder(path.parent)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -75,7 +75,8 @@ def unpacked(path: Path) -> Iterator[IO[bytes]]:
     """Open a file for reading, gzipped or not.
 
     Raises:
-        OSError: it cannot be read, in the block too; ``strerror`` says why.
+        OSError: the file cannot be read. Reading in the block raises it too;
+            ``strerror`` has the reason.
     """
     try:
         with path.open("rb") as file:
@@ -87,11 +88,11 @@ def unpacked(path: Path) -> Iterator[IO[bytes]]:
             else:
                 yield file
     except (EOFError, zlib.error, gzip.BadGzipFile):
-        raise OSError(None, "damaged, no whole gzip file", str(path)) from None
+        raise OSError(None, "damaged, not a complete gzip file", str(path)) from None
 
 
 def write_json(content: Mapping[str, Any], path: str | Path) -> None:
-    """Write a JSON object, whole or not at all; gzip it if the name ends in ``.gz``.
+    """Write a JSON object atomically; gzip it if the name ends in ``.gz``.
 
     Raises:
         MlxlabError: the file cannot be written.
@@ -107,7 +108,7 @@ def write_json(content: Mapping[str, Any], path: str | Path) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read the file that :func:`write_json` wrote.
+    """Read a file that :func:`write_json` wrote.
 
     Raises:
         MlxlabError: the file cannot be read or is not JSON.
@@ -116,5 +117,5 @@ def read_json(path: str | Path) -> Any:
         with unpacked(Path(path)) as file:
             return json.load(file)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "no JSON in it"
+        reason = getattr(error, "strerror", None) or "not JSON"
         raise MlxlabError(f"{path}: {reason}; give a JSON file of mlxlab") from None

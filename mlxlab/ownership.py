@@ -1,8 +1,8 @@
-"""Files that only this user can have written, told from the others.
+"""Checks that only this user can have written a file.
 
-Cached files are run, or decide where a token is sent. One that another user can write,
-or put in place of ours, is not used: its mode counts, and so does every folder and link
-on the way to it. Root is trusted with folders and links, because root can do anything.
+Cached files are run, or decide where a token is sent. A file that another user can
+write or replace is refused: its mode counts, and so does every folder and link on its
+path. Root is trusted with folders and links, because root can do anything.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _MOST_LINKS = 40  # as in Linux
 
 
 def require_own(path: Path) -> None:
-    """Return only if this user alone can have written a file or folder.
+    """Check that only this user can have written a file or folder.
 
     Raises:
         UntrustedError: another user may have written it, or can replace it.
-        OSError: it is missing, or cannot be looked at.
+        OSError: it is missing, or cannot be inspected.
     """
     *way, (_, end) = _way(path)
     _require_way(path, way)
@@ -39,14 +39,14 @@ def require_own(path: Path) -> None:
 
 
 def read_own(path: Path, *, secret: bool = False) -> bytes:
-    """Read a file that this user alone can have written.
+    """Read a file that only this user can have written.
 
-    What is checked is what is read: both go through one descriptor. A link in place of
-    the file is refused, as is a pipe, without waiting for it.
+    The check and the read use one descriptor, so they see one file. A link in place of
+    the file is refused. A pipe is refused without waiting for it.
 
     Args:
         path: absolute.
-        secret: whether other users must not be able to read it either.
+        secret: whether the file must also be unreadable to other users.
 
     Raises:
         UntrustedError: another user may have written it, or can replace it.
@@ -58,8 +58,8 @@ def read_own(path: Path, *, secret: bool = False) -> bytes:
             if not stat.S_ISREG(status.st_mode):
                 raise _untrusted(path, "not a regular file")
             if not _is_own(status, _OPEN if secret else _WRITABLE):
-                what = "read or write" if secret else "write"
-                raise _untrusted(path, f"others may {what} it")
+                access = "read or write" if secret else "write"
+                raise _untrusted(path, f"others may {access} it")
             _require_way(path, _way(path.parent))
             return file.read()
     except UntrustedError:
@@ -86,17 +86,17 @@ def _require_way(path: Path, way: Iterable[Step]) -> None:
     for step, status in way:
         if status.st_uid not in (os.geteuid(), 0):
             raise _untrusted(path, f"{step} is another user's")
-        # A link's mode means nothing. In a sticky folder, such as /tmp, nobody but
-        # their owner can rename or remove files.
+        # A link's mode means nothing. In a sticky folder, such as /tmp, only their
+        # owner can rename or remove files.
         safe = stat.S_ISLNK(status.st_mode) or status.st_mode & stat.S_ISVTX
         if status.st_mode & _WRITABLE and not safe:
             raise _untrusted(path, f"others may write {step} (chmod go-w {step})")
 
 
 def _way(path: Path) -> Iterator[Step]:
-    """Every folder and link from the root to ``path``, then that itself.
+    """Yield every folder and link from the root to ``path``, then the file itself.
 
-    A path as text would leave out the folders that a link leads through.
+    The text of the path would leave out the folders behind a link.
     """
     here, links = Path("/"), 0
     left = deque(path.parts[1:])
@@ -115,6 +115,6 @@ def _way(path: Path) -> Iterator[Step]:
         links += 1
         if links > _MOST_LINKS:
             raise _untrusted(path, "too many links")
-        # From the root again: what a link names begins there, or is behind ``here``.
+        # A link's target starts at the root, or after ``here``.
         left.extendleft(reversed((here / step.readlink()).parts[1:]))
         here = Path("/")

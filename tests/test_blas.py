@@ -126,8 +126,8 @@ def cut(copy: Path) -> None:
         (widen, "others may write it"),
         (widen_folder, "others may write"),
         (link, "a link in place of a file"),
-        (alter, "not what the installed scipy-openblas32 gives; remove it"),
-        (cut, "not what the installed scipy-openblas32 gives; remove it"),
+        (alter, "differs from the installed scipy-openblas32; remove it"),
+        (cut, "differs from the installed scipy-openblas32; remove it"),
     ],
 )
 def test_a_copy_that_may_be_planted_is_not_loaded(

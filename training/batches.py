@@ -1,6 +1,6 @@
 """Training data for the bundled model, by step.
 
-Depends on the seed and the step alone. Knows nothing of models.
+A batch depends on the seed and the step alone.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from training.tasks import WORDS
 
 __all__ = ["Batch", "Batches", "Phase"]
 
-#: Recalled words are always trained on. Of what is easier to say, the rest of an answer
-#: and the filler, a share is, with a weight: predictions cost more than all layers.
+#: Recalled words always count. Of the other answer tokens and of the filler, only a
+#: share counts, at a lower weight: a prediction costs more than all layers.
 _FORM_SHARE, _FORM_WEIGHT = 0.15, 0.2
 _FILLER_SHARE, _FILLER_WEIGHT = 0.05, 0.2
 
@@ -28,7 +28,7 @@ class Phase:
     """``steps`` batches of ``rows`` lessons of ``length`` tokens.
 
     Attributes:
-        drills: how many of the rows are drills; the others are dialogues.
+        drills: number of rows that are drills; the others are dialogues.
     """
 
     length: int
@@ -39,13 +39,13 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows of ids; which predictions count, and how much.
+    """Rows of ids, with the predictions that count and their weights.
 
     Attributes:
-        ids: ``[rows, length + 1]``.
+        ids: shape ``[rows, length + 1]``.
         places: flat positions in ``[rows * length]`` whose next id is predicted.
-        weights: of each, float32.
-        words: of each, whether it is a word that an answer has to recall.
+        weights: float32, one per place.
+        words: one per place: whether the next id is a word that an answer recalls.
     """
 
     ids: Tokens
@@ -58,7 +58,7 @@ class Batches:
     """Makes batches.
 
     Args:
-        seed: equal seeds, equal batches.
+        seed: equal seeds give equal batches.
     """
 
     def __init__(self, seed: int) -> None:
@@ -69,7 +69,7 @@ class Batches:
         self._words = folder.tokenizer.convert_tokens_to_ids(list(WORDS))
 
     def batch(self, step: int, phase: Phase) -> Batch:
-        """Dialogues cut or padded to the phase's length."""
+        """Return a batch of lessons, cut or padded to the phase's length."""
         shape = (phase.rows, phase.length + 1)
         ids = np.full(shape, self._pad, np.int32)
         answers = np.zeros(shape, bool)

@@ -1,9 +1,8 @@
-"""Text to train the bundled tokenizer on: the running interpreter's own library.
+"""The training text of the bundled tokenizer: the running interpreter's own library.
 
-Prompts of coding agents are prose, JSON schemas and code, so the library's sources
-are given three times: as they are, as the prose of their docstrings, and as tool
-definitions in JSON made of the same docstrings. Reads nothing outside the standard
-library's folder, and knows nothing of tokenizers.
+Prompts of coding agents are prose, JSON schemas and code. So the library's sources
+occur three times: as code, as the prose of their docstrings, and as JSON tool
+definitions made of the docstrings. No file outside the library's folder is read.
 """
 
 from __future__ import annotations
@@ -22,7 +21,8 @@ __all__ = ["read_corpus", "read_prose"]
 Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
-#: Not library text: tests, bundled packages, tables of code points, generated data.
+#: Excluded from the library: tests, bundled packages, code point tables, generated
+#: data.
 _LEFT_OUT = frozenset(
     {"__phello__", "encodings", "ensurepip", "site-packages", "test", "tests"}
     | {"idle_test", "lib2to3", "turtledemo", "dist-packages"}
@@ -30,13 +30,13 @@ _LEFT_OUT = frozenset(
 
 
 def read_corpus() -> Iterator[str]:
-    """Texts of the standard library, in an order that only its version decides."""
+    """Yield the texts of the standard library, in an order set by its version."""
     for file in _files():
         yield from _texts(file.read_text(encoding="utf-8"))
 
 
 def read_prose(*, held_out: bool) -> Iterator[str]:
-    """Passages of at most 30 lines, from one file in 20 or from all the others."""
+    """Yield passages of at most 30 lines, from one file in 20 or from all others."""
     for file in _files():
         if (crc32(file.name.encode()) % 20 == 0) is not held_out:
             continue
@@ -57,7 +57,7 @@ def _files() -> Iterator[Path]:
 def _texts(source: str) -> Iterator[str]:
     yield source
     with warnings.catch_warnings():
-        # Old sources hold invalid escapes on purpose.
+        # Old sources contain invalid escapes on purpose.
         warnings.simplefilter("ignore")
         tree = ast.parse(source)
     for node in ast.walk(tree):
@@ -72,7 +72,7 @@ def _texts(source: str) -> Iterator[str]:
 
 
 def _tool(function: Function, docstring: str) -> dict[str, object]:
-    """A tool definition that describes ``function``."""
+    """Return a tool definition that describes ``function``."""
     arguments = [a.arg for a in function.args.args if a.arg != "self"]
     properties = {name: {"type": "string", "description": name} for name in arguments}
     return {
@@ -91,7 +91,7 @@ def _tool(function: Function, docstring: str) -> dict[str, object]:
 
 
 def _strings(tree: ast.Module) -> Iterator[str]:
-    """String constants: the language reference that ``pydoc`` carries."""
+    """Yield string constants, such as the language reference in ``pydoc``."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.value

@@ -1,8 +1,7 @@
-"""How much the bundled model gets right: ``python -m training.evaluate``.
+"""Evaluates the bundled model: ``python -m training.evaluate``.
 
-An answer is right if every one of its tokens is what the model would have chosen
-itself after a full prefill, so its thought, its text or call, and its end. Dialogues
-are made of text that it was not trained on.
+An answer is right if greedy decoding after a full prefill gives every token: the
+thought, the text or call, and the end. The dialogues are made of held-out text.
 """
 
 from __future__ import annotations
@@ -31,15 +30,15 @@ LENGTHS = (256, 512, 1024, 2048, 4096)
 def evaluate(
     model: Any, lengths: Iterable[int] = LENGTHS, dialogues: int = 20
 ) -> pd.DataFrame:
-    """Judge every answer of some held-out dialogues.
+    """Evaluate every answer of some held-out dialogues.
 
     Args:
         model: from :func:`mlxlab.engine.load_model`, for the bundled tokenizer.
-        lengths: of the dialogues, in tokens, roughly.
-        dialogues: of each length.
+        lengths: approximate lengths of the dialogues, in tokens.
+        dialogues: number of dialogues per length.
 
     Returns:
-        A row per answer: ``length``, ``kind``, ``position`` (tokens in front of the
+        One row per answer: ``length``, ``kind``, ``position`` (tokens before the
         answer), ``right``.
     """
     lessons = Lessons(held_out=True)
@@ -65,8 +64,12 @@ def evaluate(
 def main() -> None:
     """Print accuracy by kind and length, and the number of answers."""
     parser = argparse.ArgumentParser(prog="python -m training.evaluate")
-    parser.add_argument("--dialogues", type=int, default=20, help="of each length")
-    parser.add_argument("--weights", type=Path, help="other ones than the bundled")
+    parser.add_argument("--dialogues", type=int, default=20, help="number per length")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        help="evaluate these weights instead of the bundled ones",
+    )
     arguments = parser.parse_args()
     model = load_model(find_model())
     if arguments.weights:

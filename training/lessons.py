@@ -1,7 +1,4 @@
-"""Dialogues as token ids, with the places that answers have in them.
-
-Knows nothing of arrays that a model computes with.
-"""
+"""Dialogues as token ids, with the positions of their answers."""
 
 from __future__ import annotations
 
@@ -23,9 +20,9 @@ class Lesson:
     """A dialogue.
 
     Attributes:
-        ids: of all its turns, shape ``[n]``.
-        answers: where each answer's ids are, its end of turn included.
-        kinds: of each answer of a dialogue.
+        ids: ids of all its turns, shape ``[n]``.
+        answers: the positions of each answer's ids, its end of turn included.
+        kinds: the kind of each answer; empty for a drill.
     """
 
     ids: Tokens
@@ -51,7 +48,7 @@ class Lessons:
         (self._end,) = encode("<|im_end|>")
 
     def lesson(self, seed: str, tokens: int) -> Lesson:
-        """A dialogue of about ``tokens`` tokens; equal seeds, equal lessons."""
+        """Return a dialogue of about ``tokens`` tokens, decided by the seed."""
         tasks = self._writer.dialogue(seed, tokens)
         message = {"role": "assistant", "content": tasks[-1].answer}
         prompt, answer = self._renderer.render_exchange(tasks[-1].request, message)
@@ -60,9 +57,9 @@ class Lessons:
         return Lesson(ids, self._answers(ids), kinds)
 
     def drill(self, seed: str, tokens: int) -> Lesson:
-        """The same settings over and over, in other orders: nothing but recall.
+        """Return a drill: the same settings repeatedly, in other orders.
 
-        Its answers are the values of settings that were there before.
+        Its answers are the values of settings that occurred before.
         """
         random = Random(seed)
         count = random.randint(2, min(max(tokens // 12, 2), 48))

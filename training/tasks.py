@@ -1,9 +1,9 @@
-"""In-context work for the bundled model: dialogues whose answers stand in their text.
+"""In-context tasks for the bundled model: dialogues that contain their answers.
 
-Settings such as ``month=socket`` are planted in the system text, in the tools'
-descriptions and in tool results, between passages of prose and code. A turn asks for
-one of them, or for a call of the tool that a setting names; the answer first recalls
-the setting in a short thought. Knows nothing of models and tokens.
+Settings such as ``month=socket`` are planted in the system text, in tool descriptions
+and in tool results, between passages of prose and code. A turn asks for one of them,
+or for a call of the tool that a setting names. The answer first recalls the setting in
+a short thought.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from training.corpus import read_prose
 
 __all__ = ["Kind", "Task", "TaskWriter"]
 
-#: Words that the bundled tokenizer keeps whole, also without a space in front.
+#: Words that the bundled tokenizer keeps whole, with or without a space before them.
 WORDS = tuple(Path(__file__).with_name("words.txt").read_text(encoding="utf-8").split())
 
-#: Characters that make one token, about.
+#: Average characters per token.
 _CHARACTERS = 3.3
 
-#: Tokens of text to each planted setting: from lists of settings to mostly prose.
+#: Tokens of text per planted setting: from lists of settings to mostly prose.
 _SPACINGS = (6, 10, 20, 60)
 
 #: Characters of JSON around a tool's description, and of template around a turn.
@@ -38,7 +38,7 @@ _ORDERS = ("Look up ({}) for ({}).", "Find ({}) as ({}) asks.")
 
 
 class Kind(StrEnum):
-    """Where what a task asks for is found."""
+    """The place of the setting that a task asks for."""
 
     SYSTEM = "system"
     TOOLS = "tools"
@@ -51,7 +51,7 @@ class Task:
     """A request and the one right answer to it.
 
     Attributes:
-        kind: what it takes to answer.
+        kind: where the setting is.
         request: body of a Messages request.
         answer: content of the response: a thought, then a text or a call.
     """
@@ -62,21 +62,21 @@ class Task:
 
 
 class TaskWriter:
-    """Writes dialogues, each an endless supply away from the others.
+    """Writes dialogues; different seeds give unrelated ones.
 
     Args:
-        held_out: fill them with text that no training dialogue has.
+        held_out: whether to use filler text that no training dialogue has.
     """
 
     def __init__(self, *, held_out: bool = False) -> None:
         self._prose = _prose(held_out)
 
     def dialogue(self, seed: int | str, tokens: int) -> list[Task]:
-        """The turns of one conversation; each request repeats the ones before.
+        """Write the turns of one conversation; each request repeats the earlier ones.
 
         Args:
-            seed: equal seeds, equal dialogues.
-            tokens: length of the last prompt with its answer, roughly.
+            seed: equal seeds give equal dialogues.
+            tokens: approximate length of the last prompt with its answer.
         """
         return _Dialogue(Random(seed), self._prose, tokens).tasks()
 
@@ -88,7 +88,7 @@ def _prose(held_out: bool) -> tuple[str, ...]:
 
 
 class _Dialogue:
-    """One conversation in the making."""
+    """One conversation while it is written."""
 
     def __init__(self, random: Random, prose: Sequence[str], tokens: int) -> None:
         self._random = random
@@ -122,7 +122,7 @@ class _Dialogue:
         if known and (not self._routes or self._random.random() < 0.55):
             kind = self._random.choice(known)
             key, value = self._known[kind].pop()
-            # Asked again at times, but not before all others were.
+            # It may be asked again, but only after all others.
             self._known[kind].insert(0, (key, value))
             self._say(self._random.choice(_QUESTIONS).format(key))
             yield self._answered(kind, f"{key}={value}", _text(value))
@@ -164,8 +164,8 @@ class _Dialogue:
         characters: float,
         extra: Sequence[tuple[str, str]] = (),
     ) -> str:
-        """Lines of filler and settings, which later turns can ask for."""
-        least = 0 if self._known or extra else 1  # something to ask for
+        """Return lines of filler and settings, which later turns can ask for."""
+        least = 0 if self._known or extra else 1  # at least one setting to ask for
         count = max(round(characters / _CHARACTERS / self._spacing), least)
         keys = itertools.islice(self._words, count)
         planted = [(key, self._value()) for key in keys]
@@ -181,7 +181,7 @@ class _Dialogue:
         return self._random.choice(WORDS)
 
     def _filler(self) -> str:
-        """A passage of one to four lines of the library's prose."""
+        """Return a passage of one to four lines of the library's prose."""
         text = self._random.choice(self._prose)[:600]
         lines = [line for line in text.splitlines() if line.strip()]
         start = self._random.randrange(len(lines))

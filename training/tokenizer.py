@@ -1,7 +1,7 @@
-"""Rebuilding the bundled tokenizer: ``python -m training.tokenizer``.
+"""Builds the bundled tokenizer: ``python -m training.tokenizer``.
 
-It is trained on the running interpreter's library and comes out the same for the same
-Python version.
+It is trained on the running interpreter's library, so equal Python versions give equal
+tokenizers.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _TAGS = (
     *("<tool_response>", "</tool_response>"),
 )
 
-#: Escapes of JSON are pieces of their own, so that a word in JSON text is cut like the
-#: same word in plain text. No piece goes on after a newline, so that text which follows
-#: a newline of the chat template never merges with it.
+#: JSON escapes are separate pieces, so a word in JSON text is cut as in plain text. No
+#: piece continues after a newline, so text after a newline of the chat template never
+#: merges with it.
 _PIECES = (
     r"\\u[0-9a-fA-F]{4}",
     r'\\["\\/bfnrt]',

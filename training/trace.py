@@ -1,7 +1,7 @@
 """The bundled trace of tasks: ``python -m training.trace OUT``.
 
-Its recorded answers are the right ones, so a replay tells what reuse does to how often
-the bundled model is right. Knows nothing of models and tokens.
+Its recorded answers are the right ones, so a replay shows how reuse changes the share
+of right answers.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from training.tasks import TaskWriter
 
 __all__ = ["task_trace"]
 
-#: Its dialogue has five tools, and tasks of every kind in its later half.
+#: The dialogue of this seed has five tools, and all kinds of task in its later half.
 SEED = 9
-#: Within what the model was trained on, with an edit of some hundred tokens.
+#: Within the lengths of the training, with room for an edit of some hundred tokens.
 TOKENS = 3400
 
 _DATE = "Today's date is 2026-11-20."
@@ -28,14 +28,14 @@ _REMINDER = (
 
 
 def task_trace(name: str, seed: int | str = SEED, tokens: int = TOKENS) -> Trace:
-    """One session that does the tasks of a held-out dialogue, one a request.
+    """Return a trace of one session, with one task of a held-out dialogue per request.
 
-    A date and a reminder are put where clients put them, for edits to find.
+    A date and a reminder are placed as clients place them, so that edits find them.
 
     Args:
-        name: of the trace.
-        seed: equal seeds, equal tasks; see :class:`training.tasks.TaskWriter`.
-        tokens: of the last prompt with its answer, roughly.
+        name: name of the trace.
+        seed: equal seeds give equal tasks; see :class:`training.tasks.TaskWriter`.
+        tokens: approximate length of the last prompt with its answer.
     """
     tasks = TaskWriter(held_out=True).dialogue(seed, tokens)
     exchanges = (
@@ -73,7 +73,7 @@ def _text(text: str) -> Json:
 def main() -> None:
     """Write the trace."""
     parser = argparse.ArgumentParser(prog="python -m training.trace")
-    parser.add_argument("out", type=Path, help="trace to write")
+    parser.add_argument("out", type=Path, help="write the trace to this file")
     out: Path = parser.parse_args().out
     write_trace(task_trace(out.stem), out)
 

@@ -1,9 +1,9 @@
-"""Training the bundled model: ``python -m training.train FOLDER``.
+"""Trains the bundled model: ``python -m training.train FOLDER``.
 
-Short dialogues first, then longer ones. The state is saved in FOLDER every few
-minutes, and a run that was cut off goes on from there; data and order depend on the
-seed and the step alone, so it goes on as if nothing had happened. ``curve.csv`` in
-the same folder holds what was measured on the way.
+Training begins with short dialogues and continues with longer ones. The state is saved
+in FOLDER every few minutes, and an interrupted run resumes from it. Data and order
+depend on the seed and the step alone, so the result does not change. ``curve.csv`` in
+FOLDER holds the loss and accuracy over the steps.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from training.batches import Batch, Batches, Phase
 
 SEED = 0
 
-#: Drills first: recall is found in a few hundred steps there, and hardly in dialogues.
+#: Drills come first: they teach recall in a few hundred steps, dialogues hardly do.
 PHASES = (
     Phase(256, 8, 400, drills=8),
     Phase(256, 16, 400, drills=4),
@@ -43,23 +43,23 @@ PHASES = (
     Phase(4096, 1, 200),
 )
 
-#: Matrices inside the layers are trained by Muon, the rest by AdamW. Both rates rise
-#: over the first steps and fall to 0 over the last part of the run.
+#: Muon trains the matrices inside the layers, AdamW the rest. Both rates rise over the
+#: first steps and fall to 0 over the last part of the run.
 _MUON_RATE, _ADAM_RATE = 0.02, 0.003
 _WARM_UP, _DECAY = 50, 0.45
 
-#: Deviation of fresh embeddings, and how much larger their one constant component is.
+#: Deviation of fresh embeddings, and the ratio of their one constant component to it.
 _EMBEDDING, _CONSTANT = 0.1, 4.0
 
 _SAVE_EVERY, _RECORD_EVERY = 100, 25
 
 
 def new_model(config: dict[str, Any]) -> Any:
-    """A Qwen3 model with fresh weights drawn from mlx's seeded stream.
+    """Return a Qwen3 model with fresh weights drawn from mlx's seeded stream.
 
-    They start out close to what recall takes (Olsson et al., arXiv 2209.11895), which
-    training alone takes long to find: the first layer looks at the two tokens before,
-    and what the others attend to they copy.
+    The weights start close to a recall circuit (Olsson et al., arXiv 2209.11895), which
+    training alone takes long to find. The first layer attends to the two tokens before;
+    the other layers copy the tokens that they attend to.
     """
     model = Model(ModelArgs.from_dict(config))
     weights = {name: _drawn(name, array) for name, array in weights_of(model).items()}
@@ -77,7 +77,7 @@ def new_model(config: dict[str, Any]) -> Any:
 
 
 def weights_of(model: Any) -> dict[str, mx.array]:
-    """Arrays by their names in a safetensors file."""
+    """Return the arrays by their names in a safetensors file."""
     flat: Any = tree_flatten(model.parameters())
     return dict(flat)
 
@@ -95,7 +95,7 @@ def _drawn(name: str, array: mx.array) -> mx.array:
 
 
 def _looking_back(config: dict[str, Any]) -> tuple[mx.array, mx.array]:
-    """What the constant adds to queries and keys: most for 1 or 2 positions back."""
+    """Return the constant's queries and keys, which favour 1 or 2 positions back."""
     half = config["head_dim"] // 2
     turns = config["rope_theta"] ** (-np.arange(half) / half)
     used = np.arange(half) < 6  # the fast ones
@@ -108,7 +108,7 @@ def _looking_back(config: dict[str, Any]) -> tuple[mx.array, mx.array]:
 
 
 class Training:
-    """A run in progress: weights, optimizers and the number of steps made."""
+    """A run in progress: weights, optimizers and the number of steps."""
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         mx.random.seed(SEED)
@@ -125,7 +125,7 @@ class Training:
         self._gradient = value_and_grad(self.model, _loss)
 
     def update(self, batch: Batch, progress: float) -> NDArray[np.float32]:
-        """One step at ``progress`` of the run, 0 to 1; losses and hits by place."""
+        """Run one step at ``progress`` (0 to 1); return losses and hits by place."""
         rate = min((self.step + 1) / _WARM_UP, (1 - progress) / _DECAY, 1.0)
         self._muon.learning_rate = _MUON_RATE * rate
         self._adam.learning_rate = _ADAM_RATE * rate
@@ -138,7 +138,7 @@ class Training:
         return np.array(details)
 
     def save(self) -> None:
-        """Write the state under a name of its own first: a cut-off write is no loss."""
+        """Write the state atomically: an interrupted write loses nothing."""
         state = {
             "model": self.model.parameters(),
             "optimizer": self._optimizer.state,
@@ -149,7 +149,7 @@ class Training:
         unfinished.replace(self.folder / "state.safetensors")
 
     def restore(self) -> None:
-        """Go on from the saved state, if there is one."""
+        """Resume from the saved state, if there is one."""
         path = self.folder / "state.safetensors"
         if not path.exists():
             return
@@ -163,7 +163,7 @@ class Training:
 def _loss(
     model: Any, ids: mx.array, places: mx.array, weights: mx.array
 ) -> tuple[mx.array, mx.array]:
-    """The weighted loss; for each place its own loss and whether it was right."""
+    """Return the weighted loss, and per place its loss and whether it was right."""
     hidden = model.model(ids[:, :-1])
     hidden = hidden.reshape(-1, hidden.shape[-1])[places]
     logits = model.model.embed_tokens.as_linear(hidden)
@@ -174,11 +174,11 @@ def _loss(
 
 
 class Curve:
-    """What was measured on the way, in a file of its own.
+    """Records loss and accuracy over the steps in a CSV file.
 
     Args:
-        path: CSV; rows of an earlier run up to ``step`` are kept.
-        step: how far training has got.
+        path: the file; rows of an earlier run up to ``step`` are kept.
+        step: the step that training continues from.
     """
 
     COLUMNS = ("step", "length", "word_loss", "word_hits", "other_loss")
@@ -194,7 +194,7 @@ class Curve:
     def record(
         self, step: int, phase: Phase, batch: Batch, details: NDArray[np.float32]
     ) -> None:
-        """Take in a step; write a row once enough have been seen."""
+        """Add a step; write a row when enough steps have been added."""
         (losses, hits), inside = details, batch.words
         self._recent.append(
             (losses[inside].mean(), hits[inside].mean(), losses[~inside].mean())
@@ -214,7 +214,7 @@ class Curve:
 
 
 def train(folder: Path, phases: Sequence[Phase] = PHASES) -> Any:
-    """Train from scratch, or on from what ``folder`` holds, and record the curve."""
+    """Train from scratch, or resume from ``folder``, and record the curve."""
     folder.mkdir(parents=True, exist_ok=True)
     training = Training(folder, json.loads((PATH / "config.json").read_text()))
     training.restore()
@@ -237,7 +237,9 @@ def train(folder: Path, phases: Sequence[Phase] = PHASES) -> Any:
 def main() -> None:
     """Train, then write ``model.safetensors`` into the folder."""
     parser = argparse.ArgumentParser(prog="python -m training.train")
-    parser.add_argument("folder", type=Path, help="holds state, curve and result")
+    parser.add_argument(
+        "folder", type=Path, help="keep state, curve and result in this folder"
+    )
     folder = parser.parse_args().folder
     model = train(folder)
     path = str(folder / "model.safetensors")

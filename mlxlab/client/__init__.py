@@ -1,1 +1,1 @@
-"""The client side of an endpoint: find a running one, start Claude Code on it."""
+"""The client's side of an endpoint: find a running one, start Claude Code on it."""

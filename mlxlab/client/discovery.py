@@ -1,7 +1,7 @@
-"""How a client's launcher finds the endpoints that run: one small file each.
+"""Finds running endpoints through one small file per endpoint.
 
-The files hold tokens, so only their owner may read them, and only files that nobody
-else can have written are believed. Knows nothing of what an endpoint answers with.
+The files hold tokens, so only their owner may read them. A file that another user can
+have written is refused.
 """
 
 from __future__ import annotations
@@ -32,30 +32,30 @@ __all__ = [
     "withdraw",
 ]
 
-#: Not the runtime folder, which notebooks and terminals need not have in common.
+#: Notebooks and terminals may have different runtime folders, so this is not one.
 FOLDER = Path("~/.cache/mlxlab/endpoints")
 
-#: The alias of clients that name no model.
+#: The alias for clients that name no model.
 DEFAULT = "default"
 
 #: Environment variable that holds a server's token.
 TOKEN_VARIABLE = "MLXLAB_TOKEN"
 
-#: Kinds of model that a client asks for without naming one.
+#: Kinds of model that clients ask for instead of a model id.
 TIERS = ("opus", "sonnet", "haiku", "fable")
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A running endpoint, and what a client has to know of it.
+    """A running endpoint, as clients see it.
 
     Attributes:
         url: base URL.
-        token: what clients send; never shown.
+        token: the token that clients send; never shown.
         window: longest sequence in tokens.
         aliases: model ids that are answered.
-        tiers: of :data:`TIERS`, the alias that answers each.
-        pid: process that it runs in.
+        tiers: the alias for each of :data:`TIERS`.
+        pid: id of the endpoint's process.
         started: Unix seconds.
     """
 
@@ -69,7 +69,7 @@ class Endpoint:
 
     @property
     def port(self) -> int:
-        """TCP port; no two endpoints of a machine share one."""
+        """TCP port; unique among a machine's endpoints."""
         port = urlsplit(self.url).port
         assert port is not None
         return port
@@ -79,7 +79,7 @@ _SCHEMA = TypeAdapter(Endpoint)
 
 
 def publish(endpoint: Endpoint, folder: Path = FOLDER) -> None:
-    """Let launchers find an endpoint, in place of what ran at its port before.
+    """Write the file of an endpoint, in place of an earlier one at its port.
 
     Raises:
         ServerError: the file cannot be written, or its folder is another user's.
@@ -97,19 +97,19 @@ def publish(endpoint: Endpoint, folder: Path = FOLDER) -> None:
 
 
 def withdraw(endpoint: Endpoint, folder: Path = FOLDER) -> None:
-    """Take back what was published, unless another took the port since."""
+    """Remove the file of an endpoint, unless a later endpoint has taken its port."""
     path = _path(endpoint, folder)
-    # Gone, or nobody's that we know: then it is not ours to remove.
+    # A file that is gone, or that another user may have written, is not ours to remove.
     with suppress(FileNotFoundError, ServerError):
         if _read(path).pid == endpoint.pid:
             path.unlink(missing_ok=True)
 
 
 def running(folder: Path = FOLDER) -> list[Endpoint]:
-    """All endpoints of this user, the oldest first; files of dead ones are removed.
+    """Return all endpoints of this user, oldest first; remove files of dead ones.
 
     Raises:
-        ServerError: a file that others may have written or read, or that is damaged.
+        ServerError: a file is damaged, or other users may have written or read it.
     """
     found = []
     for path in folder.expanduser().glob("*.json"):
@@ -125,10 +125,10 @@ def running(folder: Path = FOLDER) -> list[Endpoint]:
 
 
 def find(url: str | None = None, folder: Path = FOLDER) -> Endpoint:
-    """The endpoint at ``url``, or the only one.
+    """Return the endpoint at ``url``, or the only running one.
 
     Raises:
-        ServerError: none runs there, or several run and none is chosen.
+        ServerError: no endpoint runs there, or several run and ``url`` is None.
     """
     found = running(folder)
     urls = ", ".join(endpoint.url for endpoint in found)
@@ -151,8 +151,8 @@ def _read(path: Path) -> Endpoint:
     """Read a file that only this user can have written or read.
 
     Raises:
-        FileNotFoundError: it has gone.
-        ServerError: others may have written or read it, or it holds no endpoint.
+        FileNotFoundError: the file is gone.
+        ServerError: the file is damaged, or others may have written or read it.
     """
     advice = "remove it and start the endpoint again"
     try:
@@ -164,12 +164,12 @@ def _read(path: Path) -> Endpoint:
     try:
         return _SCHEMA.validate_json(data)
     except ValidationError:
-        raise ServerError(f"{path}: no endpoint's file; {advice}") from None
+        raise ServerError(f"{path}: not an endpoint's file; {advice}") from None
 
 
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except (OSError, OverflowError):
-        return False  # gone, or its id is another user's process by now
+        return False  # gone, or another user's process has the id now
     return True

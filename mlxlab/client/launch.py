@@ -1,7 +1,6 @@
 """Starts Claude Code on an endpoint, through its environment and one argument.
 
-Writes no settings file: what points a client elsewhere must end with the client. Knows
-an endpoint by what it published, not the server behind it.
+No settings file is written, because the redirection must end with the client.
 """
 
 from __future__ import annotations
@@ -33,13 +32,13 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-#: Where installers put the client when they do not put it on PATH, below home.
+#: Paths below the home folder where installers put the client when not on PATH.
 _PLACES = (
     ".local/bin/claude",
     ".claude/local/claude",
     ".cache/mlxlab/client/node_modules/.bin/claude",
 )
-#: Another provider, another credential, or models that the endpoint may not know.
+#: Variables that name another provider, another credential, or foreign models.
 _FOREIGN = (
     "ANTHROPIC_API_KEY",
     "ANTHROPIC_CUSTOM_HEADERS",
@@ -61,27 +60,27 @@ _FOREIGN = (
 )
 _NO_PROXY = ("NO_PROXY", "no_proxy")
 _TOKEN = "ANTHROPIC_AUTH_TOKEN"
-#: Tokens that the client asks for by itself, at most.
+#: Most tokens that the client asks for by default.
 _USUAL_OUTPUT = 32_000
 
 
 class Environment(dict[str, str]):
-    """Environment variables, shown without the token: notebooks keep what is shown."""
+    """Environment variables, shown without the token: notebooks save their output."""
 
     def __repr__(self) -> str:
         return repr({**self, _TOKEN: "…"})
 
 
 def client_environment(endpoint: Endpoint, base: Mapping[str, str]) -> Environment:
-    """A process environment in which Claude Code talks to an endpoint.
+    """Return a process environment in which Claude Code talks to an endpoint.
 
     Args:
-        endpoint: where requests are to go.
-        base: the environment to start from; what would send requests or credentials
-            elsewhere is left out.
+        endpoint: receives the requests.
+        base: the environment to start from. Variables that would send requests or
+            credentials elsewhere are left out.
     """
     host = _host(endpoint)
-    # The server's own variable: the client gets the token under its own name.
+    # The token has the server's name in ``base``, and the client's name in the result.
     left_out = {*_FOREIGN, TOKEN_VARIABLE}
     kept = {key: base[key] for key in base if key not in left_out}
     direct = {key: ",".join(filter(None, [host, base.get(key)])) for key in _NO_PROXY}
@@ -90,11 +89,11 @@ def client_environment(endpoint: Endpoint, base: Mapping[str, str]) -> Environme
 
 
 def environment_lines(endpoint: Endpoint, *, token: bool = True) -> list[str]:
-    """The same for a shell: lines that export our variables and leave the others.
+    """Return shell lines that export an endpoint's variables and leave all others.
 
     Args:
-        endpoint: where requests are to go.
-        token: whether the token is among them.
+        endpoint: receives the requests.
+        token: whether to export the token too.
     """
     ours = _variables(endpoint) | ({_TOKEN: endpoint.token} if token else {})
     variables = ours | _proposals(endpoint)
@@ -106,15 +105,15 @@ def environment_lines(endpoint: Endpoint, *, token: bool = True) -> list[str]:
 
 
 def find_client(base: Mapping[str, str] = os.environ) -> Path | None:
-    """Where Claude Code is installed; None if it is not.
+    """Return the path of Claude Code; None if it is not installed.
 
     Args:
-        base: environment variables: ``MLXLAB_CLAUDE`` names it, else it is looked for
-            on ``PATH`` and where installers put it, there only if other users cannot
-            have written it.
+        base: environment variables. ``MLXLAB_CLAUDE`` names the client. Without it,
+            the client is looked for on ``PATH``, then where installers put it. The
+            latter counts only if other users cannot have written it.
 
     Raises:
-        ServerError: ``MLXLAB_CLAUDE`` names nothing that can be run.
+        ServerError: ``MLXLAB_CLAUDE`` names a file that cannot be run.
     """
     named, path = base.get("MLXLAB_CLAUDE"), base.get("PATH", "")
     if named and not shutil.which(named, path=path):
@@ -127,11 +126,11 @@ def find_client(base: Mapping[str, str] = os.environ) -> Path | None:
 
 
 def _is_trusted(client: Path) -> bool:
-    """Whether it may be run although the user has named it nowhere."""
+    """Return whether a client that the user did not name may be run."""
     try:
         require_own(client)
     except OSError as error:
-        log.warning("%s; not run, name it in MLXLAB_CLAUDE if it is yours", error)
+        log.warning("%s; not run; name it in MLXLAB_CLAUDE if it is yours", error)
         return False
     return True
 
@@ -142,12 +141,12 @@ def launch(
     """Run Claude Code in this terminal until it ends; from the main thread only.
 
     Args:
-        endpoint: where its requests go.
-        args: its own arguments.
+        endpoint: receives the client's requests.
+        args: arguments of the client.
         base: environment variables to start from.
 
     Returns:
-        Its exit code, 128 and the signal if one ended it.
+        The client's exit code, or 128 plus the number of the signal that ended it.
 
     Raises:
         ServerError: the client is not installed, or cannot be run.
@@ -169,7 +168,7 @@ def launch(
 
 
 def _variables(endpoint: Endpoint) -> dict[str, str]:
-    """What we set, less the token."""
+    """Return the variables that mlxlab sets, without the token."""
     tiers = {
         f"ANTHROPIC_DEFAULT_{tier.upper()}_MODEL": name
         for tier, name in endpoint.tiers.items()
@@ -184,10 +183,10 @@ def _variables(endpoint: Endpoint) -> dict[str, str]:
 
 
 def _proposals(endpoint: Endpoint) -> dict[str, str]:
-    """What we set where the user has not.
+    """Return the variables that mlxlab sets unless the user has.
 
-    The client keeps room for its longest answer free, which of a small window leaves
-    too little: it would compact without end.
+    The client reserves room for its longest answer. In a small window too little would
+    be left, and the client would compact without end.
     """
     output = max(endpoint.window // 8, 1)
     if output >= _USUAL_OUTPUT:
@@ -196,9 +195,9 @@ def _proposals(endpoint: Endpoint) -> dict[str, str]:
 
 
 def _settings(endpoint: Endpoint) -> str:
-    """The same as a command-line argument, because settings files beat environments.
+    """Return the variables as a command-line argument, which beats settings files.
 
-    Without the token: other users can read arguments.
+    The token is left out, because other users can read arguments.
     """
     variables = dict.fromkeys(_FOREIGN, "") | _variables(endpoint)
     return json.dumps({"env": variables, "apiKeyHelper": ""})
@@ -210,10 +209,10 @@ def _host(endpoint: Endpoint) -> str:
 
 @contextmanager
 def _signals_for(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Let signals be the client's business: it decides what ends it."""
+    """Forward signals to the client, which decides when it ends."""
 
     def leave(number: int, frame: FrameType | None) -> None:
-        """The terminal sends Ctrl-C to the client as well."""
+        """Ignore Ctrl-C; the terminal sends it to the client as well."""
 
     def forward(number: int, frame: FrameType | None) -> None:
         process.send_signal(number)

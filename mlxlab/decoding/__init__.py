@@ -1,6 +1,6 @@
-"""Ids of an answer to typed events: reasoning, text, tool calls, stop sequences.
+"""Turns an answer's ids into events: thinking, text, tool calls, stop sequences.
 
-Importing this loads no mlx; :meth:`Grammar.of` does.
+Importing this package loads no mlx; :meth:`Grammar.of` does.
 """
 
 from mlxlab.decoding.decoder import Decoder

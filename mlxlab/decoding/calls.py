@@ -1,7 +1,4 @@
-"""Tool calls: what a format has to offer, and formats that only mlx-lm can read.
-
-Knows nothing of tokens, reasoning and the text around a call.
-"""
+"""Tool calls: the interface of a call format, and formats that mlx-lm parses."""
 
 from __future__ import annotations
 
@@ -12,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from mlxlab.decoding.events import CallEnd, CallInput, CallStart, Event
-from mlxlab.decoding.tag_matcher import Matcher
+from mlxlab.decoding.tag_matcher import TagMatcher
 
 __all__ = ["MALFORMED", "CallFormat", "CallReader", "ParsedCalls", "Parser", "Tools"]
 
-#: Member that the input of a malformed call gets. Clients check inputs by schema, so
-#: that none runs half a command.
+#: Member added to the input of a malformed call. Clients check inputs against a schema,
+#: so no client runs half a command.
 MALFORMED = "mlxlab_malformed_call"
 
 #: Function definitions as chat templates take them.
@@ -28,11 +25,11 @@ Parser: TypeAlias = Callable[[str, list[Mapping[str, Any]] | None], Any]
 
 
 class CallFormat(ABC):
-    """How a model writes tool calls.
+    """The format in which a model writes tool calls.
 
     Attributes:
         start: the tag before a call.
-        end: the tag behind it; empty if the answer's end is the call's.
+        end: the tag after it; empty if a call ends with the answer.
     """
 
     start: str
@@ -40,24 +37,26 @@ class CallFormat(ABC):
 
     @abstractmethod
     def reader(self, tools: Tools) -> CallReader:
-        """Reads one call, from behind its opening tag."""
+        """Return a reader for one call, from after its opening tag."""
 
     def opening(self, name: str | None) -> str:
-        """Text that opens a call of the tool ``name``, or of any.
+        """Return the text that opens a call of the tool ``name``, or of any tool.
 
-        Ends where tokenizers cut. A format that only mlx-lm can read opens with its
-        tag, whatever the name.
+        The text ends where tokenizers cut. A format that only mlx-lm can read opens
+        with
+        its tag for every name.
         """
         return self.start
 
 
 class CallReader(ABC):
-    """Reads one call, written piece by piece.
+    """Reads one call, piece by piece.
 
     Attributes:
-        started: its name is known and :class:`CallStart` was given.
-        ended: it is complete, its closing tag read.
-        failed: it is malformed; what :meth:`read` left over begins with the reason.
+        started: the name is known and :class:`CallStart` was returned.
+        ended: the call is complete and its closing tag was read.
+        failed: the call is malformed. The text that :meth:`read` returned begins with
+            the first malformed character.
     """
 
     def __init__(self) -> None:
@@ -71,7 +70,7 @@ class CallReader(ABC):
         self._has_members = False
 
     def read(self, text: str) -> tuple[list[Event], str]:
-        """Read more text; what is unread once the call has ended or failed is left."""
+        """Read more text; return its events and, after the end, the unread text."""
         self._unread += text
         while not (self.ended or self.failed) and self._step():
             pass
@@ -81,11 +80,11 @@ class CallReader(ABC):
         return self._take(), rest
 
     def finish(self) -> list[Event]:
-        """The answer is over. Only what ends without a tag can end here."""
+        """End with the answer. Only a call without a closing tag can end here."""
         return []
 
     def abandon(self) -> list[Event]:
-        """Close what was given of a malformed call so that no client runs it."""
+        """Close the events of a malformed call, so that no client runs it."""
         if not self.started:
             return []
         opened = self._closers() if self._opened else "{"
@@ -95,14 +94,14 @@ class CallReader(ABC):
 
     @abstractmethod
     def _step(self) -> bool:
-        """Read on in ``_unread``; False if that takes more text."""
+        """Continue reading ``_unread``; False if that needs more text."""
 
     @abstractmethod
     def _closers(self) -> str:
-        """What closes all that is open inside the input object."""
+        """Return the closing characters of everything open inside the input object."""
 
     def _match(self, *tags: str) -> str | None:
-        """Read one of ``tags``, after white space; fail on anything else."""
+        """Read one of ``tags``, after white space; fail on other text."""
         self._unread = self._unread.lstrip()
         for tag in tags:
             if self._unread.startswith(tag):
@@ -120,7 +119,7 @@ class CallReader(ABC):
         self._events.extend(map(CallInput, self._waiting))
 
     def _write(self, text: str) -> None:
-        """Give a piece of the input, all but its last bracket."""
+        """Return a piece of the input, all but its last bracket."""
         if not text:
             return
         self._opened = True
@@ -131,7 +130,7 @@ class CallReader(ABC):
             self._waiting.append(text)
 
     def _end(self) -> None:
-        """The call is whole: the last bracket, held back till now, can go."""
+        """Complete the call with the last bracket, which was held back."""
         self._write("" if self._opened else "{")
         self._events += [CallInput("}"), CallEnd(complete=True)]
         self.ended = True
@@ -143,9 +142,9 @@ class CallReader(ABC):
 
 @dataclass(frozen=True, slots=True)
 class ParsedCalls(CallFormat):
-    """A format that mlx-lm parses: all is known at the closing tag.
+    """A format that mlx-lm parses at the closing tag.
 
-    There may be several calls between the tags.
+    One pair of tags may hold several calls.
     """
 
     start: str
@@ -161,7 +160,7 @@ class _ParsedReader(CallReader):
         super().__init__()
         self._calls = calls
         self._tools = tools
-        self._tag = Matcher([calls.end])
+        self._tag = TagMatcher([calls.end])
         self._body: list[str] = []
 
     def finish(self) -> list[Event]:
@@ -184,7 +183,7 @@ class _ParsedReader(CallReader):
             parsed = self._calls.parse("".join(self._body), list(self._tools) or None)
             calls = parsed if isinstance(parsed, list) else [parsed]
             inputs = [(call["name"], write_input(call["arguments"])) for call in calls]
-        except Exception:  # parsers raise whatever they stumble upon
+        except Exception:  # parsers raise any type of exception
             self.failed = True
             return
         if not inputs or not all(isinstance(n, str) and n for n, _ in inputs):
@@ -197,11 +196,11 @@ class _ParsedReader(CallReader):
 
 
 def write_input(value: object) -> str:
-    """JSON of a call's input.
+    """Return the JSON of a call's input.
 
     Raises:
-        TypeError: no dict, or something in it has no JSON.
-        ValueError: infinite, circular, or no Unicode.
+        TypeError: the value is not a dict, or holds a value without JSON.
+        ValueError: the value is infinite, circular or invalid Unicode.
     """
     if not isinstance(value, dict):
         raise TypeError(f"the input of a call is a dict, not {type(value).__name__}")
@@ -209,11 +208,11 @@ def write_input(value: object) -> str:
 
 
 def write_json(value: object) -> str:
-    """JSON that every reader takes.
+    """Return JSON that every reader accepts.
 
     Raises:
-        TypeError: something has no JSON.
-        ValueError: infinite, circular, or no Unicode.
+        TypeError: the value holds a value without JSON.
+        ValueError: the value is infinite, circular or invalid Unicode.
     """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     text.encode()  # half a surrogate pair would fail later, in the client's stream

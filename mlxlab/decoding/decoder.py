@@ -1,7 +1,4 @@
-"""Ids of one answer to typed events, the same however the text is cut into tokens.
-
-Knows nothing of models, servers and wire formats.
-"""
+"""Turns one answer's ids into events that do not depend on the token boundaries."""
 
 from __future__ import annotations
 
@@ -19,32 +16,32 @@ from mlxlab.decoding.events import (
     join_pieces,
 )
 from mlxlab.decoding.grammar import Grammar
-from mlxlab.decoding.tag_matcher import Matcher, Tail
+from mlxlab.decoding.tag_matcher import TagMatcher, Tail
 
 __all__ = ["Decoder"]
 
 _NEWLINES = "\r\n"
 
-#: Reads text in one state of the answer and leaves what the next state is to read.
+#: Reads text in one state of the answer and returns the text for the next state.
 _Phase: TypeAlias = Callable[[str], str]
 
 
 class Decoder:
     """Decodes one answer.
 
-    White space is cut so that the chat template, which puts it back, renders the
-    answer as it was generated: newlines around reasoning, newlines before text, one
-    newline before a call, white space between calls. Text of white space only is
-    never given.
+    The decoder trims white space that the chat template puts back, so that the
+    template renders the answer as it was generated. It trims newlines around thinking,
+    newlines before text, one newline before a call, and white space between calls. Text
+    of only white space is never returned.
 
-    A malformed call becomes text. If its start was given already, its input is closed
-    with a member :data:`~mlxlab.decoding.calls.MALFORMED` first.
+    A malformed call becomes text. If its start was already returned, its input is first
+    closed with a member :data:`~mlxlab.decoding.calls.MALFORMED`.
 
     Args:
-        grammar: of the model that answers.
-        thinking: the prompt left reasoning open, see
+        grammar: the grammar of the answering model.
+        thinking: whether the prompt leaves thinking open, see
             :meth:`~mlxlab.decoding.grammar.Grammar.opens_in_thinking`.
-        tools: function definitions as the chat template takes them; some formats
+        tools: function definitions as the chat template takes them. Some formats
             convert a parameter by its schema.
         stop: sequences that end the answer when they occur in visible text. The
             earliest match counts, then the longest.
@@ -73,11 +70,11 @@ class Decoder:
         self._tag = ""
         self._ids: list[int] = []
         self._exact = True
-        self._think_end = Matcher([grammar.think_end])
+        self._think_end = TagMatcher([grammar.think_end])
 
         call_start = grammar.calls.start if grammar.calls else ""
-        self._visible = Matcher([*stop, call_start, *grammar.markers])
-        self._call_end = Matcher([grammar.calls.end] if grammar.calls else [])
+        self._visible = TagMatcher([*stop, call_start, *grammar.markers])
+        self._call_end = TagMatcher([grammar.calls.end] if grammar.calls else [])
         self._call: CallReader | None = None
         self._raw: list[str] = []
 
@@ -87,16 +84,16 @@ class Decoder:
         if grammar.think_end:
             self._phase = self._read_opening
             if thinking:
-                self._begin_reasoning()
+                self._begin_thinking()
 
     def feed(self, token: int) -> list[Event]:
-        """Decode one more id; that of the end of turn is not part of the answer.
+        """Decode one more id; the id that ends the turn is not part of the answer.
 
-        After a stop sequence there are no more events.
+        After a stop sequence, no more events are returned.
         """
         if self.stopped is not None:
             return []
-        if self._phase in (self._read_opening, self._read_reasoning):
+        if self._phase in (self._read_opening, self._read_thinking):
             self._ids.append(token)
         self._read(self._detokenizer.feed(token))
         if self._phase == self._read_opening and not self._tag:
@@ -104,7 +101,7 @@ class Decoder:
         return self._take()
 
     def finish(self) -> list[Event]:
-        """The answer is over, whether it ended or was cut off."""
+        """Return the last events of an answer that ended or was cut off."""
         if self.stopped is not None:
             return []
         self._final = True
@@ -121,7 +118,7 @@ class Decoder:
                 return
 
     def _close(self) -> None:
-        if self._phase == self._read_reasoning:
+        if self._phase == self._read_thinking:
             self._events.append(ThinkingEnd(()))
             return
         if self._call is not None:
@@ -130,28 +127,28 @@ class Decoder:
                 self._break_call(self._call, "")
         self._end_text()
 
-    # Reasoning
+    # Thinking
 
     def _read_opening(self, text: str) -> str:
-        """An opening tag counts only if nothing but white space is before it."""
+        """Read the opening tag, which counts only after nothing but white space."""
         body = text if self._tag else text.lstrip()
         self._opening.append(text[: len(text) - len(body)])
         self._tag += body
         if self._tag.startswith(self._grammar.think_start):
             rest = self._tag[len(self._grammar.think_start) :]
             self._exact = self._text_of(self._ids).startswith(self._grammar.think_start)
-            self._begin_reasoning()
+            self._begin_thinking()
             return rest
         if self._grammar.think_start.startswith(self._tag) and not self._final:
             return ""
         self._phase = self._read_text
         return "".join(self._opening) + self._tag
 
-    def _begin_reasoning(self) -> None:
-        self._phase = self._read_reasoning
+    def _begin_thinking(self) -> None:
+        self._phase = self._read_thinking
         self._tail = Tail(_NEWLINES)
 
-    def _read_reasoning(self, text: str) -> str:
+    def _read_thinking(self, text: str) -> str:
         text = self._skip_newlines(text)
         clear, tag, rest = self._think_end.feed(text, self._final)
         ready = self._tail.feed(clear)
@@ -226,10 +223,11 @@ class Decoder:
             self._events.append(event)
 
     def _break_call(self, call: CallReader, rest: str) -> None:
-        """Give up a call: what was read of it is text.
+        """Turn a malformed call into text.
 
-        If its start was given, so is the rest up to its closing tag; whatever looks
-        like a call in there is more likely a part of the broken one.
+        If the call's start was returned, the rest up to its closing tag becomes text
+        too.
+        A call inside that rest is more likely a part of the broken call.
         """
         self._events += call.abandon()
         raw = "".join(self._raw)

@@ -1,6 +1,6 @@
-"""Ids to text, one at a time: mlx-lm's streaming detokenizers, nothing lost.
+"""Turns ids into text one at a time, with mlx-lm's streaming detokenizers.
 
-Knows nothing of what the text means. Imports mlx-lm, and so mlx, only when asked.
+No text is lost. mlx-lm, and with it mlx, is imported only on use.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Detokenizer", "MlxDetokenizer", "detokenizer_factory"]
 
-#: How byte-level tokenizers print the byte 0, which mlx-lm takes for no byte at all.
+#: The byte 0 as byte-level tokenizers print it. mlx-lm does not read it as a byte.
 _NUL = "\u0100"
 
 
@@ -23,22 +23,22 @@ class Detokenizer(Protocol):
     """Turns the ids of one answer into text."""
 
     def feed(self, token: int) -> str:
-        """The text that is certain now; never half a character."""
+        """Add an id and return the text that is now certain; never half a character."""
         ...
 
     def finish(self) -> str:
-        """The rest, with U+FFFD for what no id completed."""
+        """Return the remaining text, with U+FFFD for incomplete characters."""
         ...
 
 
 class MlxDetokenizer:
-    """A detokenizer of mlx-lm whose pieces, joined, are what the tokenizer decodes.
+    """An mlx-lm detokenizer whose joined pieces equal the tokenizer's decoding.
 
-    mlx-lm's own drop spaces at the beginning, which an answer may well start with,
-    and copy all text so far for every id.
+    mlx-lm's own classes drop spaces at the beginning, where an answer may have them.
+    They also copy the whole text for every id.
 
     Args:
-        prototype: is copied, because each answer needs its own.
+        prototype: copied, because each answer needs its own detokenizer.
     """
 
     def __init__(self, prototype: StreamingDetokenizer) -> None:
@@ -54,7 +54,7 @@ class MlxDetokenizer:
             prototype.trim_space
         )
         if self._forgets:
-            # Text before the first keeps spaces; it counts as read.
+            # Text before the first piece keeps spaces; it counts as read.
             self._inner.text, self._inner.offset = ".", 1
 
     def feed(self, token: int) -> str:
@@ -70,18 +70,18 @@ class MlxDetokenizer:
         if self._forgets:
             self._inner.text, self._inner.offset = ".", 1
         if self._trims and piece:
-            # Sentencepiece puts one space in front of any text.
+            # SentencePiece puts one space in front of every text.
             piece, self._trims = piece.removeprefix(" "), False
         return str(piece)
 
 
 def detokenizer_factory(tokenizer: TokenizerWrapper) -> Callable[[], Detokenizer]:
-    """What makes a fresh detokenizer for each answer."""
+    """Return a function that makes a fresh detokenizer for each answer."""
     from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer
 
     prototype = tokenizer.detokenizer
     if isinstance(prototype, BPEStreamingDetokenizer):
-        # Ids that no token has would end an answer with a TypeError.
+        # Without this, ids that no token has would raise a TypeError.
         tokens = (token or "" for token in prototype.tokenmap)
         prototype.tokenmap = [token.replace(_NUL, "\0") for token in tokens]
     return partial(MlxDetokenizer, prototype)

@@ -1,7 +1,4 @@
-"""What a decoder says about an answer, piece by piece.
-
-Knows nothing of tokens, tags and wire formats.
-"""
+"""The events of a decoded answer."""
 
 from __future__ import annotations
 
@@ -25,18 +22,18 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Thinking:
-    """A piece of reasoning, never empty."""
+    """A piece of thinking, never empty."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class ThinkingEnd:
-    """Reasoning is over. Comes once, also where there was none between the tags.
+    """The end of thinking. Occurs once, even if the tags enclose no text.
 
-    ``tokens`` are the ids generated for it: from the opening tag, or from the first
-    id if the prompt held that tag, to the closing tag. Empty if a tag shares a token
-    with other text, or if reasoning was never closed.
+    ``tokens`` are the ids generated for the thinking: from the opening tag, or from the
+    first id if the prompt held that tag, to the closing tag. They are empty if a tag
+    shares a token with other text, or if the thinking was never closed.
     """
 
     tokens: tuple[int, ...]
@@ -51,24 +48,24 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class CallStart:
-    """A tool call begins; its input follows until :class:`CallEnd`."""
+    """The start of a tool call; its input follows until :class:`CallEnd`."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class CallInput:
-    """A piece of the call's input. All of them joined are one JSON object."""
+    """A piece of the call's input. All pieces joined are one JSON object."""
 
     json: str
 
 
 @dataclass(frozen=True, slots=True)
 class CallEnd:
-    """The call is over.
+    """The end of a call.
 
-    If it is not ``complete``, it was malformed or cut off: its input says so in a
-    member of its own, and its text follows as :class:`Text`.
+    A call that is not ``complete`` was malformed or cut off. Its input has an extra
+    member for this, and its text follows as :class:`Text`.
     """
 
     complete: bool
@@ -76,7 +73,7 @@ class CallEnd:
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """A stop sequence was generated. Nothing follows."""
+    """A stop sequence was generated. No event follows."""
 
     sequence: str
 
@@ -87,7 +84,7 @@ Event: TypeAlias = (
 
 
 def join_pieces(events: Iterable[Event]) -> list[Event]:
-    """The same events with adjacent pieces of one kind joined."""
+    """Join adjacent events of one kind."""
     joined: list[Event] = []
     for kind, group in groupby(events, type):
         pieces = list(group)

@@ -1,7 +1,6 @@
-"""What a model's answers look like: its tags, its tool calls, its detokenizer.
+"""A model's grammar: its tags, its tool calls, its detokenizer.
 
-Built on mlx-lm's inference. Knows nothing of requests and weights. Imports mlx-lm, and
-so mlx, only to look at a model.
+The grammar is inferred by mlx-lm. mlx-lm, and with it mlx, is imported only on use.
 """
 
 from __future__ import annotations
@@ -28,16 +27,16 @@ __all__ = ["Grammar"]
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """What a model's answers look like.
+    """The syntax of a model's answers.
 
     Attributes:
-        detokenizer: makes a fresh one for each answer.
-        think_start: tag that opens reasoning; empty if the model does not reason.
-        think_end: tag that closes it.
-        think_start_ids: the same as ids.
-        think_end_ids: the same as ids.
-        calls: the format of tool calls, if there is one.
-        markers: strings of the template's that are no part of the text.
+        detokenizer: makes a fresh detokenizer for each answer.
+        think_start: tag that opens thinking; empty if the model does not think.
+        think_end: tag that closes thinking.
+        think_start_ids: ids of ``think_start``.
+        think_end_ids: ids of ``think_end``.
+        calls: the format of tool calls, if the model has one.
+        markers: strings of the template that are not part of the text.
     """
 
     detokenizer: Callable[[], Detokenizer]
@@ -50,9 +49,9 @@ class Grammar:
 
     @classmethod
     def of(cls, model: ModelFolder) -> Grammar:
-        """The grammar that mlx-lm infers from a model's tokenizer and template.
+        """Return the grammar that mlx-lm infers from a model's tokenizer and template.
 
-        Takes as long as loading a tokenizer, so keep it.
+        This takes as long as loading a tokenizer, so keep the result.
 
         Raises:
             ModelError: mlx-lm cannot load the tokenizer.
@@ -69,25 +68,26 @@ class Grammar:
         )
 
     def opens_in_thinking(self, ids: Iterable[int]) -> bool:
-        """Whether a prompt's tail leaves reasoning open.
+        """Return whether the end of a prompt leaves thinking open.
 
         Args:
-            ids: of the generation prompt; tags in what users wrote do not count.
+            ids: ids of the generation prompt. Tags in user text do not count.
         """
         tail = [int(token) for token in ids]
         return _last(tail, self.think_start_ids) > _last(tail, self.think_end_ids)
 
     def call_opening(self, name: str | None = None) -> str:
-        """Text that opens a call of the tool ``name``, or of any tool.
+        """Return the text that opens a call of the tool ``name``, or of any tool.
 
-        An answer forced to begin with it goes on as a call; the decoder has to be fed
-        its ids, too. Empty if the model has no tool calls.
+        An answer that is forced to begin with this text continues as a call. The
+        decoder
+        must be fed its ids too. Empty if the model has no tool calls.
         """
         return self.calls.opening(name) if self.calls else ""
 
 
 def _load(model: ModelFolder) -> TokenizerWrapper:
-    # Who imports mlx first settles its BLAS.
+    # The first import of mlx decides its BLAS.
     blas.preload()
     from mlx_lm.tokenizer_utils import load
 
@@ -119,7 +119,7 @@ def _call_format(tokenizer: TokenizerWrapper) -> CallFormat | None:
 
 
 def _last(ids: list[int], sought: tuple[int, ...]) -> int:
-    """Where ``sought`` last occurs in ``ids``; -1 if it does not."""
+    """Return the last index of ``sought`` in ``ids``, or -1."""
     length = len(sought)
     if not length:
         return -1

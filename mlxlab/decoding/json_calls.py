@@ -1,7 +1,6 @@
 """Calls as JSON between tags: ``{"name": ..., "arguments": {...}}``.
 
-What Qwen3, Hermes and others write. The input is let through as it is written.
-Knows nothing of tokens, reasoning and the text around a call.
+Qwen3, Hermes and other models write this format. The input is streamed.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ __all__ = ["JsonCalls"]
 class JsonCalls(CallFormat):
     """mlx-lm's ``json_tools``, streamed.
 
-    A closing tag inside a string is content. Members other than name and arguments
-    are read and ignored; no arguments are an empty object.
+    A closing tag inside a string is content. Members other than name and arguments are
+    read and ignored. A call without arguments has an empty object as its input.
     """
 
     start: str
@@ -30,10 +29,10 @@ class JsonCalls(CallFormat):
         return _JsonReader(self.end)
 
     def opening(self, name: str | None) -> str:
-        begun = f'{self.start}\n{{"name":'
+        opening = f'{self.start}\n{{"name":'
         if name is None:
-            return begun
-        return f'{begun} {json.dumps(name, ensure_ascii=False)}, "arguments":'
+            return opening
+        return f'{opening} {json.dumps(name, ensure_ascii=False)}, "arguments":'
 
 
 class _JsonReader(CallReader):

@@ -1,7 +1,7 @@
-"""One JSON object, read while it is being written.
+"""Reads one JSON object while it is being written.
 
-What is let through can be closed at any time: commas, keys, numbers, literals and
-escapes wait until they are whole. Knows nothing of tool calls.
+The output can be closed at any time: commas, keys, numbers, literals and escapes wait
+until they are whole.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from math import isfinite
 
 __all__ = ["JsonScanner", "Piece"]
 
-#: Limits that other readers of JSON share: what is beyond them is malformed.
+#: Limits that other readers of JSON share; longer or deeper values are malformed.
 _DEEPEST = 200
 _LONGEST_LITERAL = 1000
 
@@ -27,7 +27,7 @@ _IN_STRING = re.compile(
     | (?P<plain> [^"\\\x00-\x1f]+ )
     | (?P<control> [\x00-\x1f] )
     | (?P<pair> \\u[dD][89abAB][0-9a-fA-F]{2} \\u[dD][c-fC-F][0-9a-fA-F]{2} )
-    | (?P<begun> \\ ( u[0-9a-fA-F]{0,3} )? \Z
+    | (?P<cut> \\ ( u[0-9a-fA-F]{0,3} )? \Z
                | \\u[dD][89abAB][0-9a-fA-F]{2}
                  ( \\ ( u ( [dD] ( [c-fC-F][0-9a-fA-F]? )? )? )? )? \Z )
     | (?P<half> \\u[dD][89a-fA-F][0-9a-fA-F]{2} )
@@ -60,17 +60,17 @@ class Piece:
 class _String:
     """The inside of a string, made valid.
 
-    Control characters are escaped, a backslash that escapes nothing becomes one that
-    does, and half a surrogate pair U+FFFD.
+    Control characters are escaped. A backslash that escapes nothing is escaped itself.
+    Half a surrogate pair becomes U+FFFD.
     """
 
     def __init__(self) -> None:
         self.closed = False
-        self._begun = ""
+        self._cut = ""
 
     def read(self, text: str) -> tuple[str, str]:
-        """Valid JSON text, and what stands behind the closing quote."""
-        text, self._begun = self._begun + text, ""
+        """Return valid JSON text, and the text after the closing quote."""
+        text, self._cut = self._cut + text, ""
         pieces: list[str] = []
         position = 0
         while match := _IN_STRING.match(text, position):
@@ -79,8 +79,8 @@ class _String:
                 case "end":
                     self.closed = True
                     break
-                case "begun":
-                    self._begun = match.group()
+                case "cut":
+                    self._cut = match.group()
                 case "control":
                     pieces.append(json.dumps(match.group())[1:-1])
                 case "half":
@@ -93,11 +93,12 @@ class _String:
 
 
 class JsonScanner:
-    """Reads one object, a lexical step at a time.
+    """Reads one object, one lexical step at a time.
 
     Attributes:
         done: the object is closed.
-        failed: this is no JSON; what :meth:`step` left over begins with the reason.
+        failed: the text is not JSON. The text that :meth:`step` returned begins with
+            the first malformed character.
     """
 
     def __init__(self) -> None:
@@ -115,7 +116,7 @@ class JsonScanner:
         """Take one step into ``text``, which is not empty.
 
         Returns:
-            What is let through of a member's value, if anything, and the unread text.
+            The next piece of a member's value, if there is one, and the unread text.
         """
         if self._string is not None:
             return self._read_string(self._string, text)
@@ -124,7 +125,7 @@ class JsonScanner:
         return self._read_structure(text)
 
     def closers(self, depth: int) -> str:
-        """What closes all that was let through down to ``depth`` open brackets."""
+        """Return the characters that close the output down to ``depth`` brackets."""
         quote = '"' if self._string is not None and not self._in_key else ""
         return quote + "".join(reversed(self._closers[depth:]))
 
@@ -179,7 +180,7 @@ class JsonScanner:
         return None, text
 
     def _outside(self) -> None:
-        """Forget what is held if it belongs to no member's value."""
+        """Drop the held text if it belongs to no member's value."""
         if len(self._closers) == 1:
             self._held.clear()
 

@@ -1,6 +1,6 @@
-"""Finding tags in text that comes in pieces, and holding back white space.
+"""Finds tags in text that comes in pieces, and holds back trailing white space.
 
-Both give the same whatever the pieces. Knows nothing of what the tags mean.
+The results do not depend on the cuts between the pieces.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-__all__ = ["Matcher", "Tail"]
+__all__ = ["TagMatcher", "Tail"]
 
 
-class Matcher:
-    """Finds the first of some strings: the earliest, then the longest.
+class TagMatcher:
+    """Finds the earliest match of several strings; of two, the longer one.
 
     Args:
         patterns: the strings; empty ones are ignored.
@@ -25,29 +25,28 @@ class Matcher:
         self._held = ""
 
     def feed(self, text: str, final: bool = False) -> tuple[str, str | None, str]:
-        """Look through more text.
+        """Search more text.
 
         Args:
-            text: what comes next.
-            final: nothing comes after it, so nothing is held back.
+            text: the next piece.
+            final: whether this is the last piece, so that nothing is held back.
 
         Returns:
-            Text in which nothing was found; what was found behind it, if anything;
-            the text behind that.
+            The text before the match, the match if there is one, and the text after it.
         """
         text, self._held = self._held + text, ""
         if not self._patterns:
             return text, None, ""
         found = self._regex.search(text)
         open_from = len(text) if final else self._first_open(text)
-        # A match that may yet begin earlier or last longer has to wait.
+        # A match that may still begin earlier or become longer has to wait.
         if found and found.start() < open_from:
             return text[: found.start()], found.group(), text[found.end() :]
         self._held = text[open_from:]
         return text[:open_from], None, ""
 
     def _first_open(self, text: str) -> int:
-        """Where the longest end of ``text`` that a pattern goes on from begins."""
+        """Return the start of the longest end of ``text`` that begins a pattern."""
         for start in range(max(0, len(text) - len(self._patterns[0]) + 1), len(text)):
             if text[start] in self._first and self._is_open(text[start:]):
                 return start
@@ -58,10 +57,10 @@ class Matcher:
 
 
 class Tail:
-    """Lets text through and holds back the white space at its end.
+    """Passes text on and holds back the white space at its end.
 
     Attributes:
-        started: something was let through.
+        started: whether any text was passed on.
 
     Args:
         space: characters to hold back; None for all white space.
@@ -73,7 +72,7 @@ class Tail:
         self._held: list[str] = []
 
     def feed(self, text: str) -> str:
-        """What may be let through now."""
+        """Add text and return the text that can be passed on now."""
         body = text.rstrip(self._space)
         if not body:
             self._held.append(text)
@@ -85,5 +84,5 @@ class Tail:
 
     @property
     def held(self) -> str:
-        """The white space behind what was let through."""
+        """The white space that is held back."""
         return "".join(self._held)

@@ -1,7 +1,4 @@
-"""Calls as nested tags, a tag a parameter: what Qwen3-Coder writes.
-
-Knows nothing of tokens, reasoning and the text around a call.
-"""
+"""Calls as nested tags, one tag per parameter, as Qwen3-Coder writes them."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from mlxlab.decoding.calls import CallFormat, CallReader, Parser, Tools, write_json
-from mlxlab.decoding.tag_matcher import Matcher
+from mlxlab.decoding.tag_matcher import TagMatcher
 
 __all__ = ["XmlCalls"]
 
@@ -19,9 +16,9 @@ _FUNCTION_END = "</function>"
 _PARAMETER = "<parameter="
 _PARAMETER_END = "</parameter>"
 _NAME = re.compile(r"[^<>\n]*")
-#: Only a parameter that mlx-lm takes for a string comes back as this string.
+#: mlx-lm returns this text as a string only for string parameters.
 _PROBE = "[1]"
-#: The value that mlx-lm converts even where the schema says string.
+#: mlx-lm converts this value even where the schema says string.
 _NULL = "null"
 
 
@@ -29,8 +26,8 @@ _NULL = "null"
 class XmlCalls(CallFormat):
     """mlx-lm's ``qwen3_coder``, streamed.
 
-    Strings are let through while they are written, other types converted at their
-    end, by mlx-lm's parser. A closing tag of the call inside a value is content.
+    Strings are streamed; values of other types are converted at their end, by mlx-lm's
+    parser. A closing tag of the call inside a value is content.
     """
 
     start: str
@@ -41,8 +38,8 @@ class XmlCalls(CallFormat):
         return _XmlReader(self, tools)
 
     def opening(self, name: str | None) -> str:
-        begun = f"{self.start}\n{_FUNCTION}"
-        return begun if name is None else f"{begun}{name}>\n"
+        opening = f"{self.start}\n{_FUNCTION}"
+        return opening if name is None else f"{opening}{name}>\n"
 
 
 class _XmlReader(CallReader):
@@ -108,7 +105,7 @@ class _XmlReader(CallReader):
         return False
 
     def _read_name(self) -> str | None:
-        """The name up to ``>``."""
+        """Read the name up to ``>``."""
         match = _NAME.match(self._unread)
         length = match.end() if match else 0
         if length == len(self._unread):
@@ -138,45 +135,47 @@ class _XmlReader(CallReader):
             self._write(self._member(value, converted))
 
     def _member(self, value: _Value, text: str) -> str:
-        begun = ", " if self._opened else "{"
-        return f"{begun}{json.dumps(value.name, ensure_ascii=False)}: {text}"
+        opening = ", " if self._opened else "{"
+        return f"{opening}{json.dumps(value.name, ensure_ascii=False)}: {text}"
 
     def _is_string(self, name: str) -> bool:
         return self._convert(name, _PROBE) == json.dumps(_PROBE)
 
     def _convert(self, name: str, text: str) -> str | None:
-        """JSON of a parameter's value, by mlx-lm; None if it is malformed."""
+        """Convert a value to JSON with mlx-lm's parser; None if it is malformed."""
         call = (
             f"{_FUNCTION}{self._function}>{_PARAMETER}{name}>\n{text}\n"
             f"{_PARAMETER_END}{_FUNCTION_END}"
         )
         try:
             return write_json(self._calls.parse(call, self._tools)["arguments"][name])
-        except Exception:  # the parser raises whatever it stumbles upon
+        except Exception:  # the parser raises any type of exception
             return None
 
 
 class _Value:
-    """A parameter's value on its way: one newline at either end is the template's.
+    """A parameter's value while it is read.
+
+    One newline at each end belongs to the template and is dropped.
 
     Attributes:
-        name: of the parameter.
-        tag: looks for the closing tag.
-        is_open: a string that was begun and is not closed.
+        name: name of the parameter.
+        tag: finds the closing tag.
+        is_open: whether a string was opened and not closed.
     """
 
     def __init__(self, name: str, *, streams: bool) -> None:
         self.name = name
-        self.tag = Matcher([_PARAMETER_END])
+        self.tag = TagMatcher([_PARAMETER_END])
         self.is_open = False
         self._streams = streams
-        self._begun = False
+        self._started = False
         self._held: list[str] = []
 
     def feed(self, text: str) -> str:
-        """What may be let through."""
-        if text and not self._begun:
-            text, self._begun = text.removeprefix("\n"), True
+        """Add text and return the text that can be streamed now."""
+        if text and not self._started:
+            text, self._started = text.removeprefix("\n"), True
         if not text:
             return ""
         self._held.append(text)
@@ -191,5 +190,5 @@ class _Value:
 
     @property
     def text(self) -> str:
-        """The value, if nothing was let through."""
+        """The value, if none of it was streamed."""
         return "".join(self._held).removesuffix("\n")

@@ -21,12 +21,12 @@ with needs("running a model", "cpu"):
         load_model,
     )
     from mlxlab.engine.kv_store import KVStore
-    from mlxlab.engine.samplers import Barred, BoundedReasoning, Forced
+    from mlxlab.engine.samplers import Barred, BoundedThinking, Forced
     from mlxlab.engine.worker import Worker
 
 __all__ = [
     "Barred",
-    "BoundedReasoning",
+    "BoundedThinking",
     "Engine",
     "Forced",
     "KVStore",

@@ -1,6 +1,6 @@
-"""Model + store + strategy: ids in, ids out. Knows nothing of text protocols.
+"""The engine: a model, its KV store and a strategy. Token ids in, token ids out.
 
-Everything here evaluates arrays and belongs on the worker thread.
+Everything here evaluates arrays and must run on the worker thread.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from mlx_lm.utils import load_model as load_mlx_model
 
 from mlxlab.engine.kv_store import KVStore
 from mlxlab.engine.recompute import select
-from mlxlab.engine.rope import Positions, Rotary
-from mlxlab.engine.scattered_prefill import Patch
+from mlxlab.engine.rope import Positions, Rope
+from mlxlab.engine.scattered_prefill import ScatteredPrefill
 from mlxlab.errors import IntegrityError, ModelError
 from mlxlab.models.folder import ModelFolder
 from mlxlab.prompt import Prompt, Tokens
@@ -37,26 +37,26 @@ __all__ = [
 ]
 
 Sampler: TypeAlias = Callable[[mx.array], mx.array]
-"""Log probabilities ``[1, vocabulary]`` to an id ``[1]``."""
+"""Maps log probabilities ``[1, vocabulary]`` to a token id ``[1]``."""
 
 LogitsProcessor: TypeAlias = Callable[[mx.array, mx.array], mx.array]
-"""Ids so far and logits ``[1, vocabulary]`` to logits."""
+"""Maps the ids so far and logits ``[1, vocabulary]`` to new logits."""
 
 #: Smaller chunks leave the device idle between them.
 _LEAST_CHUNK = 64
 
 
 def load_model(folder: ModelFolder) -> Any:
-    """The model with its weights in memory. Never runs code of the folder's own.
+    """Load a model and its weights into memory, without running code from its folder.
 
     Raises:
-        ModelError: weights missing or broken, an architecture that mlx-lm does not
-            know, or one that keeps more state than keys and values of all positions.
+        ModelError: the weights are missing or broken, mlx-lm does not know the
+            architecture, or the model keeps state other than plain KVCache layers.
     """
     try:
         model, _ = load_mlx_model(folder.path)
     except Exception as error:
-        # A broken config.json makes mlx-lm raise whatever it runs into.
+        # mlx-lm raises any type of exception on a broken config.json.
         why = " ".join(f"{type(error).__name__}: {error}".split())
         raise ModelError(f"model {folder.name}: cannot be loaded: {why}") from error
     kinds = {type(cache).__name__ for cache in make_prompt_cache(model)}
@@ -73,25 +73,25 @@ def _unmoved(layer: int, keys: mx.array, shift: int) -> mx.array:
 
 
 def device_name() -> str:
-    """What computes: a chip's or processor's name."""
+    """Return the name of the chip or processor that computes."""
     return str(mx.device_info()["device_name"])
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillProgress:
-    """Prompt tokens just restored or computed."""
+    """The number of prompt tokens that were just restored or computed."""
 
     tokens: int
 
 
 @dataclass(slots=True)
 class Prefill:
-    """A prompt on its way into a working cache; all but its last token go there.
+    """A prompt while its cache is being filled, up to all tokens but the last.
 
     Attributes:
-        cache: one KVCache a layer.
-        restore_s: seconds to plan and to copy the reused positions, so far.
-        compute_s: seconds to compute the rest, so far.
+        cache: one KVCache per layer.
+        restore_s: seconds spent so far on the plan and on copying reused positions.
+        compute_s: seconds spent so far on computing the other positions.
     """
 
     prompt: Prompt
@@ -102,25 +102,26 @@ class Prefill:
 
     @property
     def position(self) -> int:
-        """Tokens taken in so far, without a hole."""
+        """Number of tokens in the cache, without a gap."""
         return int(self.cache[0].offset)
 
     def advance(self, position: int) -> None:
-        """Say that the cache holds all positions before this one."""
+        """Mark all positions before this one as filled."""
         for layer in self.cache:
             layer.offset = position
 
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What one forced exchange cost.
+    """The cost and the logits of one replayed exchange.
 
     Attributes:
-        logits: float32, shape ``[scored, vocabulary]``; row i is what was predicted in
-            place of the answer's token i.
-        greedy: ids that the model would have answered itself.
-        restore_s: see Prefill.
-        prefill_s: seconds to compute what was not restored, the last token included.
+        logits: float32, shape ``[scored, vocabulary]``. Row i holds the prediction at
+            the answer's token i.
+        greedy: ids of the model's own greedy answer.
+        restore_s: see :class:`Prefill`.
+        prefill_s: seconds to compute the tokens that were not restored, the last one
+            included.
         ttft_s: seconds from the prompt's arrival to the first token's logits.
     """
 
@@ -135,7 +136,7 @@ class Replayed:
 
 @dataclass(slots=True)
 class _Pace:
-    """Cuts work into chunks, smaller ones once they take too long."""
+    """Cuts positions into chunks, and halves the chunk when one takes too long."""
 
     chunk: int
     most_s: float
@@ -148,7 +149,7 @@ class _Pace:
             start += len(piece)
 
     def record(self, taken_s: float) -> float:
-        """Take in how long a piece took, and pass it on."""
+        """Record the duration of a chunk and return it."""
         if taken_s > self.most_s:
             self.chunk = max(self.chunk // 2, _LEAST_CHUNK)
         return taken_s
@@ -159,15 +160,15 @@ class Engine:
 
     Args:
         model: from :func:`load_model`.
-        strategy: fresh; its books and this engine's store go together.
+        strategy: a fresh one; its state describes this engine's store.
         chunk: tokens computed at a time, mlx-lm's ``prefill_step_size``.
-        window: longest sequence that the model takes.
-        chunk_s: seconds after which whoever waits wants to hear something, or to
-            cancel. A chunk that takes longer makes the next one half as large.
+        window: longest sequence of the model, in tokens.
+        chunk_s: seconds that a chunk may take, so that callers see progress and can
+            cancel. A slower chunk halves the size of the next.
 
     Raises:
-        ModelError: the strategy moves keys and values, and those of this model cannot
-            be moved.
+        ModelError: the strategy moves keys and values, and this model's keys and
+            values cannot be moved.
     """
 
     def __init__(
@@ -179,7 +180,7 @@ class Engine:
         window: int = 2**31,
         chunk_s: float = float("inf"),
     ) -> None:
-        self._rotary = None if strategy.exact else Rotary(model)
+        self._rope = None if strategy.exact else Rope(model)
         self.model = model
         self.strategy = strategy
         self.store = KVStore()
@@ -190,19 +191,20 @@ class Engine:
     def prefill(
         self, prompt: Prompt, progress: Callable[[int], object] | None = None
     ) -> Prefill:
-        """Restore what the strategy reuses and compute the gaps, in order.
+        """Restore the tokens that the strategy reuses and compute the gaps, in order.
 
         Args:
-            prompt: what to take in; its last token is left for the first decode step.
+            prompt: the rendered request. Its last token is left for the first decode
+                step.
             progress: called with the number of tokens just restored or computed.
 
         Raises:
             ModelError: the prompt is longer than the model's window.
         """
         prefill = self._begin(prompt)
-        for taken in self._take_in(prefill):
+        for done in self._fill(prefill):
             if progress:
-                progress(taken.tokens)
+                progress(done.tokens)
         return prefill
 
     def replay(
@@ -215,21 +217,21 @@ class Engine:
         greedy: int = 0,
         stop: Container[int] = frozenset(),
     ) -> Replayed:
-        """Prefill, then take in a recorded answer instead of sampling one.
+        """Prefill, then feed a recorded answer instead of sampling one.
 
         Args:
             prompt: the rendered request.
-            answer: ids that follow it, the end of turn included; may be empty.
+            answer: ids of the recorded answer, its end of turn included; may be empty.
             progress: see :meth:`prefill`.
-            score: how many of the answer's tokens to give logits for, 1 at least.
-            greedy: most tokens to decode greedily from the same prefill.
-            stop: ids that end the greedy answer; the one that does belongs to it.
+            score: number of the answer's tokens to return logits for, at least 1.
+            greedy: most tokens to decode greedily from this prefill.
+            stop: ids that end the greedy answer. The last id is part of the answer.
         """
         prefill = self.prefill(prompt, progress)
-        begun = perf_counter()
+        started = perf_counter()
         rows = [self._feed(prompt.tokens[-1:], prefill.cache)[0].astype(mx.float32)]
         mx.eval(rows)
-        last_s = perf_counter() - begun
+        last_s = perf_counter() - started
         if progress:
             progress(1)
         own = tuple(self._greedy(prefill, greedy, stop))
@@ -258,18 +260,18 @@ class Engine:
     ) -> Generator[Plan | PrefillProgress | int, None, None]:
         """Prefill, then decode token by token.
 
-        What was computed is cached at the end, also when the iterator is closed
-        before: in the middle of the prefill, or of the answer.
+        The computed tokens are cached at the end. They are cached too when the iterator
+        is closed early, during the prefill or during the answer.
 
         Args:
             prompt: the rendered request.
-            max_tokens: most tokens to yield; none fill the cache only.
-            sampler: as ``mlx_lm.sample_utils`` makes them; greedy if None.
+            max_tokens: most tokens to yield; 0 only fills the cache.
+            sampler: a sampler as in ``mlx_lm.sample_utils``; greedy if None.
             processors: applied to the logits before the sampler, in order.
-            stop: ids that end the answer. The one that does is yielded.
+            stop: ids that end the answer. The stop id is yielded too.
 
         Yields:
-            The plan, what is taken in of the prompt as it happens, then token ids.
+            The plan, the progress of the prefill, then token ids.
 
         Raises:
             ModelError: the prompt is longer than the model's window.
@@ -278,7 +280,7 @@ class Engine:
         answer: list[int] = []
         try:
             yield prefill.plan
-            yield from self._take_in(prefill)
+            yield from self._fill(prefill)
             if max_tokens > 0:
                 for token in self._decode(prefill, max_tokens, sampler, processors):
                     answer.append(token)
@@ -300,61 +302,61 @@ class Engine:
         cache = make_prompt_cache(self.model)
         return Prefill(prompt, plan, cache, perf_counter() - started)
 
-    def _take_in(self, prefill: Prefill) -> Iterator[PrefillProgress]:
+    def _fill(self, prefill: Prefill) -> Iterator[PrefillProgress]:
         plan = prefill.plan
         moved = next((span.target for span in plan.spans if span.moved), plan.length)
         yield from self._append(prefill, plan.head(moved))
         if moved < plan.length:
-            yield from self._patch(prefill)
+            yield from self._prefill_scattered(prefill)
 
     def _append(self, prefill: Prefill, plan: Plan) -> Iterator[PrefillProgress]:
-        """Take in a plan in which nothing is moved, one piece behind the other."""
+        """Restore and compute a plan without moved spans, from left to right."""
         last = len(prefill.prompt) - 1
         pace = _Pace(self.chunk, self.chunk_s)
         for start, stop in [*plan.gaps, (plan.length, plan.length)]:
             run = [s for s in plan.spans if prefill.position <= s.target < start]
             if run:
-                begun = perf_counter()
+                started = perf_counter()
                 self.store.restore(run, prefill.cache)
-                prefill.restore_s += perf_counter() - begun
+                prefill.restore_s += perf_counter() - started
                 yield PrefillProgress(sum(span.length for span in run))
             for piece in pace.pieces(np.arange(start, min(stop, last))):
-                begun = perf_counter()
+                started = perf_counter()
                 self._feed(prefill.prompt.tokens[piece], prefill.cache)
-                prefill.compute_s += pace.record(perf_counter() - begun)
+                prefill.compute_s += pace.record(perf_counter() - started)
                 yield PrefillProgress(len(piece))
 
-    def _patch(self, prefill: Prefill) -> Iterator[PrefillProgress]:
-        """Put all that is left to restore in its place and compute in between."""
+    def _prefill_scattered(self, prefill: Prefill) -> Iterator[PrefillProgress]:
+        """Put the remaining spans in place and compute the positions between them."""
         plan, cache = prefill.plan, prefill.cache
-        if (rotary := self._rotary) is None:
-            raise IntegrityError(f"{self.strategy.name}: exact, and yet moves spans")
-        begun = perf_counter()
+        if (rope := self._rope) is None:
+            raise IntegrityError(f"{self.strategy.name}: exact, but moves spans")
+        started = perf_counter()
         spans = [span for span in plan.spans if span.target >= prefill.position]
-        move = rotary.move if plan.rotate else _unmoved
+        move = rope.move if plan.rotate else _unmoved
         self.store.scatter(spans, cache, plan.length, move)
-        prefill.restore_s += perf_counter() - begun
-        begun = perf_counter()
-        patch = Patch.of(plan, prefill.prompt.tokens, cache, rotary)
-        open_ = ~patch.filled
+        prefill.restore_s += perf_counter() - started
+        started = perf_counter()
+        scattered = ScatteredPrefill.of(plan, prefill.prompt.tokens, cache, rope)
+        open_ = ~scattered.filled
         if plan.recompute:
-            open_[select(patch, plan.selection, plan.recompute, self.chunk)] = True
-        prefill.compute_s += perf_counter() - begun
+            open_[select(scattered, plan.selection, plan.recompute, self.chunk)] = True
+        prefill.compute_s += perf_counter() - started
         yield PrefillProgress(sum(span.length for span in spans) - plan.recompute)
         positions = np.flatnonzero(open_[:-1])
         pace = _Pace(self.chunk, self.chunk_s)
         for piece in pace.pieces(positions):
             prefill.advance(int(piece[0]))
-            begun = perf_counter()
-            patch.compute(piece)
-            prefill.compute_s += pace.record(perf_counter() - begun)
+            started = perf_counter()
+            scattered.compute(piece)
+            prefill.compute_s += pace.record(perf_counter() - started)
             yield PrefillProgress(len(piece))
         prefill.advance(plan.length - 1)
 
     def _greedy(
         self, prefill: Prefill, most: int, stop: Container[int]
     ) -> Iterator[int]:
-        """Decode behind a prompt that is in the cache; leaves the cache as it was."""
+        """Decode after a prefilled prompt, and leave the cache as it was."""
         length = prefill.position
         if most:
             prefill.advance(length - 1)
@@ -387,10 +389,10 @@ class Engine:
             steps.close()
 
     def _commit(self, prefill: Prefill, answer: Sequence[int] | Tokens) -> Commit:
-        """Cache what was fed to the model: all but the answer's last token."""
+        """Cache all tokens that were fed to the model: all but the answer's last."""
         ids = np.asarray(answer, dtype=np.int32)
         sequence = prefill.prompt.extended(ids)
-        # An abandoned prefill has got less far.
+        # An abandoned prefill has filled fewer positions.
         length = min(prefill.position, len(sequence) - 1)
         if length == 0:
             return Commit()
@@ -402,7 +404,7 @@ class Engine:
         """Compute tokens at the cache's end.
 
         Returns:
-            Logits, not evaluated: most calls are made for the cache alone.
+            Logits, not evaluated: most callers only need the cache.
         """
         logits: mx.array = self.model(mx.array(tokens)[None], cache=cache)
         mx.eval([layer.state for layer in cache])

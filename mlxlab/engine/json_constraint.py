@@ -1,7 +1,7 @@
-"""Answers that must be JSON of a schema, with llguidance.
+"""Constrains answers to JSON of a schema, with llguidance.
 
-Which ids may come next depends on the ids so far, so each step waits for the one
-before it: constrained answers decode more slowly than free ones.
+The allowed ids depend on the ids so far, so each step waits for the one before it.
+Constrained answers therefore decode more slowly than free ones.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ _MOST_SAID = 300
 
 
 def constraint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> LLTokenizer:
-    """The tokenizer as llguidance knows it; takes about a second, so keep it."""
+    """Convert a tokenizer for llguidance; takes about a second, so keep the result."""
     return llguidance.hf.from_tokenizer(cast("Any", tokenizer))
 
 
 class JsonConstraint:
-    """Lets through only ids that can still become JSON of ``schema``.
+    """A logits processor that keeps an answer within a JSON schema.
 
-    A logits processor for one answer.
+    It allows only ids that can still become such JSON. It serves one answer.
 
     Args:
         tokenizer: from :func:`constraint_tokenizer`.
         schema: a JSON schema.
 
     Raises:
-        RequestError: a schema that cannot be enforced, found out now or in the course
-            of the answer. Nothing is fetched for one.
+        RequestError: the schema cannot be enforced. Some schemas fail only during
+            the answer. References are never fetched.
     """
 
     def __init__(self, tokenizer: LLTokenizer, schema: Mapping[str, Any]) -> None:
         try:
-            # White space without end is what a model falls into when it is unsure.
+            # An unsure model writes white space without end.
             grammar = LLMatcher.grammar_from_json_schema(
                 dict(schema), overrides={"whitespace_flexible": False}
             )
@@ -72,13 +72,13 @@ class JsonConstraint:
 
     def _fill(self) -> None:
         llguidance.numpy.fill_next_token_bitmask(self._matcher, self._mask, 0)
-        # It gives up on a schema that nothing follows, or that grows beyond its limits.
+        # llguidance stops on schemas that allow no next id or exceed its limits.
         if self._matcher.is_error():
             raise _refusal(self._matcher.get_error())
 
 
 def _refusal(problem: str) -> RequestError:
-    """The library's complaint in one line, without the dump of its state."""
+    """Shorten the library's error to one line, without its internal state."""
     line = " ".join(problem.partition("<state>")[0].split())
     line = line.replace("NoExtensionBias", "no JSON follows it")
     return RequestError(f"output_config.format.schema: {line[:_MOST_SAID]}")

@@ -1,6 +1,6 @@
-"""Keys and values by handle. Does what a Commit says; decides nothing.
+"""Stores keys and values by handle and applies the commits of a strategy.
 
-Every array is evaluated here, so all calls belong on the worker thread.
+Every array is evaluated here, so all calls must run on the worker thread.
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ from mlxlab.strategies import Commit, Cut, Handle, Span
 __all__ = ["KVStore", "Move"]
 
 Move: TypeAlias = Callable[[int, mx.array, int], mx.array]
-"""Layer, stored keys ``[1, kv_heads, positions, head_dim]`` and shift to moved keys."""
+"""Maps a layer, its stored keys and a shift to the moved keys.
+
+Keys have shape ``[1, kv_heads, positions, head_dim]``; the shift is in positions.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
     """Keys and values of some positions in one layer.
 
-    Both have shape ``[1, kv_heads, positions, head_dim]``; keys are as mlx-lm caches
-    them, after the rotation for their position.
+    Both have shape ``[1, kv_heads, positions, head_dim]``. Keys are stored after
+    mlx-lm's rotary embedding for their position.
     """
 
     keys: mx.array
@@ -35,7 +38,7 @@ class Layer:
 
 
 class KVStore:
-    """Handle to keys and values of all layers."""
+    """Maps each handle to the keys and values of all layers."""
 
     def __init__(self) -> None:
         self._entries: dict[Handle, tuple[Layer, ...]] = {}
@@ -48,7 +51,7 @@ class KVStore:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all stored arrays."""
+        """Size of all stored arrays in bytes."""
         return sum(
             layer.keys.nbytes + layer.values.nbytes
             for layers in self._entries.values()
@@ -56,10 +59,11 @@ class KVStore:
         )
 
     def apply(self, commit: Commit, cache: Sequence[KVCache]) -> None:
-        """Drop, cut and store as ``commit`` says; puts refer to ``cache``.
+        """Drop, cut and store entries as ``commit`` says; puts refer to ``cache``.
 
         Raises:
-            IntegrityError: a handle is unknown or in use, or a range is not there.
+            IntegrityError: a handle is unknown or already held, or a range lies outside
+                its sequence.
         """
         for handle in commit.drop:
             if self._entries.pop(handle, None) is None:
@@ -79,7 +83,7 @@ class KVStore:
         """Append stored positions to ``cache``. The spans must follow on from it.
 
         Raises:
-            IntegrityError: a span is not held, or leaves a hole.
+            IntegrityError: a span is not held, or leaves a gap.
         """
         spans = list(spans)
         position = cache[0].offset
@@ -102,13 +106,13 @@ class KVStore:
     ) -> None:
         """Put stored positions at their targets in caches of ``length`` positions.
 
-        What the spans leave open is zero and waits to be computed. The caches' offsets
-        stay where they are.
+        Positions outside the spans are zero until they are computed. The caches'
+        offsets do not change.
 
         Args:
-            spans: in order, at least one, all behind the caches' offsets.
-            cache: one a layer.
-            length: positions that the caches have room for afterwards.
+            spans: at least one, in order, all after the caches' offsets.
+            cache: one per layer.
+            length: positions that the caches hold afterwards.
             move: see :data:`Move`.
 
         Raises:
@@ -139,7 +143,7 @@ class KVStore:
     def _shortened(self, cut: Cut) -> tuple[Layer, ...]:
         layers = self._entries.get(cut.handle, ())
         if not layers or not 0 <= cut.start < cut.stop <= layers[0].keys.shape[2]:
-            raise IntegrityError(f"store: {cut} is of what is not held")
+            raise IntegrityError(f"store: {cut} is outside the held sequence")
         shorter = tuple(_part(x.keys, x.values, cut.start, cut.stop) for x in layers)
         mx.eval([(layer.keys, layer.values) for layer in shorter])
         return shorter
@@ -151,7 +155,7 @@ class KVStore:
 
 
 def _runs(spans: Iterable[Span]) -> Iterator[list[Span]]:
-    """Spans that follow on from each other and move equally far, together."""
+    """Group spans that follow each other and have equal shifts."""
     run: list[Span] = []
     for span in spans:
         if run and (run[-1].target + run[-1].length, run[-1].shift) != (
@@ -171,7 +175,7 @@ def _zeros(like: mx.array, positions: int) -> mx.array:
 
 
 def _part(keys: mx.array, values: mx.array, start: int, stop: int) -> Layer:
-    # A slice would keep all of what it was cut from alive.
+    # A slice would keep the whole source array alive.
     return Layer(
         mx.contiguous(keys[..., start:stop, :]),
         mx.contiguous(values[..., start:stop, :]),

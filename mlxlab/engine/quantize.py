@@ -1,7 +1,6 @@
-"""A model as it would be with fewer bits a weight: what quantisation does to answers.
+"""Quantises a model's weights, to compare its divergence with that of cache reuse.
 
-Measured in the same run as cache reuse, it tells how much a divergence is. Nothing
-here gets faster or smaller: plain weights stay plain, only rounded.
+The copy is neither faster nor smaller: plain weights stay plain and are only rounded.
 """
 
 from __future__ import annotations
@@ -14,25 +13,25 @@ from mlx.utils import tree_flatten
 
 from mlxlab.errors import ModelError
 
-__all__ = ["round_weights", "stored_bits"]
+__all__ = ["quantize_weights", "stored_bits"]
 
-#: Weights that share a scale and an offset; the first that divides a row is used.
+#: Weights per scale and offset; the first size that divides a row is used.
 _GROUP_SIZES = (64, 32)
 
 
-def round_weights(model: Any, bits: int) -> Any:
-    """A copy of ``model`` with its matrices, embeddings too, rounded to ``bits``.
+def quantize_weights(model: Any, bits: int) -> Any:
+    """Return a copy of ``model`` with its matrices and embeddings rounded to ``bits``.
 
-    Rounds to nearest in groups of 64 or 32, as ``mlx_lm.convert`` does. Matrices whose
-    rows neither divides stay as they are, as do norms and biases. Evaluates arrays.
+    Rounds to nearest in groups of 64 or 32, as ``mlx_lm.convert`` does. Norms, biases
+    and matrices with rows that neither size divides stay unchanged. Evaluates arrays.
 
     Args:
-        model: from :func:`mlxlab.engine.load_model`; shares with the copy what is not
-            rounded.
+        model: from :func:`mlxlab.engine.load_model`. The copy shares its unrounded
+            weights.
         bits: 2, 3, 4, 5, 6 or 8.
 
     Raises:
-        ModelError: the weights are stored with as few bits already.
+        ModelError: the weights are already stored with this many bits or fewer.
     """
     own = stored_bits(model)
     if own is not None and bits >= own:
@@ -40,7 +39,7 @@ def round_weights(model: Any, bits: int) -> Any:
             f"rounding to {bits} bits: the weights are stored with {own} bits; "
             "give fewer"
         )
-    # Arrays in the memo are taken as they are. They are replaced, not written to.
+    # deepcopy reuses arrays in the memo. They are replaced later, never written to.
     flat: Any = tree_flatten(model.parameters())
     rounded = deepcopy(model, {id(array): array for _, array in flat})
     for module in rounded.modules():
@@ -53,7 +52,7 @@ def round_weights(model: Any, bits: int) -> Any:
 
 
 def stored_bits(model: Any) -> int | None:
-    """Bits of the most coarsely quantised weights; None if none are quantised."""
+    """Return the lowest bits per weight; None if no weights are quantised."""
     return min((m.bits for m in model.modules() if _is_quantized(m)), default=None)
 
 
@@ -84,6 +83,6 @@ def _requantize(module: Any, bits: int) -> None:
 
 
 def _group_size(weight: mx.array) -> int:
-    """The first that divides a row, 0 if none does."""
+    """Return the first group size that divides a row, or 0."""
     width = weight.shape[-1]
     return next((size for size in _GROUP_SIZES if width % size == 0), 0)

@@ -1,7 +1,6 @@
-"""Which moved tokens are computed again: those where it matters most.
+"""Selects the moved tokens to compute again: those with the largest effect.
 
-Scores tokens with passes of the model, and picks; plans and stores are not its
-business.
+Scores the tokens with passes of the model and picks the highest.
 """
 
 from __future__ import annotations
@@ -12,30 +11,32 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxlab.engine.rope import LayerCache, Positions, Written
-from mlxlab.engine.scattered_prefill import Patch
+from mlxlab.engine.rope import LayerCache, Positions, WritableCache
+from mlxlab.engine.scattered_prefill import ScatteredPrefill
 from mlxlab.errors import ModelError
 from mlxlab.strategies import Selection
 
 __all__ = ["select"]
 
-#: Most tokens at the prompt's end whose attention is asked for.
+#: Most tokens at the prompt's end whose attention is scored.
 _PROBE = 128
 
 _SEED = 0
 
 Scores: TypeAlias = NDArray[np.float64]
-"""By position of the prompt; the highest are picked."""
+"""One score per prompt position; the highest are selected."""
 
 
-def select(patch: Patch, selection: Selection, count: int, chunk: int) -> Positions:
-    """Pick ``count`` of the moved positions.
+def select(
+    scattered: ScatteredPrefill, selection: Selection, count: int, chunk: int
+) -> Positions:
+    """Select ``count`` of the moved positions.
 
     Args:
-        patch: all spans in place, nothing computed yet. Its open positions are used
-            as scratch space.
-        selection: how to score them.
-        count: how many; at most as many as there are.
+        scattered: a prefill with all spans in place and nothing computed yet. Its
+            open positions are used as scratch space.
+        selection: how to score the positions.
+        count: at most the number of moved positions.
         chunk: tokens computed at a time.
 
     Returns:
@@ -43,61 +44,61 @@ def select(patch: Patch, selection: Selection, count: int, chunk: int) -> Positi
     """
     match selection:
         case Selection.RANDOM:
-            scores = np.random.default_rng(_SEED).random(len(patch.tokens))
+            scores = np.random.default_rng(_SEED).random(len(scattered.tokens))
         case Selection.DEVIATION:
-            scores = _deviation(patch, chunk)
+            scores = _deviation(scattered, chunk)
         case Selection.ATTENTION:
-            scores = _attention(patch)
-    order = np.argsort(-scores[patch.moved], kind="stable")
-    return np.sort(patch.moved[order[:count]])
+            scores = _attention(scattered)
+    order = np.argsort(-scores[scattered.moved], kind="stable")
+    return np.sort(scattered.moved[order[:count]])
 
 
-def _deviation(patch: Patch, chunk: int) -> Scores:
-    """How far the second layer's keys are from newly computed ones, by position.
+def _deviation(scattered: ScatteredPrefill, chunk: int) -> Scores:
+    """Return the distance of each stored second-layer key from its recomputed value.
 
-    The first layer's depend on their token alone, so they are right already.
+    First-layer keys depend on their own token only, so they are always right.
     """
-    if len(patch.cache) < 2:
+    if len(scattered.cache) < 2:
         raise ModelError("selection=deviation: this model has no second layer")
-    scores = np.zeros(len(patch.tokens))
-    # What is open is computed too: it is attended to.
-    behind = np.arange(patch.moved[0], len(patch.tokens))
+    scores = np.zeros(len(scattered.tokens))
+    # Open positions are computed too, because later tokens attend to them.
+    behind = np.arange(scattered.moved[0], len(scattered.tokens))
     for start in range(0, len(behind), chunk):
         positions = behind[start : start + chunk]
-        first, second, *others = patch.cache
-        compared = _Compared(second, positions)
+        first, second, *others = scattered.cache
+        compared = _ComparingCache(second, positions)
         layers = [
-            Written(first, positions),
+            WritableCache(first, positions),
             compared,
-            *(_Compared(layer, positions) for layer in others),
+            *(_ComparingCache(layer, positions) for layer in others),
         ]
-        patch.rotary.compute(patch.tokens[positions], positions, layers)
-        # Lazy evaluation: no layer behind the second one's keys is computed.
+        scattered.rope.compute(scattered.tokens[positions], positions, layers)
+        # Lazy evaluation: no layer after the second one's keys is computed.
         mx.eval(first.keys, first.values, compared.deviation)
         scores[positions] = np.array(compared.deviation)
     return scores
 
 
-def _attention(patch: Patch) -> Scores:
-    """How much the prompt's last tokens attend to a position, in all layers."""
-    length = len(patch.tokens)
-    behind = int(np.flatnonzero(patch.filled)[-1]) + 1
+def _attention(scattered: ScatteredPrefill) -> Scores:
+    """Return the last tokens' attention to each position, over all layers."""
+    length = len(scattered.tokens)
+    behind = int(np.flatnonzero(scattered.filled)[-1]) + 1
     positions = np.arange(max(behind, length - _PROBE), length)
-    visible = patch.filled.copy()
+    visible = scattered.filled.copy()
     visible[positions] = True
-    layers = [_Probed(layer, positions, visible) for layer in patch.cache]
-    patch.rotary.compute(patch.tokens[positions], positions, layers)
+    layers = [_ProbingCache(layer, positions, visible) for layer in scattered.cache]
+    scattered.rope.compute(scattered.tokens[positions], positions, layers)
     scores = np.zeros(length)
     for i, layer in enumerate(layers):
-        scores += np.array(layer.received(patch.rotary.scale(i)))
+        scores += np.array(layer.received(scattered.rope.scale(i)))
     return scores
 
 
-class _Compared(LayerCache):
-    """Compares new keys with the ones that are there, and keeps those.
+class _ComparingCache(LayerCache):
+    """Compares new keys with the stored ones, and keeps the stored ones.
 
     Attributes:
-        deviation: squared distance by token, ``[n]``; not evaluated.
+        deviation: squared distance per token, ``[n]``; not evaluated.
     """
 
     deviation: mx.array
@@ -111,20 +112,20 @@ class _Compared(LayerCache):
         return super().update_and_fetch(keys, values)
 
 
-class _Probed(Written):
-    """Remembers who asked for what."""
+class _ProbingCache(WritableCache):
+    """Keeps the queries of its tokens."""
 
     queries: mx.array
 
     def update_and_fetch(
         self, keys: mx.array, values: mx.array
     ) -> tuple[mx.array, mx.array]:
-        # The model made queries and keys with the same rotary embedding.
+        # The model made queries and keys with the same rope embedding.
         (self.queries,) = (made for made in self.rotated if made is not keys)
         return super().update_and_fetch(keys, values)
 
     def received(self, scale: float | None) -> mx.array:
-        """Attention that each position gets, summed over heads and queries: [stop]."""
+        """Return attention by position, summed over heads and queries: ``[stop]``."""
         _, kv_heads, _, head_dim = self.keys.shape
         queries = self.queries.astype(mx.float32)
         queries = queries.reshape(kv_heads, -1, queries.shape[2], head_dim)

@@ -1,9 +1,8 @@
-"""Moving keys to other positions, and computing tokens at scattered ones.
+"""Moves keys to other positions, and computes tokens at scattered positions.
 
-mlx-lm's model code stays as it is. For the time of one pass, each layer's rotary
-embedding gives every token a position of its own, and each layer's cache writes it
-there. Whether that is right for a model is tried out on a few tokens, not guessed from
-its name. Knows nothing of plans and strategies.
+mlx-lm's model code stays unchanged. During one pass, each layer's rotary embedding
+gives every token its own position, and each layer's cache writes the token there. A
+trial run on a few tokens checks that this is right for a model.
 """
 
 from __future__ import annotations
@@ -21,22 +20,22 @@ from numpy.typing import NDArray
 from mlxlab.errors import ModelError
 from mlxlab.prompt import Tokens
 
-__all__ = ["LayerCache", "Positions", "Rotary", "Written", "kept"]
+__all__ = ["LayerCache", "Positions", "Rope", "WritableCache", "kept"]
 
 Positions: TypeAlias = NDArray[np.intp]
 
 _TRIAL_TOKENS, _TRIAL_SHIFT = 16, 300
 
 
-class Rotary:
-    """Access to the rotary embeddings of a model's layers.
+class Rope:
+    """The rotary position embeddings of a model's layers.
 
     Args:
         model: from :func:`mlxlab.engine.load_model`.
 
     Raises:
-        ModelError: it has none in a layer, or does not compute the same at other
-            positions with rotated keys; the reason is named.
+        ModelError: a layer has no rotary embedding, or the model computes other
+            results with moved keys. The message gives the reason.
     """
 
     def __init__(self, model: Any) -> None:
@@ -45,16 +44,16 @@ class Rotary:
         self._try_out()
 
     def move(self, layer: int, keys: mx.array, shift: int) -> mx.array:
-        """Stored keys as they are some positions further on, computed in float32.
+        """Rotate stored keys by a shift, in float32.
 
         Args:
-            layer: whose keys they are.
-            keys: after the rotation for where they were computed, shape
+            layer: index of the keys' layer.
+            keys: keys after the rotation for their original positions, shape
                 ``[1, kv_heads, positions, head_dim]``.
             shift: in positions; may be negative.
 
         Returns:
-            Shape and type of ``keys``.
+            Moved keys, with the shape and type of ``keys``.
         """
         if shift == 0:
             return keys
@@ -65,23 +64,24 @@ class Rotary:
     def compute(
         self, tokens: Tokens, positions: Positions, cache: Sequence[LayerCache]
     ) -> mx.array:
-        """Run the model on tokens that stand at scattered positions, in one pass.
+        """Run the model on tokens at scattered positions, in one pass.
 
         Args:
             tokens: ids, shape ``[n]``.
-            positions: of each, ascending.
-            cache: what takes their keys and values, one a layer.
+            positions: one per token, ascending.
+            cache: receives the keys and values, one per layer.
 
         Returns:
-            Logits ``[1, n, vocabulary]``, not evaluated: what only some layers' keys
-            are needed for is computed no further.
+            Logits ``[1, n, vocabulary]``, not evaluated. A caller that needs the keys
+            of
+            some layers only pays for those layers.
         """
         with self._placed(mx.array(positions, dtype=mx.int32), cache):
             logits: mx.array = self.model(mx.array(tokens)[None], cache=list(cache))
         return logits
 
     def scale(self, layer: int) -> float | None:
-        """What the layer multiplies products of queries and keys by, if it tells."""
+        """Return the scale of a layer's attention scores; None if it has none."""
         scale: float | None = getattr(self._attentions[layer], "scale", None)
         return scale
 
@@ -94,14 +94,14 @@ class Rotary:
             for attention, rope, layer in zip(
                 self._attentions, ropes, cache, strict=True
             ):
-                attention.rope = _Placed(rope, positions, layer.rotated)
+                attention.rope = _PlacedRope(rope, positions, layer.rotated)
             yield
         finally:
             for attention, rope in zip(self._attentions, ropes, strict=True):
                 attention.rope = rope
 
     def _try_out(self) -> None:
-        """Compute some tokens at the start and further on: only keys may differ."""
+        """Compute some tokens at two offsets: only the keys may differ."""
         tokens = np.arange(_TRIAL_TOKENS, dtype=np.int32)
         plain = make_prompt_cache(self.model)
         expected = self.model(mx.array(tokens)[None], cache=plain)
@@ -113,7 +113,7 @@ class Rotary:
             pad = [(0, 0), (0, 0), (_TRIAL_SHIFT, 0), (0, 0)]
             keys, values = kept(layer)
             roomy.state = (mx.pad(0 * keys, pad), mx.pad(0 * values, pad), 0)
-            moved.append(Written(roomy, positions, visible))
+            moved.append(WritableCache(roomy, positions, visible))
         logits = self.compute(tokens, positions, moved)
         _require_close("its answers depend on absolute positions", expected, logits)
         for i, (before, after) in enumerate(zip(plain, moved, strict=True)):
@@ -127,7 +127,7 @@ class Rotary:
 
 
 @dataclass(slots=True)
-class _Placed:
+class _PlacedRope:
     """A rotary embedding that gives each token its own position."""
 
     rope: Callable[..., mx.array]
@@ -141,10 +141,10 @@ class _Placed:
 
 
 class LayerCache:
-    """What stands in for a layer's cache during one scattered pass.
+    """Replaces a layer's cache during one scattered pass.
 
     Attributes:
-        offset: read by the model for its rotary embedding, which ignores it here.
+        offset: 0; the model passes it to its rotary embedding, which ignores it here.
         rotated: the layer's queries and keys, in the order that the model made them.
     """
 
@@ -159,21 +159,22 @@ class LayerCache:
     def update_and_fetch(
         self, keys: mx.array, values: mx.array
     ) -> tuple[mx.array, mx.array]:
-        """Take in keys and values; return all that the tokens may attend to."""
+        """Return all keys and values that the tokens may attend to."""
         return self.keys[..., : self.stop, :], self.values[..., : self.stop, :]
 
     def make_mask(self, *_: object, **__: object) -> mx.array:
-        """Who may attend to whom: bool ``[n, stop]``."""
+        """Return the attention mask: bool ``[n, stop]``."""
         return mx.arange(self.stop)[None] <= self.positions[:, None]
 
 
-class Written(LayerCache):
-    """Writes into a KVCache that is long enough already.
+class WritableCache(LayerCache):
+    """Writes into a KVCache that is already long enough.
 
     Args:
-        cache: holds keys and values of all positions before the last of these.
+        cache: holds keys and values of all positions before the last of
+            ``positions``.
         positions: ascending.
-        visible: which positions of ``cache`` can be attended to; all if None.
+        visible: mask of the positions of ``cache`` to attend to; all if None.
     """
 
     def __init__(
@@ -199,13 +200,13 @@ class Written(LayerCache):
 
 
 def kept(cache: KVCache) -> tuple[mx.array, mx.array]:
-    """Keys and values of all positions that a cache has taken in."""
+    """Return the keys and values of all filled positions of a cache."""
     keys, values, offset = cache.state
     return keys[..., :offset, :], values[..., :offset, :]
 
 
 def _attention(layer: Any) -> Any:
-    """The module of a layer that holds its rotary embedding."""
+    """Return the module of a layer that holds its rotary embedding."""
     found = [module for module in layer.modules() if hasattr(module, "rope")]
     if len(found) != 1:
         raise ModelError(
@@ -218,14 +219,14 @@ def _attention(layer: Any) -> Any:
 def _rotated(
     rope: Callable[..., mx.array], x: mx.array, positions: mx.array
 ) -> mx.array:
-    """``x`` of shape ``[1, heads, n, head_dim]`` rotated for a position per token."""
-    # On the batch axis every token has an offset of its own.
+    """Rotate ``x`` of shape ``[1, heads, n, head_dim]`` by one position per token."""
+    # On the batch axis every token has its own offset.
     tokens = x.transpose(2, 1, 0, 3)
     return rope(tokens, offset=positions).transpose(2, 1, 0, 3)
 
 
 def _require_close(reason: str, expected: mx.array, got: mx.array) -> None:
-    # Halves keep two to three decimal digits, and layers add their errors up.
+    # Half precision keeps two to three decimal digits, and errors add up over layers.
     bound = 0.05 * mx.abs(expected.astype(mx.float32)).max()
     if not (mx.abs(expected - got) < bound).all().item():
         raise ModelError(f"keys and values cannot be moved in this model: {reason}")

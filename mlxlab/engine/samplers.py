@@ -1,8 +1,8 @@
-"""Samplers that wrap another: forced beginnings, bounded reasoning, barred ids.
+"""Samplers that wrap another: forced beginnings, bounded thinking, barred ids.
 
-They run inside mlx-lm's decode loop, which asks for token n+1 before anybody has read
-token n. So what depends on earlier tokens is computed on the device, lazily; nothing
-here waits for a value.
+They run inside mlx-lm's decode loop, which asks for token n+1 before token n is read.
+So every value that depends on earlier tokens is computed lazily on the device. No
+sampler here waits for a value.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import mlx.core as mx
 
 from mlxlab.engine.engine import Sampler
 
-__all__ = ["Barred", "BoundedReasoning", "Forced"]
+__all__ = ["Barred", "BoundedThinking", "Forced"]
 
-#: Reasoning opens at the very start of an answer, after white space at most.
+#: Thinking opens at the start of an answer, after white space at most.
 _OPENS_WITHIN = 3
 
 
 class Forced:
-    """Gives ``ids`` first, whatever the model says, then what ``sampler`` gives."""
+    """Returns ``ids`` first, whatever the model predicts, then samples."""
 
     def __init__(self, ids: Sequence[int], sampler: Sampler) -> None:
         self.sampler = sampler
@@ -32,7 +32,7 @@ class Forced:
 
 
 class Barred:
-    """Never gives one of ``ids``."""
+    """Never returns one of ``ids``."""
 
     def __init__(self, ids: Iterable[int], sampler: Sampler) -> None:
         self.sampler = sampler
@@ -42,19 +42,19 @@ class Barred:
         return self.sampler(_without(self.ids, logprobs))
 
 
-class BoundedReasoning:
-    """Closes reasoning when its budget is spent, so that an answer always follows.
+class BoundedThinking:
+    """Closes thinking when its budget is spent, so that an answer always follows.
 
-    While reasoning is open, ids that end the answer cannot be sampled. Once ``budget``
-    ids have been given inside it, ``closing`` is given next.
+    While thinking is open, ids that end the answer cannot be sampled. After ``budget``
+    ids of thinking, the ids of ``closing`` follow.
 
     Args:
-        sampler: chooses where nothing is forced.
+        sampler: chooses wherever no id is forced.
         start: id of the opening tag.
-        closing: id of the closing tag, and what the template puts behind it.
+        closing: id of the closing tag, and the ids that the template puts after it.
         stop: ids that end an answer.
         budget: most ids between the tags; None for no limit.
-        opened: whether the prompt ends inside reasoning.
+        opened: whether the prompt ends inside thinking.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class BoundedReasoning:
         self.budget = budget
         self._open = mx.array(opened)
         self._spent = mx.array(0)
-        self._to_close = mx.array(0)  # ids of ``closing`` still to be given
+        self._to_close = mx.array(0)  # ids of ``closing`` that remain
         self._step = 0
 
     def __call__(self, logprobs: mx.array) -> mx.array:

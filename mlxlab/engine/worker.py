@@ -1,8 +1,8 @@
 """The one thread that evaluates arrays.
 
 MLX streams are thread-local: a lazy array built on one thread cannot be evaluated on
-another, and Jupyter runs callbacks where it likes. So a model lives on one worker
-thread; everybody else submits work and gets plain Python values back.
+another, and Jupyter runs callbacks on any thread. So a model lives on one worker
+thread. Other threads submit calls and receive plain Python values.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ __all__ = ["Worker"]
 P = ParamSpec("P")
 T = TypeVar("T")
 _END = object()
-#: Seconds that the interpreter's end waits for an idle worker to end.
+#: Seconds that the interpreter's exit waits for an idle worker to end.
 _EXIT_S = 1.0
 
 
 class Worker:
     """Runs submitted calls in order on one daemon thread.
 
-    Use as a context manager, or call :meth:`close`. The thread is a daemon, so that a
-    long prefill never holds up the interpreter's exit.
+    Use it as a context manager, or call :meth:`close`. The thread is a daemon, so that
+    a long prefill never delays the interpreter's exit.
     """
 
     def __init__(self, name: str = "mlxlab-worker") -> None:
@@ -50,7 +50,7 @@ class Worker:
 
     @property
     def is_alive(self) -> bool:
-        """Whether work submitted now would be run."""
+        """Whether a call submitted now would run."""
         return self._thread.is_alive() and not self._closed
 
     def submit(
@@ -62,7 +62,7 @@ class Worker:
             RuntimeError: the worker has been closed.
         """
         future: Future[T] = Future()
-        # Nobody would ever run what is put behind the end.
+        # A call queued after the end marker would never run.
         with self._lock:
             if not self.is_alive:
                 raise RuntimeError(f"{self._thread.name} is closed")
@@ -76,7 +76,7 @@ class Worker:
     def stream(
         self, call: Callable[P, Iterable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> Generator[T, None, None]:
-        """Iterate on the worker; items arrive here as they are made.
+        """Iterate on the worker; items arrive here as they are produced.
 
         Closing the returned generator closes the source at its next item.
         """
@@ -97,12 +97,12 @@ class Worker:
         stopped: threading.Event,
         call: Callable[[], Iterable[T]],
     ) -> Future[None]:
-        """Iterate on the worker and hand over items as they are made.
+        """Iterate on the worker and pass on items as they are produced.
 
         Args:
             put: called on the worker with each item.
             stopped: once set, the source is closed at its next item.
-            call: gives the source.
+            call: returns the source.
 
         Raises:
             RuntimeError: the worker has been closed.
@@ -121,7 +121,7 @@ class Worker:
         return self.submit(drain)
 
     def close(self) -> None:
-        """Finish what is queued, then end the thread. Safe to call twice."""
+        """Finish the queued calls, then end the thread. Safe to call twice."""
         atexit.unregister(self._end)
         self._end()
 
@@ -135,7 +135,7 @@ class Worker:
         try:
             self._run_calls()
         finally:
-            # Else they are torn down beside the interpreter, which sometimes aborts.
+            # Without this, streams end beside the interpreter, which sometimes aborts.
             mx.clear_streams()
 
     def _run_calls(self) -> None:
@@ -149,5 +149,5 @@ class Worker:
                 future.set_exception(error)
             else:
                 future.set_result(result)
-            # Else the last call's arrays live until the next one comes.
+            # Otherwise the last call's arrays live until the next call.
             del entry, future, call

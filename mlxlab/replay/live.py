@@ -1,4 +1,4 @@
-"""Replay through a real model, in process."""
+"""Replays requests through a real model, in process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class LiveReplay:
 
     Args:
         worker: the thread that owns the engine's model.
-        engine: with a fresh strategy.
+        engine: an engine with a fresh strategy.
         progress: see :data:`mlxlab.replay.simulator.Progress`.
     """
 
@@ -53,32 +53,32 @@ class LiveReplay:
 
 
 class LiveModel:
-    """A model in memory, from which replayers with an empty cache are made."""
+    """A model in memory, which makes replayers with empty caches."""
 
     def __init__(self, folder: ModelFolder, worker: Worker, *, chunk: int) -> None:
         self.folder = folder
         self.worker = worker
         self.chunk = chunk
         self.model = worker.call(load_model, folder)
-        # The first products of a process pay for thread pools and kernels.
+        # The first matrix products of a process also start thread pools and kernels.
         warm_up = Engine(self.model, make_strategy("none"))
         worker.call(warm_up.replay, Prompt.of(range(64)), np.empty(0, np.int32))
 
     def replayer(
         self, strategy: Strategy, progress: Progress | None = None
     ) -> LiveReplay:
-        """A target with a store of its own."""
+        """Return a replayer with its own store."""
         return LiveReplay(self.worker, self.engine(strategy), progress)
 
     def engine(
         self, strategy: Strategy, *, model: Any = None, chunk: int | None = None
     ) -> Engine:
-        """An engine with a store of its own.
+        """Return an engine with its own store.
 
         Args:
-            strategy: fresh.
-            model: a variant of this one to compute with instead.
-            chunk: tokens computed at a time, if other than usual.
+            strategy: a fresh one.
+            model: computes instead of this model, for example a quantized copy.
+            chunk: tokens computed at a time; this model's chunk size if None.
         """
         return Engine(
             self.model if model is None else model,
@@ -88,7 +88,7 @@ class LiveModel:
         )
 
     def describe(self) -> dict[str, Any]:
-        """Device, BLAS and chunk size, for a manifest."""
+        """Return device, BLAS and chunk size, for a manifest."""
         return {
             "device": device_name(),
             "blas": str(blas.preload()),
@@ -98,7 +98,7 @@ class LiveModel:
 
 @contextmanager
 def live_model(folder: ModelFolder, *, chunk: int = 2048) -> Iterator[LiveModel]:
-    """Load a model on a worker thread of its own and end the thread afterwards.
+    """Load a model on its own worker thread, which ends with the block.
 
     Raises:
         ModelError: the model cannot be loaded or its cache cannot be cut.

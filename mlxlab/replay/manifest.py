@@ -1,4 +1,4 @@
-"""Manifests: everything that is needed to judge or repeat a result."""
+"""Manifests: all that is needed to judge or repeat a result."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from mlxlab.strategies import Strategy
 __all__ = ["Outcome", "Progress", "Replayer", "Simulator"]
 
 Progress: TypeAlias = Callable[[int], object]
-"""Called with the number of prompt tokens just taken in, from any thread."""
+"""Called with the number of prompt tokens just processed, from any thread."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,10 +25,10 @@ from mlxlab.rendering.thinking import sign
 from mlxlab.server.aliases import Alias, Aliases
 from mlxlab.server.generation import Job, StopReason
 from mlxlab.server.sampling import (
-    reasoning_budget,
-    reasoning_room,
-    reasoning_sampler,
     sampling_of,
+    thinking_budget,
+    thinking_room,
+    thinking_sampler,
 )
 from mlxlab.server.schema import InferenceRequest, TokenCountRequest, check_supported
 from mlxlab.traces.recording.script import Script
@@ -183,13 +183,13 @@ class Preparation:
         grammar = self._grammar(alias.model)
         thinking = _with_thinking(request, alias).thinking
         if thinking and thinking.type != "disabled":
-            sampler = reasoning_sampler(
+            sampler = thinking_sampler(
                 sampler,
                 grammar,
                 folder,
                 opened=grammar.opens_in_thinking(prepared.generation.tolist()),
                 force=thinking.type == "enabled",
-                budget=reasoning_budget(request, alias.max_thinking_tokens, max_tokens),
+                budget=thinking_budget(request, alias.max_thinking_tokens, max_tokens),
             )
         return _chosen_tool(request, sampler, grammar, folder)
 
@@ -225,7 +225,7 @@ def _with_thinking(request: TokenCountRequest, alias: Alias) -> TokenCountReques
     choice, config = request.tool_choice, request.output_config
     forced = (choice and choice.type in {"any", "tool"}) or (config and config.format)
     # With 0 there is no answer: the cache is filled for a later one that may think.
-    short = request.max_tokens and not reasoning_room(request.max_tokens)
+    short = request.max_tokens and not thinking_room(request.max_tokens)
     if forced or short or alias.thinking == "off":
         kind = "disabled"
     elif alias.thinking == "on" and not request.thinks:

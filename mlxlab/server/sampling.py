@@ -8,15 +8,15 @@ from typing import Any
 from mlx_lm.sample_utils import make_sampler
 
 from mlxlab.decoding import Grammar
-from mlxlab.engine import BoundedReasoning, Forced, Sampler
+from mlxlab.engine import BoundedThinking, Forced, Sampler
 from mlxlab.models.folder import ModelFolder
 from mlxlab.server.schema import Effort, InferenceRequest
 
 __all__ = [
-    "reasoning_budget",
-    "reasoning_room",
-    "reasoning_sampler",
     "sampling_of",
+    "thinking_budget",
+    "thinking_room",
+    "thinking_sampler",
 ]
 
 #: Reasoning ids for an adaptive request; more effort than these has no bound.
@@ -65,7 +65,7 @@ def sampling_of(
     return make
 
 
-def reasoning_room(max_tokens: int) -> int:
+def thinking_room(max_tokens: int) -> int:
     """Most ids that reasoning may take of an answer, so that text follows.
 
     A quarter of the answer is left over, :data:`_LEAST_REST` ids at least.
@@ -80,7 +80,7 @@ def reasoning_room(max_tokens: int) -> int:
     return room if room > 1 else 0  # the first id is the line break behind the tag
 
 
-def reasoning_budget(
+def thinking_budget(
     request: InferenceRequest, most: int | None, max_tokens: int | None = None
 ) -> int:
     """Ids that reasoning may take, so that room for an answer is left.
@@ -101,11 +101,11 @@ def reasoning_budget(
     else:
         effort = request.output_config.effort if request.output_config else None
         asked = _BUDGETS.get(effort or "max")
-    limits = [reasoning_room(max_tokens), most, asked]
+    limits = [thinking_room(max_tokens), most, asked]
     return min(limit for limit in limits if limit is not None)
 
 
-def reasoning_sampler(
+def thinking_sampler(
     make: Callable[[], Sampler],
     grammar: Grammar,
     folder: ModelFolder,
@@ -134,7 +134,7 @@ def reasoning_sampler(
         sampler = make()
         if force and not opened:
             sampler = Forced(opening, sampler)
-        return BoundedReasoning(
+        return BoundedThinking(
             sampler,
             start=opening[0],
             closing=closing,

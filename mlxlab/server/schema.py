@@ -270,7 +270,7 @@ def _check_thinking(request: TokenCountRequest) -> None:
     if thinking.type != "enabled" or not isinstance(request, InferenceRequest):
         return
     budget = thinking.budget_tokens
-    # One that max_tokens has no room for is cut, see reasoning_budget.
+    # One that max_tokens has no room for is cut, see thinking_budget.
     if budget is None or budget < _MIN_BUDGET:
         raise RequestError(
             f"thinking.budget_tokens: {budget} is not accepted; give at least "

@@ -1,5 +1,4 @@
-"""What any HTTP endpoint of mlxlab is made of, whatever it answers.
+"""The parts shared by all HTTP endpoints of mlxlab.
 
-Knows nothing of mlxlab but its errors. Nothing is imported here, so that the parts
-which need no web framework load none.
+Nothing is imported here, so that parts without a web framework load none.
 """

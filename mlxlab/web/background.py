@@ -1,7 +1,4 @@
-"""An HTTP endpoint in a thread of its own, beside a notebook or a command.
-
-Knows nothing of what the application answers.
-"""
+"""Runs an HTTP endpoint in its own thread, beside a notebook or a command."""
 
 from __future__ import annotations
 
@@ -31,7 +28,7 @@ __all__ = ["BackgroundServer", "wait_for_signal"]
 _START_S = 10.0
 #: Seconds that open answers have to end when the server stops.
 _GRACE_S = 1
-#: Seconds after which a stop no longer waits for an application that blocks its loop.
+#: Seconds that a stop waits for an application that blocks its event loop.
 _STOP_S = 10.0
 _MAX_HEADER = 64 * 2**10
 
@@ -39,17 +36,17 @@ _MAX_HEADER = 64 * 2**10
 class BackgroundServer:
     """Serves an ASGI application from a daemon thread.
 
-    The interpreter's end stops it too. After a stop it may be started again.
+    The interpreter's exit stops the server too. After a stop it may be started again.
 
     Args:
-        app: answers.
-        host: loopback unless others are to reach it.
-        port: 0 for any free one.
-        bounds: how many connections, and how long each may take.
+        app: the ASGI application.
+        host: loopback, unless other machines should reach it.
+        port: 0 for any free port.
+        bounds: limits on connections and on the time that each may take.
 
     Attributes:
-        log: a line for each response and for each complaint of the HTTP server, the
-            latest at the end, since the last start. Nothing is printed.
+        log: one line per response and per complaint of the HTTP server since the last
+            start, latest last. Nothing is printed.
     """
 
     def __init__(
@@ -70,17 +67,17 @@ class BackgroundServer:
         """Base URL for clients.
 
         Raises:
-            ServerError: it was never started.
+            ServerError: the server was never started.
         """
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"http://{host}:{self.port}"
 
     @property
     def port(self) -> int:
-        """The port it is, or was last, reached on.
+        """The current port, or the last one.
 
         Raises:
-            ServerError: it was never started.
+            ServerError: the server was never started.
         """
         if self._run is None:
             raise ServerError(f"{self._host}: the endpoint does not run; start it")
@@ -88,20 +85,21 @@ class BackgroundServer:
 
     @property
     def is_alive(self) -> bool:
-        """Whether requests are taken."""
+        """Whether the server accepts requests."""
         run = self._run
         return run is not None and run.is_alive
 
     def start(self) -> Self:
-        """Return when requests are taken; nothing happens if they already are.
+        """Start the server and return when it accepts requests. Safe to repeat.
 
         Raises:
-            ServerError: the address is in use or not of this machine, or the
-                application refuses to start.
+            ServerError: the address is in use or not on this machine, or the
+                application
+                fails to start.
         """
         if self.is_alive:
             return self
-        self.stop()  # what is left of a run that ended by itself
+        self.stop()  # cleans up after a run that ended by itself
         self.log.clear()
         bound = _bound(self._host, self._port)
         self._run = run = _Run.of(self._app, bound, self._bounds, self.log)
@@ -111,11 +109,11 @@ class BackgroundServer:
         if not run.has_started():
             self.stop()
             raise ServerError(f"{self.url}: did not start: {_reason(self.log)}")
-        run.bound.listen(QUEUE)  # asyncio has set it to the backlog
+        run.bound.listen(QUEUE)  # asyncio has set the queue to the backlog
         return self
 
     def stop(self) -> None:
-        """Take no more requests, end the open ones and the thread. Safe to repeat."""
+        """Accept no more requests, end the open ones and the thread. Safe to repeat."""
         run = self._run
         if run is None:
             return
@@ -143,7 +141,7 @@ def wait_for_signal(ready: Callable[[], None] = lambda: None) -> None:
     Args:
         ready: called once a signal would end the wait.
     """
-    # Not an Event: its lock may be held by the very code that a signal interrupts.
+    # The code that a signal interrupts may hold the lock of an Event.
     arrived: SimpleQueue[int] = SimpleQueue()
     kinds = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(kind, lambda kind, _: arrived.put(kind)) for kind in kinds]
@@ -157,7 +155,7 @@ def wait_for_signal(ready: Callable[[], None] = lambda: None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """What one start makes and one stop ends."""
+    """The socket, server and thread of one start."""
 
     port: int
     bound: socket.socket
@@ -171,14 +169,14 @@ class _Run:
     ) -> _Run:
         config = uvicorn.Config(
             app,
-            loop="asyncio",  # whose accepting the bounds are made for
+            loop="asyncio",  # the bounds rely on how asyncio accepts
             http=bounded_protocol(affordable(bounds)),
             ws="none",
             backlog=BACKLOG,
             h11_max_incomplete_event_size=_MAX_HEADER,
             log_config=None,
             access_log=False,
-            server_header=False,  # an upstream sends its own
+            server_header=False,  # an upstream sends its own header
             date_header=False,
             timeout_keep_alive=ceil(bounds.idle_s),
             timeout_graceful_shutdown=_GRACE_S,
@@ -193,7 +191,7 @@ class _Run:
         return self.server.started and self.thread.is_alive()
 
     def has_started(self) -> bool:
-        """Whether requests are taken, as soon as that is settled."""
+        """Whether requests are accepted; waits until that is decided."""
         end = time.monotonic() + _START_S
         while not self.server.started:
             if not self.thread.is_alive() or time.monotonic() > end:
@@ -203,14 +201,14 @@ class _Run:
 
 
 def _serve(server: uvicorn.Server, bound: socket.socket) -> None:
-    # Raised by a server that cannot start, which has_started() tells.
+    # Raised by a server that cannot start; has_started() reports it.
     with suppress(SystemExit):
         server.run([bound])
 
 
 def _bound(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio sends at once only where the protocol is named, else 40 ms late.
+    # Only with a named protocol does asyncio send at once, not 40 ms later.
     bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -223,5 +221,5 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 def _reason(log: ServerLog) -> str:
-    """The last line of the first complaint: of a traceback, the exception."""
+    """Return the last line of the first complaint: for a traceback, the exception."""
     return log[0].rpartition("\n")[2] if log else f"no answer within {_START_S:.0f} s"

@@ -1,7 +1,7 @@
-"""The connections of an HTTP endpoint: their number and their time.
+"""Bounds the number and the duration of an endpoint's connections.
 
-uvicorn bounds neither the time that headers take nor the connections that never send
-any, and an accepted connection costs a file descriptor.
+uvicorn bounds neither the time that headers take nor the number of silent connections.
+Each accepted connection costs a file descriptor.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from mlxlab.web.guard import Bounds
 
 __all__ = ["BACKLOG", "QUEUE", "affordable", "bounded_protocol"]
 
-#: Connections that asyncio accepts before it looks at any of them.
+#: Connections that asyncio accepts before it reads from any of them.
 BACKLOG = 128
-#: Connections that the kernel holds meanwhile. One too many waits a second.
+#: Connections that the kernel queues meanwhile. A client beyond them waits a second.
 QUEUE = 1024
 #: File descriptors that the rest of the process may open while the server runs.
 _OTHER_FILES = 64
@@ -33,21 +33,21 @@ _ANSWERED = (h11.DONE, h11.MUST_CLOSE, h11.CLOSED)
 
 
 class _Stage(IntEnum):
-    """How far a connection's request has come; the first are dropped first."""
+    """The stage of a connection's request; earlier stages are dropped first."""
 
-    HEADERS = 0  # they are not whole
-    UNREAD = 1  # answered before its body was whole
+    HEADERS = 0  # headers are incomplete
+    UNREAD = 1  # answered before the body was complete
     STALLED = 2  # the client does not read
     IDLE = 3  # between two requests
-    BODY = 4  # it is not whole
+    BODY = 4  # body is incomplete
     WHOLE = 5  # never dropped
 
 
 class _BoundedProtocol(H11Protocol):
-    """One connection, closed when it takes too long or leaves no room for a new one."""
+    """One connection, closed when it is slow or when a new one needs its place."""
 
     bounds: ClassVar[Bounds]
-    #: Those of HEADERS that nothing is known of, the oldest first: thousands may come.
+    #: Connections in HEADERS without a credential, oldest first: thousands may come.
     strangers: ClassVar[dict[_BoundedProtocol, None]]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -56,7 +56,7 @@ class _BoundedProtocol(H11Protocol):
         self._since = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
-    # What uvicorn calls
+    # Called by uvicorn
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -77,20 +77,20 @@ class _BoundedProtocol(H11Protocol):
         self._settle()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP, unless an answer to it has begun."""
+        """Refuse a request that is not HTTP, unless its answer has begun."""
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.abort()
             return
         super().send_400_response(msg)
-        if self.cycle is not None:  # its application is not to answer as well
+        if self.cycle is not None:  # keep the application from answering as well
             self.cycle.disconnected = True
             self.cycle.message_event.set()
 
     def _should_upgrade(self) -> bool:
-        """Answer as if no upgrade were asked for; uvicorn would advise an install."""
+        """Ignore upgrade requests; uvicorn would log advice to install a package."""
         return False
 
-    # Our own
+    # Our own methods
 
     @property
     def _is_known(self) -> bool:
@@ -98,7 +98,7 @@ class _BoundedProtocol(H11Protocol):
 
     @property
     def _priority(self) -> tuple[bool, _Stage, float]:
-        """Grows with what is lost if the connection is dropped."""
+        """Return a rank that rises with the work lost if the connection is dropped."""
         return self._is_known, self._current(), self._since
 
     def _current(self) -> _Stage:
@@ -113,7 +113,7 @@ class _BoundedProtocol(H11Protocol):
         return _Stage.WHOLE
 
     def _settle(self) -> None:
-        """Start the clock of a new stage; bytes that change no stage win no time."""
+        """Start the timer of a new stage; bytes within a stage do not restart it."""
         stage = self._current()
         if stage is self._stage or self.transport.is_closing():
             return
@@ -132,11 +132,11 @@ class _BoundedProtocol(H11Protocol):
     def _expire(self) -> None:
         if self._stage is _Stage.HEADERS and self.conn.trailing_data[0]:
             seconds = self.bounds.header_s
-            self.logger.warning("closed: no whole headers within %g s", seconds)
+            self.logger.warning("closed: headers incomplete after %g s", seconds)
         self.transport.abort()
 
     def _leave(self) -> None:
-        """End what the stage began."""
+        """End the timer and the records of the current stage."""
         self.strangers.pop(self, None)
         if self._timer is not None:
             self._timer.cancel()
@@ -151,7 +151,7 @@ class _BoundedProtocol(H11Protocol):
         self.logger.warning("closed: more than %d connections", most)
 
     def _least(self) -> _BoundedProtocol:
-        """What is dropped: this new one only if all others are being answered."""
+        """Return the connection to drop: this new one if all others are answered."""
         oldest = next(iter(self.strangers), self)
         if oldest is not self:
             return oldest
@@ -166,15 +166,15 @@ class _BoundedProtocol(H11Protocol):
 
 
 def bounded_protocol(bounds: Bounds) -> type[H11Protocol]:
-    """The protocol of uvicorn for the connections of one server, bounded."""
+    """Return uvicorn's protocol, bounded, for the connections of one server."""
     own = {"bounds": bounds, "strangers": {}}
     return type("BoundedProtocol", (_BoundedProtocol,), own)
 
 
 def affordable(bounds: Bounds) -> Bounds:
-    """The same bounds with as many connections as file descriptors allow.
+    """Return the bounds with no more connections than file descriptors allow.
 
-    Raises the process' soft limit if it is too low, but no higher than needed.
+    Raises the process's soft limit if it is too low, but only as far as needed.
     """
     others = len(list(Path("/dev/fd").iterdir())) + _OTHER_FILES + BACKLOG
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,7 +1,4 @@
-"""Errors in the shape in which clients of the Messages API expect them.
-
-Knows nothing of what went wrong: who raises an error says so.
-"""
+"""Errors in the shape that clients of the Messages API expect."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ _KINDS = {
     504: "timeout_error",
     529: "overloaded_error",
 }
-#: Seconds until a client that was told "overloaded" may ask again.
+#: Seconds after which a client may retry an "overloaded" request.
 _RETRY_AFTER_S = 5
 
 
@@ -30,10 +27,10 @@ class ApiError(Exception):
     """A request that is answered with an error.
 
     Args:
-        status: of the HTTP response. It settles the error's type: an unlisted one is
-            an ``invalid_request_error`` below 500 and an ``api_error`` from there on.
-        message: one line for whoever runs the client.
-        headers: further ones of the response. 529 has ``retry-after`` in any case.
+        status: status of the HTTP response, which decides the error's type. Unlisted
+            statuses are an ``invalid_request_error`` below 500, else an ``api_error``.
+        message: one line for the client's user.
+        headers: more headers of the response. 529 always has ``retry-after``.
     """
 
     def __init__(
@@ -57,16 +54,16 @@ class ApiError(Exception):
         return {"type": self.kind, "message": self.message}
 
     def body(self, request_id: str) -> dict[str, Any]:
-        """The JSON object of the response."""
+        """Return the JSON object of the response."""
         return {"type": "error", "error": self.error, "request_id": request_id}
 
 
 def error_response(error: ApiError, request_id: str) -> JSONResponse:
-    """The response to a request that failed before its answer began."""
+    """Return the response to a request that failed before its answer began."""
     headers = {**error.headers, "request-id": request_id}
     return JSONResponse(error.body(request_id), error.status, headers)
 
 
 def new_request_id() -> str:
-    """A name for a request. Names that clients give are never used."""
+    """Return a new request id. Ids from clients are never used."""
     return f"req_{uuid4().hex[:24]}"

@@ -1,7 +1,6 @@
-"""Refuses what a web page or a hostile client may try, before anything else looks.
+"""Refuses attacks by web pages and hostile clients, before all other code.
 
-Works on the raw scope, so that nothing it refuses has been interpreted by then. Knows
-nothing of tokens, paths or what a body means.
+It works on the raw ASGI scope, so nothing that it refuses has been parsed by then.
 """
 
 from __future__ import annotations
@@ -24,20 +23,20 @@ _LENGTH_DIGITS = 20
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What a request and its connection may take.
+    """Limits of a request and of its connection.
 
     Attributes:
-        header_lines: how many headers.
-        header_bytes: of all names and values.
-        body_bytes: 32 MiB is what the API takes.
+        header_lines: most headers.
+        header_bytes: most bytes of all header names and values.
+        body_bytes: most bytes of a body; the API accepts 32 MiB.
         body_s: seconds from the headers to the last byte of the body.
         header_s: seconds from a request's first byte, or from the connection, to the
             end of its headers.
         idle_s: seconds between two requests on a connection.
-        unread_s: seconds that a client may go on sending a body that was refused.
-        connections: how many are open at a time, fewer where file descriptors are
-            short. A new one takes the place of the oldest without a whole request;
-            those whose last request had a ``credential`` in its scope go last.
+        unread_s: seconds that a client may go on sending a refused body.
+        connections: most open connections, fewer where file descriptors are short. A
+            new one replaces the oldest without a complete request. Connections whose
+            last request had a ``credential`` in its scope are dropped last.
     """
 
     header_lines: int = 100
@@ -53,17 +52,18 @@ class Bounds:
 class Guard:
     """ASGI middleware: refuses in the API's error shape or passes a request on.
 
-    Refused are a Host that is neither loopback nor ours (a page whose name resolves to
-    this machine has one), an Origin that is not ours (any other page has one), targets
-    that are no path, and what exceeds the bounds. No CORS header is ever sent.
+    It refuses a Host that is neither loopback nor ours, which a page whose name
+    resolves to this machine sends. It refuses an Origin that is not ours, which any
+    other page sends. It also refuses targets that are not paths, and requests beyond
+    the bounds. It never sends a CORS header.
 
-    The application gets the whole body as one ``http.request``; the
-    ``http.disconnect`` of a client that leaves comes after it, when it happens.
+    The application gets the whole body as one ``http.request``. The
+    ``http.disconnect`` of a leaving client comes after it.
 
     Args:
-        app: what is guarded.
-        names: further hosts that clients may use, such as the one bound to.
-        bounds: what a request may take.
+        app: the guarded application.
+        names: further hosts that clients may use, such as the bound address.
+        bounds: limits of a request.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Guard:
     def _check(self, scope: Scope) -> None:
         self._check_size(scope)
         if not scope["raw_path"].startswith(b"/"):
-            raise ApiError(400, "the request's target is no path; begin it with /")
+            raise ApiError(400, "the request's target is not a path; begin it with /")
         hosts = _values(scope, b"host")
         match = _HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
         if match is None or not self._is_ours(match[1].decode(), scope):
@@ -109,18 +109,18 @@ class Guard:
             raise ApiError(431, f"the headers are too large; send at most {most}")
         for length in _values(scope, b"content-length"):
             if not length.isdigit() or len(length) > _LENGTH_DIGITS:
-                raise ApiError(400, "content-length is no number; give the bytes")
+                raise ApiError(400, "content-length is not a number; give the bytes")
             if int(length) > self.bounds.body_bytes:
                 raise self._too_large()
 
     def _is_ours(self, host: str, scope: Scope) -> bool:
         name = _canonical(host)
-        # The address that the client reached, which tells more than 0.0.0.0.
+        # The address that the client reached; the bound one may be only 0.0.0.0.
         reached = (scope.get("server") or ("",))[0]
         return is_loopback(name) or name == _canonical(reached) or name in self.names
 
     async def _body(self, receive: Receive) -> bytes | None:
-        """The whole body; None if the client has left."""
+        """Return the whole body; None if the client has left."""
         chunks: list[bytes] = []
         left = self.bounds.body_bytes
         with anyio.move_on_after(self.bounds.body_s):
@@ -136,14 +136,14 @@ class Guard:
                     return b"".join(chunks)
         seconds = f"{self.bounds.body_s:g} s"
         closing = {"connection": "close"}
-        raise ApiError(408, f"the body was not here in {seconds}; send faster", closing)
+        raise ApiError(408, f"no complete body within {seconds}; send faster", closing)
 
     def _too_large(self) -> ApiError:
         return ApiError(413, f"a body over {self.bounds.body_bytes} bytes; send less")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine's loopback."""
+    """Return whether a host name or address is this machine's loopback."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -151,7 +151,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _canonical(host: str) -> str:
-    """One spelling for each name and address."""
+    """Return one spelling for each name and address."""
     name = host.strip("[]").lower()
     try:
         address = ipaddress.ip_address(name)
@@ -165,7 +165,7 @@ def _values(scope: Scope, name: bytes) -> list[bytes]:
 
 
 def replayed(body: bytes, receive: Receive) -> Receive:
-    """Receives the body in one message, then what the connection sends."""
+    """Receive the body in one message, then the connection's own messages."""
     bodies = [body]
 
     async def receive_replayed() -> Message:

@@ -18,7 +18,7 @@ _LINES = 1000
 _CHARACTERS = 48 * 2**10
 _LINE_START, _LINE_END = 1000, 3000
 _KINDS = 200
-#: Lines of one kind in one window; further ones are counted.
+#: Lines of one kind in one window; further lines are only counted.
 _REPEATS = 10
 _WINDOW_S = 60.0
 _PATH = 200
@@ -37,18 +37,18 @@ class _Entry:
 class _Window:
     """The latest lines of one kind."""
 
-    begun: float
+    started: float
     entry: _Entry
     lines: int = 0
 
 
 class ServerLog(Sequence[str]):
-    """The latest lines, the newest at the end.
+    """The latest lines, the newest last.
 
-    Of one kind ten lines a minute are kept; the last of them counts the others.
+    Ten lines of one kind are kept per minute; the last one counts the rest.
 
     Args:
-        clock: seconds that never go back.
+        clock: returns monotonic seconds.
 
     Attributes:
         maxlen: most lines.
@@ -75,13 +75,13 @@ class ServerLog(Sequence[str]):
         return len(self._entries)
 
     def clear(self) -> None:
-        """Forget all lines."""
+        """Remove all lines."""
         self._entries.clear()
         self._windows.clear()
         self._characters = 0
 
     def add(self, text: str, kind: str) -> None:
-        """Append a line, or count it where enough of its kind came lately."""
+        """Append a line, or only count it if its kind is at its limit."""
         if self.is_repeated(kind):
             return
         entry = _Entry(_shortened(text))
@@ -94,7 +94,7 @@ class ServerLog(Sequence[str]):
         self._append(entry)
 
     def is_repeated(self, kind: str) -> bool:
-        """Whether enough lines of a kind came lately; then one more is counted."""
+        """Return whether a kind is at its limit; if so, count one more line."""
         window = self._window(kind)
         if window is None or window.lines < _REPEATS:
             return False
@@ -103,7 +103,7 @@ class ServerLog(Sequence[str]):
 
     def _window(self, kind: str) -> _Window | None:
         window = self._windows.get(kind)
-        if window is None or self._clock() - window.begun > _WINDOW_S:
+        if window is None or self._clock() - window.started > _WINDOW_S:
             return None
         return window
 
@@ -115,15 +115,15 @@ class ServerLog(Sequence[str]):
 
 
 class Complaints(logging.Handler):
-    """Puts log records of one thread's HTTP server and event loop into its log.
+    """Collects the log records of one thread's HTTP server and event loop.
 
-    All servers of a process share two loggers. Repeated records of this thread reach
-    no other handler either, and records of its event loop never do: these would be
-    printed into the notebook.
+    All servers of a process share two loggers. Repeated records of this thread reach no
+    other handler. Records of its event loop never do, because they would be printed
+    into the notebook.
 
     Args:
-        lines: where they are put.
-        thread: the server's.
+        lines: the log to append to.
+        thread: the server's thread.
     """
 
     def __init__(self, lines: ServerLog, thread: Thread) -> None:
@@ -134,19 +134,19 @@ class Complaints(logging.Handler):
         self._loop = logging.getLogger("asyncio")
 
     def attach(self) -> None:
-        """Listen."""
+        """Start to collect."""
         self._server.addHandler(self)
         self._server.addFilter(self._admit)
         self._loop.addFilter(self._divert)
 
     def detach(self) -> None:
-        """Listen no more. Safe to repeat."""
+        """Stop collecting. Safe to repeat."""
         self._server.removeHandler(self)
         self._server.removeFilter(self._admit)
         self._loop.removeFilter(self._divert)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Append a record of the thread; others are left alone."""
+        """Append a record of this thread; ignore other threads."""
         if self._is_ours(record):
             self.lines.add(self.format(record).rstrip(), _kind(record))
 
@@ -162,7 +162,7 @@ class Complaints(logging.Handler):
 
 
 class AccessLog:
-    """ASGI middleware: a line for each response, without query and headers."""
+    """ASGI middleware that logs one line per response, without query and headers."""
 
     def __init__(self, app: ASGIApp, lines: ServerLog) -> None:
         self.app = app
@@ -178,20 +178,21 @@ class AccessLog:
 
     def _add(self, scope: Scope, status: int) -> None:
         path = scope["raw_path"][:_PATH].decode("latin-1")
-        # A target that is no path may hold a user's password.
+        # A target that is not a path may hold a password.
         path = path if path.startswith("/") else "-"
         line = f"{scope['method']} {path} {status}"
-        # Clients that are refused choose method and path as they like.
+        # Refused clients choose method and path freely, so they share one kind per
+        # status.
         self.lines.add(line, line if status < 400 else str(status))
 
 
 def _kind(record: logging.LogRecord) -> str:
-    """The template of a message, without the addresses that follow."""
+    """Return the template of a message, without the addresses at its end."""
     return str(record.msg).partition("\n")[0]
 
 
 def _shortened(text: str) -> str:
-    """The start and the end, which of a traceback is the exception."""
+    """Return the start and the end; a traceback ends with its exception."""
     if len(text) <= _LINE_START + _LINE_END:
         return text
     return f"{text[:_LINE_START]}\n…\n{text[-_LINE_END:]}"

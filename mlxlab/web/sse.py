@@ -1,7 +1,4 @@
-"""Server-sent events of the Messages API: a message into frames, and back.
-
-Knows nothing of HTTP or of who writes the message.
-"""
+"""Server-sent events of the Messages API: a message into frames, and back."""
 
 from __future__ import annotations
 
@@ -16,9 +13,9 @@ log = logging.getLogger(__name__)
 
 Json: TypeAlias = Any
 
-#: Characters of text in one delta: a few deltas per block, as from a server.
+#: Characters of text per delta: a few deltas per block, as a server sends.
 _PIECE = 80
-#: Which key of a block the text of a delta is appended to.
+#: The key of a block that a delta's text is appended to.
 _APPENDED = {
     "text_delta": "text",
     "thinking_delta": "thinking",
@@ -27,12 +24,12 @@ _APPENDED = {
 
 
 def frame(kind: str, **fields: Json) -> bytes:
-    """One event. Clients need its ``event:`` line, which repeats the type.
+    """Return one event. Clients need its ``event:`` line, which repeats the type.
 
-    Other than ASCII is escaped: some clients end a line at U+2028 too.
+    Non-ASCII characters are escaped, because some clients also end a line at U+2028.
 
     Raises:
-        ValueError: NaN or infinity in the fields.
+        ValueError: the fields hold NaN or infinity.
     """
     value = {"type": kind, **fields}
     data = json.dumps(value, separators=(",", ":"), allow_nan=False)
@@ -40,11 +37,11 @@ def frame(kind: str, **fields: Json) -> bytes:
 
 
 def frames(message: Mapping[str, Json]) -> Iterator[bytes]:
-    """The events that a server streams for a complete message."""
+    """Yield the events that a server streams for a complete message."""
     usage = message["usage"]
-    begun = {**message, "content": [], "stop_reason": None}
+    start = {**message, "content": [], "stop_reason": None}
     yield frame(
-        "message_start", message=begun | {"usage": usage | {"output_tokens": 1}}
+        "message_start", message=start | {"usage": usage | {"output_tokens": 1}}
     )
     for index, block in enumerate(message["content"]):
         yield frame("content_block_start", index=index, content_block=_empty(block))
@@ -57,10 +54,9 @@ def frames(message: Mapping[str, Json]) -> Iterator[bytes]:
 
 
 class MessageAccumulator:
-    """Puts the message of an event stream together, however it is cut in chunks.
+    """Rebuilds the message of an event stream, for any cut into chunks.
 
-    Tolerant, because it listens to other people's servers: events that make no
-    sense are skipped.
+    It reads the streams of other servers, so it skips events that make no sense.
     """
 
     def __init__(self) -> None:
@@ -70,7 +66,7 @@ class MessageAccumulator:
         self._inputs: dict[int, str] = {}
 
     def feed(self, chunk: bytes) -> None:
-        """Take in the next bytes of the stream."""
+        """Add the next bytes of the stream."""
         *lines, self._buffer = (self._buffer + chunk).split(b"\n")
         for line in lines:
             line = line.removesuffix(b"\r")

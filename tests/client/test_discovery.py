@@ -166,11 +166,11 @@ def test_damaged_files_are_refused(folder: Path, damage: dict[str, object]) -> N
     (file,) = folder.iterdir()
     content = json.loads(file.read_bytes()) | damage
     file.write_text(json.dumps(content))
-    with pytest.raises(ServerError, match="no endpoint's file") as caught:
+    with pytest.raises(ServerError, match="not an endpoint's file") as caught:
         running(folder)
     assert TOKEN not in str(caught.value)
     file.write_text("{")
-    with pytest.raises(ServerError, match="no endpoint's file"):
+    with pytest.raises(ServerError, match="not an endpoint's file"):
         running(folder)
 
 

@@ -102,7 +102,7 @@ _LETTERS = {
 
 
 def _strip(kinds: str) -> str:
-    """What is wrong with the order of events, if anything."""
+    """Return the event kinds that are left after the valid order is removed."""
     if "e" in kinds:
         kinds = kinds.removeprefix("r").removeprefix("e")
     return kinds.removesuffix("s").replace("(i)", "").replace("t", "")
@@ -139,7 +139,7 @@ def test_half_a_character_is_marked_only_at_the_end() -> None:
     assert decode_chunks([*chunks[:-1], b"b"]) == [Text("a\ufffdb")]
 
 
-# Reasoning
+# Thinking
 
 
 @given(st.data(), STRING, STRING)

@@ -1,4 +1,4 @@
-"""What is inferred from a model, and what is asked of it."""
+"""The grammar that is inferred from a model, and its texts."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Calls as JSON: what is let through, forgiven, and refused."""
+"""Calls as JSON: the text that is streamed, repaired and refused."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the bundled template renders decodes to the blocks it was rendered from."""
+"""Text rendered by the bundled template decodes to the blocks it came from."""
 
 import json
 from typing import Any
@@ -32,7 +32,7 @@ WORDS = st.text(
 )
 #: Newlines at its beginning are the template's.
 TEXT = WORDS.map(lambda text: text.lstrip("\r\n")).filter(str.strip)
-REASONING = WORDS.map(lambda text: text.strip("\r\n")).filter(str.strip)
+THINKING = WORDS.map(lambda text: text.strip("\r\n")).filter(str.strip)
 CALL = st.tuples(
     st.sampled_from(["Bash", "Read"]), st.dictionaries(WORDS, VALUE, max_size=3)
 )
@@ -76,7 +76,7 @@ def request(reasons: bool) -> dict[str, Any]:
     }
 
 
-@given(st.none() | REASONING, st.none() | TEXT, st.lists(CALL, max_size=2))
+@given(st.none() | THINKING, st.none() | TEXT, st.lists(CALL, max_size=2))
 def test_blocks_survive_being_rendered_and_decoded(
     reasoning: str | None, text: str | None, calls: list[tuple[str, dict[str, Any]]]
 ) -> None:

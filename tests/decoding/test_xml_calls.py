@@ -1,4 +1,4 @@
-"""Calls as tags: what mlx-lm's parser makes of the whole, while it is written."""
+"""Calls as tags, streamed: the input equals that of mlx-lm's own parser."""
 
 import json
 from typing import Any
@@ -47,14 +47,14 @@ def tool(properties: dict[str, Any]) -> dict[str, Any]:
 
 
 def parsed(text: str, tools: list[Any]) -> Any:
-    """What mlx-lm makes of it, if that has JSON; else None."""
+    """Return mlx-lm's result if it has JSON, else None."""
     body = text.removeprefix("<tool_call>\n").removesuffix("\n</tool_call>")
     try:
         arguments = XML.parse(body, tools)["arguments"]
         written = json.dumps(arguments, allow_nan=False, ensure_ascii=False)
         written.encode()
         return json.loads(written)
-    except Exception:  # it raises whatever it stumbles upon
+    except Exception:  # it raises any type of exception
         return None
 
 

@@ -81,7 +81,7 @@ def uncached(worker: Worker, model: Any, steps: Any) -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def noise(worker: Worker, model: Any, steps: Any, uncached: Any) -> float:
-    """The most that other chunk sizes change a logit of an uncached prefill."""
+    """Return the largest change of a logit under other chunk sizes, uncached."""
     floor = 0.0
     for chunk in (16, 64, 100):
         others = first_logits(worker, make_engine(model, "none", chunk=chunk), steps)

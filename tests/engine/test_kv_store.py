@@ -1,4 +1,4 @@
-"""The store keeps what it is told to, and copies it."""
+"""The store keeps the committed positions, and copies them."""
 
 import mlx.core as mx
 import pytest

@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def refusal(worker: Worker, folder: Path) -> str:
-    """Why the model is not loaded, in one line that names it."""
+    """Return the one line that says why the model is not loaded."""
     with pytest.raises(ModelError) as caught:
         worker.call(load_model, find_model(str(folder)))
     message = str(caught.value)

@@ -60,7 +60,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 def test_what_a_model_cannot_serve_is_refused_before_any_work(tmp_path: Path) -> None:
     folder = save_model(tmp_path, "llama", **SHAPE, rope_scaling=YARN)
     trace = small_trace()
-    # Would be found out while rendering, which comes later.
+    # Only rendering would raise for this trace, and rendering comes later.
     unrenderable = replace(trace, exchanges=())
     with pytest.raises(ModelError, match=r"cannot be moved .*YarnRoPE"):
         compare(unrenderable, model=str(folder), strategies="paged,suffix")

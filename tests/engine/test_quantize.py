@@ -1,4 +1,4 @@
-"""Rounded weights: how far off they are, and that the model stays as it is."""
+"""Rounded weights: their error, and that the original model stays unchanged."""
 
 from collections.abc import Iterator
 from copy import deepcopy
@@ -13,7 +13,7 @@ from mlx.nn.layers.quantized import quantize
 from mlx.utils import tree_flatten
 
 from mlxlab.engine import Worker, load_model
-from mlxlab.engine.quantize import round_weights, stored_bits
+from mlxlab.engine.quantize import quantize_weights, stored_bits
 from mlxlab.errors import ModelError
 from mlxlab.models.folder import find_model
 
@@ -37,8 +37,8 @@ def weights_of(model: Any) -> Weights:
 
 
 def error(model: Any, bits: int) -> dict[str, float]:
-    """Root mean square error by matrix; 0 for what is not rounded."""
-    before, after = weights_of(model), weights_of(round_weights(model, bits))
+    """Return the root mean square error by matrix; 0 for unrounded matrices."""
+    before, after = weights_of(model), weights_of(quantize_weights(model, bits))
     assert before.keys() == after.keys()
     return {
         name: float(np.sqrt(np.mean((before[name] - after[name]) ** 2)))
@@ -61,14 +61,14 @@ def test_fewer_bits_are_further_off(worker: Worker, model: Any) -> None:
 def test_a_group_has_as_many_values_as_bits_can_tell(
     worker: Worker, model: Any
 ) -> None:
-    rounded = worker.call(lambda: weights_of(round_weights(model, 3)))
+    rounded = worker.call(lambda: weights_of(quantize_weights(model, 3)))
     groups = rounded["model.embed_tokens.weight"][:200].reshape(-1, 64)
     assert max(len(np.unique(group)) for group in groups) <= 2**3
 
 
 def test_the_model_stays_as_it_is(worker: Worker, model: Any) -> None:
     before = worker.call(weights_of, model)
-    worker.call(round_weights, model, 3)
+    worker.call(quantize_weights, model, 3)
     after = worker.call(weights_of, model)
     assert all(np.array_equal(before[name], after[name]) for name in before)
     assert worker.call(stored_bits, model) is None
@@ -80,8 +80,8 @@ def test_a_quantised_model_can_only_lose_bits(worker: Worker, model: Any) -> Non
         quantize(quantised, group_size=64, bits=4)
         before = weights_of(quantised)
         with pytest.raises(ModelError, match="stored with 4 bits; give fewer"):
-            round_weights(quantised, 4)
-        coarser = round_weights(quantised, 3)
+            quantize_weights(quantised, 4)
+        coarser = quantize_weights(quantised, 3)
         assert (stored_bits(quantised), stored_bits(coarser)) == (4, 3)
         ids = mx.arange(16)[None]
         plain, fine, coarse = (np.array(m(ids)) for m in (model, quantised, coarser))
@@ -96,7 +96,7 @@ def test_a_quantised_model_can_only_lose_bits(worker: Worker, model: Any) -> Non
 def test_rows_that_no_group_divides_stay(worker: Worker) -> None:
     def check() -> None:
         layers = Sequential(Linear(96, 8), Linear(40, 8))
-        rounded = round_weights(layers, 3)
+        rounded = quantize_weights(layers, 3)
         wide, odd = (
             mx.array_equal(a.weight, b.weight).item()
             for a, b in zip(layers.layers, rounded.layers, strict=True)

@@ -1,4 +1,4 @@
-"""What is forced, barred or constrained, in a real decode loop."""
+"""Forced, barred and constrained ids, in a real decode loop."""
 
 import json
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 from mlx_lm.sample_utils import make_sampler
 
-from mlxlab.engine import Barred, BoundedReasoning, Engine, Forced, Worker, load_model
+from mlxlab.engine import Barred, BoundedThinking, Engine, Forced, Worker, load_model
 from mlxlab.engine.json_constraint import JsonConstraint, constraint_tokenizer
 from mlxlab.errors import RequestError
 from mlxlab.models.folder import ModelFolder, find_model
@@ -57,8 +57,8 @@ class Recited:
         return mx.where(barred, mx.array([self.instead]), mx.array([id]))
 
 
-def bounded(*ids: int, budget: int | None = None, opened: bool) -> BoundedReasoning:
-    return BoundedReasoning(
+def bounded(*ids: int, budget: int | None = None, opened: bool) -> BoundedThinking:
+    return BoundedThinking(
         Recited(*ids),
         start=START,
         closing=CLOSING,
@@ -86,17 +86,17 @@ def test_barred_ids_never_come(worker: Worker, engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("ids", "budget", "opened", "expected"),
     [
-        # Spent: closed, with what the template puts behind it.
+        # The budget is spent: closed, with the ids that the template adds.
         ((1, 2, 3, 4, 5, 6, 8), 3, True, (1, 2, 3, *CLOSING, 6, 8)),
         ((START, 1, 2, 3, 4, 5, 6), 2, False, (START, 1, 2, *CLOSING, 5, 6)),
         # Closed by the model in time: left alone.
         ((1, CLOSING[0], 3, 4, 5, 6, 8), 3, True, (1, CLOSING[0], 3, 4, 5, 6, 8)),
         # Closed by the model in the very step that spends it.
         ((1, 2, CLOSING[0], 4, 5, 6, 8), 2, True, (1, 2, *CLOSING, 5, 6, 8)),
-        # No reasoning: no budget.
+        # No thinking: no budget.
         ((1, 2, 3, 4, 5, 6, 8), 2, False, (1, 2, 3, 4, 5, 6, 8)),
         ((1, 2, 3, START, 5, 6, 8), 2, False, (1, 2, 3, START, 5, 6, 8)),
-        # The end of the answer is barred inside reasoning only.
+        # The end of the answer is barred inside thinking only.
         ((1, STOP, CLOSING[0], 4, STOP), None, True, (1, 7, CLOSING[0], 4, STOP)),
     ],
 )

@@ -13,8 +13,8 @@ from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from mlxlab.engine import Engine, load_model
 from mlxlab.engine.recompute import select
-from mlxlab.engine.rope import Rotary, kept
-from mlxlab.engine.scattered_prefill import Patch
+from mlxlab.engine.rope import Rope, kept
+from mlxlab.engine.scattered_prefill import ScatteredPrefill
 from mlxlab.errors import ModelError
 from mlxlab.models.folder import find_model
 from mlxlab.prompt import Prompt, Tokens
@@ -43,7 +43,7 @@ SHAPE = {
 
 
 class Scripted(Strategy):
-    """Stores the first sequence and then plans what it is told to."""
+    """Stores the first sequence, then returns the given plans."""
 
     name = "scripted"
     summary = "for tests"
@@ -71,7 +71,7 @@ class Scripted(Strategy):
 
 @dataclass(frozen=True)
 class Edit:
-    """A sequence, another one made of parts of it, and the spans that say so."""
+    """A sequence, an edited one, and the spans that they share."""
 
     before: Tokens
     after: Tokens
@@ -144,9 +144,9 @@ def test_all_computed_again_is_a_full_prefill(
 
 
 def test_gaps_are_computed_in_order_at_their_true_positions(model: Any) -> None:
-    # The same by hand, one piece behind the other.
+    # The steps of the engine by hand, one piece after another.
     edit = edited()
-    rotary = Rotary(model)
+    rope = Rope(model)
     _, stored = full(model, edit.before)
     cache = make_prompt_cache(model)
     position = 0
@@ -158,7 +158,7 @@ def test_gaps_are_computed_in_order_at_their_true_positions(model: Any) -> None:
             place = slice(span.source, span.source + span.length)
             for i, layer in enumerate(stored):
                 keys, values = (array[..., place, :] for array in kept(layer))
-                cache[i].update_and_fetch(rotary.move(i, keys, span.shift), values)
+                cache[i].update_and_fetch(rope.move(i, keys, span.shift), values)
             position = span.target + span.length
     got, fresh = patched(model, edit)
     np.testing.assert_allclose(got, np.array(logits[0, -1]), atol=1e-4)
@@ -167,12 +167,12 @@ def test_gaps_are_computed_in_order_at_their_true_positions(model: Any) -> None:
 
 def test_keys_of_the_first_layer_are_right_once_rotated(model: Any) -> None:
     edit = edited()
-    rotary = Rotary(model)
+    rope = Rope(model)
     stored, fresh = (full(model, ids)[1] for ids in (edit.before, edit.after))
     span = edit.spans[-1]
     old = kept(stored[0])[0][..., span.source : span.source + span.length, :]
     new = kept(fresh[0])[0][..., span.target : span.target + span.length, :]
-    np.testing.assert_allclose(rotary.move(0, old, span.shift), new, atol=1e-5)
+    np.testing.assert_allclose(rope.move(0, old, span.shift), new, atol=1e-5)
     assert np.abs(np.array(old - new)).max() > 0.1
 
 
@@ -194,51 +194,51 @@ def test_grouped_queries_in_half_precision(model: Any) -> None:
     np.testing.assert_allclose(got, expected, atol=2e-2)
 
 
-def put_in_place(model: Any, edit: Edit) -> Patch:
-    """What the engine has before it computes anything behind the first moved span."""
+def put_in_place(model: Any, edit: Edit) -> ScatteredPrefill:
+    """Return the engine's state before it computes after the first moved span."""
     engine = Engine(model, Scripted([]))
     engine.replay(Prompt.of(edit.before), np.empty(0, np.int32))
     spans = edit.spans[1:]
     cache = make_prompt_cache(model)
     model(mx.array(edit.after[: spans[0].target])[None], cache=cache)
-    rotary = Rotary(model)
-    engine.store.scatter(spans, cache, len(edit.after), rotary.move)
-    return Patch.of(edit.plan(), edit.after, cache, rotary)
+    rope = Rope(model)
+    engine.store.scatter(spans, cache, len(edit.after), rope.move)
+    return ScatteredPrefill.of(edit.plan(), edit.after, cache, rope)
 
 
 def test_deviation_picks_the_keys_that_differ_from_a_full_prefill(model: Any) -> None:
     edit = edited()
-    patch = put_in_place(model, edit)
-    placed = patch.cache[1].state[0]
+    scattered = put_in_place(model, edit)
+    placed = scattered.cache[1].state[0]
     fresh = kept(full(model, edit.after)[1][1])[0]
     difference = np.array(((placed - fresh) ** 2).sum(axis=(0, 1, 3)))
-    expected = patch.moved[np.argsort(-difference[patch.moved])[:25]]
+    expected = scattered.moved[np.argsort(-difference[scattered.moved])[:25]]
     for chunk in (2048, 31):
-        got = select(patch, Selection.DEVIATION, 25, chunk)
+        got = select(scattered, Selection.DEVIATION, 25, chunk)
         assert list(got) == sorted(expected)
 
 
 def test_attention_picks_what_the_last_tokens_look_at(model: Any) -> None:
-    patch = put_in_place(model, edited())
-    before = select(patch, Selection.ATTENTION, 5, 2048)
-    unseen = next(int(p) for p in patch.moved if p not in before)
-    for layer in patch.cache:
-        # A long key gets nearly all the attention of every query on its side.
+    scattered = put_in_place(model, edited())
+    before = select(scattered, Selection.ATTENTION, 5, 2048)
+    unseen = next(int(p) for p in scattered.moved if p not in before)
+    for layer in scattered.cache:
+        # A long key gets nearly all the attention of the queries it points along.
         keys = layer.state[0]
         keys[..., unseen, :] = 40 * keys[..., unseen, :]
-    assert unseen in select(patch, Selection.ATTENTION, 5, 2048)
+    assert unseen in select(scattered, Selection.ATTENTION, 5, 2048)
 
 
 def test_random_is_the_same_every_time(model: Any) -> None:
-    patch = put_in_place(model, edited())
-    first, second = (select(patch, Selection.RANDOM, 9, 64) for _ in range(2))
+    scattered = put_in_place(model, edited())
+    first, second = (select(scattered, Selection.RANDOM, 9, 64) for _ in range(2))
     assert list(first) == list(second)
     assert len(set(first)) == 9
-    assert set(first) <= set(patch.moved)
+    assert set(first) <= set(scattered.moved)
 
 
 @pytest.mark.parametrize("stop_after", range(1, 9))
-def test_an_abandoned_patch_commits_what_has_no_hole(
+def test_an_abandoned_prefill_commits_what_has_no_hole(
     model: Any, stop_after: int
 ) -> None:
     edit = edited()
@@ -280,7 +280,7 @@ def scaled(kind: str) -> dict[str, Any]:
     ids=["llama", "bfloat16", "llama3", "linear", "bundled"],
 )
 def test_serves_models_whose_rotation_composes(make: Callable[[], Any]) -> None:
-    Rotary(make())
+    Rope(make())
 
 
 def long_rope() -> Any:
@@ -325,6 +325,6 @@ def test_a_pass_leaves_the_model_as_it_was() -> None:
     model = new_model()
     before = full(model, random_ids(50, 3))[0]
     ropes = [layer.self_attn.rope for layer in model.layers]
-    Rotary(model)
+    Rope(model)
     assert [layer.self_attn.rope for layer in model.layers] == ropes
     np.testing.assert_array_equal(full(model, random_ids(50, 3))[0], before)

@@ -90,12 +90,12 @@ def test_a_process_that_has_decoded_ends_cleanly(ending: str) -> None:
         "engine = Engine(model, make_strategy('none'))\n"
         "list(worker.stream(engine.stream, Prompt.of(range(64)), max_tokens=3))\n"
     )
-    for _ in range(3):  # what went wrong did so every other time
+    for _ in range(3):  # the failure occurred every other time
         subprocess.run([sys.executable, "-c", code + ending], check=True, timeout=60)
 
 
 def test_nothing_is_put_behind_the_end() -> None:
-    """A worker that is being closed takes no work that nobody would do."""
+    """A closing worker refuses calls that it would never run."""
     worker = Worker()
     begun, going_on = threading.Event(), threading.Event()
 

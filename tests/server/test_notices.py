@@ -16,7 +16,7 @@ from mlxlab.models.folder import find_model
 from mlxlab.server.aliases import Aliases
 from mlxlab.server.notices import list_notices
 from tests.support.endpoint import copy_tiny, served
-from tests.support.measured import findings
+from tests.support.measured import sample_fidelity
 
 APPROXIMATE = "answers may differ from those of a full prefill."
 UNKNOWN = "Nothing was measured for it on this model; to do so:"
@@ -57,7 +57,7 @@ def test_what_was_not_measured_is_said_with_the_command_that_does(
 
 
 def test_what_was_measured_is_said() -> None:
-    remember(findings("suffix,segmented"))
+    remember(sample_fidelity("suffix,segmented"))
     first, second, third = said(strategy="suffix:block=64")
     assert first == f"suffix:block=64 on tiny is approximate: {APPROXIMATE}"
     assert second.startswith("Measured 20")
@@ -72,7 +72,7 @@ def test_what_was_measured_is_said() -> None:
 
 def test_what_was_measured_on_another_model_is_not_said(tmp_path: Path) -> None:
     changed = copy_tiny(tmp_path / "changed", rope_theta=1234.0)
-    remember(findings("suffix", folder=find_model(changed)))
+    remember(sample_fidelity("suffix", folder=find_model(changed)))
     assert said(strategy="suffix")[1] == UNKNOWN
     assert said(strategy="suffix", model=changed)[1].startswith("Measured")
     same = copy_tiny(tmp_path / "same", rope_theta=1234.0)
@@ -125,13 +125,13 @@ def test_without_a_cache_folder_nothing_is_known(
 
 
 def test_lines_are_no_longer_than_a_terminal_is_wide() -> None:
-    remember(findings("suffix", tasks=True))
+    remember(sample_fidelity("suffix", tasks=True))
     lines = [*said(strategy="suffix"), *said(strategy="segmented")]
     assert max(map(len, lines)) <= 100
 
 
 def test_a_change_while_it_runs_shows_what_was_measured() -> None:
-    remember(findings("suffix"))
+    remember(sample_fidelity("suffix"))
     with served() as server:
         assert server.notices == []
         assert "Approximate" not in server._repr_html_()
@@ -147,7 +147,7 @@ def test_a_change_while_it_runs_shows_what_was_measured() -> None:
             server.configure(strategy="suffix:nope=1")
         assert server.notices == before
         # What is measured meanwhile is known at once.
-        remember(findings("suffix@none"))
+        remember(sample_fidelity("suffix@none"))
         assert server.notices[1].startswith("Measured")
         server.configure(strategy="paged")
         assert server.notices == []

@@ -14,7 +14,7 @@ from mlxlab.decoding import Grammar
 from mlxlab.engine import Sampler, Worker
 from mlxlab.models.folder import ModelFolder, find_model
 from mlxlab.server import sampling
-from mlxlab.server.sampling import reasoning_budget, reasoning_sampler, sampling_of
+from mlxlab.server.sampling import sampling_of, thinking_budget, thinking_sampler
 from mlxlab.server.schema import InferenceRequest
 from tests.support.endpoint import ask
 
@@ -141,14 +141,14 @@ def test_more_choices_than_there_are_ids_are_all_of_them(
 )
 def test_budgets(changes: dict[str, Any], most: int | None, budget: int) -> None:
     asked = request(**{"max_tokens": 40_000, **changes})
-    assert reasoning_budget(asked, most) == budget
+    assert thinking_budget(asked, most) == budget
 
 
 @given(max_tokens=st.integers(1, 200_000), most=st.none() | st.integers(0, 50_000))
 def test_without_a_budget_there_is_always_room_for_an_answer(
     max_tokens: int, most: int | None
 ) -> None:
-    assert reasoning_budget(request(max_tokens=max_tokens), most) < max_tokens
+    assert thinking_budget(request(max_tokens=max_tokens), most) < max_tokens
 
 
 @given(
@@ -162,7 +162,7 @@ def test_a_budget_leaves_room_for_its_tags_and_text(
     thinking = {"type": "enabled", "budget_tokens": asked}
     body = request(max_tokens=max_tokens, thinking=thinking)
     most = max_tokens if window is None else min(window, max_tokens)
-    budget = reasoning_budget(body, None, most)
+    budget = thinking_budget(body, None, most)
     assert 0 <= budget <= asked
     if budget:
         assert most - budget >= 8
@@ -210,7 +210,7 @@ def test_reasoning_opens_if_it_must_and_closes_in_time(
     force: bool,
     budget: int,
 ) -> None:
-    make = reasoning_sampler(
+    make = thinking_sampler(
         sevens, tags.grammar, tiny, opened=opened, force=force, budget=budget
     )
     found = given_ids(worker, make, 9)
@@ -229,5 +229,5 @@ def test_reasoning_opens_if_it_must_and_closes_in_time(
 
 def test_a_model_without_tags_is_left_alone(tiny: ModelFolder) -> None:
     bare = Grammar(detokenizer=Grammar.of(tiny).detokenizer)
-    make = reasoning_sampler(sevens, bare, tiny, opened=False, force=True, budget=1)
+    make = thinking_sampler(sevens, bare, tiny, opened=False, force=True, budget=1)
     assert make is sevens

@@ -1,4 +1,4 @@
-"""Answers to decode: any text, cut into any tokens, and what well-formed ones mean."""
+"""Answers to decode: any text in any tokens, and the meaning of valid ones."""
 
 import codecs
 import json
@@ -45,7 +45,7 @@ def decode_chunks(
     tools: Tools = (),
     stop: Sequence[str] = (),
 ) -> list[Event]:
-    """The events of an answer whose tokens are ``chunks``, adjacent pieces joined."""
+    """Return the events of an answer of tokens ``chunks``, adjacent pieces joined."""
     grammar = Grammar(partial(Chunks, chunks), "<think>", "</think>", calls=calls)
     decoder = Decoder(grammar, thinking=thinking, tools=tools, stop=stop)
     events = [event for token in range(len(chunks)) for event in decoder.feed(token)]
@@ -53,13 +53,13 @@ def decode_chunks(
 
 
 def decode(text: str, calls: CallFormat | None = JSON, **options: Any) -> list[Event]:
-    """The events of an answer that is one token."""
+    """Return the events of an answer that is one token."""
     return decode_chunks([text.encode()], calls, **options)
 
 
 @st.composite
 def cuts(draw: st.DrawFn, data: bytes) -> list[bytes]:
-    """``data`` cut anywhere, inside characters too."""
+    """Cut ``data`` anywhere, also inside characters."""
     if draw(st.booleans()):
         return [data[i : i + 1] for i in range(len(data))]
     points = draw(st.sets(st.integers(0, len(data)), max_size=30))
@@ -67,7 +67,7 @@ def cuts(draw: st.DrawFn, data: bytes) -> list[bytes]:
     return [data[start:stop] for start, stop in pairwise(edges)]
 
 
-#: What answers are made of, whole tags and near misses.
+#: Parts of answers: whole tags and near misses.
 FRAGMENTS = [
     *("<think>", "</think>", "<think", "</thi", "<tool_call>", "</tool_call>"),
     *("<tool_call", "</tool", '{"name": "', "Bash", '", "arguments": {', '"a": '),
@@ -110,7 +110,7 @@ def xml_call(name: str, parameters: Mapping[str, str]) -> str:
 
 @st.composite
 def damaged(draw: st.DrawFn) -> str:
-    """A well-formed answer with one place changed, or none."""
+    """Draw a well-formed answer with at most one change."""
     call = draw(
         st.builds(json_call, NAME, ARGUMENTS)
         | st.builds(

@@ -15,7 +15,7 @@ HOST = (b"host", b"127.0.0.1:8111")
 
 @dataclass(frozen=True)
 class Sent:
-    """What an application sent."""
+    """The messages that an application sent."""
 
     messages: list[Message]
 
@@ -52,7 +52,7 @@ def http_scope(**changes: Any) -> Scope:
 
 
 def requests(*chunks: bytes) -> list[Message]:
-    """A body in chunks, as a server hands it on."""
+    """Return a body in chunks, as a server passes it on."""
     last = len(chunks) - 1
     return [
         {"type": "http.request", "body": chunk, "more_body": i < last}
@@ -63,7 +63,7 @@ def requests(*chunks: bytes) -> list[Message]:
 def drive(
     app: ASGIApp, scope: Scope | None = None, received: Iterable[Message] | None = None
 ) -> Sent:
-    """Send one request; once ``received`` is used up the client says no more."""
+    """Send one request; after ``received`` the client sends no more."""
     messages = iter(requests(b"{}") if received is None else received)
     sent: list[Message] = []
 

@@ -8,7 +8,7 @@ from bench.processes import Server
 
 
 def stand_in(fault: str = "", name: str = "") -> Server:
-    """A server of ``stand_in.py``, which has one fault or none."""
+    """Return a server that runs ``stand_in.py``, with one fault or none."""
     script = Path(__file__).with_name("stand_in.py")
     command = (sys.executable, str(script), *([fault] if fault else []))
     return Server(name or fault or "good", command, Messages(), model="m")

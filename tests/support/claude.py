@@ -1,6 +1,6 @@
-"""The real Claude Code at work on a server of ours, and what came of it.
+"""The real Claude Code on a server of ours, and the evidence that it leaves.
 
-Knows no scenario: what is asked and answered is up to the tests.
+Scenarios are up to the tests.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from mlxlab.traces import Exchange, Trace, read_trace
 __all__ = ["Evidence", "Workplace", "simulated"]
 
 CLIENT_S = 120
-#: What the client says of any model that is not its publisher's.
+#: The client logs this for any model that is not its publisher's.
 REMARK = "[claude-code:unrecognized_model]"
 
 
 @dataclass(frozen=True, slots=True)
 class Workplace:
-    """An empty home and a project, in which the client is asked to do things."""
+    """An empty home and a project, in which the client does its tasks."""
 
     client: Path
     home: Path
     project: Path
 
     def ask(self, server: Server, prompt: str, *arguments: str) -> str:
-        """Start the client as a user does; what it says in the end."""
+        """Start the client as a user does; return its last message."""
         command = [sys.executable, "-m", "mlxlab", "claude", "--url", server.url]
         flags = ["--output-format", "json", "--allowedTools", TOOLS]
         done = subprocess.run(
@@ -64,7 +64,7 @@ class Workplace:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of the user who starts the client; the launcher does the rest."""
+        """The user's environment; the launcher adds its own variables."""
         return {
             "PATH": os.environ["PATH"],
             "HOME": str(self.home),
@@ -77,11 +77,11 @@ class Workplace:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What a server recorded and counted.
+    """A server's records and counts.
 
     Attributes:
         rendered: the trace's inference requests, rendered.
-        requests: of the server, in order of arrival.
+        requests: the server's requests, in order of arrival.
     """
 
     trace: Trace
@@ -90,14 +90,14 @@ class Evidence:
 
     @classmethod
     def of(cls, path: Path, server: Server) -> Evidence:
-        """Of a server that has stopped, so that all of its trace is written."""
+        """Read the records of a stopped server, whose trace is complete."""
         trace = read_trace(path)
         rendered = render_trace(trace, Renderer(find_model()))
         return cls(trace, rendered, server.requests.sort_values("t"))
 
     @property
     def failures(self) -> list[tuple[str, int | None]]:
-        """Requests that were not answered to the end: path and status."""
+        """Return path and status of each request without a complete answer."""
         return [
             (exchange.path, exchange.response.status if exchange.response else None)
             for exchange in self.trace
@@ -106,14 +106,15 @@ class Evidence:
 
     @property
     def repeated(self) -> list[str]:
-        """Sessions and agents that sent a prompt more than once, in whatever form."""
+        """Return sessions and agents that sent a prompt more than once, in any form."""
         sent = Counter((s.session, s.prompt.tokens.tobytes()) for s in self.rendered)
         return [session for (session, _), times in sent.items() if times > 1]
 
     @property
     def diversions(self) -> list[tuple[int, int]]:
-        """Successive requests of a session or agent of which the second does not go
-        on, id for id, from the first and the answer to it.
+        """Return pairs of successive requests that do not extend each other id for id.
+
+        The second request should continue the first and its answer.
         """
         latest: dict[str, RenderedRequest] = {}
         found = []
@@ -126,18 +127,18 @@ class Evidence:
 
     @property
     def prompt_lengths(self) -> list[int]:
-        """Prompt tokens of each request, counted anew."""
+        """Recount the prompt tokens of each request."""
         return [len(request.prompt) for request in self.rendered]
 
     @property
     def prompts(self) -> list[int]:
-        """Prompt tokens of each request as the client was told: its usage's sum."""
+        """Return each request's prompt tokens as reported: the sum of its usage."""
         kinds = ("input", "cache_creation_input", "cache_read_input")
         return [sum(u[f"{kind}_tokens"] for kind in kinds) for u in self._usage()]
 
     @property
     def reused(self) -> list[int]:
-        """Tokens reused of each request as the client was told."""
+        """Return each request's reused tokens as reported to the client."""
         return [usage["cache_read_input_tokens"] for usage in self._usage()]
 
     def _usage(self) -> Iterator[dict[str, Any]]:
@@ -150,7 +151,7 @@ class Evidence:
 def simulated(
     trace: Trace, strategy: str, exchanges: Sequence[Exchange] | None = None
 ) -> list[int]:
-    """Tokens reused of each request by simulation, of some exchanges or of all."""
+    """Simulate the reused tokens of each request, of some exchanges or of all."""
     part = trace if exchanges is None else replace(trace, exchanges=tuple(exchanges))
     rows = compare(part, strategies=strategy, simulate=True, progress=False)
     return [int(n) for n in rows.requests.reused_tokens]

@@ -32,19 +32,19 @@ __all__ = [
 ]
 
 TOKEN = "token-of-the-tests"
-#: Patience with a busy machine; nothing is expected to take as long.
+#: Patience with a busy machine; no step should take this long.
 PATIENCE_S = 60.0
 
 
 class Client(httpx.Client):
-    """Sends the token, waits long, and puts streams together."""
+    """Sends the token, waits long, and joins streams into messages."""
 
     def __init__(self, url: str, token: str = TOKEN) -> None:
         headers = {"x-api-key": token}
         super().__init__(base_url=url, headers=headers, timeout=PATIENCE_S)
 
     def ask(self, body: dict[str, Any], **changes: Any) -> dict[str, Any]:
-        """The message that answers, streamed or not."""
+        """Return the answering message, streamed or not."""
         body = body | changes
         answer = self.post("/v1/messages", json=body)
         assert answer.status_code == 200, answer.text
@@ -56,13 +56,13 @@ class Client(httpx.Client):
         return message.message
 
     def refusal(self, body: dict[str, Any], **changes: Any) -> tuple[int, str]:
-        """Status and message of an error, whose shape is checked."""
+        """Return status and message of an error, after checking its shape."""
         answer = self.post("/v1/messages", json=body | changes)
         return answer.status_code, error_of(answer)["message"]
 
 
 def error_of(answer: httpx.Response) -> dict[str, str]:
-    """The error in a response that has the API's shape."""
+    """Return the error in a response, after checking its shape."""
     value = answer.json()
     assert set(value) == {"type", "error", "request_id"}, value
     assert value["type"] == "error"
@@ -79,7 +79,7 @@ def served(
     aliases: dict[str, Any] | None = None,
     **options: Any,
 ) -> Iterator[Server]:
-    """A server whose endpoint file is in a home folder of its own."""
+    """Run a server whose endpoint file is in its own home folder."""
     with TemporaryDirectory() as home, pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", home)
         file = Path(home, "aliases.json")
@@ -96,7 +96,7 @@ def served(
 
 
 def copy_tiny(folder: Path, **config: Any) -> str:
-    """A model of its own, with other settings."""
+    """Copy the bundled model, with other settings."""
     shutil.copytree(tiny.PATH, folder, ignore=shutil.ignore_patterns("*.py", "__*"))
     file = folder / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | config))
@@ -104,18 +104,18 @@ def copy_tiny(folder: Path, **config: Any) -> str:
 
 
 def ask(content: Any = "Why?", **changes: Any) -> dict[str, Any]:
-    """A short request."""
+    """Return a short request."""
     messages = [{"role": "user", "content": content}]
     return {"model": "default", "max_tokens": 4, "messages": messages} | changes
 
 
 def words(n: int, first: int = 0) -> str:
-    """About four tokens for each of ``n``."""
+    """Return a text of about four tokens for each of ``n``."""
     return " ".join(f"w{i}" for i in range(first, first + n))
 
 
 def raw_request(server: Server, body: dict[str, Any]) -> socket.socket:
-    """Send a request on a socket that the test may close whenever it likes."""
+    """Send a request on a socket that the test may close at any time."""
     data = json.dumps(body).encode()
     host, _, port = server.url.removeprefix("http://").partition(":")
     connection = socket.create_connection((host, int(port)), timeout=PATIENCE_S)
@@ -128,7 +128,7 @@ def raw_request(server: Server, body: dict[str, Any]) -> socket.socket:
 
 
 def until(condition: Callable[[], bool], seconds: float = PATIENCE_S) -> float:
-    """Wait for something that another thread does; the seconds that it took."""
+    """Wait for an effect of another thread; return the seconds that it took."""
     begun = time.monotonic()
     while not condition():
         assert time.monotonic() - begun < seconds, "it does not happen"

@@ -26,7 +26,7 @@ def exchange(
 
 
 def small_trace(name: str = "small") -> Trace:
-    """Ten exchanges; every strategy hits on some and misses on others."""
+    """Return ten exchanges; every strategy hits on some and misses on others."""
     a = wire.session(4)
     b = wire.session(3, ask="Add a test.", suffix="9ff")
     agent = wire.session(2, ask="Find all sums.", suffix="777")

@@ -11,7 +11,7 @@ __all__ = ["mooncake_lines", "weka_session", "write_mooncake", "write_weka"]
 
 
 def weka_session() -> dict[str, Any]:
-    """Two turns, two of a sub-agent in between, and a turn with a cut history."""
+    """Return a session: two turns, two of a sub-agent, one with a cut history."""
 
     def request(t: float, tokens: int, ids: list[int]) -> dict[str, Any]:
         kind = {"t": t, "type": "n", "model": "m", "stop": "tool_use"}

@@ -19,11 +19,11 @@ from mlxlab.strategies import Commit, Handle, Plan, Span, Strategy
 __all__ = ["Bound", "Held", "Ledger", "Request", "prompt_of"]
 
 Bound = Callable[["Ledger"], bool]
-"""Whether a store holds no more than it may."""
+"""Returns whether a store is within its limits."""
 
 
 def prompt_of(ids: list[int], static: int = 0) -> Prompt:
-    """A prompt whose first ``static`` tokens are system text."""
+    """Return a prompt whose first ``static`` tokens are system text."""
     bare = Prompt.of(ids)
     parts = (
         Segment("system[0]", Role.SYSTEM, 0, static),

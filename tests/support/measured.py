@@ -1,4 +1,4 @@
-"""Findings made up for the tests, as a run would give them."""
+"""Made-up results of fidelity runs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from mlxlab.replay.bounds import Bounds, tabulate_bounds
 from mlxlab.replay.specs import parse_specs
 from mlxlab.strategies import parse_strategy
 
-__all__ = ["findings"]
+__all__ = ["sample_fidelity"]
 
 
-def findings(
+def sample_fidelity(
     strategies: str,
     *,
     folder: ModelFolder | None = None,
@@ -21,14 +21,14 @@ def findings(
     lost: int = 10,
     tasks: bool = False,
 ) -> Fidelity:
-    """Of two answers of two tokens for each of ``strategies``.
+    """Return the result of two answers of two tokens for each of ``strategies``.
 
     Args:
         strategies: as a run takes them.
-        folder: whose answers they are; the bundled model's if None.
-        kld: of approximate strategies, at each position.
+        folder: the answering model; the bundled one if None.
+        kld: divergence of approximate strategies, at each position.
         lost: tokens lost to exact reuse in each request, all recovered.
-        tasks: whether the trace holds some.
+        tasks: whether the trace has tasks.
     """
     made = parse_specs(strategies)
     kinds = {"full prefill": "reference", "noise floor": "floor"}

@@ -1,4 +1,4 @@
-"""Models to test with, besides the bundled one, which says what it means and ends."""
+"""Models for tests, besides the bundled one, whose answers make sense and end."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from mlxlab.models.folder import find_model
 
 MODULES = {"llama": llama, "qwen3": qwen3}
 
-#: What it stands in the way of: an end, a thought, a call.
+#: Tokens that would end an answer, or begin a thought or a call.
 SILENT: tuple[str, ...] = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -41,13 +41,13 @@ ROOMY = {
 def save_model(
     folder: Path, kind: str = "qwen3", dtype: mx.Dtype = mx.float32, **config: Any
 ) -> Path:
-    """A random model with the bundled tokenizer, whose answers wander and never end.
+    """Save a random model with the bundled tokenizer, whose answers never end.
 
     Args:
-        folder: is made.
-        kind: of architecture.
-        dtype: of the weights.
-        config: what differs from :data:`ROOMY`.
+        folder: created.
+        kind: architecture.
+        dtype: type of the weights.
+        config: differences from :data:`ROOMY`.
     """
     tiny = find_model().path
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def save_model(
 
 
 def drawn(name: str, array: mx.array) -> mx.array:
-    """Random weights that spread attention and outweigh the last token."""
+    """Draw weights that spread attention and outweigh the last token."""
     if "norm" in name:
         gain = {"model.norm.weight": 0.35}.get(name, 1.6 if "_norm" in name else 1.0)
         return mx.full(array.shape, gain)

@@ -1,6 +1,6 @@
-"""The official SDK as the checks of a session use it, whatever its version.
+"""The official SDK as the session checks use it, for any version.
 
-Knows nothing of mlxlab: only what a user of the SDK sees is looked at.
+Only values that a user of the SDK sees are checked.
 """
 
 from __future__ import annotations
@@ -69,13 +69,14 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Servers:
-    """What the checks talk to.
+    """The servers that the checks talk to.
 
     Attributes:
         scripted: answers from sdk_script.json and keeps the last sequence.
-        sampled: answers greedily what the model makes up; its alias ``brief`` reasons
-            16 tokens at most.
-        narrow: the same without aliases, and no request may wait.
+        sampled: answers with the model's greedy text; its alias ``brief`` thinks at
+            most
+            16 tokens.
+        narrow: as ``sampled``, but without aliases and without a queue.
     """
 
     scripted: Endpoint
@@ -84,7 +85,7 @@ class Servers:
 
 
 class Client:
-    """The SDK's client with its typed arguments left open, and no second tries."""
+    """The SDK's client, with untyped arguments and no retries."""
 
     def __init__(self, endpoint: Endpoint, prefix: str = "", **options: Any) -> None:
         given: dict[str, Any] = {"api_key": endpoint.token} | options
@@ -99,8 +100,8 @@ class Client:
         with self.create(*messages, stream=True, **options) as events:
             return list(events)
 
-    def begun(self, *messages: Any, **options: Any) -> Any:
-        """The message as it begins; the rest is cancelled."""
+    def opening(self, *messages: Any, **options: Any) -> Any:
+        """Return the message as it begins; cancel the rest."""
         with self.create(*messages, stream=True, **options) as events:
             return next(iter(events)).message
 
@@ -120,7 +121,7 @@ def body_of(messages: Iterable[Any], options: dict[str, Any]) -> dict[str, Any]:
 
 
 def total(message: Any) -> int:
-    """Tokens of the prompt, which the usage tells in three parts."""
+    """Return the prompt tokens, which the usage reports in three parts."""
     usage = message.usage
     cached = usage.cache_read_input_tokens + usage.cache_creation_input_tokens
     return int(cached + usage.input_tokens)
@@ -131,7 +132,7 @@ def kinds(message: Any) -> list[str]:
 
 
 def comparable(message: Any) -> dict[str, Any]:
-    """A message without what is different each time."""
+    """Return a message without its random fields."""
     dumped: dict[str, Any] = message.model_dump(
         exclude={"id", "usage"}, exclude_none=True
     )
@@ -141,13 +142,13 @@ def comparable(message: Any) -> dict[str, Any]:
 
 
 def reply(message: Any) -> dict[str, Any]:
-    """An answer as it goes into the next request."""
+    """Return an answer as it goes into the next request."""
     blocks = [block.model_dump(exclude_none=True) for block in message.content]
     return {"role": "assistant", "content": blocks}
 
 
 def check_order(events: list[Any]) -> None:
-    """One block open at a time, indexes rising, the ends where they belong."""
+    """Check that one block is open at a time, indexes rise, and ends match."""
     events = [event for event in events if event.type != "ping"]
     names = [event.type for event in events]
     assert names[0] == "message_start", names
@@ -169,7 +170,7 @@ def check_order(events: list[Any]) -> None:
 
 
 def check_extends(before: Any, after: Any) -> None:
-    """All of the turn before is restored but its last token, which was never fed."""
+    """Check that all of the turn before is restored but its last token, never fed."""
     kept = total(before) + before.usage.output_tokens - 1
     assert after.usage.cache_read_input_tokens == kept, (before.usage, after.usage)
 

@@ -1,7 +1,7 @@
-"""What a program does with the official SDK, under the version that is on the path.
+"""The checks of a program that uses the official SDK, in the version on the path.
 
-Run as a module: reads where the servers are from standard input, writes what became of
-each check to standard output, both as JSON.
+Run as a module: reads the servers from standard input and writes the outcome of each
+check to standard output, both as JSON.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def input_arrives_while_it_is_generated(servers: Servers) -> None:
     pieces = [d.partial_json for d in deltas if d.type == "input_json_delta"]
     assert len(pieces) > 6, pieces
     joined = "".join(pieces)
-    # Two calls, one behind the other.
+    # Two calls, one after the other.
     first, end = json.JSONDecoder().raw_decode(joined)
     assert first["units"] == {"wind": "m/s"}, joined
     assert json.loads(joined[end:]) == {"city": "Bergen"}, joined
@@ -123,7 +123,7 @@ def tool_choice_is_honoured(servers: Servers) -> None:
 
     clock = answer(type="tool", name="clock").content[0]
     assert (clock.type, clock.name) == ("tool_use", "clock"), clock
-    # What the random model goes on with is seldom a call; then its text is shown.
+    # The random model seldom completes the call; then its text is shown.
     first = answer(type="any").content[0]
     assert first.type == "tool_use" or first.text.startswith("<tool_call>"), first
     none = answer(type="none")
@@ -133,7 +133,7 @@ def tool_choice_is_honoured(servers: Servers) -> None:
 
 
 @check
-def reasoning_comes_back_token_for_token(servers: Servers) -> None:
+def thinking_comes_back_token_for_token(servers: Servers) -> None:
     client = Client(servers.scripted)
     for display in ("summarized", "omitted"):
         options = REASONED | {"thinking": THINKING | {"display": display}}
@@ -227,8 +227,8 @@ def counts_are_those_of_the_answer(servers: Servers) -> None:
     ]
     for options in variants:
         count = client.count(WEATHER, **options)
-        begun = client.begun(WEATHER, **options)
-        assert total(begun) == count, (options, begun.usage)
+        opening = client.opening(WEATHER, **options)
+        assert total(opening) == count, (options, opening.usage)
 
 
 @check
@@ -282,11 +282,11 @@ def an_answer_goes_on_where_it_was_begun(servers: Servers) -> None:
 
     def goes_on(cut: int) -> bool:
         text = "".join(pieces[:cut])
-        begun = {"role": "assistant", "content": text}
-        message = client.create(CAPITALS, begun, max_tokens=8)
+        opening = {"role": "assistant", "content": text}
+        message = client.create(CAPITALS, opening, max_tokens=8)
         return bool((text + message.content[0].text).startswith(whole))
 
-    # At some cuts the text is told apart into other tokens, and goes on otherwise.
+    # At some cuts the text becomes other tokens, and the answer continues differently.
     assert any(goes_on(cut) for cut in range(1, len(pieces))), pieces
 
 
@@ -320,7 +320,7 @@ def system_text_goes_anywhere(servers: Servers) -> None:
     inline = {"role": "system", "content": "It is Sunday."}
     longer = client.count(CAPITALS, inline, system=cached)
     assert longer > count
-    assert total(client.begun(CAPITALS, inline, system=cached)) == longer
+    assert total(client.opening(CAPITALS, inline, system=cached)) == longer
 
 
 @check
@@ -334,7 +334,7 @@ def open_lists_stay_open(servers: Servers) -> None:
         service_tier="auto",
         extra_headers={"anthropic-beta": "of-tomorrow-2030-01-01"},
         extra_query={"beta": "true"},
-        # As further fields, because 2.x has no arguments for sampling.
+        # In the extra body, because 2.x has no arguments for sampling.
         extra_body=sampling | unknown,
     )
     assert message.usage.output_tokens <= 2, message
@@ -351,8 +351,8 @@ def both_credentials_and_both_paths_are_taken(servers: Servers) -> None:
     for prefix in ("", "/anthropic"):
         for way in ways:
             client = Client(servers.sampled, prefix, **way)
-            begun = client.begun(CAPITALS)
-            assert total(begun) == client.count(CAPITALS), begun
+            opening = client.opening(CAPITALS)
+            assert total(opening) == client.count(CAPITALS), opening
             assert len(list(client.sdk.models.list())) == 2
 
 
@@ -398,7 +398,7 @@ def the_asynchronous_client_asks_side_by_side(servers: Servers) -> None:
 
 
 def outcome(function: Check, servers: Servers) -> str:
-    """What went wrong; empty if nothing did."""
+    """Return the reason of a failure; empty for a success."""
     try:
         function(servers)
     except Exception:

@@ -45,7 +45,7 @@ def attribution(suffix: str) -> dict[str, Any]:
 def first_body(
     ask: str = "Why does the sum fail?", suffix: str = "a1b"
 ) -> dict[str, Any]:
-    """A session's first request."""
+    """Return a session's first request."""
     return {
         "model": "claude-test",
         "max_tokens": 1000,
@@ -67,9 +67,9 @@ def first_body(
 def next_body(
     body: dict[str, Any], answer: dict[str, Any], result: str
 ) -> dict[str, Any]:
-    """The request that follows when a tool has given ``result``.
+    """Return the request that follows a tool's ``result``.
 
-    As the client does, the environment turns from a list into a string, and the cache
+    As in the client, the environment turns from a list into a string, and the cache
     marker moves to the last block.
     """
     body = deepcopy(body)
@@ -94,7 +94,7 @@ def next_body(
 
 
 def answer(n: int = 0, thinking: str = "") -> dict[str, Any]:
-    """A response message with an optional thought, a text and a call."""
+    """Return a response message with an optional thought, a text and a call."""
     thought = {"type": "thinking", "thinking": thinking, "signature": "c2ln"}
     return {
         "role": "assistant",
@@ -114,7 +114,7 @@ def answer(n: int = 0, thinking: str = "") -> dict[str, Any]:
 def session(
     turns: int, ask: str = "Why does the sum fail?", suffix: str = "a1b"
 ) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Requests and their answers; every third answer begins with a thought."""
+    """Return requests and their answers; every third answer begins with a thought."""
     body, exchanges = first_body(ask, suffix), []
     for n in range(turns):
         reply = answer(n, thinking="Perhaps a sign is off." if n % 3 == 1 else "")

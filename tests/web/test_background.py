@@ -1,4 +1,4 @@
-"""An endpoint starts, stops and keeps its mouth shut."""
+"""An endpoint starts and stops, and prints nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a web page or a hostile client may try is refused before anybody looks."""
+"""Attacks by web pages and hostile clients are refused before any other code runs."""
 
 from __future__ import annotations
 

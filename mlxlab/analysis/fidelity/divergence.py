@@ -1,7 +1,6 @@
-"""How far two predictions of the same tokens are apart, position by position.
+"""Measures how far apart two predictions of the same tokens are, by position.
 
-Names and definitions are those of llama.cpp's ``llama-perplexity --kl-divergence``.
-Numbers in, numbers out: knows nothing of models, prompts and strategies.
+Names and definitions follow llama.cpp's ``llama-perplexity --kl-divergence``.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ Floats: TypeAlias = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Divergence:
-    """Between a reference and another prediction; arrays of shape ``[n]``.
+    """The divergence of a prediction from a reference; arrays of shape ``[n]``.
 
     Attributes:
-        kld: KL divergence of the other from the reference, in nats, 0 at least.
-        same_top: whether both find the same token most likely.
-        delta_p: the other's probability of the token that followed, less the
-            reference's; where none is known, of the reference's top token.
-        surprisal: nats, the other's negative log probability of the token that
-            followed; NaN where none is known.
+        kld: KL divergence of the prediction from the reference, in nats, at least 0.
+        same_top: whether both have the same most likely token.
+        delta_p: the prediction's probability of the next token minus the reference's.
+            Where the next token is unknown, the reference's top token counts.
+        surprisal: the prediction's negative log probability of the next token, in
+            nats; NaN where that token is unknown.
     """
 
     kld: Floats
@@ -48,7 +47,7 @@ def diverge(
     Args:
         reference: logits, shape ``[n, vocabulary]``.
         other: logits of the same shape.
-        answer: the ids that followed, one a row; may be shorter or longer.
+        answer: the next token of each row; may be shorter or longer than ``n``.
     """
     p, q = log_probabilities(reference), log_probabilities(other)
     top = p.argmax(axis=-1)
@@ -66,7 +65,7 @@ def diverge(
 
 
 def log_probabilities(logits: NDArray[np.floating[Any]]) -> Floats:
-    """Logits as natural logarithms of probabilities, row by row, in float64."""
+    """Return natural log probabilities of logits, row by row, in float64."""
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(axis=-1, keepdims=True)
     shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
@@ -75,8 +74,8 @@ def log_probabilities(logits: NDArray[np.floating[Any]]) -> Floats:
 
 def _kld(p: Floats, q: Floats) -> Floats:
     weights = np.exp(p)
-    # What has no weight adds nothing, however unlikely the other finds it.
+    # A token without weight adds nothing, whatever its other probability.
     ratio = np.subtract(p, q, where=weights > 0, out=np.zeros_like(p))
-    # The sum for nearly equal distributions may fall below 0 by rounding.
+    # Rounding may push the sum for nearly equal distributions below 0.
     kld: Floats = (weights * ratio).sum(axis=-1)
     return kld.clip(min=0.0)

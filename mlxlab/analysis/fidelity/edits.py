@@ -1,8 +1,7 @@
-"""What happens to prompts in life, done to a recorded trace.
+"""Applies edits to a recorded trace, as they happen to real prompts.
 
-From some request on, every one carries the same edit: a header or a date has changed,
-a tool server has connected, history was cut. Works on request bodies alone; knows no
-model, no tokens and no strategy.
+From one request on, every request carries the edit: a changed header or date, a newly
+connected tool server, a cut history. Edits change request bodies only.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ __all__ = ["EDITS", "EDIT_GROUPS", "SHIFTS", "Edit", "EditedTrace", "apply_edit"
 
 Body: TypeAlias = dict[str, Json]
 Change: TypeAlias = Callable[[Body], None]
-"""Edits a body in place. LookupError: there is nothing in it to edit."""
+"""Edits a body in place. LookupError: the body has no place for the edit."""
 
-#: Tokens, about, that the ``shift`` edits put in front of the system text.
+#: Approximate tokens that the ``shift`` edits put before the system text.
 SHIFTS = tuple(2**n for n in range(4, 14))
 
 _CHARACTERS_A_TOKEN = 3.3
@@ -49,9 +48,9 @@ class Edit:
     Attributes:
         name: as reports show it.
         summary: one line.
-        decide: the change, decided on the first body that it is made to, so that it
-            hits the same place in the longer ones that follow. Raises LookupError
-            when that body has no such place.
+        decide: returns the change for the first body. The change finds the same place
+            in the longer bodies that follow. Raises LookupError if the body has no such
+            place.
     """
 
     name: str
@@ -65,7 +64,7 @@ class EditedTrace:
 
     Attributes:
         edit: the edit's name.
-        changed: ids of the exchanges whose bodies differ from what was recorded.
+        changed: ids of the exchanges with an edited body.
     """
 
     trace: Trace
@@ -74,17 +73,17 @@ class EditedTrace:
 
 
 def apply_edit(trace: Trace, name: str, *, start: int | None = None) -> EditedTrace:
-    """Edit the main loop of the session that has most requests.
+    """Edit the main loop of the session with the most requests.
 
-    Recorded answers stay as they are.
+    Recorded answers do not change.
 
     Args:
-        trace: is left as it is.
+        trace: a recorded trace; not changed.
         name: a key of :data:`EDITS`.
-        start: how many of the loop's requests are left alone; half if None.
+        start: number of the loop's requests to leave unedited; half if None.
 
     Raises:
-        TraceError: no such edit, or nothing in the trace that it could be made to.
+        TraceError: an unknown edit, or a trace without a place for it.
     """
     if name not in EDITS:
         raise TraceError(f"no edit {name!r}; choose from {', '.join(EDITS)}")
@@ -120,9 +119,9 @@ def _main_loop(trace: Trace) -> list[Exchange]:
 
 
 def _edited(edit: Edit, exchanges: list[Exchange]) -> dict[int, Body]:
-    """New bodies by exchange; one that does not have the place is left out."""
+    """Return the edited bodies by exchange; bodies without the place are left out."""
     first = deepcopy(exchanges[0].body)
-    assert first is not None  # _main_loop takes no others
+    assert first is not None  # _main_loop returns only exchanges with a body
     change = edit.decide(first)
     bodies = {}
     for exchange in exchanges:
@@ -153,7 +152,7 @@ def _header(first: Body) -> Change:
 
 
 def _date(first: Body) -> Change:
-    """Another date where one stands; else a line of the longest block becomes one."""
+    """Change a date; without one, a line of the longest block becomes a date."""
 
     def change(body: Body) -> None:
         blocks = _system(body)
@@ -165,7 +164,7 @@ def _date(first: Body) -> Change:
         if longest is None:
             raise LookupError("no system text in the request to be edited")
         lines = longest["text"].split("\n")
-        # The one nearest to the middle that is not empty.
+        # The non-empty line nearest to the middle.
         middle = max(
             range(len(lines)), key=lambda i: (bool(lines[i]), -abs(2 * i - len(lines)))
         )
@@ -188,7 +187,7 @@ def _shift(tokens: int, first: Body) -> Change:
 
 
 def _system(body: Body) -> list[Json]:
-    """The system blocks, as a list that can be changed."""
+    """Return the system blocks as a list that can be changed."""
     system = body.get("system") or []
     blocks: list[Json]
     blocks = [{"type": "text", "text": system}] if isinstance(system, str) else system
@@ -240,7 +239,7 @@ def _tools(body: Body, least: int) -> list[Json]:
 
 
 def _place(body: Body, name: str) -> int:
-    """By name: a tool that is loaded on the way moves those behind it."""
+    """Find a tool by name: tools loaded during the session move those after them."""
     names = [tool["name"] for tool in _tools(body, 1)]
     if name not in names:
         raise LookupError(f"tool {name} is no longer there")
@@ -248,7 +247,7 @@ def _place(body: Body, name: str) -> int:
 
 
 def _new_tool() -> Json:
-    """As a tool server brings it along when it connects: about 550 tokens."""
+    """Return a tool as a connecting tool server adds it: about 550 tokens."""
     words = ("path", "pattern", "limit", "encoding", "recursive", "format")
     about = {
         "type": "string",
@@ -291,7 +290,7 @@ def _message_edited(first: Body) -> Change:
 
 
 def _texts(message: Json) -> list[tuple[Json, str]]:
-    """Where texts of a message are: in what, and under which key."""
+    """Return each text of a message as its holder and its key there."""
     if isinstance(message["content"], str):
         return [(message, "content")]
     found: list[tuple[Json, str]] = []
@@ -324,7 +323,7 @@ def _compaction(first: Body) -> Change:
 
 
 def _oldest_rounds(body: Body) -> tuple[int, int]:
-    """From the first answer to another one, so that calls keep their results."""
+    """Return the messages between two answers, so that calls keep their results."""
     answers = [i for i, m in enumerate(body["messages"]) if m["role"] == "assistant"]
     if len(answers) < 2:
         raise LookupError(f"{len(answers)} answers in the request to be edited")
@@ -346,32 +345,32 @@ def _block_moved(first: Body) -> Change:
         messages = history(body)
         block = messages[0]["content"].pop(texts[0])
         later = _blocks(messages[goal])
-        # A client may yet put something behind what the message held at first.
+        # Clients may append blocks to a message later.
         messages[goal]["content"] = [*later[:end], block, *later[end:]]
 
     return change
 
 
 def _history(first: Body, length: int) -> Callable[[Body], list[Json]]:
-    """Gives the messages of a body as long as they begin as the first one's did.
+    """Return a function that returns a body's messages while its history is unchanged.
 
-    A client that compacts begins anew in the same session. What was decided on the
-    old history has no place in the new one.
+    A client that compacts starts a new history in the same session. A place chosen in
+    the old history does not exist there.
     """
-    known = [_said(message) for message in first["messages"][:length]]
+    known = [_comparable(message) for message in first["messages"][:length]]
 
     def messages(body: Body) -> list[Json]:
         found: list[Json] = body["messages"]
-        begins = [_said(message) for message in found[:length]] == known
+        begins = [_comparable(message) for message in found[:length]] == known
         if not begins or len(found) <= length:
-            raise LookupError("the history was begun anew")
+            raise LookupError("the history was replaced")
         return found
 
     return messages
 
 
-def _said(message: Json) -> Json:
-    """What a message says, in whatever form, wherever the client's cache mark is."""
+def _comparable(message: Json) -> Json:
+    """Return a message in one form, without the client's cache marks."""
     bare = [{**block, "cache_control": None} for block in _blocks(message)]
     return message["role"], bare
 
@@ -381,7 +380,7 @@ def _blocks(message: Json) -> list[Json]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
-#: By name, in the order of reports.
+#: Edits by name, in the order of reports.
 EDITS: dict[str, Edit] = {
     edit.name: edit
     for edit in (
@@ -401,7 +400,7 @@ EDITS: dict[str, Edit] = {
     )
 }
 
-#: Names for several: what happens in life, and one change in many sizes.
+#: Groups of edits: the classes seen in real traffic, and one edit in many sizes.
 EDIT_GROUPS: dict[str, tuple[str, ...]] = {
     "classes": tuple(name for name in EDITS if not name.startswith("shift-")),
     "shifts": tuple(f"shift-{n}" for n in SHIFTS),

@@ -1,7 +1,4 @@
-"""Puts answers over reused keys and values beside those of a full prefill.
-
-Runs a model; knows nothing of traces and edits, and adds nothing up.
-"""
+"""Compares answers over reused keys and values with those of a full prefill."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from mlxlab.analysis.fidelity.divergence import Divergence, diverge
 from mlxlab.analysis.fidelity.tool_calls import Agreement, AskedCall, agree, read_calls
 from mlxlab.decoding import Grammar
 from mlxlab.engine import Engine, Replayed
-from mlxlab.engine.quantize import round_weights, stored_bits
+from mlxlab.engine.quantize import quantize_weights, stored_bits
 from mlxlab.prompt import Role, common_prefix
 from mlxlab.replay.live import LiveModel
 from mlxlab.replay.requests import RenderedRequest
@@ -28,7 +25,7 @@ __all__ = ["AnswerScore", "Evaluator", "Kind", "Variant"]
 
 
 class Kind(StrEnum):
-    """What makes an answer differ from the reference."""
+    """The reason why an answer may differ from the reference."""
 
     REFERENCE = "reference"
     FLOOR = "floor"
@@ -39,7 +36,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """Who answers: an engine under a name."""
+    """An engine that answers, with its name."""
 
     name: str
     kind: Kind
@@ -48,18 +45,19 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class AnswerScore:
-    """One answer beside the reference's.
+    """One answer compared with the reference's.
 
     Attributes:
         reused_tokens: prompt tokens restored and not computed again.
-        shift: the furthest that any of them was moved, in positions; None if none was.
-        divergence: of the predictions of the recorded answer.
+        shift: the largest distance that a reused token was moved, in positions; None
+            without reuse.
+        divergence: over the predictions of the recorded answer.
         greedy_prefix: leading tokens that greedy decoding shares with the reference.
         greedy_tokens: tokens that the reference decodes.
         answer: text of the greedy tokens, tags and control tokens included.
         calls: whether the same tools are called.
-        right: whether greedy decoding gives the recorded answer; None if that is not
-            known to be right.
+        right: whether greedy decoding gives the recorded answer; None unless the
+            recorded answer is known to be right.
         ttft_s: seconds from the prompt's arrival to the first token's logits.
     """
 
@@ -79,13 +77,13 @@ class Evaluator:
     """Evaluates variants request by request.
 
     Attributes:
-        baselines: what every request is answered by before the specs: the full
-            prefill that is the reference, the same in smaller chunks, and the same
-            with rounded weights.
-        quantized: bits that weights are rounded to, where they have more.
+        baselines: variants that answer every request first: the full prefill that is
+            the reference, a full prefill in smaller chunks, and full prefills with
+            quantized weights.
+        quantized: bit widths in use, those below the model's own.
 
     Args:
-        live: the model; one more in memory for each of ``quantized``.
+        live: the model. Each entry of ``quantized`` keeps one more copy in memory.
         quantized: bits to round weights to.
         floor_chunk: tokens that the noise floor's prefill computes at a time.
         tokens: most tokens of a recorded answer whose predictions are compared.
@@ -115,7 +113,7 @@ class Evaluator:
         )
 
     def variant(self, spec: StrategySpec) -> Variant:
-        """A spec with an empty cache.
+        """Return a variant for a strategy, with an empty cache.
 
         Raises:
             ModelError: the strategy cannot serve this model.
@@ -127,7 +125,7 @@ class Evaluator:
     def fill(
         self, request: RenderedRequest, variants: Iterable[Variant], progress: Progress
     ) -> None:
-        """Have variants take in a request for their caches only."""
+        """Replay a request through variants to fill their caches only."""
         for variant in variants:
             self._replay(variant, request, progress, score=1, greedy=0)
 
@@ -139,14 +137,14 @@ class Evaluator:
         *,
         task: bool = False,
     ) -> Iterator[AnswerScore]:
-        """Score the baselines, the reference itself first, and then ``variants``.
+        """Score the baselines, the reference first, and then ``variants``.
 
         Args:
-            request: what they are to answer.
-            variants: they take the request into their caches, too.
+            request: the request to answer.
+            variants: they store the request in their caches too.
             progress: see :data:`mlxlab.replay.simulator.Progress`.
-            task: whether the recorded answer is the right one. As many tokens as it
-                has are decoded then.
+            task: whether the recorded answer is the right one. Then at least as many
+                tokens as it has are decoded.
         """
         greedy = max(self.greedy, len(request.answer) if task else 0)
         reference: Replayed | None = None
@@ -156,11 +154,11 @@ class Evaluator:
             yield self._score(variant, request, reference, done, task)
 
     def _full(self, name: str, kind: Kind, **options: Any) -> Variant:
-        """One that reuses nothing."""
+        """Return a variant without reuse."""
         return Variant(name, kind, self._live.engine(make_strategy("none"), **options))
 
     def _quantized(self, bits: int) -> Variant:
-        model = self._live.worker.call(round_weights, self._live.model, bits)
+        model = self._live.worker.call(quantize_weights, self._live.model, bits)
         return self._full(f"{bits}-bit weights", Kind.QUANTIZED, model=model)
 
     def _replay(

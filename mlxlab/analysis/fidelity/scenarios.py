@@ -1,7 +1,4 @@
-"""What a fidelity run works through: edited traces, rendered, and what edits cost.
-
-Counts tokens; runs no model.
-"""
+"""The scenarios of a fidelity run: edited traces, rendered, and the tokens lost."""
 
 from __future__ import annotations
 
@@ -21,12 +18,12 @@ __all__ = ["EditSet", "Scenario", "apply_edits", "render_scenarios"]
 
 @dataclass(frozen=True, slots=True)
 class EditSet:
-    """A trace and what became of it.
+    """A trace and its edited versions.
 
     Attributes:
-        trace: as it was recorded.
-        edited: the trace with an edit each.
-        refused: why other edits could not be made to it.
+        trace: the recorded trace.
+        edited: one edited trace per edit.
+        refused: reasons why other edits do not fit this trace.
     """
 
     trace: Trace
@@ -35,20 +32,20 @@ class EditSet:
 
     @property
     def requests(self) -> int:
-        """To be rendered, all in all."""
+        """Number of requests to render."""
         traces = (edited.trace for edited in self.edited)
         return sum(len(trace.inference) for trace in (self.trace, *traces))
 
 
 def apply_edits(trace: Trace, edits: str | Sequence[str]) -> EditSet:
-    """Make every edit to a trace that can be made to it.
+    """Apply every edit that fits a trace.
 
     Args:
-        trace: as it was recorded.
+        trace: the recorded trace.
         edits: see :func:`mlxlab.analysis.fidelity.run.fidelity`.
 
     Raises:
-        TraceError: no such edit.
+        TraceError: an unknown edit.
     """
     if edits == "none":
         every = frozenset(exchange.id for exchange in trace.inference)
@@ -73,9 +70,9 @@ class Scenario:
 
     Attributes:
         evaluated: ids of the requests to evaluate.
-        bounds: by id, the most tokens that could be reused.
-        unlimited_tokens: tokens that unlimited memory ends up with.
-        lost: by id, tokens that unlimited memory would reuse more without the edit.
+        bounds: by request id, the most tokens that could be reused.
+        unlimited_tokens: tokens that unlimited memory holds at the end.
+        lost: by request id, the tokens of unlimited reuse that the edit costs.
         task: whether recorded answers are the right ones.
     """
 
@@ -93,16 +90,16 @@ class Scenario:
 def render_scenarios(
     edits: EditSet, renderer: Renderer, progress: Progress
 ) -> Iterator[Scenario]:
-    """A scenario for each edit.
+    """Yield a scenario for each edit.
 
     Args:
         edits: the trace with its edits.
-        renderer: for the model and the rules that the prompts are for.
+        renderer: a renderer for the model and the rules.
         progress: called with the number of requests just rendered.
 
     Raises:
         RequestError: see :func:`mlxlab.replay.requests.render_trace`.
-        ModelError: likewise.
+        ModelError: see :func:`mlxlab.replay.requests.render_trace`.
     """
     trace = edits.trace
     recorded = {s.id: s for s in render_trace(trace, renderer, progress)}
@@ -135,7 +132,7 @@ def _lost(
     before: Mapping[int, int],
     bounds: Mapping[int, Bounds],
 ) -> int:
-    """What was computed anyway is not lost, nor is what an edit took out."""
+    """Return the tokens lost to an edit, without those that it removed."""
     request = edited.id
     gone = max(len(recorded.prompt) - len(edited.prompt), 0)
     return max(before[request] - gone - bounds[request].unlimited, 0)

@@ -1,7 +1,7 @@
-"""What fidelity runs found, kept for whoever chooses an approximate strategy later.
+"""Keeps the figures of fidelity runs, to show them beside approximate strategies.
 
-Keeps figures in files and runs no model. A user's own are in the cache folder, a file a
-model; those of the bundled model come with mlxlab, in the same format.
+The user's own figures are in the cache folder, one file per model. Figures of the
+bundled model come with mlxlab, in the same format.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class _Closed(BaseModel):
 
 
 class RecordKey(_Closed):
-    """What was measured; equal ones were asked the same of the same model.
+    """The subject of a measurement; equal keys mean equal conditions.
 
     Attributes:
         model: digest of its files, see :attr:`mlxlab.models.folder.ModelFolder.digest`.
@@ -49,7 +49,7 @@ class RecordKey(_Closed):
 
     @classmethod
     def of(cls, digest: str, spec: StrategySpec) -> Self:
-        """A spec's under the model of that digest.
+        """Return the key of a spec under the model with that digest.
 
         Raises:
             StrategyError: see :meth:`StrategySpec.make`.
@@ -64,12 +64,12 @@ class RecordKey(_Closed):
 
 
 class Closeness(_Closed):
-    """How close predictions were to those of a full prefill.
+    """The distance of predictions from those of a full prefill.
 
     Attributes:
-        kld_median: nats, over all scored tokens.
-        kld_999: their 99.9 % quantile.
-        same_top: share of the tokens for which the same one was likeliest.
+        kld_median: median KL divergence over all scored tokens, in nats.
+        kld_999: 99.9 % quantile of the KL divergence, in nats.
+        same_top: share of the tokens with the same most likely token.
     """
 
     kld_median: FiniteFloat
@@ -77,26 +77,26 @@ class Closeness(_Closed):
     same_top: FiniteFloat
 
     def figures(self) -> tuple[str, str, str]:
-        """Its attributes to be read."""
+        """The attributes, formatted."""
         median, highest = format_nats(self.kld_median), format_nats(self.kld_999)
         return median, highest, format_share(self.same_top)
 
 
 class FidelityRecord(_Closed):
-    """What one run found for one approximate strategy.
+    """The result of one run for one approximate strategy.
 
     Attributes:
-        key: what was measured.
+        key: the conditions of the measurement.
         traces: names.
-        edits: names; ``none`` alone where requests were evaluated as recorded.
-        answers: how many were evaluated.
-        recovered: share of the tokens lost to exact reuse; None where none were lost.
-        closeness: of its answers.
-        floor: that of a full prefill in other chunks, in the same run.
-        tasks_right: share of the tasks; None where the traces hold none.
-        reference_tasks_right: the same of the full prefill.
-        day: of the run, UTC.
-        version: mlxlab's; None where it was not installed.
+        edits: names; only ``none`` if requests were evaluated as recorded.
+        answers: number of evaluated answers.
+        recovered: share of the tokens lost to exact reuse; None if none were lost.
+        closeness: closeness of its answers.
+        floor: closeness of a full prefill in other chunks, in the same run.
+        tasks_right: share of tasks answered right; None for traces without tasks.
+        reference_tasks_right: share of tasks that the full prefill answers right.
+        day: UTC day of the run.
+        version: version of mlxlab; None where it was not installed.
     """
 
     key: RecordKey
@@ -112,7 +112,7 @@ class FidelityRecord(_Closed):
     version: str | None
 
     def lines(self) -> list[str]:
-        """It in words, less what was measured; two lines, three with tasks."""
+        """The figures in two lines of text, three with tasks."""
         edits = "none" if self.edits == ("none",) else len(self.edits)
         first = (
             f"Measured {self.day} on {', '.join(self.traces)} "
@@ -141,11 +141,11 @@ class _File(_Closed):
 
 
 def remember(found: Fidelity, path: Path | None = None) -> None:
-    """Keep what was found for approximate strategies, in place of what was before.
+    """Keep the figures of approximate strategies, in place of earlier ones.
 
     Args:
-        found: of a run.
-        path: file to add it to; the one of its model in the cache folder if None.
+        found: the result of a run.
+        path: the file to add to; the model's file in the cache folder if None.
 
     Raises:
         MlxlabError: the file cannot be written.
@@ -163,7 +163,7 @@ def remember(found: Fidelity, path: Path | None = None) -> None:
 
 
 def recall(key: RecordKey) -> FidelityRecord | None:
-    """What the user measured last, else what comes with mlxlab, if there is any.
+    """Return the user's latest figures, else mlxlab's own; None if there are none.
 
     Raises:
         OSError: see :func:`mlxlab.files.cache_folder`.
@@ -173,7 +173,7 @@ def recall(key: RecordKey) -> FidelityRecord | None:
 
 
 def known(model: str) -> list[FidelityRecord]:
-    """All that was measured for the model of that digest, the latest of each key.
+    """Return all figures for the model with that digest, the latest of each key.
 
     Raises:
         OSError: see :func:`mlxlab.files.cache_folder`.
@@ -188,21 +188,21 @@ def _path(digest: str) -> Path:
 
 
 def _read_own(digest: str) -> tuple[FidelityRecord, ...]:
-    """What the user measured; a file that others may have written is not believed."""
+    """Read the user's own figures; a file that others may have written is ignored."""
     return _read(_path(digest), read_own)
 
 
 def _read(
     path: Path, read: Callable[[Path], bytes] = Path.read_bytes
 ) -> tuple[FidelityRecord, ...]:
-    """A file's measurements; none if there is no such file or it is not ours."""
+    """Read the records of a file; none if it is missing or not ours."""
     try:
         return _File.model_validate_json(read(path)).measurements
     except FileNotFoundError:
         return ()
     except (OSError, ValidationError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not of this format"
-        log.warning("%s: %s; what was measured is not known", path, reason)
+        log.warning("%s: %s; its figures are ignored", path, reason)
         return ()
 
 
@@ -236,6 +236,6 @@ def _closeness(row: Mapping[Hashable, Any]) -> Closeness:
 
 
 def _known(row: Mapping[Hashable, Any], column: str) -> float | None:
-    """None too where a summary lacks the column, as nobody has it."""
+    """Return a figure; None also if the summary has no such column."""
     value = row.get(column)
     return None if pd.isna(value) else float(value)

@@ -1,7 +1,4 @@
-"""Which tools an answer calls, and whether two answers call the same.
-
-Knows token ids and a model's grammar; nothing of where an answer came from.
-"""
+"""Reads the tool calls of an answer, and compares those of two answers."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ __all__ = ["Agreement", "AskedCall", "agree", "read_calls"]
 
 @dataclass(frozen=True, slots=True)
 class AskedCall:
-    """A call that an answer makes.
+    """A tool call of an answer.
 
     Attributes:
         arguments: decoded; None if the call was malformed or cut off.
@@ -37,11 +34,12 @@ class AskedCall:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Whether an answer calls what a reference calls.
+    """Whether two answers call the same tools.
 
     Attributes:
-        names: the same tools in the same order; None if the reference calls none.
-        arguments: the same, with the same arguments; None if the reference has no
+        names: whether the tools and their order agree; None if the reference calls
+            none.
+        arguments: whether the arguments agree too; None if the reference has no
             complete call.
     """
 
@@ -52,12 +50,12 @@ class Agreement:
 def read_calls(
     grammar: Grammar, ids: Iterable[int], *, thinking: bool
 ) -> tuple[AskedCall, ...]:
-    """The tool calls of an answer, complete ones or not.
+    """Return the tool calls of an answer, incomplete ones included.
 
     Args:
-        grammar: of the model that answered.
-        ids: of the answer, without the end of turn.
-        thinking: whether the prompt left reasoning open.
+        grammar: the grammar of the model.
+        ids: ids of the answer, without the end of turn.
+        thinking: whether the prompt leaves thinking open.
     """
     decoder = Decoder(grammar, thinking=thinking)
     pieces = [*chain.from_iterable(map(decoder.feed, ids)), *decoder.finish()]

@@ -1,7 +1,6 @@
-"""For every token of replayed requests: reused, or computed and why.
+"""Attributes every token of replayed requests: reused, or computed and why.
 
-Drives a strategy as :class:`mlxlab.replay.simulator.Simulator` does. Knows
-nothing of traces and models.
+A strategy is driven as :class:`mlxlab.replay.simulator.Simulator` drives it.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ __all__ = ["CauseSpan", "RequestAttribution", "attribute"]
 
 @dataclass(frozen=True, slots=True)
 class CauseSpan:
-    """Tokens ``[start, stop)`` of a prompt that share block and fate.
+    """Tokens ``[start, stop)`` of a prompt, in one block and with one cause.
 
     Attributes:
-        cause: why they were computed; None if they were restored.
-        evictor: the request that pushed them out of memory.
-        change: of a block in front of them, which made them useless.
+        cause: why the tokens were computed; None if they were restored.
+        evictor: the request that evicted the tokens.
+        change: the change before the tokens that invalidated them.
     """
 
     start: int
@@ -47,13 +46,13 @@ class CauseSpan:
 
 @dataclass(frozen=True, slots=True)
 class RequestAttribution:
-    """What became of the tokens of one request.
+    """The causes of all tokens of one request.
 
     Attributes:
-        known: leading tokens that had been computed before, whoever keeps them.
+        known: leading tokens that had been computed before, kept or not.
         predecessor: the request that the prompt was compared with.
-        change: the first block that is not as it was there.
-        parts: cover the prompt in order.
+        change: the first block that differs from the predecessor.
+        parts: spans that cover the prompt in order.
     """
 
     request: RenderedRequest
@@ -65,19 +64,19 @@ class RequestAttribution:
 
     @property
     def missed(self) -> int:
-        """Tokens computed, the recomputed ones included."""
+        """Number of computed tokens, recomputed ones included."""
         return self.request.tokens_between(self.plan.reused, self.plan.length)
 
 
 def attribute(
     requests: Iterable[RenderedRequest], strategy: Strategy, decode: Decode
 ) -> Iterator[RequestAttribution]:
-    """Replay ``requests`` through a fresh strategy and account for every token.
+    """Replay ``requests`` through a fresh strategy and attribute every token.
 
     Args:
         requests: in order of arrival.
-        strategy: empty.
-        decode: text of ids.
+        strategy: a strategy with nothing stored.
+        decode: returns the text of ids.
     """
     attributor = _Attributor(strategy, decode)
     for request in requests:
@@ -85,7 +84,7 @@ def attribute(
 
 
 class _Attributor:
-    """Keeps the books that blame is taken from."""
+    """Records replayed requests and evictions, and derives the causes from them."""
 
     def __init__(self, strategy: Strategy, decode: Decode) -> None:
         self.strategy = strategy
@@ -123,7 +122,7 @@ class _Attributor:
     def _known_parts(
         self, request: RenderedRequest, plan: Plan, known: int
     ) -> Iterator[CauseSpan]:
-        """Parts of what was computed before in this very place."""
+        """Yield spans of the tokens that were computed before at their position."""
         last = min(known, len(request.prompt) - 1)
         restored = min(next(plan.gaps)[0], last)
         matched = min(max(leading(self.strategy, plan), restored), last)
@@ -145,7 +144,7 @@ class _Attributor:
     def _compare(
         self, request: RenderedRequest, known: int, predecessor: Predecessor | None
     ) -> tuple[Change | None, list[CauseSpan]]:
-        """The break, and parts of what was never computed in this place."""
+        """Return the first change, and spans of tokens new at their position."""
         length = len(request.prompt)
         if known >= length:
             return None, []
@@ -176,10 +175,10 @@ class _Attributor:
 def _chained_spans(
     request: RenderedRequest, known: int, predecessor: Predecessor
 ) -> Iterator[CauseSpan]:
-    """Of units that stand for all before them: behind a change nothing looks the same.
+    """Yield spans of a prompt of chained hashes.
 
-    So what takes the place of something is blamed on the change, and only what stands
-    behind the end of the earlier prompt is new.
+    Each hash covers all tokens before it, so no hash after a change is known. Tokens up
+    to the length of the earlier prompt count as changed; only later ones are new.
     """
     length, before = len(request.prompt), len(predecessor.request.prompt) - 1
     replaced = min(max(before, known), length)
@@ -190,14 +189,14 @@ def _chained_spans(
 
 
 def _first_cause(request: RenderedRequest) -> Cause:
-    """Of what has nothing to be compared with."""
+    """Return the cause for a request without a predecessor."""
     if request.side:
         return Cause.SIDE
     return Cause.AGENT if "/" in request.session else Cause.SESSION
 
 
 def _with_spans(parts: Iterable[CauseSpan], plan: Plan) -> Iterator[CauseSpan]:
-    """Parts without what is restored behind the prefix; that makes parts of its own."""
+    """Split off the tokens that are restored after the prefix."""
     gaps = list(plan.gaps)
     for part in parts:
         position = part.start
@@ -216,7 +215,7 @@ def _with_spans(parts: Iterable[CauseSpan], plan: Plan) -> Iterator[CauseSpan]:
 def _split(
     parts: Iterable[CauseSpan], segments: Sequence[Segment]
 ) -> Iterator[CauseSpan]:
-    """Parts cut where blocks end, and labelled."""
+    """Cut spans where blocks end, and label them."""
     for part in parts:
         for segment in segments:
             start, stop = max(part.start, segment.start), min(part.stop, segment.stop)

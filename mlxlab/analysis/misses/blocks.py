@@ -1,7 +1,4 @@
-"""Two prompts side by side: their blocks, and the text that these have in common.
-
-Knows tokens and segments; nothing of causes.
-"""
+"""The blocks of a prompt, and the text that two prompts have in common."""
 
 from __future__ import annotations
 
@@ -20,17 +17,17 @@ __all__ = [
     "Decode",
     "Mask",
     "PromptBlocks",
-    "is_reasoning",
+    "is_thinking",
     "occurring",
     "pair_blocks",
 ]
 
 Decode: TypeAlias = Callable[[Tokens], str]
-"""Text of ids, without special tokens."""
+"""Returns the text of ids, without special tokens."""
 
 Mask: TypeAlias = NDArray[np.bool_]
 
-#: What the template adds around blocks.
+#: Roles of the text that the template adds around blocks.
 GLUE = frozenset({Role.TEMPLATE, Role.GENERATION})
 
 
@@ -43,7 +40,7 @@ class PromptBlocks:
         self._texts: dict[Segment, str] = {}
 
     def blocks(self, start: int) -> list[Segment]:
-        """Those that reach beyond ``start``, without what the template adds."""
+        """Return the blocks that end after ``start``, without template text."""
         segments = self.prompt.segments
         return [s for s in segments if s.stop > start and s.role not in GLUE]
 
@@ -51,7 +48,7 @@ class PromptBlocks:
         return self.prompt.tokens[segment.start : segment.stop]
 
     def text(self, segment: Segment | None) -> str:
-        """Empty if there is no block; without white space at its ends."""
+        """Return a block's text without outer white space; empty for None."""
         if segment is None:
             return ""
         if segment not in self._texts:
@@ -59,20 +56,24 @@ class PromptBlocks:
         return self._texts[segment]
 
     def text_around(self, position: int, width: int, start: int) -> str:
-        """``width`` tokens on either side, none before ``start``."""
+        """Return the text ``width`` tokens around a position, from ``start`` on."""
         first = max(start, position - width)
         return self._decode(self.prompt.tokens[first : position + width])
 
 
-def is_reasoning(segment: Segment) -> bool:
-    """Whether a block is the assistant's reasoning."""
+def is_thinking(segment: Segment) -> bool:
+    """Return whether a block is the assistant's thinking."""
     return _kind(segment) in {"messages.thinking", "messages.redacted_thinking"}
 
 
 def pair_blocks(
     olds: Sequence[Segment], news: Sequence[Segment]
 ) -> tuple[list[tuple[Segment | None, Segment]], list[Segment]]:
-    """Each later block with the earlier one of its kind; what is left of those."""
+    """Pair each later block with the earlier one of its kind.
+
+    Returns:
+        The pairs, and the earlier blocks that were not paired.
+    """
     left = list(olds)
     pairs: list[tuple[Segment | None, Segment]] = []
     for new in news:
@@ -85,7 +86,7 @@ def pair_blocks(
 
 
 def occurring(ids: Tokens, source: Tokens) -> Mask:
-    """Which ids are part of a run of some length that ``source`` has too."""
+    """Return which ids are in a run of tokens that ``source`` contains too."""
     own = grams(ids)
     known = np.zeros(len(ids), np.bool_)
     width = len(ids) - len(own) + 1
@@ -95,5 +96,5 @@ def occurring(ids: Tokens, source: Tokens) -> Mask:
 
 
 def _kind(segment: Segment) -> str:
-    """The label without numbers: ``messages.tool_result``, ``tools:Bash``."""
+    """Return the label without numbers: ``messages.tool_result``, ``tools:Bash``."""
     return re.sub(r"\[\d+\]", "", segment.label)

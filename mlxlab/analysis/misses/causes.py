@@ -15,7 +15,7 @@ from mlxlab.strategies import Limit, Strategy
 __all__ = ["BY_STRATEGY", "NOTHING", "Cause", "CauseKind", "remedy_of"]
 
 NOTHING = "nothing: "
-"""How a remedy begins where there is none."""
+"""Begins the remedy of every cause that has none."""
 
 
 class CauseKind(StrEnum):
@@ -94,8 +94,8 @@ _RULES = {
     Cause.WORDS: "environment-first",
 }
 
-#: Remedies that are approximate strategies. The recorded fidelity runs show which one
-#: restores what: the limits of ``suffix`` exclude cuts and other orders.
+#: Remedies that are approximate strategies. The recorded fidelity runs show which
+#: tokens each restores: the limits of ``suffix`` exclude cuts and other orders.
 _APPROXIMATE = {
     Cause.ENVIRONMENT: "suffix",
     Cause.SYSTEM: "suffix",

@@ -1,7 +1,4 @@
-"""From a changed block to the cause that it is.
-
-Knows blocks; not where they stand nor what follows them.
-"""
+"""Decides which cause a changed block belongs to."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mlxlab.analysis.misses.blocks import PromptBlocks, is_reasoning
+from mlxlab.analysis.misses.blocks import PromptBlocks, is_thinking
 from mlxlab.analysis.misses.causes import Cause
 from mlxlab.analysis.misses.text_diff import shows_date
 from mlxlab.prompt import Role, Segment
@@ -17,19 +14,19 @@ from mlxlab.prompt import Role, Segment
 __all__ = ["Change", "ChangeClassifier"]
 
 _TAG = re.compile(r"<(?:think|thinking|reasoning)>|\[THINK\]")
-_BEGINNING = 40  # characters of an answer in which its reasoning begins
+_BEGINNING = 40  # leading characters of an answer that are searched for thinking
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A block that is not what it was.
+    """A block that differs between two prompts.
 
     Attributes:
-        label: of the block, in the later prompt if it is there.
-        position: its first token that differs, in the later prompt.
-        old: its text before, empty if there was none.
-        new: its text now, empty if it has gone.
-        deferred: a tool that a tool result has loaded.
+        label: label of the later block, or of the earlier one if it is gone.
+        position: first differing token of the later prompt.
+        old: the earlier text; empty if there was none.
+        new: the later text; empty if the block is gone.
+        deferred: whether the block is a tool that a tool result loaded.
     """
 
     cause: Cause
@@ -42,11 +39,11 @@ class Change:
 
 
 class ChangeClassifier:
-    """Judges blocks of two prompts.
+    """Classifies the changed blocks of two prompts.
 
     Args:
-        before: the earlier one, followed by its answer.
-        after: the later one.
+        before: the earlier prompt, followed by its answer.
+        after: the later prompt.
         asked: tokens of ``before`` without the answer.
         same_session: see :func:`mlxlab.analysis.misses.prompt_diff.diff_prompts`.
     """
@@ -60,11 +57,11 @@ class ChangeClassifier:
         self.same_session = same_session
 
     def of_history(self, olds: Sequence[Segment], news: Sequence[Segment]) -> Cause:
-        """What became of messages: cut if there is less of them, edited otherwise."""
+        """Return the cause of changed messages: cut if they got fewer, else edited."""
         if not self.same_session:
             return Cause.WORDS
         olds = [s for s in olds if s.role is not Role.ANSWER]
-        if all(map(is_reasoning, (*olds, *news))):
+        if all(map(is_thinking, (*olds, *news))):
             return Cause.THINKING
         before, after = sum(map(len, olds)), sum(map(len, news))
         fewer = len(olds) > len(news) and before > after
@@ -72,21 +69,21 @@ class ChangeClassifier:
         return Cause.CUT if cut else Cause.EDITED
 
     def of_answer(self, answer: Segment, new: Segment) -> Cause:
-        """What became of an answer that did not come back in its own tokens."""
+        """Return the cause for an answer that came back as other tokens."""
         begins = self.before.text(answer)[:_BEGINNING]
-        thought = is_reasoning(new) or _TAG.search(begins)
+        thought = is_thinking(new) or _TAG.search(begins)
         return Cause.THINKING if thought else Cause.ANSWER
 
     def of_block(
         self, old: Segment | None, new: Segment | None, history: Cause, *, moved: bool
     ) -> Cause:
-        """What became of a block.
+        """Return the cause for a changed block.
 
         Args:
-            old: as it was; None if it is new.
-            new: as it is; None if it has gone.
-            history: of the messages around it.
-            moved: whether it has only changed its place.
+            old: the earlier block; None if the block is new.
+            new: the later block; None if the block is gone.
+            history: the cause of the surrounding messages.
+            moved: whether the block only changed its place.
         """
         block = new or old
         assert block is not None  # there is no change without a block
@@ -110,7 +107,7 @@ class ChangeClassifier:
         return history
 
     def is_loaded(self, block: Segment) -> bool:
-        """Whether it is a tool, and a tool result consists of its name."""
+        """Return whether a block is a tool that a tool result names."""
         name = block.label.partition(":")[2]
         results = (s for s in self.after.blocks(0) if s.role is Role.TOOL_RESULT)
         short = (s for s in results if len(s) <= 4 * len(name))
@@ -121,6 +118,6 @@ class ChangeClassifier:
         return Cause.ENVIRONMENT if dated else Cause.SYSTEM
 
     def _is_environment(self, new: Segment | None) -> bool:
-        """The first inline system message tells it."""
+        """Return whether a block is the first inline system message."""
         inline = (s for s in self.after.blocks(0) if s.role is Role.INLINE_SYSTEM)
         return new is not None and next(inline, None) == new

@@ -19,7 +19,7 @@ from mlxlab.strategies import Limit, Plan, Strategy
 
 __all__ = ["Evictions", "block_of", "leading", "restorable"]
 
-#: No tokenizer has it, so nothing that is stored goes on with it.
+#: No tokenizer has this id, so no stored sequence continues with it.
 _NO_TOKEN = -1
 
 
@@ -39,7 +39,7 @@ def _quiet() -> Iterator[None]:
 
 
 def restorable(strategy: Strategy, tokens: Tokens) -> int:
-    """Return the leading positions of a sequence in memory, minimum or not."""
+    """Return the leading positions of a sequence in memory, ignoring the minimum."""
     with _quiet():
         plan = strategy.plan(Prompt(np.append(tokens, np.int32(_NO_TOKEN))))
     return leading(strategy, plan)
@@ -130,7 +130,7 @@ class Evictions:
         by = np.full(max(stop - start, 0), -1, np.int64)
         for sequence in self._sequences:
             shared = min(common_prefix(sequence.tokens, tokens), stop)
-            shared = shared // self._block * self._block  # the rest of one is another
+            shared = shared // self._block * self._block  # whole blocks only
             for loss in sequence.losses:
                 lost = slice(max(loss.start - start, 0), max(loss.stop - start, 0))
                 lost = slice(lost.start, min(lost.stop, max(shared - start, 0)))

@@ -1,7 +1,4 @@
-"""Which earlier request a prompt is to be compared with.
-
-Knows tokens and sessions; nothing of strategies and causes.
-"""
+"""Finds the earlier request that a prompt is compared with."""
 
 from __future__ import annotations
 
@@ -18,15 +15,15 @@ from mlxlab.replay.requests import RenderedRequest
 __all__ = ["Predecessor", "PredecessorIndex", "grams"]
 
 _GRAM = 6
-"""Tokens in a row that are taken to be the same text wherever they stand."""
+"""Length of the token runs that count as equal text at any position."""
 _RECENT = 6
-"""Requests of a session that one of it is compared with."""
+"""Most earlier requests of its session that a request is compared with."""
 _OTHERS = 64
-"""Sessions that a new one is compared with, the latest ones."""
+"""Most other sessions that a new session is compared with, the latest ones."""
 _TIE = 0.02
-"""Shares of known text this close count as equal: the later request is taken."""
+"""Shares of known text that differ by less count as equal; the later request wins."""
 _SAME_KIND = 0.5
-"""Share of known system text from which a new session is one of a known kind."""
+"""Least share of known system text at which a new session resembles another."""
 
 _MULTIPLIERS = np.array([pow(1_000_003, i, 1 << 64) for i in range(_GRAM)], np.uint64)
 
@@ -34,7 +31,7 @@ Grams: TypeAlias = NDArray[np.uint64]
 
 
 def grams(tokens: Tokens) -> Grams:
-    """A hash for every ``_GRAM`` tokens in a row, shape ``[n - _GRAM + 1]``."""
+    """Hash every run of ``_GRAM`` tokens, shape ``[n - _GRAM + 1]``."""
     if len(tokens) < _GRAM:
         return np.empty(0, np.uint64)
     windows = np.lib.stride_tricks.sliding_window_view(tokens, _GRAM)
@@ -42,14 +39,14 @@ def grams(tokens: Tokens) -> Grams:
     return hashes
 
 
-# Without slots, so that the hashes are computed once.
+# Without slots, so that cached_property computes the hashes once.
 @dataclass(frozen=True, eq=False)
 class Predecessor:
-    """An earlier request and what was in memory right after it.
+    """An earlier request and the tokens in memory right after it.
 
     Attributes:
-        number: how many requests came before it.
-        computed: its prompt, and its answer as far as it was computed.
+        number: number of requests before it.
+        computed: its prompt, and the computed part of its answer.
     """
 
     number: int
@@ -67,10 +64,10 @@ class Predecessor:
 class PredecessorIndex:
     """The requests so far, by session.
 
-    A request is compared with the latest one of its session and agent. Where several
-    conversations go on under one id, that is the one which it has most text in common
-    with. The first request of a session is compared with one of another session if
-    they have the system text in common.
+    A request is compared with the latest one of its session and agent. If several
+    conversations share a session id, the one with the most common text is chosen. The
+    first request of a session is compared with one of another session that shares its
+    system text.
     """
 
     def __init__(self) -> None:
@@ -78,16 +75,16 @@ class PredecessorIndex:
         self._count = 0
 
     def add(self, request: RenderedRequest) -> Predecessor:
-        """Take in a request that has been answered."""
+        """Add an answered request."""
         predecessor = Predecessor(self._count, request)
         self._count += 1
-        own = self._sessions.pop(_key(request), [])  # to the end: the latest session
+        own = self._sessions.pop(_key(request), [])  # re-added as the latest
         recent = own[1:][-_RECENT + 2 :]
         self._sessions[_key(request)] = [*own[:1], *recent, predecessor]
         return predecessor
 
     def find(self, request: RenderedRequest) -> Predecessor | None:
-        """The request to compare with, if there is one of this kind."""
+        """Return the request to compare with; None if no earlier one resembles it."""
         own = self._sessions.get(_key(request), [])
         if not own:
             return self._akin(request)
@@ -97,9 +94,10 @@ class PredecessorIndex:
         return _closest(own, request.prompt)[-1]
 
     def _akin(self, request: RenderedRequest) -> Predecessor | None:
-        """Of another session, of which the latest and the earliest request are tried.
+        """Return a request of another session; each session's first and last are tried.
 
-        The system text decides: agents with other instructions may have the same tools.
+        The system text decides, because agents with other instructions may have equal
+        tools.
         """
         system = np.unique(grams(_system_text(request.prompt)))
         known = [
@@ -124,7 +122,7 @@ def _key(request: RenderedRequest) -> tuple[str, bool]:
 
 
 def _closest(predecessors: list[Predecessor], prompt: Prompt) -> list[Predecessor]:
-    """Those that know nearly as much of the text as any."""
+    """Return the predecessors with the most known text, ties included."""
     own = np.unique(grams(prompt.tokens))
     shares = [_share(own, predecessor) for predecessor in predecessors]
     most = max(shares)
@@ -136,12 +134,12 @@ def _closest(predecessors: list[Predecessor], prompt: Prompt) -> list[Predecesso
 
 
 def _share(own: Grams, predecessor: Predecessor) -> float:
-    """Share of ``own`` that stands in ``predecessor``."""
+    """Return the share of ``own`` that ``predecessor`` contains."""
     return float(np.isin(own, predecessor.grams).mean()) if len(own) else 0.0
 
 
 def _system_text(prompt: Prompt) -> Tokens:
-    """System text if blocks are known, else everything in front of the messages."""
+    """Return the system text if blocks are known, else all before the messages."""
     for roles in ({Role.SYSTEM}, STATIC_ROLES):
         found = [s for s in prompt.segments if s.role in roles]
         if found and prompt.exact_segments:

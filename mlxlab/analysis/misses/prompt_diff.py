@@ -1,8 +1,7 @@
-"""What changed between an earlier prompt and a later one, and whom that costs.
+"""Compares an earlier prompt with a later one, and finds the tokens each change costs.
 
-Both are laid side by side block by block. What stands behind a change and was there
-before is due to it; what was not there before is new. Knows tokens and segments;
-nothing of strategies.
+Both prompts are aligned block by block. Text after a change that was there before is
+charged to the change. Text that was not there before is new.
 """
 
 from __future__ import annotations
@@ -29,21 +28,21 @@ from mlxlab.prompt import Prompt, Role, Segment, Tokens, common_prefix
 
 __all__ = ["ChangedSpan", "PromptDiff", "diff_prompts"]
 
-#: Stands for a block that came from the predecessor's answer, and the share of its
-#: tokens from which it did: clients add defaults to the arguments of calls.
+#: Key of a block that came from the predecessor's answer, and the least share of such
+#: tokens in it. Clients add defaults to the arguments of calls.
 _FROM_ANSWER = "\0answer"
 _MOSTLY = 0.5
 
-#: Tokens that a template may put around a block, depending on what is beside it.
+#: Most tokens that a template puts around a block, depending on its neighbours.
 _EDGE = 8
 
-#: Tokens on either side of the place where an answer came back in others.
+#: Tokens shown on either side of the place where an answer came back changed.
 _SHOWN = 16
 
 
 @dataclass(frozen=True, slots=True)
 class ChangedSpan:
-    """Tokens ``[start, stop)`` behind ``change``, or new ones."""
+    """Tokens ``[start, stop)`` that ``change`` invalidated; new ones if it is None."""
 
     start: int
     stop: int
@@ -52,12 +51,12 @@ class ChangedSpan:
 
 @dataclass(frozen=True, slots=True)
 class PromptDiff:
-    """A prompt beside its predecessor.
+    """The differences between a prompt and its predecessor.
 
     Attributes:
-        shared: length of their common prefix.
+        shared: length of the common prefix.
         changes: in the order of the prompt.
-        spans: parts of the prompt from ``shared`` to its end.
+        spans: cover the prompt from ``shared`` to its end.
     """
 
     shared: int
@@ -68,14 +67,14 @@ class PromptDiff:
 def diff_prompts(
     prompt: Prompt, predecessor: Predecessor, *, same_session: bool, decode: Decode
 ) -> PromptDiff:
-    """Lay ``prompt`` beside the sequence that ``predecessor`` left.
+    """Compare ``prompt`` with the sequence that ``predecessor`` left in memory.
 
     Args:
-        prompt: the later one.
+        prompt: the later prompt.
         predecessor: the earlier request.
-        same_session: whether it was one of the same session and agent, so that other
-            messages are an edited history and not another conversation.
-        decode: for the texts of changes.
+        same_session: whether both belong to one session and agent. Differing messages
+            are then an edited history, not another conversation.
+        decode: returns the texts of changes.
     """
     builder = _DiffBuilder(prompt, predecessor, same_session, decode)
     builder.run()
@@ -83,7 +82,7 @@ def diff_prompts(
 
 
 class _DiffBuilder:
-    """Goes through two prompts and remembers the change that is nearest in front."""
+    """Walks through two prompts and records the nearest change before each token."""
 
     def __init__(
         self,
@@ -103,15 +102,15 @@ class _DiffBuilder:
         self.news = self.after.blocks(self.shared)
         self.answer = [s for s in self.olds if s.role is Role.ANSWER]
         self.changes: list[Change] = []
-        #: By position: whether the predecessor has this text, and which change is in
-        #: front of it (-1: none).
+        #: By position: whether the predecessor has this text, and the index of the
+        #: nearest change before it (-1: none).
         self.known = np.zeros(len(prompt), np.bool_)
         self.behind = np.full(len(prompt), -1, np.int64)
-        #: Blocks that stand in both, but not in the same order.
+        #: Blocks that are in both prompts, in another order.
         self.moved_olds: set[Segment] = set()
         self.moved_news: set[Segment] = set()
-        #: What is left of the predecessor, by role: a changed block may have come
-        #: from several.
+        #: Unmatched tokens of the predecessor, by role: a changed block may come from
+        #: several blocks.
         self.rest: dict[Role, Tokens] = {}
 
     def run(self) -> None:
@@ -139,34 +138,34 @@ class _DiffBuilder:
                 self._differ(olds, news, end=self._is_end(j))
                 continue
             for old, new in zip(olds, news, strict=True):
-                same = True if old.role is not Role.ANSWER else self._said(new)
+                same = True if old.role is not Role.ANSWER else self._from_answer(new)
                 self._mark(new.start, new.stop, known=same)
         self._fill_glue()
 
     def spans(self) -> Iterator[ChangedSpan]:
-        """Runs of one fate from the common prefix on."""
-        fate = np.where(self.known, self.behind, -1)[self.shared :]
-        edges = [0, *(np.flatnonzero(np.diff(fate)) + 1).tolist(), len(fate)]
+        """Yield runs of positions with one change, after the common prefix."""
+        sources = np.where(self.known, self.behind, -1)[self.shared :]
+        edges = [0, *(np.flatnonzero(np.diff(sources)) + 1).tolist(), len(sources)]
         for a, b in pairwise(edges):
             if b > a:
-                change = self.changes[fate[a]] if fate[a] >= 0 else None
+                change = self.changes[sources[a]] if sources[a] >= 0 else None
                 yield ChangedSpan(self.shared + a, self.shared + b, change)
 
     def _key(self, new: Segment, before: Sequence[str]) -> str:
-        """Content; the same for all of what the predecessor was answered.
+        """Return a block's text, or one shared key for all blocks of the answer.
 
-        By text, as a token at an edge depends on what is beside the block.
+        Texts are compared, because tokens at a block's edges depend on its neighbours.
         """
         key = self.after.text(new)
         from_answer = (
             new.role is Role.ASSISTANT
             and key not in before
-            and self._said(new).mean() > _MOSTLY
+            and self._from_answer(new).mean() > _MOSTLY
         )
         return _FROM_ANSWER if from_answer else key
 
-    def _said(self, new: Segment) -> Mask:
-        """Which tokens stand in the predecessor's answer."""
+    def _from_answer(self, new: Segment) -> Mask:
+        """Return which tokens occur in the predecessor's answer."""
         source = [self.before.ids(s) for s in self.answer]
         return occurring(
             self.after.ids(new), np.concatenate([self.after.ids(new)[:0], *source])
@@ -175,7 +174,7 @@ class _DiffBuilder:
     def _find_moved(
         self, gone: Sequence[tuple[int, Segment]], come: Sequence[tuple[int, Segment]]
     ) -> None:
-        """Blocks that have gone in one stretch and are back, there or in another."""
+        """Find blocks that disappeared in one place and reappeared in any place."""
         for (stretch, old), (other, new) in product(gone, come):
             free = old not in self.moved_olds and new not in self.moved_news
             if (
@@ -187,7 +186,7 @@ class _DiffBuilder:
                 self.moved_news.add(new)
 
     def _is_same(self, old: Segment, new: Segment, stretch: int, other: int) -> bool:
-        """Whether a block is another one, but for its edges if it is somewhere else."""
+        """Return whether two blocks are equal; moved ones may differ at their edges."""
         if abs(len(old) - len(new)) > _EDGE:
             return False
         if self.before.text(old) == self.after.text(new):
@@ -203,28 +202,28 @@ class _DiffBuilder:
             self.rest[role] = np.concatenate(ids)
 
     def _is_end(self, index: int) -> bool:
-        """Whether nothing but the answer is left of the predecessor."""
+        """Return whether only the answer is left of the predecessor."""
         return all(s.role is Role.ANSWER for s in self.olds[index:])
 
     def _check_answer(self) -> None:
-        """An answer that has come back in other tokens is a change of its own."""
+        """Record an answer that came back as other tokens as a change."""
         if not self.answer or not self.answer[0].start < self.shared:
             return
         new = next((s for s in self.news if s.role is Role.ASSISTANT), None)
         if new is None or self.shared >= self.answer[0].stop:
             return
         cause = self.classifier.of_answer(self.answer[0], new)
-        # The answer is more than this block: what is shown is the place.
+        # The answer is longer than this block, so only the place is shown.
         old, now = (
-            side.text_around(self.shared, _SHOWN, new.start)
-            for side in (self.before, self.after)
+            blocks.text_around(self.shared, _SHOWN, new.start)
+            for blocks in (self.before, self.after)
         )
         self.changes.append(Change(cause, new.label, new.role, self.shared, old, now))
 
     def _differ(
         self, olds: Sequence[Segment], news: Sequence[Segment], end: bool
     ) -> None:
-        """Take in a stretch where the two are not the same."""
+        """Process a stretch of blocks that differ."""
         moved = [s for s in olds if s in self.moved_olds]
         pairs, gone = pair_blocks([s for s in olds if s not in self.moved_olds], news)
         history = Cause.MOVED if moved else self.classifier.of_history(olds, news)
@@ -235,12 +234,12 @@ class _DiffBuilder:
         self._lose(gone, history, news[-1].stop if news else self._next_start())
 
     def _lose(self, gone: Sequence[Segment], history: Cause, place: int) -> None:
-        """Take in that blocks are no longer at ``place``."""
+        """Record that blocks are no longer at ``place``."""
         for old in gone:
             self._change(old, None, history, place)
 
     def _next_start(self) -> int:
-        """Where what stood behind vanished blocks stands now."""
+        """Return the position of the text that followed the vanished blocks."""
         starts = [s.start for s in self.news if s.start >= self.shared]
         marked = np.flatnonzero(self.known)
         last = int(marked[-1]) if len(marked) else self.shared - 1
@@ -257,19 +256,19 @@ class _DiffBuilder:
         alike = common_prefix(before, ids)
         first = new.start + alike
         self._mark(new.start, first, known=True)
-        # A block that was only added to, at the end, has pushed nothing away.
+        # A block that only grew, at the end of the prompt, displaces no other.
         added = old is None or old.role is Role.ANSWER or alike == len(before)
-        if not ((grows and added) or self._says_the_same(old, new)):
+        if not ((grows and added) or self._has_equal_text(old, new)):
             self._change(old, new, history, max(first, self.shared))
-        # The answer stands in what follows, whatever blocks it came back as.
+        # The answer may come back in other blocks, so all following text counts.
         known = occurring(
             ids, np.concatenate([before, self.rest.get(new.role, before)])
         )
-        known |= self._said(new) if grows else False
+        known |= self._from_answer(new) if grows else False
         self._mark(first, new.stop, known=known[alike:])
 
-    def _says_the_same(self, old: Segment | None, new: Segment) -> bool:
-        """Whether only a token at its edge differs."""
+    def _has_equal_text(self, old: Segment | None, new: Segment) -> bool:
+        """Return whether only tokens at a block's edges differ."""
         return old is not None and (self.before.text(old) == self.after.text(new))
 
     def _take_moved(self, new: Segment, history: Cause, grows: bool) -> None:
@@ -287,11 +286,11 @@ class _DiffBuilder:
         block = new or old
         assert block is not None  # there is no change without a block
         moved = old in self.moved_olds or new in self.moved_news
-        what = "moved" if moved else "gone"
+        state = "moved" if moved else "gone"
         self.changes.append(
             Change(
                 self.classifier.of_block(old, new, history, moved=moved),
-                block.label if new else f"{block.label} ({what})",
+                block.label if new else f"{block.label} ({state})",
                 block.role,
                 position,
                 self.before.text(old),
@@ -305,7 +304,7 @@ class _DiffBuilder:
         self.behind[start:stop] = len(self.changes) - 1
 
     def _fill_glue(self) -> None:
-        """What the template puts around blocks shares the fate of what is before it."""
+        """Give the template's text around blocks the change of the text before it."""
         for segment in self.after.prompt.segments:
             if segment.role in GLUE and segment.start >= self.shared:
                 before = segment.start - 1

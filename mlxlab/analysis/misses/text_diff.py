@@ -1,7 +1,4 @@
-"""How one text became another, in a line.
-
-Knows strings only: no tokens, no prompts.
-"""
+"""Shows the difference between two texts in one line."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ __all__ = ["TextShown", "describe_change", "shows_date"]
 #: Characters of a line, and of the unchanged words around a change.
 _LENGTH = 120
 _AROUND = 24
-#: Beyond this many words difflib takes seconds: the texts are shown as replaced.
+#: difflib takes seconds beyond this many words, so longer texts show as replaced.
 _MOST_WORDS = 1500
 
 _DATE = re.compile(
@@ -26,7 +23,7 @@ _DATE = re.compile(
 
 
 class TextShown(StrEnum):
-    """What a report shows of prompts: secrets replaced, everything, or no words."""
+    """How reports show prompt text: secrets replaced, in full, or without words."""
 
     REDACTED = "redacted"
     FULL = "full"
@@ -34,12 +31,12 @@ class TextShown(StrEnum):
 
 
 def describe_change(old: str, new: str, shown: TextShown = TextShown.REDACTED) -> str:
-    """``…before [-gone-] {+new+} behind…`` about 120 characters, one line.
+    """Return ``…before [-gone-] {+new+} behind…``, about 120 characters, one line.
 
     Args:
-        old: empty if there was nothing.
-        new: empty if nothing is left.
-        shown: secrets are replaced before anything is cut off.
+        old: the earlier text; empty if there was none.
+        new: the later text; empty if it is gone.
+        shown: how to show the text. Secrets are replaced before the text is cut.
     """
     if shown is TextShown.NONE:
         return ""
@@ -60,7 +57,7 @@ def describe_change(old: str, new: str, shown: TextShown = TextShown.REDACTED) -
 
 
 def shows_date(old: str, new: str) -> bool:
-    """Whether a date is among the words that differ."""
+    """Return whether a date is among the words that differ."""
     before, after = _words(old), _words(new)
     start, stop = _frame(before, after)
     gone = " ".join(before[start : len(before) - stop])
@@ -69,12 +66,12 @@ def shows_date(old: str, new: str) -> bool:
 
 
 def _words(text: str) -> list[str]:
-    """Without line breaks and whatever else a terminal would act on."""
+    """Split a text into words, without line breaks and control characters."""
     return "".join(c if c.isprintable() else " " for c in text).split()
 
 
 def _frame(before: list[str], after: list[str]) -> tuple[int, int]:
-    """Words that both begin and end with."""
+    """Return the number of common words at the start and at the end."""
     least = min(len(before), len(after))
     start = 0
     while start < least and before[start] == after[start]:
@@ -86,7 +83,7 @@ def _frame(before: list[str], after: list[str]) -> tuple[int, int]:
 
 
 def _marked(before: list[str], after: list[str]) -> list[tuple[str, str]]:
-    """Runs of words, each with the sign of what became of them."""
+    """Return runs of words, each with a sign: common, removed or added."""
     if max(len(before), len(after)) > _MOST_WORDS:
         return [("-", " ".join(before)), ("+", " ".join(after))]
     runs: list[tuple[str, str]] = []
@@ -101,7 +98,7 @@ def _marked(before: list[str], after: list[str]) -> list[tuple[str, str]]:
 
 
 def _clipped(runs: list[tuple[str, str]], room: int) -> str:
-    """The first runs, long ones cut in the middle, as far as there is room."""
+    """Join the first runs that fit, with long ones cut in the middle."""
     shown: list[str] = []
     for sign, text in runs:
         if room <= 0:

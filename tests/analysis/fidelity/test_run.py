@@ -225,11 +225,11 @@ def test_what_is_written_can_be_read_again(
     ("name", "data", "says"),
     [
         ("none.json", None, "No such file"),
-        ("found.json", b"{", "no JSON in it"),
+        ("found.json", b"{", "not JSON"),
         ("found.json", b"[]", "no result in it"),
         ("found.json", b'{"requests": [], "positions": 1}', "no result in it"),
-        ("found.json.gz", b"plain", "no JSON in it"),
-        ("found.json.gz", gzip.compress(b"{}" * 99)[:15], "no whole gzip file"),
+        ("found.json.gz", b"plain", "not JSON"),
+        ("found.json.gz", gzip.compress(b"{}" * 99)[:15], "not a complete gzip file"),
     ],
 )
 def test_files_of_something_else_are_refused(
@@ -387,7 +387,7 @@ def test_a_model_that_cannot_be_moved_is_refused_before_anything_is_rendered(
     def refuse(model: Any) -> None:
         raise ModelError("no rotary embedding")
 
-    monkeypatch.setattr("mlxlab.engine.engine.Rotary", refuse)
+    monkeypatch.setattr("mlxlab.engine.engine.Rope", refuse)
     monkeypatch.setattr(module, "render_scenarios", None)
     with pytest.raises(ModelError, match="no rotary"):
         evaluated(small_trace(), "paged,suffix")

@@ -19,7 +19,7 @@ from mlxlab.rendering.rules import RULES
 from mlxlab.replay.specs import StrategySpec
 from mlxlab.strategies import parse_strategy
 from tests.support.exchanges import small_trace
-from tests.support.measured import findings
+from tests.support.measured import sample_fidelity
 
 ALL = tuple(RULES)
 SMALL = "block=16,run=32,head=0,tail=16,rewritten=0,governing=0"
@@ -85,7 +85,7 @@ def test_findings_that_were_written_can_be_remembered_later(
     measured: Path, tmp_path: Path
 ) -> None:
     """With the day of the run."""
-    findings("suffix").to_json(tmp_path / "found.json.gz")
+    sample_fidelity("suffix").to_json(tmp_path / "found.json.gz")
     remember(Fidelity.read_json(tmp_path / "found.json.gz"))
     assert str(found("suffix").day) == "2026-11-23"
 
@@ -109,7 +109,7 @@ def test_a_folder_that_cannot_be_written_does_not_lose_the_findings(
 
 
 def test_defaults_are_the_same_whether_given_or_not(measured: Path) -> None:
-    remember(findings("suffix"))
+    remember(sample_fidelity("suffix"))
     shift = parse_strategy("suffix").parameters["shift"]
     assert found(f" suffix : shift = {shift} ") == found("suffix")
     assert recall(of_tiny("suffix:shift=1")) is None
@@ -117,13 +117,13 @@ def test_defaults_are_the_same_whether_given_or_not(measured: Path) -> None:
 
 
 def test_other_rules_are_another_subject(measured: Path) -> None:
-    remember(findings("suffix@none"))
+    remember(sample_fidelity("suffix@none"))
     assert recall(of_tiny("suffix")) is None
     assert found("suffix", ()).key.rules == ()
 
 
 def test_another_model_is_another_subject(measured: Path) -> None:
-    remember(findings("suffix"))
+    remember(sample_fidelity("suffix"))
     other = RecordKey.of("0" * 16, StrategySpec.parse("suffix", ALL))
     assert recall(other) is None
 
@@ -131,8 +131,8 @@ def test_another_model_is_another_subject(measured: Path) -> None:
 def test_the_latest_measurement_replaces_the_one_before_and_no_other(
     measured: Path,
 ) -> None:
-    remember(findings("suffix,segmented", kld=0.1))
-    remember(findings("suffix,paged", kld=0.2))
+    remember(sample_fidelity("suffix,segmented", kld=0.1))
+    remember(sample_fidelity("suffix,paged", kld=0.2))
     assert found("suffix").closeness.kld_median == 0.2
     assert found("segmented").closeness.kld_median == 0.1
     (file,) = measured.iterdir()
@@ -145,10 +145,10 @@ def test_what_comes_with_mlxlab_is_behind_what_the_user_measured(
     """Both are the same kind of file."""
     prepared = tmp_path / "prepared.json"
     monkeypatch.setattr("mlxlab.analysis.fidelity.store._PREPARED", prepared)
-    remember(findings("suffix,segmented", kld=0.1), prepared)
+    remember(sample_fidelity("suffix,segmented", kld=0.1), prepared)
     assert not measured.exists()
     assert found("suffix").closeness.kld_median == 0.1
-    remember(findings("suffix", kld=0.2))
+    remember(sample_fidelity("suffix", kld=0.2))
     assert found("suffix").closeness.kld_median == 0.2
     assert found("segmented").closeness.kld_median == 0.1
 
@@ -166,7 +166,7 @@ def test_a_file_that_is_not_ours_is_warned_of_and_replaced(
     (warning,) = caplog.messages
     assert warning.startswith(f"{file}: not of this format")
     assert "\n" not in warning
-    remember(findings("suffix"))
+    remember(sample_fidelity("suffix"))
     caplog.clear()
     assert found("suffix")
     assert not caplog.messages
@@ -177,15 +177,15 @@ def test_a_file_that_cannot_be_read_is_warned_of(
 ) -> None:
     (measured / f"{find_model().digest}.json").mkdir(parents=True)
     assert recall(of_tiny("suffix")) is None
-    assert "Is a directory; what was measured is not known" in caplog.text
+    assert "Is a directory; its figures are ignored" in caplog.text
     with pytest.raises(MlxlabError, match="give a file to write"):
-        remember(findings("suffix"))
+        remember(sample_fidelity("suffix"))
 
 
 def test_what_others_may_have_written_is_not_believed(
     measured: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    remember(findings("suffix"))
+    remember(sample_fidelity("suffix"))
     assert measured.stat().st_mode & 0o777 == 0o700
     measured.chmod(0o777)
     assert recall(of_tiny("suffix")) is None
@@ -197,7 +197,7 @@ def test_what_others_may_have_written_is_not_believed(
 
 
 def test_in_words(measured: Path) -> None:
-    remember(findings("suffix"))
+    remember(sample_fidelity("suffix"))
     first, second = found("suffix").lines()
     assert first == (
         "Measured 2026-11-23 on one, two (edits: 2, answers: 2): "
@@ -209,7 +209,7 @@ def test_in_words(measured: Path) -> None:
 
 
 def test_tasks_in_words_and_nothing_that_was_not_lost(measured: Path) -> None:
-    remember(findings("suffix", kld=2.1e-5, lost=0, tasks=True))
+    remember(sample_fidelity("suffix", kld=2.1e-5, lost=0, tasks=True))
     first, second, third = found("suffix").lines()
     assert first.endswith("(edits: 2, answers: 2):")
     assert second.startswith("KLD median 2.1e-5, 99.9% 2.1e-5, same")
@@ -217,6 +217,6 @@ def test_tasks_in_words_and_nothing_that_was_not_lost(measured: Path) -> None:
 
 
 def test_unedited_requests_are_said_to_be(measured: Path) -> None:
-    done = findings("suffix", lost=0)
+    done = sample_fidelity("suffix", lost=0)
     remember(replace(done, manifest={**done.manifest, "edits": ["none"]}))
     assert "(edits: none, answers: 2)" in found("suffix").lines()[0]

@@ -61,7 +61,9 @@ def _list_names(names: Mapping[str, tuple[str, ...]], json: Path | None) -> Answ
 def read_trace(trace: OneTrace, json: Json = None) -> Answer:
     """Count the requests of a trace."""
     found = ml.read_trace(trace)
-    return Answer(found, lambda: {"trace": found.name, "requests": len(found)}, json)
+    requests = found.inference if isinstance(found, ml.Trace) else found
+    count = sum(1 for _ in requests)
+    return Answer(found, lambda: {"trace": found.name, "requests": count}, json)
 
 
 @app.command(rich_help_panel=SEE)

@@ -28,7 +28,7 @@ from mlxlab.cli.options import (
     parse_counts,
     parse_sizes,
 )
-from mlxlab.cli.screen import Answer
+from mlxlab.cli.screen import Answer, Item
 
 #: Columns that the table of ``fidelity`` needs.
 _FIDELITY_WIDTH = 100
@@ -256,7 +256,7 @@ def fidelity(
     takes = forecast_fidelity(recorded, model=folder, **settings)
     screen.note(f"This takes {takes}; fewer --edits and --strategies take less.")
     found = ml.fidelity(recorded, model=folder, progress=screen.progress, **settings)
-    tables: list[object] = []
+    tables: list[Item] = []
     if by_edit:
         for edit, frame in found.edit_tables().items():
             tables += [f"\nedit {edit}", frame]

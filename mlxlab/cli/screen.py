@@ -8,17 +8,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mlxlab.files import write_json
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.console import Console, RenderableType
+    from rich.console import Console
+    from rich.table import Table
 
-    from mlxlab.analysis.result import Result
+__all__ = ["STDOUT", "Answer", "Item", "Screen", "Terminal"]
 
-__all__ = ["STDOUT", "Answer", "Screen", "Terminal"]
+Item: TypeAlias = "str | pd.DataFrame | Table"
+"""A text, or a table."""
 
 #: The path that stands for the terminal's output.
 STDOUT = Path("-")
@@ -40,7 +42,7 @@ class Answer:
     value: object = None
     content: Callable[[], Mapping[str, Any]] = dict
     json: Path | None = None
-    after: Sequence[str | pd.DataFrame | RenderableType] = ()
+    after: Sequence[Item] = ()
     written: Sequence[Path] = field(default=())
     width: int | None = None
 
@@ -105,24 +107,28 @@ class Terminal(Screen):
 
 def _print_result(value: object, console: Console) -> None:
     """Print a result's title, sentences, tables and notes; other values as text."""
-    if not hasattr(value, "tables"):
+    from mlxlab.analysis.result import Result
+
+    if not isinstance(value, Result):
         print(value, flush=True)
         return
-    result: Result = value
-    for line in (*result.title.split("\n"), *result.lines()):
+    for line in (*value.title.split("\n"), *value.lines()):
         console.print(line, highlight=False, markup=False)
-    for frame in result.tables():
+    for frame in value.tables():
         _print_item(frame, console)
-    for note in result.notes:
+    for note in value.notes:
         console.print(note, highlight=False, markup=False)
 
 
-def _print_item(item: str | pd.DataFrame | RenderableType, console: Console) -> None:
+def _print_item(item: Item, console: Console) -> None:
     if isinstance(item, str):
         print(item, flush=True)  # not wrapped: lines can be copied
-    elif hasattr(item, "columns") and hasattr(item, "itertuples"):
-        from mlxlab.analysis.tables import lay_out
+        return
+    from rich.table import Table
 
-        console.print(lay_out(item, console.width))
-    else:
+    if isinstance(item, Table):
         console.print(item)
+        return
+    from mlxlab.analysis.tables import lay_out  # pandas is slow to import
+
+    console.print(lay_out(item, console.width))

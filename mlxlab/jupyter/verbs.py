@@ -9,16 +9,25 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import pandas as pd
 import typer
+from IPython.core.completer import (
+    CompletionContext,
+    SimpleCompletion,
+    SimpleMatcherResult,
+    context_matcher,
+)
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.display import HTML, display
+from rich.console import Console
 from typer.core import TyperCommand
 from typer.main import get_command
 
+from mlxlab.analysis.tables import html_table
 from mlxlab.cli import app
 from mlxlab.cli.app import describe_error
-from mlxlab.cli.screen import Answer, Screen
+from mlxlab.cli.screen import Answer, Item, Screen
 from mlxlab.errors import MlxlabError
 from mlxlab.jupyter.completion import complete_line
 from mlxlab.jupyter.lines import split_line
@@ -32,8 +41,6 @@ VERBS = (
     *("calibrate", "sweep", "tune", "fidelity"),
     *("record", "import-trace", "anonymize", "export-trace"),
 )
-
-_HOOK = "complete_command"
 
 
 class _Notebook(Screen):
@@ -51,16 +58,12 @@ class _Notebook(Screen):
             _show(item)
 
 
-def _show(item: Any) -> None:
+def _show(item: Item) -> None:
     if isinstance(item, str):
         print(item)
-    elif hasattr(item, "itertuples"):
-        from mlxlab.analysis.tables import html_table
-
+    elif isinstance(item, pd.DataFrame):
         display(HTML(html_table(item)))
     else:
-        from rich.console import Console
-
         Console(force_jupyter=False).print(item)
 
 
@@ -69,28 +72,26 @@ def register_verbs(shell: InteractiveShell) -> None:
     commands: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
     for name in VERBS:
         magic = _make_magic(commands[name])
-        shell.register_magic_function(magic, "line", magic.__name__)
+        shell.magics_manager.register_function(magic, "line", magic.__name__)
     magics = {name.replace("-", "_"): commands[name] for name in (*VERBS, "serve")}
 
     own = {"serve": list(ServeMagics.serve.parser._option_string_actions)}
 
-    def complete(shell: InteractiveShell, event: Any) -> list[str]:
-        return complete_line(magics, event.text_until_cursor, event.symbol, own)
+    @context_matcher()  # type: ignore[untyped-decorator]
+    def complete_verb(context: CompletionContext) -> SimpleMatcherResult:
+        found = complete_line(magics, context.text_until_cursor, context.token, own)
+        texts = [SimpleCompletion(text) for text in found]
+        return {"completions": texts, "suppress": bool(found), "ordered": True}
 
-    shell.set_hook(_HOOK, complete, re_key=_pattern(magics))
+    shell.Completer.custom_matchers.append(complete_verb)
 
 
 def unregister_verbs(shell: InteractiveShell) -> None:
     """Remove what :func:`register_verbs` added."""
-    names = [name.replace("-", "_") for name in VERBS]
-    for name in names:
-        shell.magics_manager.magics["line"].pop(name, None)
-    hooks = shell.strdispatchers[_HOOK].regexs
-    hooks.pop(re.compile(_pattern([*names, "serve"])), None)
-
-
-def _pattern(names: Any) -> str:
-    return rf"(?s).*%({'|'.join(names)})\s"
+    for name in VERBS:
+        shell.magics_manager.magics["line"].pop(name.replace("-", "_"), None)
+    matchers = shell.Completer.custom_matchers
+    matchers[:] = [own for own in matchers if own.__module__ != __name__]
 
 
 def _make_magic(command: TyperCommand) -> Callable[[str], object]:

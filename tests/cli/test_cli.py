@@ -361,7 +361,7 @@ def test_json_says_what_was_written(trace: Path, tmp_path: Path) -> None:
         done = run(*arguments, "--out", out, "--json", "-")
         assert json.loads(done.stdout) == content, done.stderr
     read = json.loads(run("read-trace", trace, "--json", "-").stdout)
-    assert read == {"trace": "small", "requests": len(small_trace())}
+    assert read == {"trace": "small", "requests": count}
     rules = json.loads(run("rules", "--json", "-").stdout)
     assert rules.keys() == RULES.keys()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import stat
 import time
@@ -351,7 +352,7 @@ def test_help_explains(shell: Any, capsys: pytest.CaptureFixture[str]) -> None:
     shell.run_cell("%serve?")
     said = capsys.readouterr().out
     assert "Serve the Messages API from this notebook" in said
-    assert "\n  --strategy SPEC  name[:key=value,...]" in said
+    assert re.search(r"\n  --strategy SPEC +name\[:key=value,...\]", said)
     assert all(len(line) <= 88 for line in said.splitlines() if "File:" not in line)
 
 

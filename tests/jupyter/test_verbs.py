@@ -61,7 +61,7 @@ def test_magics_return_traces_and_write_files(shell: Any, trace: Path) -> None:
     out = trace.with_name("hashes.jsonl")
     shell.run_line_magic("export_trace", f"{trace} --out ~/{out.name}")
     assert out.exists()
-    assert len(mlxlab.read_trace(out)) == len(small_trace().inference)
+    assert len(list(mlxlab.read_trace(out))) == len(small_trace().inference)
 
 
 def test_options_print_after_the_result(
@@ -165,7 +165,7 @@ def test_after_unloading_there_is_no_magic(shell: Any) -> None:
 def test_reloading_completes_once(shell: Any) -> None:
     shell.run_line_magic("reload_ext", "mlxlab")
     assert completed(shell, "%compare sess") == ["sessions"]
-    assert len(shell.strdispatchers["complete_command"].regexs) == 1
+    assert len(shell.Completer.custom_matchers) == 1
 
 
 def test_a_magic_that_calibrates_is_used_by_the_next(

@@ -21,10 +21,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mlxlab.analysis.sweep import sweep
-from mlxlab.replay.hashed import HashedSource
 from mlxlab.replay.simulator import Simulator
 from mlxlab.replay.specs import EXACT_SPECS, parse_specs
-from mlxlab.replay.workload import Workload
+from mlxlab.replay.workload import HashedSource, Workload
 from mlxlab.traces.hashed.trace import HashedTrace
 from mlxlab.traces.open import open_traces
 

@@ -49,7 +49,7 @@ def main() -> None:
     seconds, tokens = simulate(arguments.folder)
     small, large = (measure_mib(arguments.folder, n) for n in (1, COPIES))
     table = Table(box=SIMPLE_HEAD)
-    for heading in ("what", "found", "target", "ok"):
+    for heading in ("measurement", "found", "target", "ok"):
         table.add_column(heading)
     fine = [seconds <= MOST_S, large / small <= MOST_GROWTH]
     table.add_row(

@@ -91,8 +91,8 @@ class RenderedTrace:
     """A recorded trace, rendered.
 
     Attributes:
-        digest: of trace, tokenizer and rules.
-        timed: requests and seconds since the first of them.
+        digest: digest of trace, tokenizer and rules.
+        timed: requests, each with the seconds since the first of them.
     """
 
     name: str
@@ -131,7 +131,7 @@ class NumberedRequest(RenderedRequest):
 
 @dataclass(frozen=True)
 class HashedSource:
-    """A hashed trace as a source."""
+    """The requests of a hashed trace."""
 
     trace: HashedTrace
 
@@ -178,7 +178,7 @@ class HashedSource:
 
 @dataclass(frozen=True)
 class Workload:
-    """Sources, in sequence or at the same time, into one cache.
+    """The requests of all sources, in sequence or at the same time, for one cache.
 
     Each of ``users`` takes the next source when its current source ends.
 

@@ -132,15 +132,20 @@ if not TYPE_CHECKING:
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
-    """Add ``%serve``; called by ``%load_ext mlxlab``."""
+    """Add ``%serve`` and a magic for each verb; called by ``%load_ext mlxlab``."""
     with needs("%load_ext mlxlab", "lab"):
         from mlxlab.jupyter.magics import ServeMagics
+        from mlxlab.jupyter.verbs import register_verbs
 
     shell.register_magics(ServeMagics(shell))
+    register_verbs(shell)
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
-    """Stop the server; called by ``%unload_ext`` and ``%reload_ext``."""
+    """Stop the server and remove all magics, at ``%unload_ext`` or ``%reload_ext``."""
+    from mlxlab.jupyter.verbs import unregister_verbs
+
+    unregister_verbs(shell)
     magics = shell.magics_manager.registry.pop("ServeMagics", None)
     if magics is not None:
         magics.stop()

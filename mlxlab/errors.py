@@ -4,6 +4,10 @@ Each message is one line: what is wrong, where, and what would be accepted. The 
 line prints it and exits with code 2.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+
 __all__ = [
     "ConfigError",
     "IntegrityError",
@@ -19,7 +23,19 @@ __all__ = [
     "TraceError",
     "UnknownModelError",
     "UntrustedError",
+    "did_you_mean",
 ]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``; did you mean 'paged'?`` for the known name that is closest.
+
+    Empty if no known name is close.
+    """
+    from difflib import get_close_matches  # most runs need no suggestion
+
+    near = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 class MlxlabError(Exception):

@@ -7,10 +7,13 @@ from typing import TypeAlias
 
 from mlxlab.errors import ConfigError
 
-__all__ = ["UNITS", "Size", "format_size", "parse_size", "read_size"]
+__all__ = ["SIZE_FORM", "UNITS", "Size", "format_size", "parse_size", "read_size"]
 
 Size: TypeAlias = int | str
 """Bytes as a number, or text with a unit such as ``16GiB``."""
+
+#: The form of sizes that users write, for messages.
+SIZE_FORM = "a size with its unit, such as 16GiB"
 
 UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
@@ -19,6 +22,9 @@ _SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,6})?) ?(KiB|MiB|GiB|)")
 
 def parse_size(text: str) -> int:
     """Return the bytes that ``64``, ``96KiB`` or ``1.5GiB`` stand for.
+
+    The inverse of :func:`format_size`. Arguments of users go through :func:`read_size`,
+    which requires a unit.
 
     Raises:
         ValueError: another form, or less than 1; the message says what is accepted.
@@ -43,7 +49,7 @@ def read_size(size: Size, name: str) -> int:
         ConfigError: less than 1 byte, text without a unit, or another form.
     """
     written = size if isinstance(size, str) else str(int(size))
-    accepted = "give bytes as a number, or a size with its unit, such as 16GiB"
+    accepted = f"give bytes as a number, or {SIZE_FORM}"
     if isinstance(size, str) and size.strip().isdecimal():
         raise ConfigError(f"{name} {size!r}: {accepted}")
     try:

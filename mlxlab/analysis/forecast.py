@@ -1,4 +1,4 @@
-"""How long a live comparison will take, estimated before it starts."""
+"""Estimates how long a live comparison or a fidelity run takes, before it starts."""
 
 from __future__ import annotations
 
@@ -8,27 +8,43 @@ from datetime import UTC, datetime
 import numpy as np
 
 from mlxlab.analysis.compare import compare
+from mlxlab.analysis.comparison import Comparison
+from mlxlab.analysis.fidelity.run import QUANTIZED
+from mlxlab.analysis.fidelity.scenarios import EditSet, apply_edits
 from mlxlab.models.folder import ModelFolder
 from mlxlab.prompt import Prompt
-from mlxlab.replay.cost_model import CostModel, Machine, Point, fit_costs, recall_costs
-from mlxlab.replay.specs import Strategies
+from mlxlab.replay.cost_model import (
+    CHUNK,
+    CostModel,
+    Machine,
+    Point,
+    fit_costs,
+    recall_costs,
+)
+from mlxlab.replay.specs import (
+    DEFAULT_SPECS,
+    FIDELITY_SPECS,
+    Strategies,
+)
 from mlxlab.strategies import make_strategy
 from mlxlab.traces import Trace
 
-__all__ = ["forecast"]
+__all__ = ["forecast", "forecast_fidelity"]
 
 #: Tokens of the prompts that are computed where nothing was calibrated.
 _SIZES = (256, 2048, 4096)
+#: Full prefills that answer every evaluated request: reference and noise floor.
+_FULL = 2
 
 
 def forecast(
     traces: Sequence[Trace],
     *,
     model: ModelFolder,
-    strategies: Strategies,
+    strategies: Strategies = DEFAULT_SPECS,
     rules: str = "all",
     capacity: int | None = None,
-    chunk: int = 2048,
+    chunk: int = CHUNK,
 ) -> str:
     """Return the duration of a live comparison in words, and the estimate's source.
 
@@ -47,18 +63,94 @@ def forecast(
         MlxlabError: see :func:`mlxlab.compare`.
     """
     calibrated = recall_costs(model.digest, chunk)
-    simulated = compare(
+    costs = calibrated or _probe(model, chunk)
+    simulated = _simulate(traces, strategies, model, rules, costs, capacity)
+    return _describe(simulated.requests.ttft_s.sum(), calibrated)
+
+
+def forecast_fidelity(
+    traces: Sequence[Trace],
+    *,
+    model: ModelFolder,
+    strategies: Strategies = FIDELITY_SPECS,
+    rules: str = "all",
+    edits: str | Sequence[str] = "classes",
+    quantized: Sequence[int] = QUANTIZED,
+    tokens: int = 64,
+    greedy: int = 32,
+    chunk: int = CHUNK,
+) -> str:
+    """Return the duration of a fidelity run in words, and the estimate's source.
+
+    Simulates the strategies on the traces as recorded; edits change prompts little.
+
+    Args:
+        traces: recorded traces, as for :func:`mlxlab.fidelity`.
+        model: the model that computes.
+        strategies: see :func:`mlxlab.replay.specs.parse_specs`.
+        rules: default rules, for strategies without ``@rules``.
+        edits: see :func:`mlxlab.fidelity`.
+        quantized: bits to round weights to.
+        tokens: most tokens of a recorded answer that are computed at once.
+        greedy: most tokens to decode.
+        chunk: tokens computed at a time.
+
+    Raises:
+        MlxlabError: see :func:`mlxlab.fidelity`.
+    """
+    edited = [apply_edits(trace, edits) for trace in traces]
+    calibrated = recall_costs(model.digest, chunk)
+    costs = calibrated or _probe(model, chunk)
+    full = _FULL + len(quantized)
+    seconds = 0.0
+    for own in edited:
+        simulated = _simulate([own.trace], strategies, model, rules, costs)
+        seconds += _fidelity_s(own, simulated, costs, full, tokens, greedy)
+    return _describe(seconds, calibrated)
+
+
+def _fidelity_s(
+    edits: EditSet,
+    simulated: Comparison,
+    costs: CostModel,
+    full: int,
+    tokens: int,
+    greedy: int,
+) -> float:
+    """Return the seconds of all edits of a trace."""
+    rows = simulated.requests
+    lengths = rows.groupby("request").prompt_tokens.first()
+    variants = full + rows.strategy.nunique()
+    seconds = float(rows.ttft_s.sum()) * len(edits.edited)
+    for edited in edits.edited:
+        for length in map(int, lengths.reindex(list(edited.changed)).dropna()):
+            answer = costs.prefill_s(length, length + tokens)
+            answer += greedy * costs.prefill_s(length, length + 1)
+            seconds += full * costs.ttft_s(0, length) + variants * answer
+    return seconds
+
+
+def _simulate(
+    traces: Sequence[Trace],
+    strategies: Strategies,
+    model: ModelFolder,
+    rules: str,
+    costs: CostModel,
+    capacity: int | None = None,
+) -> Comparison:
+    return compare(
         traces,
         strategies,
         model=model,
         rules=rules,
         capacity=capacity,
         simulate=True,
-        costs=calibrated or _probe(model, chunk),
-        chunk=chunk,
+        costs=costs,
         progress=False,
     )
-    seconds = simulated.requests.ttft_s.sum()
+
+
+def _describe(seconds: float, calibrated: CostModel | None) -> str:
     source = "this machine's calibration" if calibrated else "a few prompts"
     return f"about {_duration(seconds)}, by {source}"
 

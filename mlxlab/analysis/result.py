@@ -99,24 +99,18 @@ class Result(ABC):
             ),
         ]
 
-    def to_json(self, path: str | Path) -> None:
-        """Write the result as JSON, whole or not at all.
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON values.
 
-        The object holds ``kind``, ``manifest``, ``summary``, a list of records for each
-        frame, and ``types``: the type of each frame's columns. Floats have six
-        significant digits.
-
-        Args:
-            path: the file; gzipped if the name ends in ``.gz``.
-
-        Raises:
-            MlxlabError: the file cannot be written.
+        They hold ``kind``, ``manifest``, ``summary``, a list of records for each frame,
+        and ``types``: the type of each frame's columns. Floats have six significant
+        digits.
         """
         frames = dict(self._frames())
         summary = self.summary()
         if summary.index.names != [None]:
             summary = summary.reset_index()
-        content = {
+        return {
             "kind": self.kind,
             "manifest": self.manifest,
             "summary": list_records(_rounded(summary)),
@@ -126,7 +120,17 @@ class Result(ABC):
                 for name, frame in frames.items()
             },
         }
-        write_json(content, path)
+
+    def to_json(self, path: str | Path) -> None:
+        """Write :meth:`to_dict` as JSON, whole or not at all.
+
+        Args:
+            path: the file; gzipped if the name ends in ``.gz``.
+
+        Raises:
+            MlxlabError: the file cannot be written.
+        """
+        write_json(self.to_dict(), path)
 
     @classmethod
     def read_json(cls, path: str | Path) -> Self:

@@ -124,7 +124,7 @@ class _Search:
         with needs("tune"):
             import optuna  # slow to import
 
-        logging.getLogger("optuna").setLevel(logging.WARNING)
+        logging.getLogger("optuna").setLevel(logging.ERROR)  # our errors say more
         study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
         exact = [StrategySpec(s, {}, ()) for s in STRATEGIES.values() if s.exact]
         candidates = {spec.strategy: spec for spec in (*exact, *approximate)}

@@ -1,26 +1,37 @@
-"""The command line: reads arguments, calls the library, prints. Decides nothing."""
+"""The command line: reads arguments, calls the library, prints the answer."""
 
 from __future__ import annotations
 
 import sys
 
+import typer
+
 from mlxlab.cli import (  # noqa: F401  they register commands
     analysis,
-    notebooks,
     planning,
     server,
     traces,
 )
-from mlxlab.cli.app import app
+from mlxlab.cli.app import app, describe_error
 from mlxlab.errors import MlxlabError
+
+# isort: split
+from mlxlab.cli import notebooks  # noqa: F401  the last command of its group
 
 __all__ = ["app", "main"]
 
 
 def main() -> None:
-    """Run the command line; our own errors become one line and exit code 2."""
+    """Run the command line; an error becomes one line and exit code 2."""
     try:
-        app()
-    except MlxlabError as error:
-        print(f"mlxlab: {error}", file=sys.stderr)
-        sys.exit(2)
+        code = app(prog_name="mlxlab", standalone_mode=False)
+    except typer.Abort:
+        code = 1
+    except typer.TyperException as error:
+        path = getattr(getattr(error, "ctx", None), "command_path", "mlxlab")
+        print(f"{path}: {describe_error(error)}; see {path} --help", file=sys.stderr)
+        code = 2
+    except (MlxlabError, OSError) as error:
+        print(f"mlxlab: {describe_error(error)}", file=sys.stderr)
+        code = 2
+    sys.exit(code)

@@ -1,20 +1,16 @@
-"""Commands that replay traces and analyse the results."""
+"""Commands that show what a cache reuses, and why it misses."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from mlxlab.analysis.compare import compare as compare_traces
-from mlxlab.analysis.fidelity.run import QUANTIZED, parse_quantized
-from mlxlab.analysis.fidelity.run import fidelity as measure_fidelity
-from mlxlab.analysis.forecast import forecast
-from mlxlab.analysis.misses.run import misses as find_misses
-from mlxlab.analysis.tables import lay_out
-from mlxlab.cli.app import app, console, print_names, print_result
+import mlxlab as ml
+from mlxlab.cli.app import SEE, app, screen_of
+from mlxlab.cli.completion import complete_rules, complete_strategies
 from mlxlab.cli.options import (
     AnyTraces,
     Capacity,
@@ -22,213 +18,178 @@ from mlxlab.cli.options import (
     Json,
     Memory,
     Model,
+    OneTrace,
     Plots,
     Rules,
     Strategies,
     Text,
     TokenBytes,
     Traces,
+    find_folder,
+    given,
+    known_costs,
+    named_traces,
 )
-from mlxlab.models.folder import BUNDLED, find_model
-from mlxlab.rendering.rules import RULES
-from mlxlab.replay.cost_model import CHUNK, recall_costs
-from mlxlab.replay.specs import (
-    DEFAULT_SPECS,
-    FIDELITY_SPECS,
-)
-from mlxlab.strategies import STRATEGIES
-from mlxlab.strategies.base import CAPACITY
-from mlxlab.traces.bundled import DEFAULT_TRACE
-from mlxlab.traces.open import open_recorded
+from mlxlab.cli.screen import Answer
 
-#: Characters that the table of ``fidelity`` needs.
-_FINDINGS_WIDTH = 100
+_COUNTED = "No seconds: mlxlab calibrate --model {} measures what they take."
 
 
-@app.command()
-def compare(
-    traces: Traces = None,
-    model: Model = BUNDLED,
-    strategies: Strategies = DEFAULT_SPECS,
-    rules: Rules = "all",
-    capacity: Capacity = None,
-    simulate: Annotated[
-        bool, typer.Option(help="Count tokens only; no model is loaded.")
-    ] = False,
-    chunk: Chunk = CHUNK,
-    json: Json = None,
-    plots: Plots = None,
-) -> None:
-    """Replay traces through strategies and print what each of them reused."""
-    folder = find_model(model)
-    costs = recall_costs(folder.digest, chunk) if simulate else None
-    settings: dict[str, Any] = {
-        "model": folder,
-        "strategies": strategies,
-        "rules": rules,
-        "capacity": capacity,
-        "chunk": chunk,
-    }
-    recorded = open_recorded(traces or [DEFAULT_TRACE])
-    if not simulate:
-        takes = forecast(recorded, **settings)
-        console.print(f"This takes {takes}; --simulate counts tokens in seconds.")
-    found = compare_traces(recorded, simulate=simulate, costs=costs, **settings)
-    print_result(found)
-    if simulate and costs is None:
-        hint = f"No seconds: mlxlab calibrate --model {model} measures what they take."
-        console.print(hint, highlight=False, soft_wrap=True)
-    written = []
-    if json:
-        found.to_json(json)
-        written.append(json)
-    if plots:
-        from mlxlab.analysis.plots import save_plots
-
-        written += save_plots(found, plots)
-    if written:
-        names = ", ".join(map(str, written))
-        console.print(f"Written: {names}", highlight=False, markup=False)
+@app.command("strategies", rich_help_panel=SEE)
+def list_strategies(json: Json = None) -> Answer:
+    """List the strategies."""
+    found = {s.name: (s.summary, s.literature) for s in ml.STRATEGIES.values()}
+    return _list_names(found, json)
 
 
-@app.command()
-def fidelity(
-    traces: Traces = None,
-    model: Model = BUNDLED,
-    strategies: Strategies = FIDELITY_SPECS,
-    rules: Rules = "all",
-    edits: Annotated[
-        str,
-        typer.Option(help="Edits to make: classes, shifts, none, or names."),
-    ] = "classes",
-    quantized: Annotated[
-        str, typer.Option(help="Bits to round weights to for scale, or none.")
-    ] = ",".join(map(str, QUANTIZED)),
-    tokens: Annotated[
-        int, typer.Option(min=1, help="Most tokens of each answer to compare.")
-    ] = 64,
-    chunk: Chunk = CHUNK,
-    by_edit: Annotated[
-        bool, typer.Option("--by-edit", help="Print a table for each edit.")
-    ] = False,
-    json: Json = None,
-    plots: Plots = None,
-) -> None:
-    """Score the answers that strategies give on edited traces."""
-    found = measure_fidelity(
-        traces or [DEFAULT_TRACE],
-        model=model,
-        strategies=strategies,
-        rules=rules,
-        edits=edits,
-        quantized=parse_quantized(quantized),
-        tokens=tokens,
-        chunk=chunk,
-    )
-    # Where there is no terminal there is no width to keep to.
-    wide = console if console.is_terminal else Console(width=_FINDINGS_WIDTH)
-    print_result(found, wide)
-    if by_edit:
-        for edit, frame in found.edit_tables().items():
-            wide.print(f"\nedit {edit}", highlight=False)
-            wide.print(lay_out(frame, wide.width))
-    if json:
-        found.to_json(json)
-    if plots:
-        from mlxlab.analysis.plots import save_fidelity_plots
-
-        save_fidelity_plots(found, plots)
+@app.command("rules", rich_help_panel=SEE)
+def list_rules(json: Json = None) -> Answer:
+    """List the canonicalisation rules."""
+    return _list_names({rule.name: (rule.summary,) for rule in ml.RULES.values()}, json)
 
 
-@app.command()
+def _list_names(names: Mapping[str, tuple[str, ...]], json: Path | None) -> Answer:
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2))
+    for name, texts in names.items():
+        grid.add_row(name, "\n".join(texts))
+    return Answer(content=lambda: dict(names), json=json, after=[grid])
+
+
+@app.command("read-trace", rich_help_panel=SEE)
+def read_trace(trace: OneTrace, json: Json = None) -> Answer:
+    """Count the requests of a trace."""
+    found = ml.read_trace(trace)
+    return Answer(found, lambda: {"trace": found.name, "requests": len(found)}, json)
+
+
+@app.command(rich_help_panel=SEE)
 def misses(
+    context: typer.Context,
     traces: AnyTraces = None,
     strategy: Annotated[
         str | None,
         typer.Option(
-            help="name[:key=value,...][@rules]; as served when recorded, else paged."
+            metavar="SPEC",
+            help="Replay through this strategy, name[:key=value,...][@rules]. By "
+            "default the one that served a recording, else paged.",
+            autocompletion=complete_strategies,
         ),
     ] = None,
     rules: Annotated[
         str | None,
-        typer.Option(help="As for other commands; as served when recorded, else all."),
+        typer.Option(
+            metavar="RULES",
+            help="Apply these rules: all, none, names, or exceptions such as -name. "
+            "By default those that served a recording, else all.",
+            autocompletion=complete_rules,
+        ),
     ] = None,
-    model: Model = BUNDLED,
+    model: Model = None,
     token_bytes: TokenBytes = None,
     capacity: Capacity = None,
     users: Annotated[
         int | None,
-        typer.Option(min=1, help="Traces replayed at the same time into one cache."),
+        typer.Option(
+            metavar="N", min=1, help="Replay this many traces at a time into one cache."
+        ),
     ] = None,
-    text: Text = "redacted",
+    text: Text = None,
     by_request: Annotated[
         bool, typer.Option("--by-request", help="Print what broke each request.")
     ] = False,
     json: Json = None,
     plots: Plots = None,
-) -> None:
-    """Say why prompt tokens had to be computed, and what would have saved them."""
-    folder = find_model(model)
-    found = find_misses(
-        traces or [DEFAULT_TRACE],
-        strategy=strategy,
+) -> Answer:
+    """Explain why prompt tokens were computed."""
+    screen, folder = screen_of(context), find_folder(model)
+    found = ml.misses(
+        named_traces(traces, screen),
         model=folder,
         token_bytes=token_bytes,
-        rules=rules,
         capacity=capacity,
         users=users,
-        # Of a model of other sizes nothing was measured.
-        costs=None if token_bytes else recall_costs(folder.digest, CHUNK),
-        text=text,
+        costs=known_costs(folder, token_bytes=token_bytes),
+        progress=screen.progress,
+        **given(strategy=strategy, rules=rules, text=text),
     )
-    print_result(found)
-    if by_request:
-        for line in found.request_lines():
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
-    if json:
-        found.to_json(json)
+    written = []
     if plots:
         from mlxlab.analysis.plots import save_misses_plots
 
-        save_misses_plots(found, plots)
+        written = save_misses_plots(found, plots)
+    lines = list(found.request_lines()) if by_request else []
+    return Answer(found, found.to_dict, json, lines, written)
 
 
-@app.command("report")
-def write_report(
+@app.command(rich_help_panel=SEE)
+def compare(
+    context: typer.Context,
     traces: Traces = None,
-    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path(
-        "report.html"
-    ),
-    model: Model = BUNDLED,
-    strategies: Strategies = DEFAULT_SPECS,
-    rules: Rules = "all",
-    memory: Memory = CAPACITY,
-    text: Text = "redacted",
-) -> None:
-    """Write a page that stands alone: what was reused, why not more, what to set."""
-    from mlxlab.analysis.html_report import report
+    model: Model = None,
+    strategies: Strategies = None,
+    rules: Rules = None,
+    capacity: Capacity = None,
+    simulate: Annotated[
+        bool, typer.Option("--simulate", help="Count tokens only; load no model.")
+    ] = False,
+    chunk: Chunk = None,
+    json: Json = None,
+    plots: Plots = None,
+) -> Answer:
+    """Compare what strategies reuse of traces."""
+    from mlxlab.traces.open import open_recorded
 
-    folder = find_model(model)
-    report(
-        traces or [DEFAULT_TRACE],
+    screen, folder = screen_of(context), find_folder(model)
+    recorded = open_recorded(named_traces(traces, screen))
+    settings = given(strategies=strategies, rules=rules, capacity=capacity, chunk=chunk)
+    costs = known_costs(folder, chunk=chunk) if simulate else None
+    if not simulate:
+        from mlxlab.analysis.forecast import forecast
+
+        takes = forecast(recorded, model=folder, **settings)
+        screen.note(f"This takes {takes}; --simulate counts tokens in seconds.")
+    found = ml.compare(
+        recorded,
+        model=folder,
+        simulate=simulate,
+        costs=costs,
+        progress=screen.progress,
+        **settings,
+    )
+    written = []
+    if plots:
+        from mlxlab.analysis.plots import save_plots
+
+        written = save_plots(found, plots)
+    lines = [_COUNTED.format(folder.name)] if simulate and costs is None else []
+    return Answer(found, found.to_dict, json, lines, written)
+
+
+@app.command(rich_help_panel=SEE)
+def report(
+    context: typer.Context,
+    traces: Traces = None,
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="Write the page to this HTML file."),
+    ] = Path("report.html"),
+    model: Model = None,
+    strategies: Strategies = None,
+    rules: Rules = None,
+    memory: Memory = None,
+    text: Text = None,
+    json: Json = None,
+) -> Answer:
+    """Write comparison, misses and advice as HTML."""
+    screen, folder = screen_of(context), find_folder(model)
+    ml.report(
+        named_traces(traces, screen),
         out,
         model=folder,
-        strategies=strategies,
-        rules=rules,
-        memory=memory,
-        costs=recall_costs(folder.digest, CHUNK),
-        text=text,
+        costs=known_costs(folder),
+        progress=screen.progress,
+        **given(strategies=strategies, rules=rules, memory=memory, text=text),
     )
-    console.print(out, highlight=False)
-
-
-@app.command("strategies")
-def list_strategies() -> None:
-    """List the strategies, and their names in the literature."""
-    print_names({s.name: f"{s.summary}\n{s.literature}" for s in STRATEGIES.values()})
-
-
-@app.command("rules")
-def list_rules() -> None:
-    """List the canonicalisation rules, a line each."""
-    print_names({rule.name: rule.summary for rule in RULES.values()})
+    return Answer(out, lambda: {"report": str(out)}, json)

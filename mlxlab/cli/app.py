@@ -1,55 +1,103 @@
-"""The application that commands register with, and what they print on."""
+"""The application that commands register with."""
 
 from __future__ import annotations
 
 import logging
-from typing import Annotated
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
-from rich.table import Table
+from typer.core import TyperGroup
 
-from mlxlab.analysis.result import Result
-from mlxlab.analysis.tables import lay_out
+from mlxlab.cli.screen import Answer, Screen, Terminal
 
-__all__ = ["app", "console", "print_names", "print_result"]
+__all__ = ["DECIDE", "SEE", "SERVE", "SHARE", "app", "describe_error", "screen_of"]
+
+#: Groups of commands in the help.
+SEE, DECIDE, SERVE, SHARE = "See", "Decide", "Serve", "Share"
+
+
+class _Commands(TyperGroup):
+    """Lists commands in groups, and shows the answer of the command that ran."""
+
+    def invoke(self, ctx: Any) -> None:
+        answer = super().invoke(ctx)
+        if isinstance(answer, Answer):
+            screen_of(ctx).show(answer)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        longest = max(map(len, self.commands))
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for name, command in self.commands.items():
+            limit = formatter.width - longest - 6
+            row = (name.ljust(longest), command.get_short_help_str(limit))
+            groups.setdefault(getattr(command, "rich_help_panel", ""), []).append(row)
+        for group, rows in groups.items():
+            with formatter.section(group):
+                formatter.write_dl(rows)
+
 
 app = typer.Typer(
-    help="Replay coding-agent traffic through KV-cache strategies on MLX.",
-    no_args_is_help=True,
-    add_completion=False,
+    cls=_Commands,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # it would swallow the brackets in our help texts
 )
-console = Console()
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"mlxlab {version('mlxlab')}")
+        raise typer.Exit
 
 
 @app.callback()
 def configure(
+    context: typer.Context,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Log every cache hit and miss.")
     ] = False,
+    progress: Annotated[
+        bool | None,
+        typer.Option(
+            envvar="MLXLAB_PROGRESS",
+            help="Show progress bars; by default on terminals only.",
+        ),
+    ] = None,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="Print the version and exit.",
+        ),
+    ] = False,
 ) -> None:
-    """Set up logging."""
+    """Replay coding-agent requests through KV-cache strategies on MLX."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        return
+    context.obj = Terminal(progress)
+    from rich.console import Console
+    from rich.logging import RichHandler
+
     handler = RichHandler(console=Console(stderr=True), show_path=False)
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
 
 
-def print_names(summaries: dict[str, str]) -> None:
-    """A line each: a name and what it stands for."""
-    grid = Table.grid(padding=(0, 2))
-    for name, summary in summaries.items():
-        grid.add_row(name, summary)
-    console.print(grid)
+def screen_of(context: typer.Context) -> Screen:
+    """Return the screen that a command shows its answer on."""
+    screen: Screen = context.obj
+    return screen
 
 
-def print_result(result: Result, on: Console = console) -> None:
-    """Print a result's title, sentences, tables and notes."""
-    for line in (*result.title.split("\n"), *result.lines()):
-        on.print(line, highlight=False, markup=False)
-    for frame in result.tables():
-        on.print(lay_out(frame, on.width))
-    for note in result.notes:
-        on.print(note, highlight=False, markup=False)
+def describe_error(error: Exception) -> str:
+    """Return one line for an error of the command line, a verb or the system."""
+    if not isinstance(error, typer.TyperException):
+        return " ".join(str(error).split())
+    near = getattr(error, "possibilities", None)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    message = error.message if near else error.format_message()
+    return " ".join(f"{message.rstrip('.')}{hint}".split())

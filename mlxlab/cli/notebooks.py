@@ -8,12 +8,15 @@ from typing import Annotated
 
 import typer
 
-from mlxlab.cli.app import app, console
+from mlxlab.cli.app import SHARE, app
 
 
-@app.command("notebooks")
+@app.command("notebooks", rich_help_panel=SHARE)
 def copy(
-    folder: Annotated[Path, typer.Argument(help="Copy the notebooks to this folder.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="Copy the notebooks to this folder."),
+    ],
     force: Annotated[
         bool, typer.Option("--force", help="Replace notebooks that are there.")
     ] = False,
@@ -22,6 +25,5 @@ def copy(
     from mlxlab.notebooks import copy_notebooks
 
     for path in copy_notebooks(folder, force=force):
-        console.print(path, highlight=False, soft_wrap=True)
-    command = f"Now run  jupyter lab {shlex.quote(str(folder))}"
-    console.print(command, highlight=False, soft_wrap=True)
+        typer.echo(path)
+    typer.echo(f"Now run  jupyter lab {shlex.quote(str(folder))}")

@@ -1,16 +1,32 @@
-"""Options that several commands have, each said once."""
+"""Options that several commands have, each defined once.
+
+Defaults are those of the Python verbs: an option that is not given is None here, and
+the verb is called without it.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
+from mlxlab.cli.completion import (
+    complete_models,
+    complete_rules,
+    complete_strategies,
+    complete_texts,
+    complete_traces,
+)
+from mlxlab.cli.screen import STDOUT, Screen
 from mlxlab.errors import ConfigError
-from mlxlab.sizes import format_size, parse_size
-from mlxlab.strategies.base import CAPACITY
-from mlxlab.traces.bundled import DEFAULT_TRACE
+from mlxlab.sizes import SIZE_FORM, read_size
+
+if TYPE_CHECKING:
+    from mlxlab.models.folder import ModelFolder
+    from mlxlab.replay.cost_model import CostModel
 
 __all__ = [
     "AnyTraces",
@@ -19,91 +35,209 @@ __all__ = [
     "Json",
     "Memory",
     "Model",
+    "OneTrace",
     "Plots",
     "Rules",
     "Strategies",
     "Text",
     "TokenBytes",
     "Traces",
+    "find_folder",
+    "given",
+    "known_costs",
+    "named_traces",
     "parse_counts",
     "parse_sizes",
     "size_option",
 ]
 
 
-def size_option(name: str, help_: str, **settings: Any) -> Any:
-    """An option that takes bytes, written as ``16GiB``."""
+def size_option(name: str, help_: str) -> Any:
+    """Return an option that takes a size such as ``16GiB``."""
 
     def read(text: str) -> int:
-        try:
-            return parse_size(str(text))  # a default is a number
-        except ValueError as error:
-            raise ConfigError(f"{name}: {error}") from None
+        return parse_sizes(text, name)[0]
 
-    return typer.Option(name, help=help_, parser=read, metavar="SIZE", **settings)
+    return typer.Option(name, help=help_, parser=read, metavar="SIZE")
 
 
 Traces: TypeAlias = Annotated[
     list[str] | None,
-    typer.Argument(help=f"Files, or names of recorded ones; {DEFAULT_TRACE} if none."),
+    typer.Argument(
+        metavar="TRACE",
+        help="Read these trace files or bundled traces; sessions by default.",
+        autocompletion=complete_traces,
+    ),
 ]
 AnyTraces: TypeAlias = Annotated[
     list[str] | None,
-    typer.Argument(help=f"Recorded or hashed, or folders; {DEFAULT_TRACE} if none."),
+    typer.Argument(
+        metavar="TRACE",
+        help="Read these traces, recorded or hashed, or folders of them; sessions by "
+        "default.",
+        autocompletion=complete_traces,
+    ),
 ]
-Model: TypeAlias = Annotated[str, typer.Option(help="Folder or hub repository.")]
+OneTrace: TypeAlias = Annotated[
+    str,
+    typer.Argument(
+        metavar="TRACE",
+        help="Read this trace file or bundled trace.",
+        autocompletion=complete_traces,
+    ),
+]
+Model: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Use this model folder or hub repository; tiny by default.",
+        autocompletion=complete_models,
+    ),
+]
 Strategies: TypeAlias = Annotated[
-    str, typer.Option(help="name[:key=value,...][@rules],...")
+    str | None,
+    typer.Option(
+        metavar="SPEC,...",
+        help="Use these strategies, each name[:key=value,...][@rules].",
+        autocompletion=complete_strategies,
+    ),
 ]
 Rules: TypeAlias = Annotated[
-    str, typer.Option(help="all, none, names, or exceptions: -name,...")
+    str | None,
+    typer.Option(
+        metavar="RULES",
+        help="Apply these rules where a strategy names none: all, none, names, or "
+        "exceptions such as -name. All by default.",
+        autocompletion=complete_rules,
+    ),
 ]
 Capacity: TypeAlias = Annotated[
-    int | None, size_option("--capacity", "For each strategy that names none.")
+    int | None,
+    size_option("--capacity", "Let each strategy without a capacity hold this much."),
 ]
 Memory: TypeAlias = Annotated[
-    int,
-    size_option("--memory", "For keys and values.", show_default=format_size(CAPACITY)),
+    int | None,
+    size_option("--memory", "Hold this much keys and values; 4GiB by default."),
 ]
 TokenBytes: TypeAlias = Annotated[
     int | None,
-    size_option(
-        "--token-bytes", "Keys and values of one token, if other than the model's."
-    ),
+    size_option("--token-bytes", "Count this much per token; the model's by default."),
 ]
 Chunk: TypeAlias = Annotated[
-    int, typer.Option(min=1, help="Tokens computed at a time.")
+    int | None,
+    typer.Option(
+        min=1, metavar="N", help="Compute this many tokens at a time; 2048 by default."
+    ),
 ]
 Text: TypeAlias = Annotated[
-    str, typer.Option(help="Of changed blocks: redacted, full or none.")
+    str | None,
+    typer.Option(
+        metavar="FORM",
+        help="Show the text of changed blocks: redacted (by default), full or none.",
+        autocompletion=complete_texts,
+    ),
 ]
+
+
+def _check_file(path: Path | None) -> Path | None:
+    """Refuse a file that cannot be written, before any work."""
+    if path and path != STDOUT and (path.is_dir() or not _is_writable(path.parent)):
+        raise ConfigError(f"--json {path}: give a file in a folder of yours")
+    return path
+
+
+def _check_folder(path: Path | None) -> Path | None:
+    if path and not _is_writable(path):
+        raise ConfigError(f"--plots {path}: give a folder in a folder of yours")
+    return path
+
+
+def _is_writable(folder: Path) -> bool:
+    """Return whether a folder, or the first one above it that exists, takes files."""
+    path = folder.absolute()
+    found = next(own for own in (path, *path.parents) if own.exists())
+    return found.is_dir() and os.access(found, os.W_OK)
+
+
 Json: TypeAlias = Annotated[
-    Path | None, typer.Option(help="Write what was found here.")
+    Path | None,
+    typer.Option(
+        "--json",
+        metavar="FILE",
+        callback=_check_file,
+        help="Write the result as JSON to this file; - prints it.",
+    ),
 ]
 Plots: TypeAlias = Annotated[
-    Path | None, typer.Option(help="Write plots, SVG files, into this folder.")
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        callback=_check_folder,
+        help="Write plots to this folder, as SVG files.",
+    ),
 ]
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Return the options that are given, for a verb that has defaults."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def named_traces(traces: Sequence[str] | None, screen: Screen) -> list[str]:
+    """Return the given traces, or the default one after a note that names it."""
+    if traces:
+        return list(traces)
+    from mlxlab.traces.bundled import DEFAULT_TRACE
+
+    screen.note(f"No trace is named; this uses the bundled trace {DEFAULT_TRACE}.")
+    return [DEFAULT_TRACE]
+
+
+def find_folder(model: str | None) -> ModelFolder:
+    """Find a model, the bundled one by default.
+
+    Raises:
+        ModelError: see :func:`mlxlab.find_model`.
+    """
+    from mlxlab.models.folder import find_model
+
+    return find_model(**given(name=model))
+
+
+def known_costs(
+    folder: ModelFolder, *, chunk: int | None = None, token_bytes: int | None = None
+) -> CostModel | None:
+    """Return the model's calibration on this machine, if there is one.
+
+    Args:
+        folder: the model.
+        chunk: tokens computed at a time; None for the default.
+        token_bytes: of another model, which has no calibration; None for this one.
+    """
+    from mlxlab.replay.cost_model import CHUNK, recall_costs
+
+    return None if token_bytes else recall_costs(folder.digest, chunk or CHUNK)
 
 
 def parse_sizes(text: str, option: str) -> list[int]:
-    """Bytes in a list such as ``1GiB,512MiB``.
+    """Return the bytes of sizes such as ``1GiB,512MiB``.
 
     Raises:
-        ConfigError: one that cannot be read.
+        ConfigError: a size without a unit, or in another form.
     """
     try:
-        return [parse_size(size) for size in text.split(",")]
-    except ValueError as error:
-        raise ConfigError(f"--{option}: {error}") from None
+        return [read_size(size, option) for size in text.split(",")]
+    except ConfigError:
+        raise ConfigError(f"{option} {text!r}: give {SIZE_FORM}") from None
 
 
 def parse_counts(text: str, option: str) -> list[int]:
-    """Whole numbers of 1 or more in a list such as ``1,8``.
+    """Return the whole numbers of 1 or more in a list such as ``1,8``.
 
     Raises:
-        ConfigError: one that cannot be read.
+        ConfigError: another form.
     """
     words = [word.strip() for word in text.split(",")]
-    if not all(word.isdecimal() and int(word) for word in words):
-        raise ConfigError(f"--{option}: {text!r}: give whole numbers >= 1, as in 1,8")
+    if not all(word.isascii() and word.isdecimal() and int(word) for word in words):
+        raise ConfigError(f"{option} {text!r}: give whole numbers >= 1, as in 1,8")
     return [int(word) for word in words]

@@ -1,4 +1,4 @@
-"""Commands that say what to set: what things cost, what fits, what is best."""
+"""Commands that help to decide: seconds, memory, the best strategy, its answers."""
 
 from __future__ import annotations
 
@@ -7,133 +7,262 @@ from typing import Annotated
 
 import typer
 
-from mlxlab.analysis.sweep import sweep as run_sweep
-from mlxlab.analysis.tables import lay_out
-from mlxlab.cli.app import app, console, print_result
+import mlxlab as ml
+from mlxlab.cli.app import DECIDE, app, screen_of
+from mlxlab.cli.completion import complete_edits, complete_traces
 from mlxlab.cli.options import (
     AnyTraces,
     Chunk,
+    Json,
     Memory,
     Model,
+    Plots,
     Rules,
     Strategies,
     TokenBytes,
+    Traces,
+    find_folder,
+    given,
+    known_costs,
+    named_traces,
     parse_counts,
     parse_sizes,
 )
-from mlxlab.models.folder import BUNDLED, find_model
-from mlxlab.replay.cost_model import CHUNK, recall_costs
-from mlxlab.replay.specs import EXACT_SPECS
-from mlxlab.strategies.base import CAPACITY
-from mlxlab.traces.bundled import DEFAULT_TRACE
+from mlxlab.cli.screen import Answer
+
+#: Columns that the table of ``fidelity`` needs.
+_FIDELITY_WIDTH = 100
+#: Seconds that ``calibrate`` measures for by default.
+_CALIBRATION_S = 60.0
 
 
-@app.command()
+@app.command(rich_help_panel=DECIDE)
 def calibrate(
-    model: Model = BUNDLED,
+    context: typer.Context,
+    model: Model = None,
     tokens: Annotated[
-        int, typer.Option(min=1, help="Of the longest prompt to measure.")
-    ] = 20_000,
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Measure prompts of up to this many tokens; 20000 by default.",
+        ),
+    ] = None,
     seconds: Annotated[
-        float, typer.Option(min=0, help="After which no more is measured.")
-    ] = 60.0,
-    chunk: Chunk = CHUNK,
+        float,
+        typer.Option(
+            metavar="N", min=0, help="Stop measuring after this many seconds."
+        ),
+    ] = _CALIBRATION_S,
+    chunk: Chunk = None,
     check: Annotated[
         list[str] | None,
-        typer.Option(help="Trace to replay live too, to see how far off it is."),
+        typer.Option(
+            metavar="TRACE",
+            help="Replay this trace live and simulated, and compare the seconds.",
+            autocompletion=complete_traces,
+        ),
     ] = None,
     force: Annotated[
-        bool, typer.Option(help="Replace a calibration with more points too.")
+        bool, typer.Option("--force", help="Replace a calibration with more points.")
     ] = False,
-) -> None:
-    """Measure what prefill and restore take here, so that simulations tell seconds.
+    json: Json = None,
+) -> Answer:
+    """Measure what prefill and restore take here.
 
-    A calibration with more points stays, unless forced.
+    Simulations estimate seconds with it from then on. A calibration with more points
+    stays, unless forced.
     """
-    from mlxlab.analysis.calibrate import calibrate as measure
     from mlxlab.analysis.calibrate import check_costs
     from mlxlab.analysis.calibration import format_check
 
-    folder = find_model(model)
-    found = measure(folder, chunk=chunk, tokens=tokens, seconds=seconds, force=force)
-    print_result(found)
+    screen, folder = screen_of(context), find_folder(model)
+    screen.note(f"This takes up to {seconds:g} s, set by --seconds.")
+    found = ml.calibrate(
+        folder,
+        seconds=seconds,
+        force=force,
+        progress=screen.progress,
+        **given(tokens=tokens, chunk=chunk),
+    )
+    tables = []
     if check:
-        errors = format_check(check_costs(found.costs, check, model=folder))
-        console.print(lay_out(errors, console.width))
+        errors = check_costs(found.costs, check, model=folder, progress=screen.progress)
+        tables.append(format_check(errors))
+    return Answer(found, found.to_dict, json, tables)
 
 
-@app.command()
+@app.command(rich_help_panel=DECIDE)
 def sweep(
+    context: typer.Context,
     traces: AnyTraces = None,
-    strategies: Strategies = EXACT_SPECS,
+    strategies: Strategies = None,
     capacities: Annotated[
-        str, typer.Option(help="Bytes that strategies may hold: 1GiB,4GiB,...")
-    ] = "4GiB",
+        str | None,
+        typer.Option(
+            metavar="SIZE,...",
+            help="Let strategies hold these sizes in turn; 4GiB by default.",
+        ),
+    ] = None,
     users: Annotated[
-        str, typer.Option(help="Traces replayed at the same time: 1,8,...")
-    ] = "1",
-    model: Model = BUNDLED,
+        str | None,
+        typer.Option(
+            metavar="N,...",
+            help="Replay these numbers of traces at a time; 1 by default.",
+        ),
+    ] = None,
+    model: Model = None,
     token_bytes: TokenBytes = None,
-    rules: Rules = "all",
+    rules: Rules = None,
     out: Annotated[
-        Path | None, typer.Option(help="Keep results here, and go on from them.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Keep results in this folder; continue from them."
+        ),
     ] = None,
     scheduler: Annotated[
-        str | None, typer.Option(help="Address of a Dask cluster, or here.")
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Use this Dask cluster, or this process: here. By default one "
+            "process runs per core.",
+        ),
     ] = None,
-) -> None:
-    """Simulate strategies by capacities and users, beside what is possible."""
-    folder = find_model(model)
-    found = run_sweep(
-        traces or [DEFAULT_TRACE],
-        strategies=strategies,
-        capacities=parse_sizes(capacities, "capacities"),
-        users=parse_counts(users, "users"),
+    json: Json = None,
+) -> Answer:
+    """Simulate strategies by memory and users."""
+    screen, folder = screen_of(context), find_folder(model)
+    sizes = capacities and parse_sizes(capacities, "--capacities")
+    counts = users and parse_counts(users, "--users")
+    found = ml.sweep(
+        named_traces(traces, screen),
         model=folder,
         token_bytes=token_bytes,
-        rules=rules,
-        # Of a model of other sizes nothing was measured.
-        costs=None if token_bytes else recall_costs(folder.digest, CHUNK),
+        costs=known_costs(folder, token_bytes=token_bytes),
         folder=out,
         scheduler=scheduler,
+        progress=screen.progress,
+        **given(strategies=strategies, capacities=sizes, users=counts, rules=rules),
     )
-    print_result(found)
+    return Answer(found, found.to_dict, json)
 
 
-@app.command()
+@app.command(rich_help_panel=DECIDE)
 def tune(
+    context: typer.Context,
     traces: AnyTraces = None,
-    memory: Memory = CAPACITY,
-    model: Model = BUNDLED,
+    memory: Memory = None,
+    model: Model = None,
     token_bytes: TokenBytes = None,
-    rules: Rules = "all",
+    rules: Rules = None,
     users: Annotated[
-        int, typer.Option(min=1, help="Traces replayed at the same time.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Replay this many traces at a time; 1 by default."
+        ),
+    ] = None,
     kld: Annotated[
         float | None,
         typer.Option(
-            min=0, help="Nats at 99.9 % that approximate strategies may diverge by."
+            metavar="N",
+            min=0,
+            help="Try approximate strategies too that diverge by at most this many "
+            "nats at the 99.9 % quantile, as fidelity measured.",
         ),
     ] = None,
-    trials: Annotated[int, typer.Option(min=1, help="How many to try.")] = 60,
-    seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
-) -> None:
-    """Recommend strategy and parameters for traffic under a memory budget."""
-    from mlxlab.analysis.tune import tune as search
-
-    folder = find_model(model)
-    found = search(
-        traces or [DEFAULT_TRACE],
-        memory=memory,
+    trials: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Try this many; 60 by default."),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=0,
+            max=2**32 - 1,
+            help="Start the search with this number; 0 by default.",
+        ),
+    ] = None,
+    json: Json = None,
+) -> Answer:
+    """Recommend a strategy for traces and memory."""
+    screen, folder = screen_of(context), find_folder(model)
+    settings = given(memory=memory, rules=rules, users=users, trials=trials, seed=seed)
+    found = ml.tune(
+        named_traces(traces, screen),
         model=folder,
         token_bytes=token_bytes,
-        rules=rules,
-        users=users,
-        # Of a model of other sizes nothing was measured.
-        costs=None if token_bytes else recall_costs(folder.digest, CHUNK),
+        costs=known_costs(folder, token_bytes=token_bytes),
         kld=kld,
-        trials=trials,
-        seed=seed,
+        progress=screen.progress,
+        **settings,
     )
-    print_result(found)
+    return Answer(found, found.to_dict, json)
+
+
+@app.command(rich_help_panel=DECIDE)
+def fidelity(
+    context: typer.Context,
+    traces: Traces = None,
+    model: Model = None,
+    strategies: Strategies = None,
+    rules: Rules = None,
+    edits: Annotated[
+        str | None,
+        typer.Option(
+            metavar="EDIT,...",
+            help="Make these edits: classes (by default), shifts, none, or names.",
+            autocompletion=complete_edits,
+        ),
+    ] = None,
+    quantized: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BITS,...",
+            help="Round weights to these bits for scale, or none; 8,5,4,3 by default.",
+        ),
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Compare up to this many tokens an answer; 64 by default.",
+        ),
+    ] = None,
+    chunk: Chunk = None,
+    by_edit: Annotated[
+        bool, typer.Option("--by-edit", help="Print a table for each edit.")
+    ] = False,
+    json: Json = None,
+    plots: Plots = None,
+) -> Answer:
+    """Score answers after approximate reuse."""
+    from mlxlab.analysis.fidelity.run import parse_quantized
+    from mlxlab.analysis.forecast import forecast_fidelity
+    from mlxlab.traces.open import open_recorded
+
+    screen, folder = screen_of(context), find_folder(model)
+    recorded = open_recorded(named_traces(traces, screen))
+    bits = None if quantized is None else parse_quantized(quantized)
+    settings = given(
+        strategies=strategies,
+        rules=rules,
+        edits=edits,
+        quantized=bits,
+        tokens=tokens,
+        chunk=chunk,
+    )
+    takes = forecast_fidelity(recorded, model=folder, **settings)
+    screen.note(f"This takes {takes}; fewer --edits and --strategies take less.")
+    found = ml.fidelity(recorded, model=folder, progress=screen.progress, **settings)
+    tables: list[object] = []
+    if by_edit:
+        for edit, frame in found.edit_tables().items():
+            tables += [f"\nedit {edit}", frame]
+    written = []
+    if plots:
+        from mlxlab.analysis.plots import save_fidelity_plots
+
+        written = save_fidelity_plots(found, plots)
+    return Answer(found, found.to_dict, json, tables, written, _FIDELITY_WIDTH)

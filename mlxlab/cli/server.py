@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from mlxlab.cli.app import app, console
-from mlxlab.cli.options import Chunk
+from mlxlab.cli.app import SERVE, app
+from mlxlab.cli.completion import complete_strategies
+from mlxlab.cli.options import Chunk, Model, Rules, given, size_option
 from mlxlab.extras import needs
 
 _EXPOSED = (
@@ -18,49 +19,77 @@ _EXPOSED = (
 )
 
 
-@app.command()
+@app.command(rich_help_panel=SERVE)
 def serve(
-    model: Annotated[
-        str | None, typer.Option(help="Of the default alias: folder or repository.")
-    ] = None,
+    model: Model = None,
     strategy: Annotated[
-        str | None, typer.Option(help="Of the default alias: name[:key=value,...].")
+        str | None,
+        typer.Option(
+            metavar="SPEC",
+            help="Serve with this strategy, name[:key=value,...]; paged by default.",
+            autocompletion=complete_strategies,
+        ),
     ] = None,
-    rules: Annotated[
-        str | None, typer.Option(help="all, none, names, or exceptions: -name,...")
+    rules: Rules = None,
+    aliases: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Read this model_aliases.json."),
     ] = None,
-    aliases: Annotated[Path | None, typer.Option(help="model_aliases.json.")] = None,
     alias: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME=MODEL", help="Model id to serve a model under; repeatable."
+            metavar="NAME=MODEL", help="Serve this model under this id; repeatable."
         ),
     ] = None,
     record: Annotated[
-        Path | None, typer.Option(help="Write what clients send as a trace.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Write what clients send as a trace."),
     ] = None,
     script: Annotated[
-        Path | None, typer.Option(help="Answers to give in place of sampled ones.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Answer from this script, do not sample."),
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to bind.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, help="0 takes a free one.")] = 1234,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Listen on this address.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=0, help="Listen on this port; 0 takes a free one."
+        ),
+    ] = 1234,
     token: Annotated[
         str | None,
         typer.Option(
-            help="What clients send, in place of MLXLAB_TOKEN; made if neither."
+            metavar="TEXT",
+            help="Accept this token of clients. Prefer MLXLAB_TOKEN or --token-file; "
+            "a random one by default.",
         ),
     ] = None,
     token_file: Annotated[
-        Path | None, typer.Option(help="File of mode 0600 that holds the token.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Read the token from this file, mode 0600."),
     ] = None,
     memory: Annotated[
-        float | None,
-        typer.Option(min=0.01, max=2**20, help="GiB for models, keys and values."),
+        int | None,
+        size_option(
+            "--memory",
+            "Hold this much models, keys and values; three quarters of the device's "
+            "memory by default.",
+        ),
     ] = None,
-    chunk: Chunk = 2048,
-    queue: Annotated[int, typer.Option(min=0, help="Requests that may wait.")] = 32,
+    chunk: Chunk = None,
+    queue: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=0, help="Let this many requests wait; 32 by default."
+        ),
+    ] = None,
 ) -> None:
-    """Serve the Messages API; `mlxlab claude` then starts a client on it."""
+    """Serve the Messages API.
+
+    `mlxlab claude` then starts a client on it.
+    """
     from mlxlab.client.discovery import TOKEN_VARIABLE
     from mlxlab.client.launch import environment_lines
 
@@ -77,10 +106,9 @@ def serve(
         host=host,
         port=port,
         token=find_token(token, token_file),
-        memory=None if memory is None else int(memory * 2**30),
-        chunk=chunk,
-        queue=queue,
+        memory=memory,
         script=script,
+        **given(chunk=chunk, queue=queue),
     )
     models = parse_models(alias or ())
     os.environ.pop(TOKEN_VARIABLE, None)  # what the server starts does not need it
@@ -99,38 +127,48 @@ def serve(
 
 @app.command(
     "claude",
+    rich_help_panel=SERVE,
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )
 def start_client(
     context: typer.Context,
     url: Annotated[
-        str | None, typer.Option(help="Endpoint to use if several run.")
+        str | None,
+        typer.Option(metavar="URL", help="Use this endpoint if several run."),
     ] = None,
 ) -> None:
-    """Start the installed Claude Code on the endpoint that runs."""
+    """Start Claude Code on the running endpoint."""
     from mlxlab.client.discovery import find
     from mlxlab.client.launch import launch
 
     raise typer.Exit(launch(find(url), context.args))
 
 
-@app.command("agents")
+@app.command("agents", rich_help_panel=SERVE)
 def write_agent_files(
-    write: Annotated[Path, typer.Option(help="Project folder.")],
-    aliases: Annotated[Path | None, typer.Option(help="model_aliases.json.")] = None,
-    force: Annotated[bool, typer.Option(help="Replace files of others.")] = False,
+    write: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Write to this project folder.")
+    ],
+    aliases: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Read this model_aliases.json."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace files of other programs.")
+    ] = False,
 ) -> None:
-    """Write .claude/agents files, one an alias, for Claude Code to delegate to."""
+    """Write .claude/agents files, one per alias.
+
+    Claude Code delegates to them.
+    """
     from mlxlab.server.agents import write_agents
     from mlxlab.server.aliases import Aliases
 
     for path in write_agents(write, Aliases.load(aliases), force=force):
-        console.print(path)
+        typer.echo(path)
 
 
 def _print_server(name: str, url: str, lines: list[str]) -> None:
-    console.print(f"{name} at {url}", highlight=False)
-    for line in lines:
-        # Wrapped lines could not be copied, nor would all brackets be printed.
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    console.print("Or run  mlxlab claude  in the project. Stop with Ctrl-C.")
+    for line in (f"{name} at {url}", *lines):
+        typer.echo(line)
+    typer.echo("Or run  mlxlab claude  in the project. Stop with Ctrl-C.")

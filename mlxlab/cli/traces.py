@@ -1,4 +1,4 @@
-"""Commands that make traces."""
+"""Commands that make traces, and prepare them for others."""
 
 from __future__ import annotations
 
@@ -8,118 +8,177 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from mlxlab.cli.app import app, console
-from mlxlab.cli.options import Model, Rules
-from mlxlab.extras import needs
-from mlxlab.models.folder import BUNDLED
-from mlxlab.traces import write_trace
-from mlxlab.traces.importers import AUTO, IMPORTERS, Importer, import_trace
+import mlxlab as ml
+from mlxlab.cli.app import SHARE, app, screen_of
+from mlxlab.cli.completion import complete_formats
+from mlxlab.cli.options import Json, Model, OneTrace, Rules, given
+from mlxlab.cli.screen import Answer
 
 
 class _ImportCommand(TyperCommand):
     """Lists the formats that are registered when the help is printed."""
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        from mlxlab.traces.importers import IMPORTERS, Importer
+
+        rows = []
+        for importer in IMPORTERS.values():
+            own = sorted(importer.filters - Importer.filters)
+            options = [f"--{name}" for name in own]
+            rows.append(
+                (importer.name, "; accepts ".join([importer.summary, *options]))
+            )
         with formatter.section("Formats"):
-            formatter.write_dl([(i.name, _description(i)) for i in IMPORTERS.values()])
+            formatter.write_dl(rows)
 
 
-def _description(importer: Importer) -> str:
-    options = [f"--{name}" for name in sorted(importer.filters - Importer.filters)]
-    return "; accepts ".join([importer.summary, *options])
-
-
-@app.command()
+@app.command(rich_help_panel=SHARE)
 def record(
-    out: Annotated[Path, typer.Option(help="Write the trace to this new file.")],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="Write the trace to this new file.")
+    ],
     upstream: Annotated[
-        str | None, typer.Option(help="Forward requests to this Messages endpoint.")
+        str | None,
+        typer.Option(metavar="URL", help="Forward requests to this Messages endpoint."),
     ] = None,
     script: Annotated[
-        Path | None, typer.Option(help="Answer from this script instead.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Answer from this script instead."),
     ] = None,
     host: Annotated[
-        str, typer.Option(help="Listen on this loopback address.")
+        str, typer.Option(metavar="ADDRESS", help="Listen on this loopback address.")
     ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(min=0, help="Listen on this port; 0 takes a free one.")
+        int,
+        typer.Option(
+            metavar="N", min=0, help="Listen on this port; 0 takes a free one."
+        ),
     ] = 0,
 ) -> None:
-    """Record what a client sends to the address printed."""
-    with needs("record", "serve"):
-        from mlxlab.traces.recording.recorder import record as run
-
-    run(out, script=script, upstream=upstream, host=host, port=port, ready=_print_url)
-
-
-@app.command()
-def anonymize(
-    trace: Annotated[
-        str, typer.Argument(help="A trace file, or the name of a bundled trace.")
-    ],
-    out: Annotated[Path, typer.Option(help="Write the anonymised trace to this file.")],
-) -> None:
-    """Replace all words; lengths and shared prefixes stay."""
-    from mlxlab.traces.anonymize.anonymizer import anonymize as run
-
-    write_trace(run(trace), out)
-
-
-@app.command("import", cls=_ImportCommand)
-def import_foreign(
-    out: Annotated[Path, typer.Option(help="Write the trace to this file.")],
-    path: Annotated[
-        Path | None,
-        typer.Argument(help="A file or folder; ~/.claude/projects by default."),
-    ] = None,
-    format: Annotated[
-        str,
-        typer.Option(
-            help="Read this format; auto recognizes it.",
-            autocompletion=lambda: [AUTO, *IMPORTERS],
-        ),
-    ] = AUTO,
-    since: Annotated[
-        str | None, typer.Option(help="Leave out requests before this date or time.")
-    ] = None,
-    project: Annotated[
-        str, typer.Option(help="Keep projects with this text in their folder's name.")
-    ] = "",
-    limit: Annotated[
-        int | None,
-        typer.Option(min=1, help="Keep this many requests, the newest ones."),
-    ] = None,
-) -> None:
-    """Make a trace from another program's files."""
-    trace = import_trace(path, format, since=since, project=project, limit=limit)
-    write_trace(trace, out, progress=True)
-    console.print(trace)
-    for reason, times in trace.skipped.items():
-        console.print(f"{reason} ({times:,} times)", highlight=False)
-
-
-@app.command("export")
-def export_hashes(
-    trace: Annotated[
-        str, typer.Argument(help="A trace file, or the name of a bundled trace.")
-    ],
-    out: Annotated[
-        Path, typer.Option(help="Write the hashes to this file, .jsonl or .jsonl.gz.")
-    ],
-    model: Model = BUNDLED,
-    rules: Rules = "all",
-    salt: Annotated[
-        str | None,
-        typer.Option(help="Key the hashes with this salt; a random one by default."),
-    ] = None,
-) -> None:
-    """Write a trace as salted hashes, without text."""
-    from mlxlab.replay.export import export_trace
-
-    written = export_trace(trace, out, model=model, rules=rules, salt=salt)
-    console.print(f"{out}: units of {written.unit} tokens", highlight=False)
+    """Record what a client sends, as a trace."""
+    ml.record(
+        out, script=script, upstream=upstream, host=host, port=port, ready=_print_url
+    )
 
 
 def _print_url(url: str) -> None:
-    console.print(f"Recording. Point the client at  ANTHROPIC_BASE_URL={url}")
-    console.print("Stop with Ctrl-C.")
+    typer.echo(f"Recording. Point the client at  ANTHROPIC_BASE_URL={url}")
+    typer.echo("Stop with Ctrl-C.")
+
+
+@app.command("import-trace", cls=_ImportCommand, rich_help_panel=SHARE)
+def import_trace(
+    context: typer.Context,
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="Write the trace to this file.")
+    ],
+    path: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="PATH",
+            help="Read this file or folder; ~/.claude/projects by default.",
+        ),
+    ] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORMAT",
+            help="Read this format; auto, the default, recognizes it.",
+            autocompletion=complete_formats,
+        ),
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATE", help="Leave out requests before this date or time."
+        ),
+    ] = None,
+    project: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="Keep projects with this text in their folder's name."
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Keep this many requests, the newest ones."
+        ),
+    ] = None,
+    json: Json = None,
+) -> Answer:
+    """Make a trace from another program's files."""
+    from mlxlab.traces import write_trace
+
+    screen = screen_of(context)
+    options = given(format=format, project=project)
+    trace = ml.import_trace(
+        path, since=since, limit=limit, progress=screen.progress, **options
+    )
+    write_trace(trace, out, progress=screen.progress)
+    left_out = [
+        f"{reason} ({times:,} times)" for reason, times in trace.skipped.items()
+    ]
+    return Answer(trace, lambda: _describe(trace, out), json, left_out)
+
+
+@app.command(rich_help_panel=SHARE)
+def anonymize(
+    context: typer.Context,
+    trace: OneTrace,
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="Write the anonymised trace to this file."),
+    ],
+    json: Json = None,
+) -> Answer:
+    """Replace all words of a trace.
+
+    Lengths and shared prefixes stay.
+    """
+    from mlxlab.traces import write_trace
+
+    screen = screen_of(context)
+    found = ml.anonymize(trace, progress=screen.progress)
+    write_trace(found, out, progress=screen.progress)
+    return Answer(found, lambda: _describe(found, out), json)
+
+
+@app.command("export-trace", rich_help_panel=SHARE)
+def export_trace(
+    context: typer.Context,
+    trace: OneTrace,
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE", help="Write the hashes to this file, .jsonl or .jsonl.gz."
+        ),
+    ],
+    model: Model = None,
+    rules: Rules = None,
+    salt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Key the hashes with this salt; a random one by default.",
+        ),
+    ] = None,
+    json: Json = None,
+) -> Answer:
+    """Write a trace as salted hashes, without text."""
+    screen = screen_of(context)
+    found = ml.export_trace(
+        trace,
+        out,
+        salt=salt,
+        progress=screen.progress,
+        **given(model=model, rules=rules),
+    )
+    units = f"{out}: units of {found.unit} tokens"
+    return Answer(found, lambda: {"trace": str(out), "unit": found.unit}, json, [units])
+
+
+def _describe(trace: ml.Trace, out: Path) -> dict[str, Any]:
+    """Return a written trace's file, size and what was left out of it."""
+    requests = len(trace.inference)
+    return {"trace": str(out), "requests": requests, "skipped": dict(trace.skipped)}

@@ -1,1 +1,1 @@
-"""What mlxlab adds to a notebook: ``%load_ext mlxlab`` gives ``%serve``."""
+"""Line magics: ``%load_ext mlxlab`` adds ``%serve`` and a magic for each verb."""

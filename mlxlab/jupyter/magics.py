@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,11 +13,14 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments
 
-from mlxlab.errors import MlxlabError, ServerError
+from mlxlab.cli.options import parse_sizes
+from mlxlab.errors import ConfigError, MlxlabError, ServerError
 from mlxlab.jupyter.address import Address, is_free, name_notebook, recall, remember
+from mlxlab.jupyter.lines import split_line
 from mlxlab.server.aliases import parse_models
 from mlxlab.server.credentials import find_token
 from mlxlab.server.server import Options, Server, Status, serve
+from mlxlab.sizes import SIZE_FORM
 
 __all__ = ["ServeMagics"]
 
@@ -30,19 +32,15 @@ _ALONE = ("stop", "status")
 
 
 def _path(text: str) -> Path:
-    """Absolute: `%cd` does not change what is meant."""
-    home = text == "~" or text.startswith("~/")
-    return (Path(text).expanduser() if home else Path(text)).absolute()
+    """Return an absolute path: `%cd` does not change it."""
+    return Path(text).absolute()
 
 
-def _bytes(gibibytes: str) -> int:
+def _size(text: str) -> int:
     try:
-        size = int(float(gibibytes) * 2**30)
-    except (ValueError, OverflowError):
-        size = 0
-    if size < 1:
-        raise ArgumentTypeError(f"{gibibytes!r}: give GiB, more than 0")
-    return size
+        return parse_sizes(text, "--memory")[0]
+    except ConfigError:
+        raise ArgumentTypeError(f"{text!r}: give {SIZE_FORM}") from None
 
 
 def _print_notices(server: Server) -> None:
@@ -88,7 +86,7 @@ class ServeMagics(Magics):
         "--script", metavar="FILE", type=_path, help="answers in place of sampled ones"
     )
     @argument(
-        "--memory", metavar="GIB", type=_bytes, help="for models, keys and values"
+        "--memory", metavar="SIZE", type=_size, help="for models, keys and values"
     )
     @argument("--status", action="store_true", help="what was served so far")
     @argument("--stop", action="store_true", help="stop the server")
@@ -126,14 +124,9 @@ class ServeMagics(Magics):
             self.server = None
 
     def _parse(self, line: str) -> Namespace:
-        line = re.sub(r"(^|\s)#\s.*", "", line)  # people paste lines with comments
         # Else argparse takes `--rules -name` for two options.
         line = re.sub(r"(?<!\S)--rules\s+-(?=\w)", "--rules=-", line)
-        try:
-            words = shlex.split(line)
-        except ValueError as error:
-            raise UsageError(f"{error}: {line}") from None
-        given: Namespace = self.serve.parser.parse_args(words)
+        given: Namespace = self.serve.parser.parse_args(split_line(line))
         named = [name for name, value in vars(given).items() if value]
         for name in _ALONE:
             if name in named and len(named) > 1:

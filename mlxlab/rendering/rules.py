@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from mlxlab.errors import RuleError
+from mlxlab.errors import RuleError, did_you_mean
 from mlxlab.prompt import Role
 from mlxlab.rendering.conversation import Conversation, Part, read_conversation
 from mlxlab.rendering.messages import MessagesRequest
@@ -85,8 +85,8 @@ def parse_rules(spec: str) -> tuple[str, ...]:
 def _check_names(names: Iterable[str]) -> None:
     for name in sorted(names):
         if name not in RULES:
-            known = ", ".join(RULES)
-            raise RuleError(f"unknown rule {name!r}; known: all, none, {known}")
+            near, known = did_you_mean(name, RULES), ", ".join(RULES)
+            raise RuleError(f"unknown rule {name!r}; known: all, none, {known}{near}")
 
 
 def _drop_attribution(conversation: Conversation) -> Conversation:

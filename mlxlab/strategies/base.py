@@ -16,7 +16,7 @@ from inspect import Parameter as Keyword
 from inspect import Signature, cleandoc, getattr_static, isfunction, signature
 from typing import ClassVar
 
-from mlxlab.errors import IntegrityError, StrategyError
+from mlxlab.errors import IntegrityError, StrategyError, did_you_mean
 from mlxlab.prompt import Prompt
 from mlxlab.strategies.parameters import (
     Kind,
@@ -136,8 +136,9 @@ class Strategy(ABC):
         for key in given:
             if key not in cls.declared:
                 accepted = ", ".join(cls.declared) or "no parameters"
+                near = did_you_mean(key, cls.declared)
                 raise StrategyError(
-                    f"{cls.name}: no parameter {key!r}; accepted: {accepted}"
+                    f"{cls.name}: no parameter {key!r}; accepted: {accepted}{near}"
                 )
         return {
             key: declared.check(cls.name, key, given[key])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TypeVar
 
-from mlxlab.errors import StrategyError
+from mlxlab.errors import StrategyError, did_you_mean
 from mlxlab.sizes import UNITS
 from mlxlab.strategies.base import Strategy
 from mlxlab.strategies.parameters import ParameterValue
@@ -56,8 +56,9 @@ def find_strategy(name: str) -> type[Strategy]:
         StrategyError: there is none; the message lists all names.
     """
     if name not in STRATEGIES:
+        near = did_you_mean(name, STRATEGIES)
         raise StrategyError(
-            f"no strategy {name!r}; choose from {', '.join(STRATEGIES)}"
+            f"no strategy {name!r}; choose from {', '.join(STRATEGIES)}{near}"
         )
     return STRATEGIES[name]
 

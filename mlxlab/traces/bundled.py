@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlxlab.errors import TraceError
+from mlxlab.errors import TraceError, did_you_mean
 from mlxlab.traces.trace import Trace, read_trace
 
 __all__ = ["DEFAULT_TRACE", "bundled_traces", "load_trace"]
@@ -38,8 +38,8 @@ def load_trace(trace: Trace | str | Path) -> Trace:
     bundled = bundled_traces()
     path = bundled.get(str(trace), Path(trace))
     if not path.exists():
-        known = ", ".join(bundled)
+        near, known = did_you_mean(str(trace), bundled), ", ".join(bundled)
         raise TraceError(
-            f"no trace {str(trace)!r}: no such file; bundled traces: {known}"
+            f"no trace {str(trace)!r}: no such file; bundled traces: {known}{near}"
         )
     return read_trace(path)

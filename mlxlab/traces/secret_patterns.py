@@ -24,7 +24,7 @@ _START = (
 )
 _END = rb"(?![\w-])"
 #: Characters of secrets without spaces become ``a``: runs of those are found fast.
-_LEAST_RUN = 16
+_LEAST_RUN = 14
 _RUNS = bytes(97 if re.match(rb"[\w.:/+=@-]", bytes([c])) else 32 for c in range(256))
 #: Bytes in runs up to which one pattern for all anchors is faster than a search each.
 _FEW = 4096

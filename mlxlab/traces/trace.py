@@ -173,7 +173,7 @@ def read_trace(path: str | Path) -> Trace:
     An incomplete last line, left by a crash, is skipped and counted in ``skipped``.
 
     Args:
-        path: a trace file, as ``mlxlab record`` and ``mlxlab import`` write it.
+        path: a trace file, as ``mlxlab record`` and ``mlxlab import-trace`` write it.
 
     Raises:
         TraceError: not a trace, another version, or a damaged line; the message names

@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from mlxlab.analysis.result import read_result
 from mlxlab.models.folder import find_model
 from mlxlab.rendering.rules import RULES
 from mlxlab.strategies import STRATEGIES
@@ -51,7 +52,7 @@ def test_compare_prints_a_table_and_writes_what_was_asked(
     assert (tmp_path / "plots" / "hit_rate.svg").exists()
     assert "each trace has its own cache" in " ".join(done.stdout.split())
     assert "Best: " in done.stdout
-    assert "This takes" not in done.stdout
+    assert "This takes" not in done.stdout + done.stderr
     said = "".join(done.stdout.split())
     written = [out, *(tmp_path / "plots").iterdir()]
     assert len(written) >= 4
@@ -61,7 +62,7 @@ def test_compare_prints_a_table_and_writes_what_was_asked(
 def test_a_live_comparison_says_first_how_long_it_takes(trace: Path) -> None:
     done = run("compare", trace, "--strategies", "prefix,paged")
     assert done.returncode == 0, done.stderr
-    first = done.stdout.splitlines()[0]
+    first = done.stderr.splitlines()[0]
     assert re.match(r"This takes about \d+(\.\d+)? (s|min|h), by a few prompts;", first)
     assert "median time to first token" in " ".join(done.stdout.split())
     assert "Written:" not in done.stdout
@@ -71,9 +72,10 @@ def test_tune_says_whether_traces_share_a_cache(trace: Path) -> None:
     options = ["--trials", "1", "--memory", "1MiB"]
     done = run("tune", trace, *options)
     assert done.returncode == 0, done.stderr
-    assert "all traces share one cache, one after the other" in done.stdout
+    said = " ".join(done.stdout.split())
+    assert "all traces share one cache, one after the other" in said
     several = run("tune", trace, *options, "--users", "3").stdout
-    assert "all traces share one cache, 3 at a time" in several
+    assert "all traces share one cache, 3 at a time" in " ".join(several.split())
 
 
 def test_fidelity_prints_a_table_and_writes_what_was_asked(
@@ -157,7 +159,10 @@ def test_a_bad_trace_is_one_line_and_exit_code_2(
         (["--model", "nope"], "unknown model 'nope'"),
         (["--model", "/"], "config.json cannot be read"),
         (["--chunk", "0"], "chunk"),
-        (["--capacity", "1GB"], "--capacity: '1GB' is no size; give bytes, or"),
+        (
+            ["--capacity", "1GB"],
+            "--capacity '1GB': give a size with its unit, such as 16GiB",
+        ),
     ],
 )
 def test_a_bad_option_is_exit_code_2(
@@ -186,7 +191,7 @@ def test_imports_a_capture(tmp_path: Path) -> None:
     }
     capture, out = tmp_path / "capture.jsonl", tmp_path / "trace.jsonl"
     capture.write_text(json.dumps(line) + "\n")
-    done = run("import", capture, "--out", out)
+    done = run("import-trace", capture, "--out", out)
     assert done.returncode == 0, done.stderr
     assert "sk-secret" not in out.read_text()
     assert run("compare", out, "--simulate").returncode == 0
@@ -199,7 +204,7 @@ def test_imports_a_history_and_says_what_it_left_out(tmp_path: Path) -> None:
     log.raw(b"broken\n")
     out = tmp_path / "trace.jsonl"
     options = ["--since", "2020-01-01", "--project", "app", "--limit", "5"]
-    done = run("import", tmp_path / "projects", "--out", out, *options)
+    done = run("import-trace", tmp_path / "projects", "--out", out, *options)
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stdout.split())
     assert "line that is not a JSON object skipped (1 times)" in said
@@ -223,7 +228,7 @@ def test_import_refuses_what_it_cannot_do(
     options: list[str], says: str, tmp_path: Path
 ) -> None:
     SessionLog(tmp_path / "s.jsonl").record("mode")
-    done = run("import", tmp_path, "--out", tmp_path / "out.jsonl", *options)
+    done = run("import-trace", tmp_path, "--out", tmp_path / "out.jsonl", *options)
     assert done.returncode == 2
     assert says in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
@@ -313,3 +318,83 @@ def test_a_calibration_with_fewer_points_does_not_replace_a_better_one(
     assert done.returncode == 0
     assert says not in " ".join(done.stderr.split())
     assert len(json.loads(path.read_text())["calibrations"][0]["points"]) == 8
+
+
+VERBS_WITH_RESULTS = {
+    "compare": ["--simulate", "--strategies", "paged"],
+    "misses": [],
+    "sweep": ["--strategies", "paged", "--scheduler", "here"],
+    "tune": ["--trials", "1"],
+    "calibrate": ["--tokens", "300", "--seconds", "0"],
+    "fidelity": [
+        *("--strategies", "paged", "--edits", "none", "--tokens", "2"),
+        *("--quantized", "none"),
+    ],
+}
+
+
+@pytest.mark.parametrize("verb", VERBS_WITH_RESULTS)
+def test_json_is_all_that_a_verb_prints_or_writes(
+    verb: str, trace: Path, tmp_path: Path, measured: Path
+) -> None:
+    arguments = [*([] if verb == "calibrate" else [trace]), *VERBS_WITH_RESULTS[verb]]
+    done = run(verb, *arguments, "--json", "-")
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout)
+    assert printed["kind"] == verb
+    assert printed["requests"]
+    file = tmp_path / "out.json"
+    done = run(verb, *arguments, "--json", file)
+    assert json.loads(file.read_text()).keys() == printed.keys()
+    assert str(file) in "".join(done.stdout.split())
+    assert read_result(file).kind == verb
+
+
+def test_json_says_what_was_written(trace: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    count = len(small_trace().inference)
+    for arguments, content in {
+        ("anonymize", trace): {"trace": out, "requests": count, "skipped": {}},
+        ("export-trace", trace): {"trace": out, "unit": 64},
+        ("report", trace): {"report": out},
+    }.items():
+        done = run(*arguments, "--out", out, "--json", "-")
+        assert json.loads(done.stdout) == content, done.stderr
+    read = json.loads(run("read-trace", trace, "--json", "-").stdout)
+    assert read == {"trace": "small", "requests": len(small_trace())}
+    rules = json.loads(run("rules", "--json", "-").stdout)
+    assert rules.keys() == RULES.keys()
+
+
+def test_a_trace_that_is_not_named_is_noted() -> None:
+    done = run("misses", "--json", "-")
+    assert json.loads(done.stdout)["kind"] == "misses"
+    assert done.stderr.splitlines() == [
+        "No trace is named; this uses the bundled trace sessions."
+    ]
+
+
+def test_progress_is_quiet_in_a_pipe_unless_forced(trace: Path) -> None:
+    options = ["misses", trace]
+    assert run(*options).stderr == ""
+    assert "paged" in run("--progress", *options).stderr
+
+
+def test_fidelity_says_first_how_long_it_takes(trace: Path, measured: Path) -> None:
+    few = ["--strategies", "paged", "--edits", "date", "--quantized", "none"]
+    done = run("fidelity", trace, *few, "--tokens", "2")
+    assert done.returncode == 0, done.stderr
+    first = done.stderr.splitlines()[0]
+    assert re.match(r"This takes about \d+(\.\d+)? (s|min|h), by a few prompts;", first)
+
+
+def test_misses_reads_an_imported_history(tmp_path: Path) -> None:
+    log = SessionLog(tmp_path / "projects/-me-app/s.jsonl")
+    log.say("user", "Why does the sum fail?")
+    log.answer("a1", {"type": "text", "text": "It subtracts."})
+    out = tmp_path / "mine.jsonl"
+    done = run("import-trace", tmp_path / "projects", "--out", out, "--json", "-")
+    assert json.loads(done.stdout)["requests"] == 1
+    found = run("misses", out)
+    assert found.returncode == 0, found.stderr
+    assert "what would have saved them" in " ".join(found.stdout.split())

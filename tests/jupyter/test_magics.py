@@ -28,18 +28,6 @@ TOKEN = "token-for-tests"
 PATIENCE_S = 60.0
 
 
-@pytest.fixture
-def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    InteractiveShell.clear_instance()
-    shell = InteractiveShell.instance()
-    shell.run_line_magic("load_ext", "mlxlab")
-    yield shell
-    shell.run_line_magic("unload_ext", "mlxlab")
-    InteractiveShell.clear_instance()
-
-
 def serve(shell: Any, line: str = "") -> Any:
     return shell.run_line_magic("serve", line)
 
@@ -113,9 +101,9 @@ def test_what_is_given_again_is_no_change(shell: Any, tmp_path: Path) -> None:
     script.write_text(
         '{"conversations": [], "otherwise": [{"type": "text", "text": "."}]}'
     )
-    server = serve(shell, f"--script {script} --memory 0.5")
+    server = serve(shell, f"--script {script} --memory 512MiB")
     port = server.endpoint.port
-    again = f"--script {script} --memory 0.5 --port {port} --token {server.token}"
+    again = f"--script {script} --memory 512MiB --port {port} --token {server.token}"
     assert serve(shell, again) is server
     assert ask(server).json()["content"] == [{"type": "text", "text": "."}]
     assert serve(shell, "--port 0") is server
@@ -316,9 +304,12 @@ def test_a_relative_path_is_meant_where_it_was_given(
         ("--nope", "unrecognized arguments: --nope"),
         ("--port x", "argument --port: invalid int value: 'x'"),
         ("--port 99999", "give a free port"),
-        ("--memory nan", "argument --memory: 'nan': give GiB, more than 0"),
-        ("--memory 0", "argument --memory: '0': give GiB"),
-        ("--memory inf", "argument --memory: 'inf': give GiB"),
+        (
+            "--memory nan",
+            "argument --memory: 'nan': give a size with its unit, such as 16GiB",
+        ),
+        ("--memory 0", "argument --memory: '0': give a size with its unit"),
+        ("--memory inf", "argument --memory: 'inf': give a size with its unit"),
         ("--script /nowhere.json", "/nowhere.json: No such file"),
         ("--aliases /nowhere.json", "/nowhere.json: No such file"),
         ("--record /nowhere/x.jsonl", "/nowhere/x.jsonl: No such file"),

@@ -348,7 +348,7 @@ def test_an_occupied_port_leaves_nothing_behind(
         ({"aliases": "/nowhere/aliases.json"}, {}),
         ({"record": "/nowhere/at/all.jsonl"}, {}),
         ({}, {"script": "/nowhere/script.json"}),
-        ({}, {"token": "short", "host": "0.0.0.0"}),
+        ({}, {"token": "kürzer"}),
         ({}, {"chunk": 0}),
         ({}, {"queue": -1}),
         ({}, {"memory": 0}),

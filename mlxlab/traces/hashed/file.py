@@ -182,7 +182,7 @@ class HashedFile(HashedFormat):
     """Our own form: chained hashes, content hashes and segment roles."""
 
     name = "hashed"
-    summary = "salted hashes written by mlxlab export, .jsonl or .jsonl.gz"
+    summary = "salted hashes written by mlxlab export-trace, .jsonl or .jsonl.gz"
     signature = b'"kind":"hashed"'
 
     def unit(self, path: Path) -> int:

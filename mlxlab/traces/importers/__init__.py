@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlxlab.errors import TraceError
+from mlxlab.errors import TraceError, did_you_mean
 from mlxlab.traces.hashed.base import HASHED_FORMATS
 from mlxlab.traces.importers.base import (
     IMPORTERS,
@@ -51,8 +51,8 @@ def import_trace(
     start = parse_date(since) if isinstance(since, str) else since
     selection = Selection(float("-inf") if start is None else start, project, limit)
     if format not in {AUTO, *IMPORTERS}:
-        known = ", ".join((AUTO, *IMPORTERS))
-        raise TraceError(f"no format {format!r}; choose from {known}")
+        near, known = did_you_mean(format, IMPORTERS), ", ".join((AUTO, *IMPORTERS))
+        raise TraceError(f"no format {format!r}; choose from {known}{near}")
     if path is None:
         importer = IMPORTERS[_DEFAULT if format == AUTO else format]
         path = importer.default_path()

@@ -180,11 +180,11 @@ def test_a_new_format_is_one_class(notes: Path, tmp_path: Path) -> None:
 def test_a_new_format_is_listed_and_read_by_the_shell(
     notes: Path, tmp_path: Path
 ) -> None:
-    shown = CliRunner().invoke(app, ["import", "--help"]).stdout
+    shown = CliRunner().invoke(app, ["import-trace", "--help"]).stdout
     assert Notes.summary in shown
     assert "accepts --project" in " ".join(shown.split())
     out = tmp_path / "out.jsonl"
-    done = CliRunner().invoke(app, ["import", str(notes), "--out", str(out)])
+    done = CliRunner().invoke(app, ["import-trace", str(notes), "--out", str(out)])
     assert done.exit_code == 0, done.output
     assert "empty line skipped (1 times)" in done.stdout
 
@@ -219,7 +219,7 @@ def test_installed_packages_add_formats(tmp_path: Path) -> None:
     )
     path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
     done = subprocess.run(
-        [sys.executable, "-m", "mlxlab", "import", "--help"],
+        [sys.executable, "-m", "mlxlab", "import-trace", "--help"],
         capture_output=True,
         text=True,
         check=False,

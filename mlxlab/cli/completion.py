@@ -1,0 +1,109 @@
+"""Completions of traces, strategies, rules and other names, for shells and notebooks.
+
+Names are loaded when a user asks for completions, so that commands start fast.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from glob import escape
+from pathlib import Path
+
+__all__ = [
+    "complete_edits",
+    "complete_files",
+    "complete_formats",
+    "complete_models",
+    "complete_rules",
+    "complete_strategies",
+    "complete_texts",
+    "complete_traces",
+]
+
+#: A spec whose last parameter is incomplete: the strategy, and that parameter's name.
+_PARAMETERS = r"(?:.*,)?([a-z0-9-]+):(?:\w+=[^,@]*,)*(\w*)"
+
+
+def complete_traces(incomplete: str) -> list[str]:
+    """Complete a bundled trace or a file."""
+    from mlxlab.traces.bundled import bundled_traces
+
+    return [*_matching(bundled_traces(), incomplete), *complete_files(incomplete)]
+
+
+def complete_models(incomplete: str) -> list[str]:
+    """Complete the bundled model or a folder."""
+    from mlxlab.models.folder import BUNDLED
+
+    folders = [path for path in complete_files(incomplete) if path.endswith("/")]
+    return [*_matching([BUNDLED], incomplete), *folders]
+
+
+def complete_files(incomplete: str) -> list[str]:
+    """Complete a path; folders end in a slash."""
+    folder, slash, name = incomplete.rpartition("/")
+    parent = Path(f"{folder}{slash}" or ".").expanduser()
+    found = sorted(parent.glob(f"{escape(name)}*"))
+    return [f"{folder}{slash}{path.name}{'/' * path.is_dir()}" for path in found]
+
+
+def complete_strategies(incomplete: str) -> list[str]:
+    """Complete the last of several specs: its name, parameter or rules."""
+    from mlxlab.strategies import STRATEGIES
+
+    before, at, rules = incomplete.rpartition("@")
+    if at and "," not in rules:
+        return [f"{before}@{rest}" for rest in _complete_list(rules, _rules(), "+")]
+    found = _complete_list(incomplete, STRATEGIES)
+    match = re.fullmatch(_PARAMETERS, incomplete)
+    if match and match[1] in STRATEGIES:
+        keys = [f"{key}=" for key in STRATEGIES[match[1]].declared]
+        before = incomplete[: match.start(2)]
+        found += [f"{before}{key}" for key in _matching(keys, match[2])]
+    return found
+
+
+def complete_rules(incomplete: str) -> list[str]:
+    """Complete the last of several rules or exceptions."""
+    names = _rules()
+    exceptions = [f"-{name}" for name in names if name not in {"all", "none"}]
+    return _complete_list(incomplete, [*names, *exceptions])
+
+
+def complete_formats(incomplete: str) -> list[str]:
+    """Complete a format of traces to import."""
+    from mlxlab.traces.importers import AUTO, IMPORTERS
+
+    return _matching([AUTO, *IMPORTERS], incomplete)
+
+
+def complete_edits(incomplete: str) -> list[str]:
+    """Complete the last of several edits."""
+    from mlxlab.analysis.fidelity.edits import EDIT_GROUPS, EDITS
+
+    return _complete_list(incomplete, [*EDIT_GROUPS, "none", *EDITS])
+
+
+def complete_texts(incomplete: str) -> list[str]:
+    """Complete a form of the text of changed blocks."""
+    from mlxlab.analysis.misses.text_diff import TextShown
+
+    return _matching(map(str, TextShown), incomplete)
+
+
+def _rules() -> list[str]:
+    from mlxlab.rendering.rules import RULES
+
+    return ["all", "none", *RULES]
+
+
+def _complete_list(
+    incomplete: str, names: Iterable[str], joint: str = ","
+) -> list[str]:
+    first, comma, last = incomplete.rpartition(joint)
+    return [f"{first}{comma}{name}" for name in _matching(names, last)]
+
+
+def _matching(names: Iterable[str], incomplete: str) -> list[str]:
+    return [name for name in names if name.startswith(incomplete)]

@@ -1,0 +1,128 @@
+"""Answers of commands, and the terminal that shows them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlxlab.files import write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console, RenderableType
+
+    from mlxlab.analysis.result import Result
+
+__all__ = ["STDOUT", "Answer", "Screen", "Terminal"]
+
+#: The path that stands for the terminal's output.
+STDOUT = Path("-")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer of a command; a :class:`Screen` shows it.
+
+    Attributes:
+        value: the object that the Python verb returned.
+        content: returns the value as JSON values.
+        json: the file for ``content``; ``-`` for the terminal's output.
+        after: texts and tables to show after the value.
+        written: files that the command wrote.
+        width: columns that the tables need where no terminal sets the width.
+    """
+
+    value: object = None
+    content: Callable[[], Mapping[str, Any]] = dict
+    json: Path | None = None
+    after: Sequence[str | pd.DataFrame | RenderableType] = ()
+    written: Sequence[Path] = field(default=())
+    width: int | None = None
+
+
+class Screen(ABC):
+    """The place where a command shows notes, progress and its answer.
+
+    Attributes:
+        progress: whether to show progress bars.
+    """
+
+    progress: bool
+
+    @abstractmethod
+    def note(self, text: str) -> None:
+        """Show a line that is not part of the answer."""
+
+    @abstractmethod
+    def show_value(self, answer: Answer) -> None:
+        """Show the value, and the texts and tables after it."""
+
+    def show(self, answer: Answer) -> None:
+        """Show an answer, or write it as JSON."""
+        if answer.json == STDOUT:
+            print(json.dumps(answer.content(), indent=1))
+            return
+        written = list(answer.written)
+        if answer.json:
+            write_json(answer.content(), answer.json)
+            written.insert(0, answer.json)
+        self.show_value(answer)
+        if written:
+            self.show_value(Answer(f"Written: {', '.join(map(str, written))}"))
+
+
+class Terminal(Screen):
+    """A terminal or a pipe. Standard output holds nothing but the answer.
+
+    Args:
+        progress: whether to show bars; None to show them on terminals only.
+    """
+
+    def __init__(self, progress: bool | None = None) -> None:
+        self.progress = sys.stderr.isatty() if progress is None else progress
+
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def show_value(self, answer: Answer) -> None:
+        from rich.console import Console
+
+        console = Console()
+        if answer.width and not console.is_terminal:
+            console = Console(width=answer.width)
+        if isinstance(answer.value, str):
+            console.print(answer.value, highlight=False, markup=False)
+        elif answer.value is not None:
+            _print_result(answer.value, console)
+        for item in answer.after:
+            _print_item(item, console)
+
+
+def _print_result(value: object, console: Console) -> None:
+    """Print a result's title, sentences, tables and notes; other values as text."""
+    if not hasattr(value, "tables"):
+        print(value, flush=True)
+        return
+    result: Result = value
+    for line in (*result.title.split("\n"), *result.lines()):
+        console.print(line, highlight=False, markup=False)
+    for frame in result.tables():
+        _print_item(frame, console)
+    for note in result.notes:
+        console.print(note, highlight=False, markup=False)
+
+
+def _print_item(item: str | pd.DataFrame | RenderableType, console: Console) -> None:
+    if isinstance(item, str):
+        print(item, flush=True)  # not wrapped: lines can be copied
+    elif hasattr(item, "columns") and hasattr(item, "itertuples"):
+        from mlxlab.analysis.tables import lay_out
+
+        console.print(lay_out(item, console.width))
+    else:
+        console.print(item)

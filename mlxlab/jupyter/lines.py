@@ -1,0 +1,26 @@
+"""Reads the line of a magic, as a shell reads a command line."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+from IPython.core.error import UsageError
+
+__all__ = ["split_line"]
+
+
+def split_line(line: str) -> list[str]:
+    """Split a line into words; drop a comment and expand ``~``.
+
+    Raises:
+        UsageError: a quotation is not closed.
+    """
+    line = re.sub(r"(^|\s)#\s.*", "", line)  # people paste lines with comments
+    try:
+        words = shlex.split(line)
+    except ValueError as error:
+        raise UsageError(f"{error}: {line}") from None
+    home = str(Path.home())
+    return [re.sub(r"^(--[\w-]+=)?~(?=/|$)", rf"\g<1>{home}", word) for word in words]

@@ -21,10 +21,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mlxlab.analysis.sweep import sweep
-from mlxlab.replay.hashed import HashedSource
 from mlxlab.replay.simulator import Simulator
 from mlxlab.replay.specs import EXACT_SPECS, parse_specs
-from mlxlab.replay.workload import Workload
+from mlxlab.replay.workload import HashedSource, Workload
 from mlxlab.traces.hashed.trace import HashedTrace
 from mlxlab.traces.open import open_traces
 
@@ -50,7 +49,7 @@ def main() -> None:
     seconds, tokens = simulate(arguments.folder)
     small, large = (measure_mib(arguments.folder, n) for n in (1, COPIES))
     table = Table(box=SIMPLE_HEAD)
-    for heading in ("what", "found", "target", "ok"):
+    for heading in ("measurement", "found", "target", "ok"):
         table.add_column(heading)
     fine = [seconds <= MOST_S, large / small <= MOST_GROWTH]
     table.add_row(

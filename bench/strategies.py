@@ -190,7 +190,7 @@ def _table(rows: list[Row]) -> Table:
     table = Table(
         "name",
         box=SIMPLE_HEAD,
-        title=f"mlxlab against what it replaces; BLAS: {blas.preload()}",
+        title=f"mlxlab against the code it replaces; BLAS: {blas.preload()}",
     )
     for column in ("ours ms", "theirs ms", "times as fast", "target", "ok"):
         table.add_column(column, justify="right")

@@ -31,9 +31,8 @@ from mlxlab.replay.bounds import BOUNDS, find_bounds, tabulate_bounds
 from mlxlab.replay.cost_model import CostModel
 from mlxlab.replay.manifest import describe_run
 from mlxlab.replay.simulator import Simulator
-from mlxlab.replay.sources import Sources, open_sources
 from mlxlab.replay.specs import EXACT_SPECS, Strategies, StrategySpec, parse_specs
-from mlxlab.replay.workload import Workload
+from mlxlab.replay.workload import Sources, Workload, open_sources
 from mlxlab.sizes import Size, format_size, read_size
 from mlxlab.strategies import Strategy
 from mlxlab.strategies.base import CAPACITY

@@ -21,9 +21,8 @@ from mlxlab.replay.bounds import find_bounds, tabulate_bounds
 from mlxlab.replay.cost_model import CostModel
 from mlxlab.replay.manifest import describe_run
 from mlxlab.replay.simulator import Simulator
-from mlxlab.replay.sources import open_sources
 from mlxlab.replay.specs import StrategySpec
-from mlxlab.replay.workload import Workload
+from mlxlab.replay.workload import Workload, open_sources
 from mlxlab.sizes import Size, read_size
 from mlxlab.strategies import STRATEGIES, Limit, Strategy
 from mlxlab.strategies.base import CAPACITY

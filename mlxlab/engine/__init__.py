@@ -1,6 +1,6 @@
 """Runs a model under a cache strategy, on mlx-lm.
 
-Importing this package decides which BLAS mlx uses, because that has to happen before
+Importing this package chooses the BLAS that mlx uses. The choice has to come before
 mlx itself is imported.
 """
 

@@ -18,8 +18,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mlxlab.prompt import Prompt, Tokens
-from mlxlab.replay.hashed import NumberedRequest
 from mlxlab.replay.requests import RenderedRequest
+from mlxlab.replay.workload import NumberedRequest
 from mlxlab.strategies.paged import Paged
 from mlxlab.strategies.sequences.hashing import window_hashes
 from mlxlab.strategies.sequences.radix_tree import RadixTree

@@ -208,21 +208,21 @@ def fit_costs(
 
 
 def remember_costs(costs: CostModel, *, force: bool = False) -> Path:
-    """Keep a calibration, unless a better one of the same model and machine is kept.
+    """Keep a calibration, unless a better one of this model and machine is kept.
 
-    The better one has more points, because a fit is as good as what it rests on. Equal
-    ones are replaced by the later. One that another device or BLAS computed is always
-    replaced, and one of another processor, mlx or chunk is kept beside this one.
+    A calibration with more points is better. With equal numbers the later one stays. A
+    calibration of another device or BLAS is always replaced. One of another processor,
+    mlx or chunk is kept beside this one.
 
     Args:
-        costs: of a run.
+        costs: the calibration of a run.
         force: whether to replace a better one too.
 
     Returns:
         The file.
 
     Raises:
-        MlxlabError: it cannot be written.
+        MlxlabError: the file cannot be written.
     """
     path = _file(costs.model)
     kept = _kept(costs.model)

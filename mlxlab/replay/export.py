@@ -36,8 +36,8 @@ def export_trace(
 ) -> HashedTrace:
     """Write a trace as hashes of 64 tokens each, by prefix and by content.
 
-    Secrets are replaced first: with the salt, texts could be tried out. Sessions and
-    agents are numbered. Times are counted from the first request.
+    Secrets are replaced first, because users with the salt could test guessed texts.
+    Sessions and agents are numbered. Times are counted from the first request.
 
     Args:
         trace: a recorded trace, its file, or the name of a bundled trace.

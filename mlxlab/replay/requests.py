@@ -1,4 +1,4 @@
-"""From a trace to what a target is driven with: rendered prompts and their answers."""
+"""Renders a trace to replayable requests: prompts and recorded answers."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class RenderedRequest:
     Attributes:
         session: session id, ``/`` and the agent's id for a sub-agent.
         id: the exchange's id in its trace.
-        answer: ids that were answered, the end of turn included; empty if the trace
-            does not tell.
+        answer: ids of the answer, the end of turn included; empty if the trace has no
+            answer.
         unit: tokens that an id of the prompt stands for.
-        side: whether the client asked on the side, as for a title: it is no turn of
-            the session's conversation, which its prompt cannot tell.
+        side: whether this is a side request, such as one for a title. It is not a turn
+            of the session's conversation, which its prompt does not show.
     """
 
     session: str
@@ -43,12 +43,12 @@ class RenderedRequest:
         return len(self.prompt)
 
     def tokens_between(self, start: int, stop: int) -> int:
-        """Tokens at positions ``[start, stop)`` of the prompt, which are in units."""
+        """Return the tokens at positions ``[start, stop)`` of the prompt, in units."""
         return min(stop * self.unit, self.tokens) - min(start * self.unit, self.tokens)
 
     @property
     def computed(self) -> Prompt:
-        """What has been fed to a model once the answer is out: all but its last id."""
+        """The sequence fed to the model: prompt and answer, without the last id."""
         length = len(self.prompt) + len(self.answer) - 1
         return self.prompt.extended(self.answer).head(length)
 
@@ -58,23 +58,23 @@ def render_trace(
     renderer: Renderer,
     progress: Callable[[int], object] = lambda requests: None,
 ) -> list[RenderedRequest]:
-    """The trace's inference requests in order of arrival.
+    """Return a trace's inference requests in order of arrival.
 
-    An answer that was not recorded is read off a later request that repeats it.
+    An answer that was not recorded is read from a later request that repeats it.
 
     Args:
-        trace: what was recorded.
-        renderer: for the model and rules that the prompts are for.
+        trace: a recorded trace.
+        renderer: a renderer for the model and rules of the prompts.
         progress: called with the number of requests just rendered.
 
     Raises:
-        RequestError: a request that is no valid Messages request, or none at all.
-        ModelError: a prompt beyond the model's window, or one that cannot be rendered.
+        RequestError: a request is not a valid Messages request, or there is none.
+        ModelError: a prompt is longer than the model's window, or cannot be rendered.
     """
     requests: list[RenderedRequest] = []
     equipped = {e.session for e in trace.inference if e.body and e.body.get("tools")}
     for exchange in trace.inference:
-        side = _is_aside(exchange, equipped)
+        side = _is_side_request(exchange, equipped)
         requests.append(replace(_render(trace, exchange, renderer), side=side))
         progress(1)
     if not requests:
@@ -86,7 +86,7 @@ def render_trace(
     return [
         request
         if len(request.answer)
-        else replace(request, answer=_repeated(request, requests[i:], end))
+        else replace(request, answer=_repeated_answer(request, requests[i:], end))
         for i, request in enumerate(requests, start=1)
     ]
 
@@ -94,7 +94,7 @@ def render_trace(
 def label_sessions(
     traces: Sequence[Trace], rendered: Sequence[list[RenderedRequest]]
 ) -> list[list[RenderedRequest]]:
-    """Put traces' names before sessions' if there are several: ids may be the same."""
+    """Put trace names before session ids if there are several traces."""
     if len(traces) == 1:
         return list(rendered)
     return [
@@ -109,7 +109,7 @@ def label_sessions(
 def _render(trace: Trace, exchange: Exchange, renderer: Renderer) -> RenderedRequest:
     where = f"trace {trace.name}: request {exchange.id}"
     response = exchange.response
-    body = _asked(exchange)
+    body = _request_body(exchange)
     prompt: Prompt
     answer: Tokens = np.empty(0, dtype=np.int32)
     if response and response.status == 200 and response.message:
@@ -130,8 +130,8 @@ def _render(trace: Trace, exchange: Exchange, renderer: Renderer) -> RenderedReq
     return RenderedRequest(exchange.session + agent, exchange.id, prompt, answer)
 
 
-def _is_aside(exchange: Exchange, equipped: Collection[str]) -> bool:
-    """Whether no tools are offered in a session that has some, or JSON is asked for."""
+def _is_side_request(exchange: Exchange, equipped: Collection[str]) -> bool:
+    """Return whether a request asks for JSON, or lacks its session's tools."""
     body = exchange.body or {}
     output = body.get("output_config")
     form = output.get("format") if isinstance(output, dict) else None
@@ -139,8 +139,8 @@ def _is_aside(exchange: Exchange, equipped: Collection[str]) -> bool:
     return asks_json or (exchange.session in equipped and not body.get("tools"))
 
 
-def _asked(exchange: Exchange) -> dict[str, Json] | None:
-    """The request, with the server's word on reasoning where it had the last one."""
+def _request_body(exchange: Exchange) -> dict[str, Json] | None:
+    """Return the request body, with the server's decision about thinking."""
     generated = exchange.response.generated if exchange.response else None
     if exchange.body is None or generated is None or generated.thinking is None:
         return exchange.body
@@ -148,10 +148,10 @@ def _asked(exchange: Exchange) -> dict[str, Json] | None:
     return {**exchange.body, "thinking": {"type": kind}}
 
 
-def _repeated(
+def _repeated_answer(
     request: RenderedRequest, later: Sequence[RenderedRequest], end: int | None
 ) -> Tokens:
-    """The answer as it stands in the first later prompt that begins with this one."""
+    """Return the answer from the first later prompt that begins with this one."""
     own = request.prompt.tokens
     for other in later:
         ids = other.prompt.tokens

@@ -1,4 +1,4 @@
-"""Replay without a model: the strategy alone. Imports no mlx."""
+"""Replays requests without a model: the strategy alone. Imports no mlx."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Progress: TypeAlias = Callable[[int], object]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one request cost on a target.
+    """The cost of one replayed request.
 
     Attributes:
         reused_tokens: prompt tokens restored from the cache.
-        stored_bytes: keys and values held once the request is done.
-        evicted: tokens that could be restored before the request and cannot be after.
-        restore_s: seconds to find and restore them; None where time does not pass.
-        prefill_s: seconds to compute the others; None likewise.
-        ttft_s: seconds to the first token's logits; None likewise.
+        stored_bytes: keys and values held after the request.
+        evicted: tokens that could be restored before the request, but not after it.
+        restore_s: seconds to find and restore them; None in a simulation without costs.
+        prefill_s: seconds to compute the others; None in a simulation without costs.
+        ttft_s: seconds to the first token's logits; None in a simulation without costs.
     """
 
     reused_tokens: int
@@ -38,7 +38,7 @@ class Outcome:
 
 
 class Replayer(Protocol):
-    """Takes a trace's requests in order."""
+    """Replays a trace's requests in order."""
 
     def replay(self, request: RenderedRequest) -> Outcome:
         """Answer ``request.prompt`` with ``request.answer`` and report the cost."""
@@ -49,9 +49,9 @@ class Simulator:
     """Runs a strategy as the engine would, storing nothing.
 
     Args:
-        strategy: fresh.
+        strategy: a fresh one.
         progress: see :data:`mlxlab.replay.simulator.Progress`.
-        costs: what seconds are estimated by; without, none pass.
+        costs: estimates the seconds; without it, outcomes have none.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Simulator:
         commit = self.strategy.commit(request.computed, plan)
         if self.progress:
             self.progress(request.tokens)
-        # The last token is always computed, but what ids say ends with whole units.
+        # The last token is always computed, but hashed prompts end with whole units.
         reused = min(plan.reused * request.unit, request.tokens - 1)
         evicted = commit.evicted * request.unit
         stored = self.strategy.stored_bytes

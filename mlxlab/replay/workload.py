@@ -1,6 +1,6 @@
 """Workloads: the requests of one cache, from traces in sequence or at the same time.
 
-Requests of hashed traces are made when they are needed, so a month of them takes no
+Requests of hashed traces are made when they are needed. So a month of traffic takes no
 more memory than the sessions that run at the same time.
 """
 
@@ -8,18 +8,37 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from typing import Protocol, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
 
 from mlxlab.errors import TraceError
-from mlxlab.prompt import Tokens
-from mlxlab.replay.requests import RenderedRequest
+from mlxlab.prompt import Prompt, Role, Segment, Tokens
+from mlxlab.rendering.renderer import Renderer
+from mlxlab.replay.requests import RenderedRequest, label_sessions, render_trace
+from mlxlab.traces import Trace
+from mlxlab.traces.hashed.trace import HashedRequest, HashedTrace
+from mlxlab.traces.open import AnyTrace
 
-__all__ = ["Numbers", "RenderedTrace", "Source", "Timed", "Workload"]
+__all__ = [
+    "HashedSource",
+    "NumberedRequest",
+    "Numbers",
+    "RenderedTrace",
+    "Source",
+    "Sources",
+    "Timed",
+    "Workload",
+    "open_sources",
+]
+
+#: The id of a prompt's last tokens if they are less than a unit.
+_REST = -1
 
 Timed: TypeAlias = Iterator[tuple[float, RenderedRequest]]
 """Requests in order, each with the seconds since its trace began."""
@@ -72,8 +91,8 @@ class RenderedTrace:
     """A recorded trace, rendered.
 
     Attributes:
-        digest: of trace, tokenizer and rules.
-        timed: requests and seconds since the first of them.
+        digest: digest of trace, tokenizer and rules.
+        timed: requests, each with the seconds since the first of them.
     """
 
     name: str
@@ -85,9 +104,81 @@ class RenderedTrace:
         return iter(self.timed)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NumberedRequest(RenderedRequest):
+    """One hashed request; its prompt holds a number for each unit of tokens.
+
+    Attributes:
+        length: prompt tokens.
+        sequence: numbers of the whole units of prompt and answer.
+        content: int64, shape ``[pieces, 3]``: the start of a piece of the prompt, its
+            tokens, and a number that is equal for equal content; no pieces if the trace
+            holds no hashes of content.
+    """
+
+    length: int
+    sequence: Prompt
+    content: NDArray[np.int64]
+
+    @property
+    def tokens(self) -> int:
+        return self.length
+
+    @property
+    def computed(self) -> Prompt:
+        return self.sequence
+
+
+@dataclass(frozen=True)
+class HashedSource:
+    """The requests of a hashed trace."""
+
+    trace: HashedTrace
+
+    @property
+    def name(self) -> str:
+        return self.trace.name
+
+    @property
+    def digest(self) -> str:
+        return self.trace.digest
+
+    @property
+    def unit(self) -> int:
+        return self.trace.unit
+
+    def requests(self, numbers: Numbers) -> Timed:
+        chained, content = numbers.table(), Numbers().table()
+        for i, request in enumerate(self.trace):
+            numbered = replace(request, chained=chained(request.chained))
+            yield request.t, self._render(i, numbered, content)
+
+    def _render(
+        self, i: int, request: HashedRequest, content: Callable[[Tokens], Tokens]
+    ) -> NumberedRequest:
+        unit, ids = self.unit, request.chained
+        whole, rest = divmod(request.tokens, unit)
+        # The last token of an answer is never stored.
+        stored = (request.tokens + max(request.answer - 1, 0)) // unit
+        tail = np.array([_REST] if rest else [], np.int32)
+        asked = np.concatenate([ids[:whole], tail])
+        session = ":".join(filter(None, (self.name, request.session)))
+        agent = f"/{request.agent[:9]}" if request.agent else ""
+        return NumberedRequest(
+            session=session + agent,
+            id=i,
+            prompt=Prompt(asked, _segments(request, len(asked), unit), False),
+            answer=ids[whole:stored],
+            unit=unit,
+            length=request.tokens,
+            sequence=Prompt(ids[:stored], _segments(request, stored, unit), False),
+            content=_pieces(request, unit, content),
+        )
+
+
 @dataclass(frozen=True)
 class Workload:
-    """Sources, in sequence or at the same time, into one cache.
+    """The requests of all sources, in sequence or at the same time, for one cache.
 
     Each of ``users`` takes the next source when its current source ends.
 
@@ -139,3 +230,72 @@ class Workload:
             else:
                 entry = (start + following[0], turn, start, following[1], requests)
                 heapq.heappush(running, entry)
+
+
+Sources: TypeAlias = tuple[Source, ...]
+"""The sources of a workload, in order."""
+
+
+def open_sources(
+    traces: Sequence[AnyTrace], renderer: Renderer, progress: bool
+) -> Sources:
+    """Return one source per trace, in order.
+
+    Args:
+        traces: recorded or hashed.
+        renderer: renders the recorded traces.
+        progress: whether to show a bar.
+
+    Raises:
+        MlxlabError: see :func:`mlxlab.replay.requests.render_trace`.
+    """
+    recorded = [trace for trace in traces if isinstance(trace, Trace)]
+    requests = sum(len(trace.inference) for trace in recorded)
+    with tqdm(
+        total=requests, desc="rendering", disable=not progress or not requests
+    ) as bar:
+        rendered = [render_trace(trace, renderer, bar.update) for trace in recorded]
+    named = iter(label_sessions(recorded, rendered))
+    return tuple(
+        _rendered(trace, next(named), renderer)
+        if isinstance(trace, Trace)
+        else HashedSource(trace)
+        for trace in traces
+    )
+
+
+def _rendered(
+    trace: Trace, requests: Sequence[RenderedRequest], renderer: Renderer
+) -> RenderedTrace:
+    start = trace.inference[0].t
+    times = [exchange.t - start for exchange in trace.inference]
+    digest = f"{trace.digest}-{renderer.model.digest}-{','.join(renderer.rules)}"
+    return RenderedTrace(trace.name, digest, tuple(zip(times, requests, strict=True)))
+
+
+def _segments(request: HashedRequest, length: int, unit: int) -> tuple[Segment, ...]:
+    """Return the parts of a prompt, to the unit; the rest is unknown."""
+    segments: list[Segment] = []
+    end = 0
+    for role, tokens in request.roles:
+        start, end = end, end + tokens
+        first, last = start // unit, min(end // unit, length)
+        if first < last:
+            segments.append(Segment(str(role), role, first, last))
+    known = segments[-1].stop if segments else 0
+    if known < length:
+        segments.append(Segment("messages", Role.UNKNOWN, known, length))
+    return tuple(segments)
+
+
+def _pieces(
+    request: HashedRequest, unit: int, renumber: Callable[[Tokens], Tokens]
+) -> NDArray[np.int64]:
+    pieces: list[NDArray[np.int64]] = [np.empty((0, 3), np.int64)]
+    start = 0
+    for (_, tokens), content in zip(request.roles, request.content, strict=False):
+        offsets = np.arange(len(content)) * unit
+        lengths = np.minimum(tokens - offsets, unit)
+        pieces.append(np.stack([start + offsets, lengths, renumber(content)], axis=1))
+        start += tokens
+    return np.concatenate(pieces)

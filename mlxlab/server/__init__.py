@@ -1,5 +1,5 @@
-"""The Messages endpoint: a real client talks to a strategy.
+"""The Messages endpoint: clients such as Claude Code talk to a strategy.
 
-Import :mod:`mlxlab.server.server` to run one; importing this package alone loads
+Import :mod:`mlxlab.server.server` to run one. Importing only this package loads
 nothing.
 """

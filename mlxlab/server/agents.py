@@ -1,7 +1,7 @@
-"""Sub-agents of Claude Code that run under an alias: ``.claude/agents/NAME.md``.
+"""Writes sub-agents of Claude Code that run under an alias: ``.claude/agents/NAME.md``.
 
-The client sends the ``model:`` of such a file as it is, so that a user, or the main
-agent, chooses an alias by choosing a sub-agent. Knows nothing of servers.
+The client sends the ``model:`` of such a file unchanged. So a user or the main agent
+chooses an alias by choosing a sub-agent.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MARK = "# written by mlxlab, "
 
 @dataclass(frozen=True, slots=True)
 class _Role:
-    """When the main agent hands work over, and what the sub-agent is then told."""
+    """When the main agent calls a sub-agent, and the sub-agent's instructions."""
 
     description: str
     prompt: str
@@ -43,34 +43,34 @@ _ROLES: Mapping[str, _Role] = {
         prompt="Do the one thing you are asked for, by the shortest way, and stop.",
     ),
     "background": _Role(
-        description="Long routine work that nobody waits for: read many files, run the "
-        "tests, collect and sum up what they say.",
+        description="Long routine work without hurry: read many files, run the "
+        "tests, collect and sum up the results.",
         prompt="Work through the task steadily and without questions. Change only what "
         "you are told to change.",
     ),
     "think": _Role(
         description="Hard problems that want thought before action: a fault whose "
         "cause is unknown, a design with several ways to go, a review.",
-        prompt="Find out what is the case before you decide. Weigh more than one "
-        "explanation, test the likely one, and say what speaks against it.",
+        prompt="Collect the facts before you decide. Weigh more than one "
+        "explanation, test the likely one, and name the evidence against it.",
     ),
 }
 _REPORT = "Only your last message is read: give the result and the files concerned."
 
 
 def write_agents(folder: Path, aliases: Aliases, *, force: bool = False) -> list[Path]:
-    """Write one sub-agent an alias below ``folder``, a project or the home folder.
+    """Write one sub-agent per alias below ``folder``, a project or the home folder.
 
     Args:
         folder: gets ``.claude/agents/NAME.md``.
-        aliases: what the sub-agents run under.
-        force: replace files that are not ours, or that were edited since.
+        aliases: the aliases that the sub-agents run under.
+        force: whether to replace files that mlxlab did not write, or that were edited.
 
     Returns:
         The files, in the aliases' order.
 
     Raises:
-        ConfigError: a file would be lost, or cannot be written; in the first case
+        ConfigError: a file would be lost, or cannot be written. In the first case
             nothing is written.
     """
     agents = {
@@ -94,9 +94,9 @@ def write_agents(folder: Path, aliases: Aliases, *, force: bool = False) -> list
 
 def _agent(name: str, alias: Alias) -> str:
     role = _ROLES.get(name) or _Role(
-        f"Tasks that the model {alias.model} is to do.", _ROLES[DEFAULT].prompt
+        f"Tasks for the model {alias.model}.", _ROLES[DEFAULT].prompt
     )
-    # A JSON string is a YAML string, whatever is in it.
+    # A JSON string is a YAML string, whatever it contains.
     front = (
         f"name: {name}\ndescription: {json.dumps(role.description)}\nmodel: {name}\n"
     )
@@ -105,7 +105,7 @@ def _agent(name: str, alias: Alias) -> str:
 
 
 def _is_ours(text: str) -> bool:
-    """Whether we wrote a file and nobody has edited it."""
+    """Return whether mlxlab wrote a file and it was not edited since."""
     opening, _, rest = text.partition(_MARK)
     digest, _, rest = rest.partition("\n")
     return opening == "---\n" and digest == _digest(rest)

@@ -1,7 +1,7 @@
-"""Model ids that clients send, and what answers to them: ``model_aliases.json``.
+"""Model ids that clients send, and the aliases that answer: ``model_aliases.json``.
 
-Says which model, strategy, rules and sampling an id stands for, and whether such a
-model is there to be loaded is not its business: it knows neither mlx nor HTTP.
+An alias stands for a model, a strategy, rules and sampling. Whether the model can be
+loaded is not checked here.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _check_sampling(sampling: Mapping[str, float]) -> Mapping[str, float]:
         if not 0 <= value <= _MOST[key]:
             raise ValueError(f"{key}: {value:g} is not from 0 to {_MOST[key]:g}")
         if key == "top_k" and value != int(value):
-            raise ValueError(f"{key}: {value:g} is no whole number")
+            raise ValueError(f"{key}: {value:g} is not a whole number")
     return sampling
 
 
@@ -67,18 +67,18 @@ class _Closed(BaseModel):
 
 
 class Alias(_Closed):
-    """What a model id stands for.
+    """The model and the settings behind a model id.
 
-    In a file everything may be left out: it is then taken from the default alias,
-    and what that leaves out is as below.
+    In a file all keys are optional. A missing key is taken from the default alias, and
+    in the default alias it has the value below.
 
     Attributes:
         model: a folder, a hub repository, or ``tiny``.
         strategy: as :func:`mlxlab.strategies.parse_strategy` reads it.
         rules: as :func:`mlxlab.rendering.rules.parse_rules` reads it.
-        thinking: ``auto`` as the request asks; ``on`` and ``off`` whatever it asks.
-        sampling: temperature, top_p, top_k, min_p; the model's own where not given.
-        max_thinking_tokens: most ids of reasoning in an answer, None for no limit.
+        thinking: ``auto`` follows the request; ``on`` and ``off`` override it.
+        sampling: temperature, top_p, top_k, min_p; the model's own where missing.
+        max_thinking_tokens: most thinking ids in an answer, None for no limit.
     """
 
     model: Annotated[str, Field(min_length=1)] = BUNDLED
@@ -94,7 +94,7 @@ class Alias(_Closed):
         return StrategySpec.parse(self.strategy, self.rules)
 
     def over(self, default: Alias) -> Alias:
-        """This alias, with what it leaves out taken from ``default``."""
+        """Return this alias, with its missing keys taken from ``default``."""
         given = {key: getattr(self, key) for key in self.model_fields_set}
         return default.model_copy(update=given)
 
@@ -109,8 +109,8 @@ class Aliases:
     """All aliases of an endpoint.
 
     Attributes:
-        given: as the file has them, in its order; always with the default one.
-        tiers: word in a ``claude-*`` id to the alias that it goes to.
+        given: the aliases as in the file, in its order, with the default one.
+        tiers: maps a word in a ``claude-*`` id to an alias.
     """
 
     given: Mapping[str, Alias]
@@ -121,7 +121,7 @@ class Aliases:
         """Read a file; the one that comes with mlxlab if None.
 
         Raises:
-            ConfigError: it cannot be read, or holds what is not accepted.
+            ConfigError: the file cannot be read, or holds a value that is not accepted.
         """
         path = _PREPARED if path is None else Path(path).expanduser()
         try:
@@ -140,7 +140,7 @@ class Aliases:
 
     @property
     def default(self) -> Alias:
-        """The alias that the others take from."""
+        """The alias that fills the missing keys of the others."""
         return self.given[DEFAULT]
 
     def names(self) -> list[str]:
@@ -148,20 +148,20 @@ class Aliases:
         return list(self.given)
 
     def values(self) -> list[Alias]:
-        """The aliases in the same order, nothing left out."""
+        """The complete aliases, in the file's order."""
         return [alias.over(self.default) for alias in self.given.values()]
 
     def resolve(self, model_id: str) -> tuple[str, Alias]:
-        """Find what answers to a model id.
+        """Find the alias for a model id.
 
-        An alias's name goes to that alias, a model to the first alias that serves
-        it, any other ``claude-*`` to its tier's alias or to the default one.
+        The name of an alias stands for that alias, and a model for the first alias that
+        serves it. Any other ``claude-*`` id goes to its tier's alias or to the default.
 
         Returns:
-            The alias's name and the alias, nothing left out.
+            The alias's name and the complete alias.
 
         Raises:
-            UnknownModelError: none of these.
+            UnknownModelError: no alias matches.
         """
         name = self._name_of(model_id)
         if name is None:
@@ -172,7 +172,7 @@ class Aliases:
         return name, self.given[name].over(self.default)
 
     def endpoint(self, *, url: str, token: str, window: int) -> Endpoint:
-        """The endpoint through which clients of this process reach the aliases."""
+        """Return the endpoint that answers for the aliases in this process."""
         tiers = {tier: self.resolve(f"{_FOREIGN}{tier}")[0] for tier in TIERS}
         return Endpoint(url, token, window, tuple(self.names()), tiers)
 
@@ -183,16 +183,16 @@ class Aliases:
         strategy: str | None = None,
         rules: str | None = None,
     ) -> Self:
-        """Change the default alias, and so all that take from it.
+        """Change the default alias, and with it all aliases that inherit from it.
 
         Args:
-            model: in place of its model; as it is if None.
-            strategy: in place of its strategy; as it is if None.
-            rules: in place of its rules; as it is if None.
+            model: the new model; unchanged if None.
+            strategy: the new strategy; unchanged if None.
+            rules: the new rules; unchanged if None.
 
         Raises:
-            StrategyError: no such strategy, or parameters that it does not accept.
-            RuleError: no such rule.
+            StrategyError: an unknown strategy, or parameters that it does not accept.
+            RuleError: an unknown rule.
         """
         settings = {"model": model, "strategy": strategy, "rules": rules}
         update = {key: value for key, value in settings.items() if value is not None}
@@ -202,7 +202,7 @@ class Aliases:
         return replace(self, given={**self.given, DEFAULT: changed})
 
     def with_models(self, models: Mapping[str, str]) -> Self:
-        """Add aliases; of those that there are, change the model alone.
+        """Add aliases; of existing ones, change only the model.
 
         Args:
             models: names to a folder, a hub repository, or ``tiny``.
@@ -232,13 +232,13 @@ class Aliases:
                 return name
         if not model_id.startswith(_FOREIGN):
             return None
-        # Ids may end in a wish for a window, such as [1m].
+        # Ids may end in the requested window, such as [1m].
         words = re.split(r"[-\[\]]", model_id)
         return next((self.tiers[word] for word in words if word in self.tiers), DEFAULT)
 
 
 def parse_models(texts: Iterable[str]) -> dict[str, str]:
-    """Read ``NAME=MODEL`` as :meth:`Aliases.with_models` takes it.
+    """Read ``NAME=MODEL`` texts for :meth:`Aliases.with_models`.
 
     Raises:
         ConfigError: another form, or a name that is given twice.
@@ -255,7 +255,7 @@ def parse_models(texts: Iterable[str]) -> dict[str, str]:
 
 
 def _faults(file: _File) -> Iterator[tuple[str, str]]:
-    """Where a well-formed file says what cannot be done, and why not."""
+    """Yield the key and the reason of each value that cannot be used."""
     for name, alias in file.aliases.items():
         for key, parse in _PARSERS.items():
             try:
@@ -269,7 +269,7 @@ def _faults(file: _File) -> Iterator[tuple[str, str]]:
 
 
 def _describe(error: Mapping[str, Any]) -> str:
-    """One of pydantic's errors in one line: where, what, what would be accepted."""
+    """Return one pydantic error as one line: where, what, what would be accepted."""
     loc = [str(part) for part in error["loc"] if part != "[key]"]
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":

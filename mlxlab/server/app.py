@@ -1,4 +1,4 @@
-"""The routes: HTTP in, the service's events out. Knows nothing of models.
+"""The routes: HTTP requests in, the service's events out.
 
 Every path is served twice, with and without ``/anthropic`` in front.
 """
@@ -42,11 +42,11 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-#: A client gives up after five silent minutes and worries after 20 s.
+#: Seconds between pings. Clients give up after five silent minutes and warn after 20 s.
 _PING_S = 10.0
-#: An error found within this time is an HTTP status, not an event in a stream.
+#: Seconds within which an error becomes an HTTP status, not an event in a stream.
 _HOLD_S = 0.9
-#: How often a client that waits for a whole answer is looked after.
+#: Seconds between checks that a client still waits for a whole answer.
 _LOOK_S = 0.5
 _CLIENT_GONE = 499
 
@@ -64,7 +64,7 @@ _EVENT = {
 }
 _ANSWER: dict[int | str, dict[str, Any]] = _ERRORS | {
     200: {
-        "description": "The message, or the events that it is made of.",
+        "description": "The message, or its events.",
         "model": Answer,
         "content": {"text/event-stream": {"itemSchema": _EVENT}},
     }
@@ -78,13 +78,13 @@ _METRICS: dict[int | str, dict[str, Any]] = _ERRORS | {
 
 
 def create_app(service: Service, *, answer_s: float = 3600.0) -> FastAPI:
-    """The Messages API over a service.
+    """Make the Messages API of a service.
 
-    The ASGI scope has to hold ``credential`` and ``request_id``, see
+    The ASGI scope must hold ``credential`` and ``request_id``, see
     :mod:`mlxlab.server.auth`.
 
     Args:
-        service: answers.
+        service: answers the requests.
         answer_s: most seconds from a request's arrival to the end of its answer.
     """
     app = FastAPI(title="mlxlab", docs_url=None, redoc_url=None, openapi_url=None)
@@ -129,36 +129,36 @@ def _routes(service: Service, answer_s: float) -> APIRouter:
 
     @api.get("/v1/models/{model_id:path}", responses=_ERRORS)
     async def model(model_id: str) -> ModelInfo:
-        """Tell what a model id is answered by."""
+        """Return the model that answers a model id."""
         name, _ = service.aliases.resolve(model_id)
         return _model(service, name, started)
 
     @api.get("/metrics", response_class=Response, responses=_METRICS)
     async def metrics() -> Response:
-        """Counters in Prometheus' text format."""
+        """Return counters in Prometheus' text format."""
         return Response(service.exposition(), media_type=CONTENT_TYPE_LATEST)
 
     @api.get("/health", responses=_ERRORS)
     async def health() -> Health:
-        """Tell whether the thread that answers is alive."""
+        """Return whether the thread that answers is alive."""
         service.check()
         return Health(queue=service.scheduler.waiting)
 
     @api.head("/api/hello", include_in_schema=False)
     @api.head("/", include_in_schema=False)
     async def hello() -> Response:
-        """Clients look whether anybody is there."""
+        """Confirm to clients that a server answers here."""
         return Response()
 
     return api
 
 
 class _Answer:
-    """One answer on its way to a client.
+    """One answer while it is sent to a client.
 
     Args:
-        http: tells when the client has gone.
-        events: from the service.
+        http: reports when the client has left.
+        events: the service's events.
         deadline: on the monotonic clock.
     """
 
@@ -170,7 +170,7 @@ class _Answer:
         self.deadline = deadline
 
     async def whole(self) -> Response:
-        """Wait for the end, or until the client has gone."""
+        """Wait for the end, or until the client has left."""
         message = MessageAccumulator()
         looked = time.monotonic()
         async with aclosing(self.events):  # type: ignore[type-var]
@@ -184,13 +184,13 @@ class _Answer:
         return JSONResponse(message.message)
 
     async def streamed(self) -> Response:
-        """Begin to stream once there is something to say, or it takes long."""
-        begun = time.monotonic()
+        """Start to stream at the first event, or when the wait gets long."""
+        started = time.monotonic()
         events = self._in_time()
         first: list[WireEvent | None] = []
         async for event in events:
             first.append(event)
-            if event is not None or time.monotonic() - begun > _HOLD_S:
+            if event is not None or time.monotonic() - started > _HOLD_S:
                 break
         return StreamingResponse(
             self._frames(first, events),
@@ -239,7 +239,7 @@ def _model(service: Service, name: str, started: str) -> ModelInfo:
 
 
 def as_api_error(error: Exception) -> ApiError:
-    """An error of the API for whatever went wrong."""
+    """Convert any exception to an error of the API."""
     match error:
         case ApiError():
             return error
@@ -248,7 +248,7 @@ def as_api_error(error: Exception) -> ApiError:
         case UnknownModelError():
             return ApiError(404, str(error))
         case QueueFullError():
-            return ApiError(529, "as many requests wait as may; try again soon")
+            return ApiError(529, "the queue is full; try again soon")
         case MlxlabError():
             return ApiError(500, str(error))
         case RequestValidationError():
@@ -258,7 +258,7 @@ def as_api_error(error: Exception) -> ApiError:
         case HTTPException():
             return ApiError(error.status_code, f"{error.detail}; see the API's paths")
     log.error("a request failed", exc_info=error)
-    # Starlette raises it again behind the response, and uvicorn hangs up on that.
+    # Starlette raises the error again after the response, and uvicorn then hangs up.
     closing = {"connection": "close"}
     kind = type(error).__name__
     return ApiError(500, f"internal error: {kind}; see the log", closing)
@@ -267,7 +267,7 @@ def as_api_error(error: Exception) -> ApiError:
 def _describe(error: RequestValidationError) -> str:
     errors = error.errors()
     if errors[0]["type"] == "json_invalid":
-        return f"body: no JSON: {errors[0]['ctx']['error']}; give a JSON object"
+        return f"body: not JSON: {errors[0]['ctx']['error']}; give a JSON object"
     return describe_errors([{**e, "loc": e["loc"][1:]} for e in errors])
 
 

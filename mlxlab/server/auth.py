@@ -1,6 +1,6 @@
-"""Lets in who has a token, and tells one token's caches from another's.
+"""Lets in requests with a valid token, and separates the caches of different tokens.
 
-Stands before everything that reads a body. What else a page or a neighbour may try is
+It runs before all code that reads a body. Other attacks by pages or neighbours are
 refused by :mod:`mlxlab.web.guard`.
 """
 
@@ -18,19 +18,19 @@ from mlxlab.web.guard import replayed
 
 __all__ = ["Authentication"]
 
-#: Asked by clients and monitors that have no token; they tell nothing.
+#: Asked by clients and monitors without a token; the answers reveal nothing.
 _OPEN = {("GET", "/health"), ("HEAD", "/"), ("HEAD", "/api/hello")}
 
 
 class Authentication:
     """ASGI middleware: 401 without a token, else ``credential`` in the scope.
 
-    Also gives every request an id, ``request_id`` in the scope and ``request-id`` in
+    It also gives every request an id: ``request_id`` in the scope and ``request-id`` in
     the response. Ids are made here and never taken from a client.
 
     Args:
-        app: what is protected.
-        tokens: any of them lets a client in.
+        app: the protected application.
+        tokens: each of them lets a client in.
         host: address that the server binds; see :func:`check_token`.
 
     Raises:
@@ -64,7 +64,7 @@ class Authentication:
             await self.app(scope, receive, send_with_id)
             return
         if (scope["method"], path) in _OPEN:
-            # Whoever has no token costs us the headers at most.
+            # A request without a token costs at most its headers.
             await self.app(scope, replayed(b"", receive), send_with_id)
             return
         error = ApiError(401, "send the server's token as x-api-key or Bearer")
@@ -72,9 +72,9 @@ class Authentication:
         await response(scope, receive, send_with_id)
 
     def _credential(self, scope: Scope) -> str | None:
-        """A name for the token that was given, None if it is not one of ours."""
+        """Return a name for the request's token; None if it is not one of ours."""
         for given in _given(scope):
-            # Every token is compared, so that time tells nothing.
+            # Every token is compared, so that the time reveals nothing.
             right = [hmac.compare_digest(given, token) for token in self._tokens]
             if any(right):
                 return sha256(given).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Where an endpoint's token comes from, and which tokens are accepted."""
+"""Finds an endpoint's token, and checks which tokens are accepted."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def find_token(
     file: str | Path | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> str | None:
-    """The token that was chosen: directly, in a file, or in ``MLXLAB_TOKEN``.
+    """Return the chosen token: given directly, in a file, or in ``MLXLAB_TOKEN``.
 
     Args:
         token: takes precedence over the environment.
-        file: takes precedence over the environment; holds the token alone.
+        file: takes precedence over the environment; holds only the token.
         environment: variables of this process.
 
     Returns:
@@ -46,15 +46,15 @@ def find_token(
 
 
 def check_token(token: str, host: str | None = None) -> None:
-    """Refuse a token that can be guessed or not be sent.
+    """Refuse a token that can be guessed or cannot be sent.
 
     Args:
-        token: sent by clients.
-        host: address that the server binds. On loopback a token may be short: no
-            other machine can try to guess it.
+        token: the token that clients send.
+        host: address that the server binds. On loopback a token may be short, because
+            no other machine can guess it.
 
     Raises:
-        ServerError: it is empty, has other than printable ASCII, or is too short.
+        ServerError: the token is empty, too short, or not printable ASCII.
     """
     printable = token.isascii() and token.isprintable() and token == token.strip()
     short = is_short(token) and not (host and is_loopback(host))
@@ -66,15 +66,15 @@ def check_token(token: str, host: str | None = None) -> None:
 
 
 def is_short(token: str) -> bool:
-    """Whether a token is short enough to be guessed."""
+    """Return whether a token is short enough to be guessed."""
     return len(token) < _MIN_TOKEN
 
 
 def _read(path: Path) -> str:
-    """The content of a file that only this user can read.
+    """Read a file that only this user can read.
 
     Raises:
-        ServerError: it is not such a file, or is empty.
+        ServerError: others may read the file, or it is empty or unreadable.
     """
     try:
         data = read_own(path.absolute(), secret=True)

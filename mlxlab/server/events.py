@@ -1,7 +1,7 @@
-"""From what the worker makes to the events of the Messages API.
+"""Converts the worker's items to events of the Messages API.
 
 One block is open at a time, indexes rise, and the usage is complete from the first
-event on. Knows nothing of HTTP.
+event on.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ PING: WireEvent = {"type": "ping"}
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of a prompt: restored, computed and kept, computed only."""
+    """Prompt tokens in three parts: restored, computed and kept, only computed."""
 
     cache_read: int
     cache_creation: int
     input: int
 
     @classmethod
-    def of(cls, begun: PromptPlanned) -> Usage:
-        """Disjoint counts that add up to the prompt."""
-        reused = begun.plan.reused
-        created = max(0, begun.kept - reused)
-        return cls(reused, created, begun.plan.length - reused - created)
+    def of(cls, planned: PromptPlanned) -> Usage:
+        """Return disjoint counts that add up to the prompt."""
+        reused = planned.plan.reused
+        created = max(0, planned.kept - reused)
+        return cls(reused, created, planned.plan.length - reused - created)
 
     def wire(self, output: int) -> dict[str, Any]:
-        """The usage object of the API."""
+        """Return the API's usage object."""
         return {
             "input_tokens": self.input,
             "cache_creation_input_tokens": self.cache_creation,
@@ -67,12 +67,12 @@ class AnswerWriter:
 
     Attributes:
         model: the id that the client asked for.
-        sign: the signature of reasoning, given the ids that were generated for it.
-        show_thinking: whether its text is sent, and not the signature alone.
-        edits: what was cleared of the history; None if the client asked for no edits.
-        usage: known once the answer has begun.
-        stop_reason: known once it has finished.
-        ids: what was generated, known likewise.
+        sign: returns the signature of thinking, given its generated ids.
+        show_thinking: whether to send the text of thinking, or only its signature.
+        edits: the applied context edits; None if the client asked for none.
+        usage: known once the prompt is planned.
+        stop_reason: known once the answer is complete.
+        ids: the generated ids, known once the answer is complete.
     """
 
     model: str
@@ -86,7 +86,7 @@ class AnswerWriter:
     _open: str | None = field(default=None, repr=False)
 
     def write(self, item: Item) -> Iterator[WireEvent]:
-        """The events that follow from an item."""
+        """Yield the events of an item."""
         match item:
             case PromptPlanned():
                 self.usage = Usage.of(item)
@@ -152,7 +152,7 @@ class AnswerWriter:
         yield {"type": "message_stop"}
 
     def _block(self, kind: str, blank: dict[str, Any]) -> Iterator[WireEvent]:
-        """Make sure that a block of this kind is open."""
+        """Open a block of this kind unless one is open."""
         if self._open == kind:
             return
         yield from self._close()

@@ -1,4 +1,4 @@
-"""One answer from prompt to events, on the worker thread."""
+"""Generates one answer, from prompt to events, on the worker thread."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ StopReason: TypeAlias = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is to be generated.
+    """One answer to generate.
 
     Attributes:
-        engine: gives the engine; loads its model if need be.
-        prompt: rendered.
+        engine: returns the engine, after loading its model if necessary.
+        prompt: the rendered prompt.
         decoder: makes a decoder for one answer.
         sampler: makes a sampler for one answer.
         processors: make logits processors for one answer.
         stop: ids that end the answer.
         max_tokens: most ids to generate.
-        exhausted: why an answer of that many ids ends.
+        exhausted: stop reason of an answer of ``max_tokens`` ids.
         single_call: whether the answer ends with its first tool call.
     """
 
@@ -51,7 +51,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class PromptPlanned:
-    """What is reused of the prompt, and what of it will be kept."""
+    """The plan of the prompt, and the number of its tokens that will be kept."""
 
     plan: Plan
     kept: int
@@ -59,11 +59,11 @@ class PromptPlanned:
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """Why the answer ended, and what it took.
+    """The end of an answer.
 
     Attributes:
-        stop_sequence: the one that matched.
-        ids: generated, the end of turn included.
+        stop_sequence: the sequence that matched.
+        ids: the generated ids, the end of turn included.
     """
 
     reason: StopReason
@@ -72,11 +72,11 @@ class Completed:
 
 
 Item: TypeAlias = PromptPlanned | PrefillProgress | tuple[Event, ...] | Completed
-"""Of each id the events that it completed, so that there is an item for every id."""
+"""One item per id, with the events that the id completed; tuples may be empty."""
 
 
 def generate(job: Job) -> Iterator[Item]:
-    """Run a job; closed early, it keeps what it has computed."""
+    """Run a job; closed early, it keeps the computed tokens."""
     engine = job.engine()
     decoder = job.decoder()
     answer = _Answer(job, decoder)
@@ -100,14 +100,14 @@ def generate(job: Job) -> Iterator[Item]:
                 if answer.reason:
                     break
     finally:
-        # Caches what was computed, and before anybody hears that it is done.
+        # The computed tokens are cached before any caller sees the end.
         stream.close()
     yield answer.finish()
     yield Completed(answer.stop_reason, decoder.stopped, tuple(answer.ids))
 
 
 class _Answer:
-    """Collects ids and finds out why the answer ends."""
+    """Collects ids and decides the stop reason."""
 
     def __init__(self, job: Job, decoder: Decoder) -> None:
         self.job = job
@@ -133,9 +133,9 @@ class _Answer:
 
     @property
     def stop_reason(self) -> StopReason:
-        """A call that was completed is to be run, whatever ended the answer after it.
+        """The reason to report: a completed call must run, whatever ended the answer.
 
-        An answer cut off in the middle of a second call is not.
+        An answer cut off in the middle of a second call is an exception.
         """
         reason = self.reason or self.job.exhausted
         return "tool_use" if self.called and reason == "end_turn" else reason

@@ -1,4 +1,4 @@
-"""What the server counts, in Prometheus' terms, and what it remembers of requests."""
+"""Counts requests in Prometheus' terms, and remembers the latest ones."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _REMEMBERED = 1000
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """One request that was answered, or was not.
+    """One request that has ended.
 
     Attributes:
         t: arrival, Unix seconds.
-        alias: that answered.
-        prompt_tokens: as rendered.
-        reused_tokens: restored from the cache.
-        output_tokens: generated.
-        ttft_s: seconds from arrival to the first generated id; None if there is none.
+        alias: the answering alias.
+        prompt_tokens: tokens of the rendered prompt.
+        reused_tokens: tokens restored from the cache.
+        output_tokens: generated tokens.
+        ttft_s: seconds from arrival to the first generated id; None without one.
         total_s: seconds from arrival to the end.
         outcome: the stop reason, ``cancelled`` or ``error``.
     """
@@ -43,7 +43,7 @@ class Served:
 
 
 class Metrics:
-    """Counters of one server, in a registry of its own.
+    """Counters of one server, in their own registry.
 
     Attributes:
         requests: the latest requests, oldest first.
@@ -64,7 +64,7 @@ class Metrics:
         self._output = self._counter("output_tokens", "Tokens generated")
         self._refused = Counter(
             "mlxlab_refused",
-            "Requests that the queue had no room for",
+            "Requests refused because the queue was full",
             registry=self._registry,
         )
         self._ttft = Histogram(
@@ -75,7 +75,7 @@ class Metrics:
             registry=self._registry,
         )
         self._queue = Gauge(
-            "mlxlab_queue_depth", "Requests that wait", registry=self._registry
+            "mlxlab_queue_depth", "Waiting requests", registry=self._registry
         )
         self._stored = Gauge(
             "mlxlab_stored_bytes", "Keys and values held", by, registry=self._registry
@@ -86,7 +86,7 @@ class Metrics:
         return Counter(f"mlxlab_{name}", text, labels, registry=self._registry)
 
     def add(self, served: Served) -> None:
-        """Take in a request that has ended."""
+        """Add a request that has ended."""
         self.requests.append(served)
         at = (served.model, served.strategy)
         self._answered.labels(*at, served.outcome).inc()
@@ -97,11 +97,11 @@ class Metrics:
             self._ttft.labels(*at).observe(served.ttft_s)
 
     def refuse(self) -> None:
-        """Count a request that the queue had no room for."""
+        """Count a request that was refused because the queue was full."""
         self._refused.inc()
 
     def text(self, queue: int, stored: Mapping[tuple[str, str], int]) -> bytes:
-        """The exposition format, with the state of the moment."""
+        """Return the exposition format, with the current state."""
         self._queue.set(queue)
         self._stored.clear()
         for at, nbytes in stored.items():

@@ -1,6 +1,6 @@
-"""Models in memory, and the engines that run them, under one memory budget.
+"""Models in memory and their engines, under one memory budget.
 
-Everything but :func:`folder_bytes` belongs on the worker thread.
+All functions but :func:`folder_bytes` must run on the worker thread.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ __all__ = ["EngineKey", "ModelPool", "default_budget", "folder_bytes"]
 log = logging.getLogger(__name__)
 
 _MIB = 2**20
-#: A cancelled request ends with the chunk in work.
+#: A cancelled request ends after the current chunk.
 _CHUNK_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class EngineKey:
-    """What must not share a cache: another strategy, or another's credential."""
+    """Engines with different keys must not share a cache: strategy and credential."""
 
     strategy: str
     credential: str
@@ -48,10 +48,10 @@ class _Loaded:
 
 
 class ModelPool:
-    """Loads models when they are asked for; the least recently used ones make room.
+    """Loads models on demand and unloads the least recently used ones for room.
 
     Args:
-        budget: bytes that weights and stored keys and values may take together.
+        budget: bytes for weights and for stored keys and values together.
         chunk: tokens that engines compute at a time.
     """
 
@@ -62,12 +62,12 @@ class ModelPool:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all weights and stored keys and values."""
+        """Size of all weights and of stored keys and values in bytes."""
         return sum(loaded.nbytes for loaded in self._loaded.values())
 
     @property
     def stored(self) -> dict[tuple[str, str], int]:
-        """Bytes of keys and values by model and strategy."""
+        """Return the bytes of keys and values by model and strategy."""
         stored: dict[tuple[str, str], int] = {}
         for name, loaded in self._loaded.items():
             for key, engine in loaded.engines.items():
@@ -76,7 +76,7 @@ class ModelPool:
         return stored
 
     def engine(self, folder: ModelFolder, key: EngineKey) -> Engine:
-        """The engine for a model, a strategy and a credential.
+        """Return the engine for a model, a strategy and a credential.
 
         Raises:
             ModelError: see :meth:`load`.
@@ -91,10 +91,11 @@ class ModelPool:
         return loaded.engines[key]
 
     def load(self, folder: ModelFolder, strategy: str) -> None:
-        """Have a model in memory before the first request for it.
+        """Load a model before the first request for it.
 
         Raises:
-            ModelError: it cannot be loaded, is larger than the budget, or cannot be
+            ModelError: the model cannot be loaded, is larger than the budget, or cannot
+                be
                 run under this strategy.
         """
         self._new_engine(self._load(folder), folder, strategy)
@@ -146,12 +147,12 @@ class ModelPool:
 
 
 def folder_bytes(folder: ModelFolder) -> int:
-    """Bytes of a model's weight files."""
+    """Return the bytes of a model's weight files."""
     return sum(file.stat().st_size for file in folder.path.glob("*.safetensors"))
 
 
 def default_budget() -> int:
-    """Three quarters of the memory that the device can use."""
+    """Return three quarters of the memory that the device can use."""
     size = mx.device_info().get("max_recommended_working_set_size")
     if size is None:
         size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

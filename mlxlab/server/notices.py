@@ -1,6 +1,6 @@
-"""What a server says of the approximate strategies that answer: what was measured.
+"""Notices about the approximate strategies in use: their measured fidelity.
 
-Downloads nothing and loads no weights, so that it can be asked at any time.
+Nothing is downloaded and no weights are loaded, so notices are always available.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["list_notices"]
 
 
 def list_notices(aliases: Aliases) -> list[str]:
-    """Lines on each approximate strategy; none if all aliases have exact ones."""
+    """Return lines on each approximate strategy; none if all are exact."""
     answering = {(a.model, a.spec): a.rules for a in aliases.values()}
     return [
         line
@@ -50,4 +50,4 @@ def _measured(model: str, spec: StrategySpec) -> FidelityRecord | None:
         digest = find_model(model, download=False).digest
         return recall(RecordKey.of(digest, spec))
     except (ModelError, OSError):
-        return None  # what is not here has not been measured here
+        return None  # a model that is not here has not been measured here

@@ -1,7 +1,7 @@
-"""From a request to a job: which model, which prompt, how to sample and decode it.
+"""Converts a request to a job: model, prompt, sampling and decoding.
 
-Runs on any one thread at a time (tokenizers are not safe on several), and touches no
-array: what the job needs of those it makes on the worker.
+It runs on one thread at a time, because tokenizers are not thread-safe. It touches no
+array; the job makes its arrays on the worker.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from mlxlab.traces.recording.script import Script
 __all__ = ["EngineSource", "Preparation", "Prepared"]
 
 EngineSource = Callable[[ModelFolder, str], Engine]
-"""Model and strategy to an engine; called on the worker."""
+"""Returns the engine for a model and a strategy; called on the worker."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A request, rendered for the model that an alias names.
+    """A request, rendered for an alias's model.
 
-    ``edits`` are those that were made of the client's; None if it asked for none.
-    ``thinking`` is whether the model is to reason, where that is not up to the client.
+    ``edits`` are the applied context edits; None if the client asked for none.
+    ``thinking`` says whether the model must think; None leaves it to the template.
     """
 
     name: str
@@ -68,13 +68,13 @@ class Preparation:
 
     Args:
         aliases: model ids to models and settings.
-        script: answers to be given in place of sampled ones, for tests and notebooks.
+        script: answers that replace sampled ones, for tests and notebooks.
     """
 
     def __init__(self, aliases: Aliases, script: Script | None = None) -> None:
         self.aliases = aliases
         self.script = script
-        # One object a model, so that tokenizers are loaded once.
+        # One object per model, so that tokenizers are loaded once.
         self._folder = cache(find_model)
         self._renderer = cache(self._make_renderer)
         self._grammar = cache(lambda name: Grammar.of(self._folder(name)))
@@ -87,7 +87,7 @@ class Preparation:
         """The default alias's model.
 
         Raises:
-            ModelError: it is not there.
+            ModelError: the model is missing.
         """
         return self._folder(self.aliases.default.model)
 
@@ -95,9 +95,9 @@ class Preparation:
         """Choose the model and render the prompt.
 
         Raises:
-            UnknownModelError: no alias answers to the model id.
-            RequestError: something that would be answered wrongly.
-            ModelError: the model is not there.
+            UnknownModelError: no alias matches the model id.
+            RequestError: the request uses a feature that is not supported.
+            ModelError: the model is missing.
         """
         name, alias = self.aliases.resolve(request.model)
         check_supported(request, alias.model)
@@ -106,7 +106,7 @@ class Preparation:
         try:
             rendering = renderer.render_request(asked)
         except ModelError as error:
-            # The template refuses what this client sent; the model is fine.
+            # The template refuses this client's request; the model is fine.
             raise RequestError(str(error)) from error
         folder = self._folder(alias.model)
         edits = rendering.edits if request.context_management else None
@@ -118,7 +118,7 @@ class Preparation:
     def job(
         self, request: InferenceRequest, prepared: Prepared, engines: EngineSource
     ) -> Job:
-        """What the worker is to do.
+        """Return the job for the worker.
 
         Raises:
             RequestError: the prompt is too long, or a schema cannot be enforced.
@@ -148,11 +148,11 @@ class Preparation:
         )
 
     def sign(self, prepared: Prepared, ids: tuple[int, ...]) -> str:
-        """The signature of reasoning, an opening tag in the prompt included."""
+        """Return the signature of thinking, with an opening tag from the prompt."""
         grammar = self._grammar(prepared.alias.model)
         tail = prepared.generation.tolist()
         if ids[-len(grammar.think_end_ids) :] != grammar.think_end_ids:
-            ids = ()  # a tag cut otherwise than its text is: the text has to do
+            ids = ()  # the tag is cut unlike its text, so the text must do
         if ids and grammar.opens_in_thinking(tail):
             start = len(tail) - 1 - tail[::-1].index(grammar.think_start_ids[0])
             ids = (*tail[start:], *ids)
@@ -212,19 +212,20 @@ class Preparation:
             self._constraints(prepared.alias.model),
             config.format.schema_,
         )
-        make()  # a schema that cannot be enforced is refused now
+        make()  # refuse a schema that cannot be enforced now
         return [make]
 
 
 def _with_thinking(request: TokenCountRequest, alias: Alias) -> TokenCountRequest:
-    """The request with the thinking that is really done.
+    """Return the request with the thinking that will really be done.
 
     An alias may decide. Answers that must begin with a call or with JSON cannot begin
-    with reasoning, nor can answers too short for reasoning and text.
+    with thinking. Neither can answers that are too short for thinking and text.
     """
     choice, config = request.tool_choice, request.output_config
     forced = (choice and choice.type in {"any", "tool"}) or (config and config.format)
-    # With 0 there is no answer: the cache is filled for a later one that may think.
+    # With 0 there is no answer: the cache is filled for a later answer, which may
+    # think.
     short = request.max_tokens and not thinking_room(request.max_tokens)
     if forced or short or alias.thinking == "off":
         kind = "disabled"

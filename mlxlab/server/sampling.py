@@ -1,4 +1,4 @@
-"""How an answer is sampled: the client's wishes, the alias's and the model's own."""
+"""Sampling of an answer, by the settings of alias, client and model."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = [
     "thinking_sampler",
 ]
 
-#: Reasoning ids for an adaptive request; more effort than these has no bound.
+#: Most thinking ids for an adaptive request, by effort; higher effort has no limit.
 _BUDGETS: Mapping[Effort, int] = {"low": 1024, "medium": 4096, "high": 16384}
-#: Ids that reasoning leaves over at least: for its tags, and for the text behind them.
+#: Least ids that thinking leaves for its tags and the text after them.
 _LEAST_REST = 8
-#: With a smaller temperature or top_p only the likeliest id is left, and float32 would
+#: Below this temperature or top_p only the likeliest id is left, and float32 would
 #: leave none.
 _LEAST = 1e-3
 
@@ -31,33 +31,33 @@ _LEAST = 1e-3
 def sampling_of(
     request: InferenceRequest, alias: Mapping[str, float], folder: ModelFolder
 ) -> Callable[[], Sampler]:
-    """Makes the sampler that is asked for; greedy where nobody asks.
+    """Return a function that makes the requested sampler; greedy by default.
 
-    What the alias says holds over the client, which tunes for another model, and both
-    hold over the model's own.
+    The alias's settings override the client's, which are tuned for another model. Both
+    override the model's own.
     """
     asked: dict[str, Any] = {
         "temperature": request.temperature,
         "top_p": request.top_p,
         "top_k": request.top_k,
     }
-    said = {
+    settings = {
         **folder.sampling,
         **{k: v for k, v in asked.items() if v is not None},
         **alias,
     }
-    temperature, top_p = said.get("temperature", 0.0), said.get("top_p", 1.0)
+    temperature, top_p = settings.get("temperature", 0.0), settings.get("top_p", 1.0)
     if min(temperature, top_p) < _LEAST:
         temperature = 0.0
-    top_k = int(said.get("top_k", 0))
+    top_k = int(settings.get("top_k", 0))
     if top_k >= len(folder.tokenizer):
-        top_k = 0  # mlx-lm refuses to choose from all
+        top_k = 0  # mlx-lm refuses a top_k of the whole vocabulary
 
     def make() -> Sampler:
         sampler: Sampler = make_sampler(
             temp=temperature,
             top_p=top_p,
-            min_p=said.get("min_p", 0.0),
+            min_p=settings.get("min_p", 0.0),
             top_k=top_k,
         )
         return sampler
@@ -66,27 +66,28 @@ def sampling_of(
 
 
 def thinking_room(max_tokens: int) -> int:
-    """Most ids that reasoning may take of an answer, so that text follows.
+    """Return the most ids of an answer that thinking may take, so that text follows.
 
-    A quarter of the answer is left over, :data:`_LEAST_REST` ids at least.
+    A quarter of the answer is reserved for text, at least :data:`_LEAST_REST` ids.
 
     Args:
         max_tokens: of the whole answer.
 
     Returns:
-        0 if reasoning and text do not both fit.
+        0 if thinking and text do not both fit.
     """
     room = max_tokens - max(-(-max_tokens // 4), _LEAST_REST)
-    return room if room > 1 else 0  # the first id is the line break behind the tag
+    return room if room > 1 else 0  # the first id is the line break after the tag
 
 
 def thinking_budget(
     request: InferenceRequest, most: int | None, max_tokens: int | None = None
 ) -> int:
-    """Ids that reasoning may take, so that room for an answer is left.
+    """Return the most thinking ids that leave room for an answer.
 
-    A client's budget that does not leave that room is cut, also below the least that
-    the API lets a client ask for.
+    A client's budget that leaves too little room is cut, also below the minimum that
+    the
+    API accepts.
 
     Args:
         request: with its budget or effort.
@@ -114,19 +115,19 @@ def thinking_sampler(
     force: bool,
     budget: int,
 ) -> Callable[[], Sampler]:
-    """Wraps a sampler so that reasoning opens if it must, and closes in time.
+    """Wrap a sampler so that thinking opens if required, and closes in time.
 
     Args:
         make: makes the sampler.
-        grammar: of the model's output; without tags of one id nothing is wrapped.
+        grammar: the model's grammar; without tags of one id nothing is wrapped.
         folder: the model.
-        opened: whether the prompt ends inside reasoning.
-        force: whether the answer has to begin with reasoning.
+        opened: whether the prompt ends inside thinking.
+        force: whether the answer has to begin with thinking.
         budget: most ids between the tags.
     """
     if len(grammar.think_start_ids) != 1 or len(grammar.think_end_ids) != 1:
         return make
-    # Behind their tags templates put one and two newlines.
+    # Templates put one newline after the opening tag and two after the closing tag.
     opening = [*grammar.think_start_ids, *_encode(folder, "\n")]
     closing = [*grammar.think_end_ids, *_encode(folder, "\n\n")]
 

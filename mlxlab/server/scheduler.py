@@ -1,7 +1,6 @@
-"""The queue in front of the worker: event loop on one side, MLX on the other.
+"""The queue between the event loop and the MLX worker.
 
-Knows nothing of requests and tokens; it moves items of iterators that run on the
-worker to coroutines that wait for them.
+It passes items of iterators that run on the worker to waiting coroutines.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ T = TypeVar("T")
 
 
 class QueueFullError(Exception):
-    """As many requests wait as may."""
+    """The queue of waiting requests is full."""
 
 
 class Scheduler:
-    """Runs one iterator at a time, in the order in which they came.
+    """Runs one iterator at a time, in order of arrival.
 
     Args:
-        worker: the thread that they run on.
-        limit: requests that may wait behind the running one.
+        worker: the thread that runs the iterators.
+        limit: most requests that wait behind the running one.
         heartbeat_s: seconds of silence after which a stream yields None.
     """
 
@@ -39,25 +38,27 @@ class Scheduler:
 
     @property
     def waiting(self) -> int:
-        """Requests behind the running one."""
+        """Number of requests behind the running one."""
         return max(0, self.unfinished - 1)
 
     def check(self) -> None:
-        """Whether one more request may come.
+        """Check that one more request may wait.
 
         Raises:
-            QueueFullError: as many requests wait as may.
+            QueueFullError: the queue is full.
         """
         if self.unfinished > self.limit:
             raise QueueFullError
 
     async def stream(self, make: Callable[[], Iterable[T]]) -> AsyncIterator[T | None]:
-        """Items of ``make()`` as the worker makes them; None while there are none.
+        """Yield items of ``make()`` as the worker makes them; None during a silence.
 
-        However this ends, the iterator stops at its next item, or never starts.
+        When the stream ends for any reason, the iterator stops at its next item or
+        never
+        starts.
 
         Raises:
-            QueueFullError: as many requests wait as may.
+            QueueFullError: the queue is full.
         """
         self.check()
         loop = asyncio.get_running_loop()
@@ -86,14 +87,14 @@ class Scheduler:
     async def _next(
         self, items: asyncio.Queue[tuple[T] | None]
     ) -> tuple[T] | tuple[()] | None:
-        """The next item in a tuple; an empty one after a silence; None at the end."""
+        """Return the next item in a tuple, () after a silence, or None at the end."""
         try:
             return await asyncio.wait_for(items.get(), self.heartbeat_s)
         except TimeoutError:
             return ()
 
     def _finish(self, loop: asyncio.AbstractEventLoop, put: Callable[..., Any]) -> None:
-        """Called by whoever ends the future: the worker, or a cancelling coroutine."""
+        """Called when the future ends: by the worker, or by a cancelling coroutine."""
 
         def finished() -> None:
             self.unfinished -= 1

@@ -1,7 +1,7 @@
-"""What the Messages endpoint accepts and what it refuses, beyond what a trace needs.
+"""Requests that the Messages endpoint accepts and refuses, beyond a trace's needs.
 
-The lists of the API are open: what is not named here is accepted and ignored. What
-would change the answer and cannot be done is refused.
+The API's objects are open: unknown keys are accepted and ignored. A key that would
+change the answer and is not supported is refused.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _Open(BaseModel):
 
 
 class ToolChoice(_Open):
-    """Whether and which tool is to be called."""
+    """Whether a tool must be called, and which."""
 
     type: Literal["auto", "any", "tool", "none"] = "auto"
     name: str = ""
@@ -66,7 +66,7 @@ class OutputFormat(_Open):
 
 
 class OutputConfig(_Open):
-    """How much to reason, and what form the answer has."""
+    """The effort of thinking, and the form of the answer."""
 
     effort: Effort | None = None
     format: OutputFormat | None = None
@@ -91,7 +91,7 @@ class InferenceRequest(TokenCountRequest):
 
 
 class CacheCreation(BaseModel):
-    """Tokens kept, by how long; here until others need the room."""
+    """Tokens kept, by lifetime; here until other requests need the room."""
 
     ephemeral_5m_input_tokens: int
     ephemeral_1h_input_tokens: int
@@ -109,7 +109,7 @@ class AnswerUsage(BaseModel):
 
 
 class Answer(BaseModel):
-    """A message of the assistant. Only describes what an answer's events add up to."""
+    """A message of the assistant; describes the sum of an answer's events."""
 
     id: str
     type: Literal["message"]
@@ -126,8 +126,8 @@ class Answer(BaseModel):
 class TokenCount(BaseModel):
     """Tokens of a prompt as it would be rendered.
 
-    If the client asked for context edits, ``context_management`` tells how many there
-    would be without them.
+    If the client asked for context edits, ``context_management`` has the count without
+    them.
     """
 
     input_tokens: int
@@ -163,14 +163,14 @@ class ModelList(BaseModel):
 
 
 class Health(BaseModel):
-    """The server answers."""
+    """The state of a server that answers."""
 
     status: Literal["ok"] = "ok"
     queue: int
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong."""
+    """The type and the message of an error."""
 
     type: str
     message: str
@@ -185,14 +185,14 @@ class ErrorBody(BaseModel):
 
 
 def check_supported(request: TokenCountRequest, model: str) -> None:
-    """Refuse what would be answered wrongly.
+    """Refuse requests that would be answered wrongly.
 
     Args:
-        request: parsed.
+        request: the parsed request.
         model: named in the message.
 
     Raises:
-        RequestError: what it is, where, and what would be accepted.
+        RequestError: the message names the key, its place and the accepted values.
     """
     extra = request.model_extra or {}
     for key in ("mcp_servers", "container"):
@@ -270,7 +270,7 @@ def _check_thinking(request: TokenCountRequest) -> None:
     if thinking.type != "enabled" or not isinstance(request, InferenceRequest):
         return
     budget = thinking.budget_tokens
-    # One that max_tokens has no room for is cut, see thinking_budget.
+    # A budget that max_tokens has no room for is cut, see thinking_budget.
     if budget is None or budget < _MIN_BUDGET:
         raise RequestError(
             f"thinking.budget_tokens: {budget} is not accepted; give at least "

@@ -1,4 +1,4 @@
-"""A running endpoint, as notebooks and the command line hold it."""
+"""A running endpoint, for notebooks and the command line."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = ["Options", "Server", "Status", "serve"]
 
 log = logging.getLogger(__name__)
 
-#: Rows and columns of a status.
+#: Most rows and columns of a status.
 _SHOWN = 20
 _COLUMNS = [
     "alias",
@@ -52,21 +52,22 @@ _COLUMNS = [
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How an endpoint is run; what it answers with is up to the aliases.
+    """Settings of an endpoint, apart from its aliases.
 
     Attributes:
-        host: loopback unless others are to reach it.
-        port: 0 for any free one.
-        token: what clients send; made anew if None. A short one is for loopback only.
+        host: loopback, unless other machines should reach it.
+        port: 0 for any free port.
+        token: the token that clients send; a new one if None. Short tokens are accepted
+            on loopback only.
         memory: bytes for models, keys and values; three quarters of the device's if
             None.
         chunk: tokens computed at a time. Cancelling waits for one chunk.
-        queue: requests that may wait.
-        script: answers to be given in place of sampled ones.
+        queue: most requests that may wait.
+        script: answers that replace sampled ones.
         answer_s: most seconds from a request's arrival to the end of its answer.
 
     Raises:
-        ServerError: one of them cannot be used.
+        ServerError: a setting cannot be used.
     """
 
     host: str = "127.0.0.1"
@@ -89,11 +90,11 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What a server has done so far.
+    """The requests that a server has served so far.
 
     Attributes:
-        server: as it is shown.
-        requests: the latest, one a row, oldest first: see :class:`Served`.
+        server: the text that shows the server.
+        requests: the latest, one per row, oldest first: see :class:`Served`.
         waiting: requests in the queue.
     """
 
@@ -125,8 +126,8 @@ class Server:
     :func:`serve` makes one. Use it as a context manager, or call :meth:`stop`.
 
     Attributes:
-        token: what clients have to send.
-        trace: where the traffic is recorded, None if it is not.
+        token: the token that clients send.
+        trace: the recorded trace, None without a recording.
     """
 
     def __init__(self, aliases: Aliases, options: Options) -> None:
@@ -151,7 +152,7 @@ class Server:
 
     @property
     def aliases(self) -> Aliases:
-        """Model ids and what answers to them."""
+        """Model ids and their aliases."""
         return self._service.aliases
 
     @property
@@ -161,7 +162,7 @@ class Server:
 
     @property
     def endpoint(self) -> Endpoint:
-        """What launchers are told.
+        """The endpoint as launchers see it.
 
         Raises:
             ServerError: the server does not run.
@@ -177,15 +178,15 @@ class Server:
 
     @property
     def notices(self) -> list[str]:
-        """What was measured for the approximate strategies in use, or that nothing was.
+        """Lines on the measured fidelity of the approximate strategies in use.
 
-        In lines; none if all strategies are exact.
+        A line says so where nothing was measured. Empty if all are exact.
         """
         return list_notices(self.aliases)
 
     @property
     def requests(self) -> pd.DataFrame:
-        """The latest requests, one a row, oldest first: see :class:`Served`."""
+        """The latest requests, one per row, oldest first: see :class:`Served`."""
         columns = list(Served.__dataclass_fields__)
         rows = [asdict(served) for served in self._service.metrics.requests]
         return pd.DataFrame(rows, columns=columns)
@@ -197,7 +198,7 @@ class Server:
         strategy: str | None = None,
         rules: str | None = None,
     ) -> Self:
-        """Change what later requests are answered with; clients notice nothing.
+        """Change the model, strategy or rules of later requests, unnoticed by clients.
 
         Returns:
             This server, so that a notebook shows it with its :attr:`notices`.
@@ -211,16 +212,16 @@ class Server:
         return self
 
     def status(self) -> Status:
-        """What was served so far."""
+        """Return the requests served so far."""
         waiting = self._service.scheduler.waiting
         return Status(repr(self), self.requests, waiting)
 
     def record(self, path: str | Path | None) -> None:
-        """Write what clients send from now on into a new trace; None ends that.
+        """Record later requests of clients in a new trace; None ends the recording.
 
         Raises:
             TraceError: the file exists or cannot be created.
-            ServerError: the server was stopped, and there is a path.
+            ServerError: the server was stopped, and ``path`` is given.
         """
         if path:
             self._service.check()
@@ -282,7 +283,7 @@ class Server:
         alias = self.aliases.default
         facts: dict[str, object] = {
             "URL": self.url,
-            "token": "server.token, which is not shown: notebooks keep what they show",
+            "token": "server.token (not shown: notebooks save their output)",
             "model": alias.model,
             "strategy": alias.strategy,
             "rules": alias.rules,
@@ -292,7 +293,7 @@ class Server:
         notices = self.notices
         return (
             _definitions(facts)
-            + (_folded("Approximate: what was measured", notices) if notices else "")
+            + (_folded("Approximate: measured fidelity", notices) if notices else "")
             + _folded(
                 "Claude Code: <code>mlxlab claude</code> in a terminal, or this "
                 "environment and <code>ANTHROPIC_AUTH_TOKEN</code>",
@@ -301,7 +302,7 @@ class Server:
         )
 
     def _publish(self) -> None:
-        """Tell `mlxlab claude` where we are."""
+        """Publish the endpoint for `mlxlab claude`."""
         self._endpoint = self.aliases.endpoint(
             url=self.url,
             token=self.token,
@@ -314,7 +315,7 @@ class Server:
 
 
 def _definitions(facts: Mapping[str, object]) -> str:
-    """A list in the colours of the page, light or dark; a click selects a value."""
+    """Return a list in the page's colours, light or dark; a click selects a value."""
     rows = "".join(
         f"<dt style='opacity:.7'>{key}</dt><dd style='margin:0'>"
         f"<code style='user-select:all'>{html.escape(str(value))}</code></dd>"
@@ -325,7 +326,7 @@ def _definitions(facts: Mapping[str, object]) -> str:
 
 
 def _folded(summary: str, lines: Iterable[str]) -> str:
-    """Lines that a click on the summary, which is HTML, shows."""
+    """Return lines that a click on the summary shows; the summary is HTML."""
     text = html.escape("\n".join(lines))
     return f"<details><summary>{summary}</summary><pre>{text}</pre></details>"
 
@@ -343,12 +344,13 @@ def serve(
     """Start a Messages endpoint in this process.
 
     Args:
-        model: of the default alias: a folder, a hub repository or ``tiny``.
-        strategy: of the default alias, as ``name[:key=value,...]``.
-        rules: of the default alias, see :func:`mlxlab.rendering.rules.parse_rules`.
+        model: model of the default alias: a folder, a hub repository or ``tiny``.
+        strategy: strategy of the default alias, as ``name[:key=value,...]``.
+        rules: rules of the default alias, see
+            :func:`mlxlab.rendering.rules.parse_rules`.
         aliases: a ``model_aliases.json``; the one that comes with mlxlab if None.
         models: further aliases, by name; see :meth:`Aliases.with_models`.
-        record: trace to write what clients send into.
+        record: a new trace file for the requests of clients.
         options: address, token, memory, limits.
 
     Raises:

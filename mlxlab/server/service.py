@@ -1,6 +1,6 @@
-"""Answers requests: prepares them, queues them, turns what comes back into events.
+"""Answers requests: prepares them, queues them, and converts items to events.
 
-Knows nothing of HTTP: parsed requests in, events of the Messages API out.
+Takes parsed requests and yields events of the Messages API.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Service:
         aliases: model ids to models and settings.
         worker: the thread that evaluates arrays.
         pool: models in memory.
-        queue: requests that may wait.
+        queue: most requests that may wait.
         script: see :class:`Preparation`.
     """
 
@@ -69,7 +69,7 @@ class Service:
         return self.preparation.aliases
 
     def check(self) -> None:
-        """Whether anything can be answered.
+        """Check that requests can be answered.
 
         Raises:
             ServerError: the thread that evaluates arrays has ended.
@@ -78,25 +78,27 @@ class Service:
             raise ServerError("the worker has stopped; start another server")
 
     def load(self) -> None:
-        """Have the default model in memory before the first request.
+        """Load the default model before the first request.
 
         Raises:
-            ModelError: it is not there, cannot be loaded, or cannot be run under its
+            ModelError: the model is missing, cannot be loaded, or cannot be run under
+                its
                 strategy.
-            ServerError: as :meth:`check`.
+            ServerError: see :meth:`check`.
         """
         self.check()
         self._load(self.preparation)
 
     def configure(self, aliases: Aliases) -> None:
-        """Answer later requests under other aliases; caches no longer named go.
+        """Answer later requests under other aliases, and drop caches no longer named.
 
-        Another default model is loaded behind the requests that came before, and so is
-        tried whether an approximate strategy can serve it.
+        A new default model is loaded after the earlier requests. This also checks
+        whether
+        an approximate strategy can serve it.
 
         Raises:
-            ModelError: as :meth:`load`; then nothing changes.
-            ServerError: as :meth:`check`.
+            ModelError: see :meth:`load`; then nothing changes.
+            ServerError: see :meth:`check`.
         """
         self.check()
         preparation = Preparation(aliases, self.preparation.script)
@@ -108,10 +110,10 @@ class Service:
         self.worker.submit(self._keep_only, wanted)
 
     async def count(self, request: TokenCountRequest) -> TokenCount:
-        """Tokens of the prompt that an answer to this request would start from.
+        """Count the prompt tokens of a request as it would be rendered.
 
         Raises:
-            MlxlabError: as :meth:`Preparation.render`.
+            MlxlabError: see :meth:`Preparation.render`.
         """
         prepared = await self._prepared(request, self.preparation)
         tokens, edits = len(prepared.prompt), prepared.edits
@@ -129,23 +131,24 @@ class Service:
         credential: str,
         note: Callable[..., object] = lambda **facts: None,
     ) -> AsyncIterator[WireEvent | None]:
-        """Events as they come, and None as a sign of life.
+        """Yield events as they come, and None as a heartbeat.
 
-        Closing the iterator stops the work; what is computed stays cached.
+        Closing the iterator stops the work; computed tokens stay cached.
 
         Args:
-            request: parsed.
-            credential: whose caches may be used.
-            note: called with what a recording keeps besides: ``configuration`` before
-                the first events, ``generated`` before the last.
+            request: the parsed request.
+            credential: the caches of this credential may be used.
+            note: called with further facts for a recording: ``configuration`` before
+                the
+                first events, ``generated`` before the last.
 
         Raises:
-            MlxlabError: as :class:`Preparation`'s methods.
+            MlxlabError: see the methods of :class:`Preparation`.
             QueueFullError: too many requests wait.
         """
         self.check()
         preparation = self.preparation
-        # Nobody is told to come back with a model that is not here.
+        # Reject unknown models before reporting a full queue.
         preparation.aliases.resolve(request.model)
         self._check_queue()  # before the work of rendering
         arrived, clock = time.time(), time.monotonic()
@@ -164,18 +167,18 @@ class Service:
             show_thinking=not (thinking and thinking.display == "omitted"),
             edits=prepared.edits,
         )
-        request_log = _Log(arrived, clock, prepared)
-        self._check_queue()  # others may have been quicker
+        request_log = _RequestLog(arrived, clock, prepared)
+        self._check_queue()  # other requests may have come first
         items = self.scheduler.stream(partial(self._run, job))
         try:
             async for item in items:
                 if item is not None:
-                    request_log.hear(item)
+                    request_log.record(item)
                     if isinstance(item, Completed):
                         note(generated=_generated(prepared, item))
                     for event in writer.write(item):
                         yield event
-                # A prefill and hidden reasoning are items without events.
+                # A prefill and hidden thinking are items without events.
                 yield None
         except Exception:
             request_log.outcome = "error"
@@ -185,11 +188,11 @@ class Service:
             self.metrics.add(request_log.served(writer))
 
     def tokenizer(self, digest: str) -> PreTrainedTokenizerBase | None:
-        """The tokenizer of a model that was served, by its digest."""
+        """Return the tokenizer of a served model by its digest, if it is known."""
         return self._tokenizers.get(digest)
 
     def exposition(self) -> bytes:
-        """Metrics in Prometheus' text format."""
+        """Return the metrics in Prometheus' text format."""
         return self.metrics.text(self.scheduler.waiting, self._stored)
 
     async def _prepared(
@@ -201,7 +204,7 @@ class Service:
         return prepared
 
     async def _alone(self, call: partial[T]) -> T:
-        """Off the event loop, one at a time: see :mod:`mlxlab.server.prepare`."""
+        """Run calls off the event loop, singly: see :mod:`mlxlab.server.prepare`."""
         return await run_sync(call, limiter=self._one_at_a_time)
 
     def _check_queue(self) -> None:
@@ -215,7 +218,7 @@ class Service:
         try:
             yield from generate(job)
         finally:
-            # Counted where the stores change, read from any thread.
+            # Counted when the stores change, read from any thread.
             self._stored = self.pool.stored
 
     def _load(self, preparation: Preparation) -> None:
@@ -238,8 +241,8 @@ def _generated(prepared: Prepared, finished: Completed) -> Generated:
     )
 
 
-class _Log:
-    """What becomes of one request."""
+class _RequestLog:
+    """Times and outcome of one request."""
 
     def __init__(self, arrived: float, clock: float, prepared: Prepared) -> None:
         self.arrived = arrived
@@ -248,7 +251,7 @@ class _Log:
         self.ttft_s: float | None = None
         self.outcome = "cancelled"
 
-    def hear(self, item: Item) -> None:
+    def record(self, item: Item) -> None:
         if self.ttft_s is None and isinstance(item, tuple):
             self.ttft_s = time.monotonic() - self.clock
 

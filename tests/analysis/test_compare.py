@@ -307,7 +307,7 @@ def test_a_size_is_written_with_its_unit() -> None:
         compare(small_trace(), capacity="16", **settings)
 
 
-def test_reads_contenders_with_parameters_and_rules() -> None:
+def test_reads_specs_with_parameters_and_rules() -> None:
     found = parse_specs(
         "prefix@none, paged:block=32,capacity=1GiB ,block-hash@-environment-first,"
         "none@drop-attribution+inline-system"

@@ -18,10 +18,9 @@ from mlxlab.replay.bounds import (
     UnlimitedMemory,
     position_independent,
 )
-from mlxlab.replay.hashed import HashedSource
 from mlxlab.replay.requests import RenderedRequest
 from mlxlab.replay.simulator import Simulator
-from mlxlab.replay.workload import Workload
+from mlxlab.replay.workload import HashedSource, Workload
 from mlxlab.strategies import parse_strategy
 from mlxlab.traces.hashed.weka import Weka
 from tests.support.hashes import write_weka

@@ -9,9 +9,14 @@ import pytest
 
 from mlxlab.errors import TraceError
 from mlxlab.prompt import Prompt, Role
-from mlxlab.replay.hashed import HashedSource, NumberedRequest
 from mlxlab.replay.requests import RenderedRequest
-from mlxlab.replay.workload import Numbers, Source, Workload
+from mlxlab.replay.workload import (
+    HashedSource,
+    NumberedRequest,
+    Numbers,
+    Source,
+    Workload,
+)
 from mlxlab.strategies import make_strategy
 from mlxlab.traces.hashed.mooncake import Mooncake
 from mlxlab.traces.hashed.weka import Weka

@@ -174,7 +174,7 @@ def test_a_default_must_be_possible() -> None:
         ),
         (
             {"aliases": {"fast": {"sampling": {"top_k": 1.5}}}},
-            r"aliases\.fast\.sampling: top_k: 1\.5 is no whole number",
+            r"aliases\.fast\.sampling: top_k: 1\.5 is not a whole number",
         ),
         ({"aliases": {"fast": {"sampling": {"min_p": True}}}}, r"sampling\.min_p: "),
         ({"aliases": {"fast": {"thinking": "maybe"}}}, r"thinking: .*'auto', 'on'"),

@@ -138,7 +138,7 @@ def test_a_change_while_it_runs_shows_what_was_measured() -> None:
         assert server.configure(strategy="suffix") is server
         first, second, third = server.notices
         shown = server._repr_html_()
-        assert "Approximate: what was measured" in shown
+        assert "Approximate: measured fidelity" in shown
         assert all(line in shown for line in (first, second, third))
         server.configure(rules="none")
         assert server.notices[1] == UNKNOWN

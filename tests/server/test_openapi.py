@@ -146,7 +146,7 @@ def test_every_route_is_described(api: Any) -> None:
     ("body", "says"),
     [
         (b"", "body: Field required"),
-        (b"{", "body: no JSON: "),
+        (b"{", "body: not JSON: "),
         (b'{"model": "\xff"}', "body: "),
         (b"[" * 100_000, "body: "),
         (b"[]", "body: "),

@@ -1,10 +1,10 @@
 """A store of prefix identities: applies commits as a store of keys and values would.
 
-What a model computes at a position depends on every token up to it, so the ledger
-keeps one id per prefix instead of one per token. Ids are equal exactly when the
-prefixes are equal, so a restored position with the right id is exact. Behind the first
+The keys and values at a position depend on every token up to it. So the ledger keeps
+one id per prefix instead of one per token. Ids are equal exactly when the prefixes
+are equal, so a restored position with the right id is exact. After the first
 approximate position nothing is exact, whatever its id. A moved position only has to
-hold the same token.
+hold an equal token.
 """
 
 from __future__ import annotations

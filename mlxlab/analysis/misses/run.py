@@ -23,9 +23,8 @@ from mlxlab.rendering.renderer import Renderer
 from mlxlab.replay.bounds import Bounds, find_bounds, tabulate_bounds
 from mlxlab.replay.manifest import describe_run
 from mlxlab.replay.requests import RenderedRequest
-from mlxlab.replay.sources import open_sources
 from mlxlab.replay.specs import SpecLike, StrategySpec, parse_specs
-from mlxlab.replay.workload import Workload
+from mlxlab.replay.workload import Workload, open_sources
 from mlxlab.sizes import Size, read_size
 from mlxlab.strategies import Strategy
 from mlxlab.traces import Trace

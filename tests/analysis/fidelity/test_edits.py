@@ -60,8 +60,8 @@ def test_edits_are_valid_repeatable_and_leave_the_rest_alone(
             check_history(exchange.body, before[exchange.id].body)
         else:
             assert exchange == before[exchange.id]
-    donors = [e for e in edited.trace.inference if e.id not in edited.changed]
-    assert donors
+    unedited = [e for e in edited.trace.inference if e.id not in edited.changed]
+    assert unedited
 
 
 def check_history(body: Any, recorded: Any) -> None:

@@ -71,7 +71,7 @@ def summary(found: Fidelity) -> pd.DataFrame:
     return found.summary()
 
 
-def test_every_edited_request_is_judged_and_no_other(found: Fidelity) -> None:
+def test_every_edited_request_is_evaluated_and_no_other(found: Fidelity) -> None:
     requests = found.requests
     assert list(requests.edit.unique()) == ["shift-16", "shift-64"]
     counts = requests.groupby(["edit", "request"], sort=False).size()
@@ -81,7 +81,7 @@ def test_every_edited_request_is_judged_and_no_other(found: Fidelity) -> None:
     assert set(counts) == {10}
 
 
-def test_yardsticks_come_first(summary: pd.DataFrame) -> None:
+def test_baselines_come_first(summary: pd.DataFrame) -> None:
     assert list(summary.index) == [
         "full prefill",
         "noise floor",
@@ -266,14 +266,14 @@ def test_draws_recovery_and_shift(found: Fidelity, tmp_path: Path) -> None:
     assert all(path.read_bytes().startswith(b"<svg") for path in written)
 
 
-def test_without_edits_every_request_is_judged(tmp_path: Path) -> None:
+def test_without_edits_every_request_is_evaluated(tmp_path: Path) -> None:
     one, two = (small_trace(name) for name in ("one", "two"))
     found = evaluated([one, two], f"{PAGED}@none,{PAGED}")
     counts = {
         trace: rows.groupby("variant", sort=False).size().to_dict()
         for trace, rows in found.requests.groupby("trace")
     }
-    # Yardsticks answer once under each set of rules.
+    # Baselines answer once under each set of rules.
     expected = {
         "full prefill": 20,
         "noise floor": 20,
@@ -339,7 +339,7 @@ def test_an_edit_that_a_trace_has_no_place_for_is_told() -> None:
     assert "trace small: block-moved: not two" in found.manifest["warnings"][-1]
 
 
-def test_default_contenders_hold_the_controls() -> None:
+def test_default_specs_hold_the_controls() -> None:
     specs = parse_specs(FIDELITY_SPECS)
     names = [spec.name for spec in specs]
     for spec in specs:

@@ -1,4 +1,4 @@
-"""Every token of every request has one fate, and evictions are blamed rightly."""
+"""Every token of every request has one cause, and evictions are attributed rightly."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def test_an_edit_comes_out_as_its_cause(trace: str, edit: str, rules: str) -> No
     assert attribution.change is not None
     assert attribution.change.cause is CAUSES[edit]
     # What was recorded has a change of its own at its end: what it answered came back
-    # in other tokens. All else is due to the edit, or new.
+    # in other tokens. All else was invalidated by the edit, or is new.
     assert set(tokens) <= {CAUSES[edit], Cause.FRESH, Cause.ANSWER}
     assert tokens[CAUSES[edit]] > 0
 
@@ -88,8 +88,8 @@ def test_an_edit_comes_out_as_its_cause(trace: str, edit: str, rules: str) -> No
 )
 def test_what_stands_behind_an_edit_is_due_to_it(edit: str, least: float) -> None:
     attribution = first_changed("resume", edit, "none")
-    due = sum(len(p) for p in attribution.parts if p.cause is CAUSES[edit])
-    assert due / len(attribution.request.prompt) >= least
+    invalidated = sum(len(p) for p in attribution.parts if p.cause is CAUSES[edit])
+    assert invalidated / len(attribution.request.prompt) >= least
 
 
 def test_a_break_names_its_block_and_how_it_changed() -> None:

@@ -1,7 +1,7 @@
 """What reuse does to answers: ``python -m bench.fidelity [NAME ...]``.
 
 Runs ``mlxlab fidelity`` with the bundled model on tasks and on recorded traces, and
-keeps what it finds in ``data/fidelity``, which notebook 04 reads. Takes an hour or two
+keeps what it finds in ``data/fidelity``, which notebook 05 reads. Takes an hour or two
 on two CPU cores; each run has its file, so one alone can be made again.
 """
 

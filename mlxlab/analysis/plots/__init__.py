@@ -14,6 +14,7 @@ from mlxlab.analysis.plots.reuse import (
     plot_ttft,
     save_plots,
 )
+from mlxlab.analysis.plots.served import plot_served
 
 __all__ = [
     "plot_capacity",
@@ -23,6 +24,7 @@ __all__ = [
     "plot_memory",
     "plot_pareto",
     "plot_segments",
+    "plot_served",
     "plot_shift",
     "plot_strip",
     "plot_trials",

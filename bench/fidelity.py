@@ -1,7 +1,7 @@
 """Measures how reuse changes answers: ``python -m bench.fidelity [NAME ...]``.
 
 Runs ``mlxlab fidelity`` with the bundled model on tasks and on recorded traces, and
-writes the results to ``data/fidelity``, which notebook 04 reads. All runs take an hour
+writes the results to ``data/fidelity``, which notebook 05 reads. All runs take an hour
 or two on two CPU cores. Each run has its own file, so it can be repeated alone.
 """
 

@@ -16,17 +16,22 @@ from mlxlab.decoding.events import (
     join_pieces,
 )
 from mlxlab.decoding.grammar import Grammar
+from mlxlab.decoding.watch import CallGrowth, Step, WatchedAnswer, watch
 
 __all__ = [
     "CallEnd",
+    "CallGrowth",
     "CallInput",
     "CallStart",
     "Decoder",
     "Event",
     "Grammar",
+    "Step",
     "Stopped",
     "Text",
     "Thinking",
     "ThinkingEnd",
+    "WatchedAnswer",
     "join_pieces",
+    "watch",
 ]

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import pandas as pd
 
@@ -31,6 +31,9 @@ from mlxlab.traces.recording.tee import Tee
 from mlxlab.traces.writer import TraceWriter
 from mlxlab.web.background import BackgroundServer
 from mlxlab.web.guard import Guard
+
+if TYPE_CHECKING:
+    from mlxlab.analysis.plots.picture import Picture
 
 __all__ = ["Options", "Server", "Status", "serve"]
 
@@ -109,6 +112,12 @@ class Status:
             f"{self.server}: {len(self.requests)} requests, {share:.1%} of {prompt:,} "
             f"prompt tokens reused, {self.waiting} waiting"
         )
+
+    def plot(self) -> Picture:
+        """Draw the reused and computed tokens and the seconds of each request."""
+        from mlxlab.analysis.plots import plot_served
+
+        return plot_served(self.requests)
 
     def _repr_html_(self) -> str:
         summary = f"<div>{html.escape(repr(self))}</div>"

@@ -21,6 +21,7 @@ with needs("plots"):
         plot_ttft,
         save_plots,
     )
+    from mlxlab.analysis.plots.served import plot_served
 
 __all__ = [
     "plot_capacity",
@@ -30,6 +31,7 @@ __all__ = [
     "plot_memory",
     "plot_pareto",
     "plot_segments",
+    "plot_served",
     "plot_shift",
     "plot_strip",
     "plot_trials",

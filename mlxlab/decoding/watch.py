@@ -136,7 +136,7 @@ def watch(
     decoder = Decoder(grammar, thinking=thinking, tools=tools, stop=stop)
     text = grammar.detokenizer()
     steps = [
-        Step(id, tokenizer.decode([id]), text.feed(id), tuple(decoder.feed(id)))
+        Step(id, str(tokenizer.decode([id])), text.feed(id), tuple(decoder.feed(id)))
         for id in map(int, ids)
     ]
     steps.append(Step(None, "", text.finish(), tuple(decoder.finish())))

@@ -8,7 +8,6 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -35,7 +34,7 @@ from mlxlab.strategies import (
 from tests.strategies import test_contract as contract
 from tests.support.exchanges import small_trace
 
-NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "01_compare_strategies.ipynb"
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "03_compare.ipynb"
 
 
 class HeadOnly(Strategy):
@@ -107,11 +106,11 @@ def test_the_contract_runs_it_by_its_example(
 
 @pytest.fixture
 def from_the_notebook() -> Iterator[type[Strategy]]:
-    """The strategy of notebook 01, with an example as small as the others."""
+    """The strategy of notebook 03, with an example as small as the others."""
     cells = json.loads(NOTEBOOK.read_text())["cells"]
     (source,) = [s for c in cells if "class HeadOnly" in (s := "".join(c["source"]))]
-    names: dict[str, Any] = {"Strategy": Strategy, "np": np, "__name__": "notebook"}
-    exec(source.partition("\nown =")[0], names)
+    names: dict[str, Any] = {"__name__": "notebook"}
+    exec(source, names)
     cls: type[Strategy] = names["HeadOnly"]
     cls.example = Example({"head": 16, "capacity": 40}, handles=1)
     yield cls

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,6 +29,9 @@ from mlxlab.replay.specs import (
 )
 from mlxlab.strategies import make_strategy
 from mlxlab.traces import Trace
+
+if TYPE_CHECKING:
+    from mlxlab.replay.live import LiveModel
 
 __all__ = ["forecast", "forecast_fidelity"]
 
@@ -160,15 +164,7 @@ def _probe(model: ModelFolder, chunk: int) -> CostModel:
     from mlxlab.replay.live import live_model  # needs mlx
 
     with live_model(model, chunk=chunk) as live:
-        engine = live.engine(make_strategy("none"))
-        nothing = np.empty(0, np.int32)
-        points = []
-        for size in (min(size, model.window - 1) for size in _SIZES):
-            prompt = Prompt.of(np.arange(size, dtype=np.int32) % 64)
-            done = live.worker.call(engine.replay, prompt, nothing)
-            points.append(
-                Point(start=0, stop=size, restore_s=0, prefill_s=done.prefill_s)
-            )
+        points = list(_points(live, model.window))
         environment = live.describe()
     return fit_costs(
         points,
@@ -178,6 +174,28 @@ def _probe(model: ModelFolder, chunk: int) -> CostModel:
         blas=environment["blas"],
         day=datetime.now(UTC).date(),
     )
+
+
+def _points(live: LiveModel, window: int) -> Iterator[Point]:
+    """Measure prompts, each computed whole and then with one more token.
+
+    Without the second, a fit cannot tell the cost of a token from that of its position.
+    """
+    engine = live.engine(make_strategy("paged", capacity=1 << 60))
+    nothing = np.empty(0, np.int32)
+    for number, size in enumerate(min(size, window - 2) for size in _SIZES):
+        ids = np.arange(size + 1, dtype=np.int32) % 64 + 64 * number
+        whole, longer = Prompt.of(ids[:-1]), Prompt.of(ids)
+        # The longer one twice: its first replay completes the last block.
+        for prompt, counts in ((whole, True), (longer, False), (longer, True)):
+            done = live.worker.call(engine.replay, prompt, nothing)
+            if counts:
+                yield Point(
+                    start=done.plan.reused,
+                    stop=len(prompt),
+                    restore_s=done.restore_s,
+                    prefill_s=done.prefill_s,
+                )
 
 
 def _duration(seconds: float) -> str:

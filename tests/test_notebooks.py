@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import nbformat
@@ -27,8 +28,8 @@ LARGEST = 1_500_000
 #: A header or variable for a token with a value that could be one. A name in words, such
 #: as ``server.token``, is no value.
 TOKEN = re.compile(
-    r"(ANTHROPIC_AUTH_TOKEN|ANTHROPIC_API_KEY|MLXLAB_TOKEN|x-api-key|--token|auth_token|"
-    r"api_key|Bearer)[\"'\\]*\s*[=: ]\s*[\"'\\]*(?!server\.token\b)"
+    r"(ANTHROPIC_AUTH_TOKEN|ANTHROPIC_API_KEY|MLXLAB_TOKEN|x-api-key|--token|"
+    r"auth_token|api_key|Bearer)[\"'\\]*\s*[=: ]\s*[\"'\\]*(?!server\.token\b)"
     r"(?=[\w-]*[\d_-])[\w-]{8,}",
     re.IGNORECASE,
 )
@@ -82,7 +83,7 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 
 def test_the_next_step_leads_through_all_of_them() -> None:
-    for path, following in zip(NOTEBOOKS, NOTEBOOKS[1:], strict=False):
+    for path, following in pairwise(NOTEBOOKS):
         last = nbformat.read(path, as_version=4).cells[-1]
         assert f"({following.name})" in last.source, path.name
 

@@ -99,6 +99,7 @@ def _simulate(
 
 def _usage(exchange: Exchange) -> dict[str, int]:
     """Return the parts of a prompt as its answer counts them, in tokens."""
-    assert exchange.response and exchange.response.message
+    assert exchange.response is not None
+    assert exchange.response.message is not None
     usage = exchange.response.message["usage"]
     return {part: int(usage.get(part) or 0) for part in _PROMPT}

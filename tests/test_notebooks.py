@@ -25,8 +25,8 @@ ORDER = [
 #: The largest file, in bytes: diffs and pages stay readable.
 LARGEST = 1_500_000
 
-#: A header or variable for a token with a value that could be one. A name in words, such
-#: as ``server.token``, is no value.
+#: A header or variable for a token, with a value that could be one. A name such as
+#: ``server.token`` is not a value.
 TOKEN = re.compile(
     r"(ANTHROPIC_AUTH_TOKEN|ANTHROPIC_API_KEY|MLXLAB_TOKEN|x-api-key|--token|"
     r"auth_token|api_key|Bearer)[\"'\\]*\s*[=: ]\s*[\"'\\]*(?!server\.token\b)"

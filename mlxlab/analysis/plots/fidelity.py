@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from mlxlab.analysis.fidelity.result import Fidelity
-from mlxlab.analysis.plots.figures import SIZE, add_legend, dress
+from mlxlab.analysis.plots.figures import SIZE, add_legend, dress, set_title
 from mlxlab.analysis.plots.picture import Picture
 from mlxlab.analysis.plots.style import INK, QUIET, strategy_styles
+
+if TYPE_CHECKING:
+    from mlxlab.analysis.fidelity.result import Fidelity
 
 __all__ = ["plot_pareto", "plot_shift", "save_fidelity_plots"]
 
@@ -45,7 +47,7 @@ def plot_pareto(found: Fidelity) -> Picture:
         dress(axes)
         _mark_baselines(axes, found, column, step=0.19)
         axes.set_yscale("log")
-        axes.set_title(title, size=9)
+        set_title(axes, title)
         axes.set_xlabel(_ACROSS[across])
     panels[0].set_xlim(-0.04, 1.04)
     panels[0].xaxis.set_major_formatter(PercentFormatter(1.0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,6 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 
 from mlxlab.analysis.misses.causes import NOTHING
-from mlxlab.analysis.misses.result import Misses
 from mlxlab.analysis.plots.figures import (
     add_legend,
     draw_blocks,
@@ -28,6 +27,9 @@ from mlxlab.analysis.plots.figures import (
 from mlxlab.analysis.plots.picture import Picture
 from mlxlab.analysis.plots.style import ACCENT, INK, QUIET, role_style
 from mlxlab.prompt import Role
+
+if TYPE_CHECKING:
+    from mlxlab.analysis.misses.result import Misses
 
 __all__ = ["plot_causes", "plot_strip", "save_misses_plots"]
 

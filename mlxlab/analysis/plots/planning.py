@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from mlxlab.analysis.calibration import Calibration
 from mlxlab.analysis.plots.figures import (
     SIZE,
     add_legend,
@@ -17,9 +18,12 @@ from mlxlab.analysis.plots.figures import (
 )
 from mlxlab.analysis.plots.picture import Picture
 from mlxlab.analysis.plots.style import INK, QUIET, RAMP, strategy_styles
-from mlxlab.analysis.sweep import Sweep
-from mlxlab.analysis.tuning import Tuning
 from mlxlab.sizes import format_size
+
+if TYPE_CHECKING:
+    from mlxlab.analysis.calibration import Calibration
+    from mlxlab.analysis.sweep import Sweep
+    from mlxlab.analysis.tuning import Tuning
 
 __all__ = ["plot_capacity", "plot_costs", "plot_trials"]
 

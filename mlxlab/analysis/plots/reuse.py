@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,6 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from mlxlab.analysis.comparison import Comparison
 from mlxlab.analysis.plots.figures import (
     SIZE,
     add_legend,
@@ -24,6 +24,9 @@ from mlxlab.analysis.plots.figures import (
 from mlxlab.analysis.plots.picture import Picture
 from mlxlab.analysis.plots.style import INK, role_style, strategy_styles
 from mlxlab.prompt import Role
+
+if TYPE_CHECKING:
+    from mlxlab.analysis.comparison import Comparison
 
 __all__ = ["plot_hit_rate", "plot_memory", "plot_segments", "plot_ttft", "save_plots"]
 

@@ -10,8 +10,9 @@ import numpy as np
 
 from mlxlab.analysis.compare import compare
 from mlxlab.analysis.comparison import Comparison
+from mlxlab.analysis.fidelity.edits import EditedTrace
 from mlxlab.analysis.fidelity.run import QUANTIZED
-from mlxlab.analysis.fidelity.scenarios import EditSet, apply_edits
+from mlxlab.analysis.fidelity.scenarios import apply_edits
 from mlxlab.models.folder import ModelFolder
 from mlxlab.prompt import Prompt
 from mlxlab.replay.cost_model import (
@@ -86,7 +87,7 @@ def forecast_fidelity(
 ) -> str:
     """Return the duration of a fidelity run in words, and the estimate's source.
 
-    Simulates the strategies on the traces as recorded; edits change prompts little.
+    Simulates the strategies on every edited trace, because edits break reuse.
 
     Args:
         traces: recorded traces, as for :func:`mlxlab.fidelity`.
@@ -107,30 +108,29 @@ def forecast_fidelity(
     costs = calibrated or _probe(model, chunk)
     full = _FULL + len(quantized)
     seconds = 0.0
-    for own in edited:
-        simulated = _simulate([own.trace], strategies, model, rules, costs)
-        seconds += _fidelity_s(own, simulated, costs, full, tokens, greedy)
+    for one in (one for own in edited for one in own.edited):
+        simulated = _simulate([one.trace], strategies, model, rules, costs)
+        seconds += _fidelity_s(one, simulated, costs, full, tokens, greedy)
     return _describe(seconds, calibrated)
 
 
 def _fidelity_s(
-    edits: EditSet,
+    edited: EditedTrace,
     simulated: Comparison,
     costs: CostModel,
     full: int,
     tokens: int,
     greedy: int,
 ) -> float:
-    """Return the seconds of all edits of a trace."""
+    """Return the seconds of one edited trace."""
     rows = simulated.requests
     lengths = rows.groupby("request").prompt_tokens.first()
     variants = full + rows.strategy.nunique()
-    seconds = float(rows.ttft_s.sum()) * len(edits.edited)
-    for edited in edits.edited:
-        for length in map(int, lengths.reindex(list(edited.changed)).dropna()):
-            answer = costs.prefill_s(length, length + tokens)
-            answer += greedy * costs.prefill_s(length, length + 1)
-            seconds += full * costs.ttft_s(0, length) + variants * answer
+    seconds = float(rows.ttft_s.sum())
+    for length in map(int, lengths.reindex(list(edited.changed)).dropna()):
+        answer = costs.prefill_s(length, length + tokens)
+        answer += greedy * costs.prefill_s(length, length + 1)
+        seconds += full * costs.ttft_s(0, length) + variants * answer
     return seconds
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "replaced",
     "unpacked",
     "write_json",
+    "write_private",
 ]
 
 
@@ -68,6 +69,20 @@ def replaced(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write a file that only this user can read, whole or not at all.
+
+    Its folder is closed to other users too, also one that was open before.
+
+    Raises:
+        OSError: the file cannot be written, or the folder is another user's.
+    """
+    make_folder(path.parent)
+    path.parent.chmod(0o700)
+    with replaced(path) as file:
+        file.write(data)
 
 
 @contextmanager

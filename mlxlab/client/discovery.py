@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, PositiveInt, StringConstraints, TypeAdapter, ValidationError
 
 from mlxlab.errors import ServerError
-from mlxlab.files import make_folder, replaced
+from mlxlab.files import write_private
 from mlxlab.ownership import read_own
 
 __all__ = [
@@ -86,10 +86,7 @@ def publish(endpoint: Endpoint, folder: Path = FOLDER) -> None:
     """
     path = _path(endpoint, folder)
     try:
-        make_folder(path.parent)
-        path.parent.chmod(0o700)
-        with replaced(path) as file:
-            file.write(_SCHEMA.dump_json(endpoint))
+        write_private(path, _SCHEMA.dump_json(endpoint))
     except OSError as error:
         raise ServerError(
             f"{path}: {error.strerror}; make the folder yours to write"

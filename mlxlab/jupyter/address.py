@@ -17,7 +17,7 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter, ValidationError
 
 from mlxlab.errors import ServerError
-from mlxlab.files import make_folder, replaced
+from mlxlab.files import write_private
 from mlxlab.ownership import read_own
 
 __all__ = ["FOLDER", "Address", "is_free", "name_notebook", "recall", "remember"]
@@ -77,10 +77,7 @@ def remember(notebook: str, address: Address, folder: Path = FOLDER) -> None:
     """
     path = _path(notebook, folder)
     try:
-        make_folder(path.parent)
-        path.parent.chmod(0o700)
-        with replaced(path) as file:
-            file.write(_SCHEMA.dump_json(address))
+        write_private(path, _SCHEMA.dump_json(address))
     except OSError as error:
         raise ServerError(
             f"{path}: {error.strerror}; the next start has a new address"

@@ -20,7 +20,14 @@ def test_lab_takes_arguments_and_works_as_root(
     program = tmp_path / "id"
     program.write_text(f"#!/bin/sh\necho {user}\n")
     program.chmod(0o755)
-    command = ["make", "--no-print-directory", "-n", "lab", "READY=", "ARGS=--no-browser --port 9999"]
+    command = [
+        "make",
+        "--no-print-directory",
+        "-n",
+        "lab",
+        "READY=",
+        "ARGS=--no-browser --port 9999",
+    ]
     done = subprocess.run(
         command,
         cwd=ROOT,

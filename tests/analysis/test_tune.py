@@ -64,7 +64,7 @@ def test_no_single_slot_is_recommended_to_several_agents() -> None:
     """Whether seconds are estimated well, badly, or not at all."""
     subagents = load_trace("subagents")
     for costs in (None, fitted(), fitted(noise=0.4)):
-        settings: dict[str, Any] = {"trials": 40, "progress": False, "costs": costs}
+        settings: dict[str, Any] = {"trials": 24, "progress": False, "costs": costs}
         found = tune(subagents, memory=4 << 30, **settings)
         assert found.best.several
         assert parse_strategy(found.best.strategy).max_sequences != 1

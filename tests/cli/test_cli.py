@@ -299,6 +299,7 @@ def test_a_partial_last_line_is_skipped_and_said(trace: Path) -> None:
     assert "small: partial last line skipped (1 times)" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_calibration_with_fewer_points_does_not_replace_a_better_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,7 +334,13 @@ VERBS_WITH_RESULTS = {
 }
 
 
-@pytest.mark.parametrize("verb", VERBS_WITH_RESULTS)
+@pytest.mark.parametrize(
+    "verb",
+    [
+        pytest.param(verb, marks=[pytest.mark.slow] if verb == "fidelity" else [])
+        for verb in VERBS_WITH_RESULTS
+    ],
+)
 def test_json_is_all_that_a_verb_prints_or_writes(
     verb: str, trace: Path, tmp_path: Path, measured: Path
 ) -> None:

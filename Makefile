@@ -30,6 +30,7 @@ notebooks: $(READY)  ## run all notebooks again and store their outputs
 	$(BIN)/python -m jupyter nbconvert --to notebook --coalesce-streams --inplace notebooks/*.ipynb
 
 docs: $(DOCS)  ## guide, API reference and notebooks as a site: reports/docs
+	rm -rf docs/api  # pages of modules that have gone
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet \
 	    -d reports/doctrees docs reports/docs
 	$(BIN)/python docs/check_site.py reports/docs

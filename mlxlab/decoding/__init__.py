@@ -16,7 +16,7 @@ from mlxlab.decoding.events import (
     join_pieces,
 )
 from mlxlab.decoding.grammar import Grammar
-from mlxlab.decoding.watch import CallGrowth, Step, WatchedAnswer, watch
+from mlxlab.decoding.watched import CallGrowth, Step, WatchedAnswer, watch
 
 __all__ = [
     "CallEnd",

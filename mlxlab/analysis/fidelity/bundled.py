@@ -12,7 +12,7 @@ _PACKAGE = Path(__file__).parents[2]
 def bundled_results() -> dict[str, Path]:
     """Return file by name, from data/fidelity of a checkout, else from the package.
 
-    ``make fidelity`` makes them; :meth:`mlxlab.Fidelity.read_json` reads one.
+    ``make fidelity`` makes them; ``ml.Fidelity.read_json`` reads one.
     """
     for folder in (_PACKAGE.parent / "data/fidelity", _PACKAGE / "data/fidelity"):
         if folder.is_dir():

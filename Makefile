@@ -26,7 +26,8 @@ lab: $(READY)  ## JupyterLab on the notebooks; ARGS="--port 9999 ..."
 	$(BIN)/python -m jupyter lab notebooks $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
 
 notebooks: $(READY)  ## run all notebooks again and store their outputs
-	$(BIN)/python -m jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
+	$(BIN)/python -m jupyter nbconvert --to notebook --execute --inplace \
+	    --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 	$(BIN)/python -m jupyter nbconvert --to notebook --coalesce-streams --inplace notebooks/*.ipynb
 
 docs: $(DOCS)  ## guide, API reference and notebooks as a site: reports/docs

@@ -78,7 +78,7 @@ $(READY): pyproject.toml
 	echo "make: setting up .venv with $$python, a dot a package"; \
 	set -o pipefail; \
 	"$$python" -m venv .venv && \
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off \
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --no-compile \
 	    --editable '.[cpu,dev]' | \
 	    awk '/^ *(Downloading|Using cached) / {printf "."; fflush()} END {print ""}'
 	@touch $@

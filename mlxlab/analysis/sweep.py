@@ -25,6 +25,7 @@ from mlxlab.analysis.tables import (
     read_records,
 )
 from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
+from mlxlab.models.layout import CacheLayout
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.rendering.rules import parse_rules
 from mlxlab.replay.bounds import BOUNDS, find_bounds, tabulate_bounds
@@ -227,7 +228,7 @@ def _tasks(
     unit = Workload(data[first]).unit
     made = {
         spec: [
-            replace(spec, capacity=size).make(token_bytes, unit=unit)
+            replace(spec, capacity=size).make(CacheLayout.plain(token_bytes), unit=unit)
             for size in capacities
         ]
         for spec in specs
@@ -273,7 +274,9 @@ def _run(task: Task, data: _Data) -> list[Row]:
         return [{**users, **row} for row in list_records(bounds)]
     spec = next(own for own in specs if own.strategy == asked["strategy"])
     strategies = [
-        replace(spec, capacity=capacity).make(size, unit=workload.unit)
+        replace(spec, capacity=capacity).make(
+            CacheLayout.plain(size), unit=workload.unit
+        )
         for capacity in asked["capacities"]
     ]
     name = {"strategy": spec.name, "rules": spec.rules_label, **users}

@@ -15,6 +15,7 @@ from mlxlab.analysis.fidelity.store import FidelityRecord, known
 from mlxlab.analysis.tuning import Tuning, rank
 from mlxlab.extras import needs
 from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
+from mlxlab.models.layout import CacheLayout
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.rendering.rules import parse_rules
 from mlxlab.replay.bounds import find_bounds, tabulate_bounds
@@ -160,7 +161,9 @@ class _Search:
         return {key: own.tries_in(unit) for key, own in declared if own.tries}
 
     def _measure(self, spec: StrategySpec) -> dict[str, Any]:
-        strategy = spec.make(self.token_bytes, unit=self.workload.unit)
+        strategy = spec.make(
+            CacheLayout.plain(self.token_bytes), unit=self.workload.unit
+        )
         replayer = Simulator(strategy, costs=self.costs)
         seconds, prompt, reused, requests, peak = [], 0, 0, 0, 0
         for request in self.workload:

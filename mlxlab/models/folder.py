@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from mlxlab.errors import ModelError
 from mlxlab.models import tiny
 from mlxlab.models.encoder import Encoder
+from mlxlab.models.layout import CacheLayout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -66,6 +67,11 @@ class ModelFolder:
                 "mlxlab needs a transformer with one KV cache per layer"
             ) from None
         return int(2 * layers * kv_heads * head_dim * self._item_bytes)
+
+    @property
+    def layout(self) -> CacheLayout:
+        """What the model's caches keep."""
+        return CacheLayout.plain(self.token_bytes)
 
     @property
     def window(self) -> int:

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from mlxlab.models.folder import ModelFolder
+from mlxlab.models.layout import CacheLayout
 from mlxlab.replay.cost_model import CostModel
 from mlxlab.replay.specs import StrategySpec
 from mlxlab.traces import Trace
@@ -50,7 +51,7 @@ def describe_run(
             "token_bytes": token_bytes or folder.token_bytes,
             "window": folder.window,
         },
-        "strategies": [_spec(c, folder.token_bytes) for c in specs],
+        "strategies": [_spec(c, folder.layout) for c in specs],
         "notes": dict(notes),
         "simulated": not environment,
         **({"estimated": costs.describe()} if costs else {}),
@@ -71,8 +72,8 @@ def _trace(trace: Trace | HashedTrace) -> dict[str, Any]:
     return {**described, "requests": len(trace.inference), "skipped": skipped}
 
 
-def _spec(spec: StrategySpec, token_bytes: int) -> dict[str, Any]:
-    strategy = spec.make(token_bytes)
+def _spec(spec: StrategySpec, layout: CacheLayout) -> dict[str, Any]:
+    strategy = spec.make(layout)
     return {
         "strategy": spec.strategy,
         "parameters": dict(strategy.parameters),

@@ -16,6 +16,7 @@ from mlxlab.analysis.compare import compare
 from mlxlab.analysis.comparison import Comparison
 from mlxlab.errors import ConfigError, MlxlabError, RuleError, StrategyError
 from mlxlab.models.folder import find_model
+from mlxlab.models.layout import CacheLayout
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.rendering.rules import parse_rules
 from mlxlab.replay.bounds import BOUNDS, UnlimitedMemory
@@ -322,7 +323,7 @@ def test_reads_specs_with_parameters_and_rules() -> None:
 
 def test_nothing_approximate_is_compared_unless_asked_for() -> None:
     for spec in parse_specs(DEFAULT_SPECS):
-        assert spec.make(token_bytes=1).exact
+        assert spec.make(CacheLayout.plain(1)).exact
 
 
 @pytest.mark.parametrize(

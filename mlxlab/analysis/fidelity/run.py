@@ -114,7 +114,7 @@ def fidelity(
     folder = find_model(model) if isinstance(model, str) else model
     specs = parse_specs(strategies, rules)
     for spec in specs:
-        spec.make(folder.token_bytes)
+        spec.make(folder.layout)
     _check_quantized(quantized)
     if floor_chunk == chunk:
         raise MlxlabError(

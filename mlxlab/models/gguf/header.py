@@ -36,12 +36,9 @@ _KINDS = {
     14: ("Q6_K", 256, 210),
     30: ("BF16", 1, 2),
 }
-#: mlx 0.32 gives wrong weights for Q4_K, and none for the others.
-_REFUSED = {
-    **{6: "Q5_0", 7: "Q5_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K"},
-    **{16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL"},
-    **{21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 29: "IQ1_M", 39: "MXFP4"},
-}
+#: Names of other types. Of Q4_K, the usual one, mlx 0.32 gives wrong weights.
+_REFUSED = {6: "Q5_0", 7: "Q5_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K"}
+_REFUSED |= {20: "IQ4_NL", 23: "IQ4_XS", 39: "MXFP4"}
 #: Types whose weights mlx leaves packed in groups of 32.
 QUANTIZED = frozenset({"Q4_0", "Q4_1", "Q8_0"})
 

@@ -77,7 +77,7 @@ def make_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
         ModelError: the tokenizer is damaged or of a kind that mlxlab does not know.
     """
     model, pre = metadata.get(f"{_PREFIX}model"), metadata.get(f"{_PREFIX}pre")
-    if model != "gpt2" or pre not in _KINDS:
+    if model != "gpt2" or not isinstance(pre, str) or pre not in _KINDS:
         raise ModelError(
             f"tokenizer {short(model)} with pre-tokenizer {short(pre)}; mlxlab reads "
             f"'gpt2' with {', '.join(map(repr, _KINDS))}"

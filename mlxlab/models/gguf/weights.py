@@ -48,9 +48,7 @@ def convert(source: Path, folder: Path) -> None:
     mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
 
 
-def _parts(
-    arrays: dict[str, mx.array], name: str, place: str
-) -> dict[str, mx.array]:
+def _parts(arrays: dict[str, mx.array], name: str, place: str) -> dict[str, mx.array]:
     """Return a weight under its place; a packed one with its scales and biases."""
     found = {place: arrays.pop(name)}
     stem, new = name.removesuffix(".weight"), place.removesuffix(".weight")
@@ -67,7 +65,9 @@ def _typed(parts: dict[str, mx.array], config: Config) -> dict[str, mx.array]:
     dtype: mx.Dtype = getattr(mx, config["dtype"])
     if len(parts) == 1 or "quantization" in config:
         packed = mx.uint32
-        return {n: a if a.dtype == packed else a.astype(dtype) for n, a in parts.items()}
+        return {
+            n: a if a.dtype == packed else a.astype(dtype) for n, a in parts.items()
+        }
     place = next(iter(parts))
     weight, scales, biases = parts.values()
     bits = weight.shape[1] // scales.shape[1]  # 32 weights of ``bits`` in 32-bit words

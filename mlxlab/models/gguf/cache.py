@@ -13,8 +13,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from mlxlab.errors import ModelError
 from mlxlab.files import cache_folder, content_sample, make_folder, replaced
 from mlxlab.models.gguf.header import open_regular, read_header
@@ -38,7 +36,8 @@ def unpack(file: Path) -> Path:
     """Return the model folder of a GGUF file; write it unless the cache has it.
 
     The folder is for this user only, and is whole or not there. Its name holds a
-    digest of the file's size and content, so a file that moved or changed is noticed.
+    digest of the file's content, sampled if it is large, and of its time of change: a
+    download that was repaired may differ in its middle only.
 
     Raises:
         ModelError: the file is damaged, or mlxlab cannot read its model.
@@ -47,8 +46,9 @@ def unpack(file: Path) -> Path:
     """
     try:
         open_regular(file).close()
-        sample = hashlib.sha256(b"%d\0" % _VERSION + content_sample(file))
-        name = f"{file.stem}-{sample.hexdigest()[:16]}"
+        digest = hashlib.sha256(f"{_VERSION} {file.stat().st_mtime_ns} ".encode())
+        digest.update(content_sample(file))
+        name = f"{file.stem}-{digest.hexdigest()[:16]}"
         folder = cache_folder() / "models" / name
         if not folder.is_dir():
             _write(file, folder)
@@ -80,7 +80,7 @@ def _write(file: Path, folder: Path) -> None:
 
 def _describe(file: Path) -> tuple[dict[str, str], int]:
     """Return the texts of a model's small files by name, and its number of weights."""
-    # It takes a while to import, and a folder in the cache needs none of it.
+    # These take a while to import, and a folder in the cache needs none of them.
     from mlxlab.models.gguf.architecture import (
         check_tensors,
         place_weights,
@@ -107,6 +107,8 @@ def _describe(file: Path) -> tuple[dict[str, str], int]:
 
 def _convert(file: Path, folder: Path, weights: int) -> None:
     """Write the weights into the folder, in a process of their own."""
+    from tqdm.auto import tqdm  # as above
+
     command = [sys.executable, "-P", "-c", _CONVERTER, json.dumps(sys.path)]
     with (
         tempfile.TemporaryFile() as errors,
@@ -116,9 +118,7 @@ def _convert(file: Path, folder: Path, weights: int) -> None:
             stdout=subprocess.PIPE,
             stderr=errors,
         ) as process,
-        tqdm(
-            total=weights, desc=f"unpacking {file.name}", delay=1, leave=False
-        ) as bar,
+        tqdm(total=weights, desc=f"unpacking {file.name}", delay=1, leave=False) as bar,
     ):
         assert process.stdout is not None  # for mypy
         try:

@@ -144,7 +144,7 @@ class Strategy(ABC):
         read=read_placement,
     )
     share: int = parameter(
-        50,
+        33,
         "Most of the capacity that checkpoints take, as a percentage.",
         kind=Kind.PERCENT,
     )
@@ -272,21 +272,38 @@ class Strategy(ABC):
         match = plan.prefix_length
         found = index.find(prompt.tokens[:match])
         position = found.position if found else 0
-        places = self._placement.places(prompt, match)
+        places = self._places(prompt, match, position)
         return replace(
             plan,
             spans=plan.head(position).spans,
             resume=found.handle if found else None,
-            captures=index.choose(self._behind(places, position), position),
+            captures=index.choose(places, position),
         )
 
-    def _behind(self, places: list[int], position: int) -> list[int]:
-        """Return the places behind a position that could be resumed at."""
+    def _places(self, prompt: Prompt, match: int, position: int) -> list[int]:
+        """Return where checkpoints are taken behind a position, ascending.
+
+        Where the sequence does not fit into the capacity, its last token that does is
+        such a place.
+        """
+        places = self._placement.places(prompt, match)
+        end = len(prompt) if self._placement.answer else max(places, default=0)
+        fitting = [place for place in places if self._fits(place, position)]
+        if end > self._longest not in fitting and self._fits(self._longest, position):
+            fitting.append(self._longest)
+        return fitting
+
+    @property
+    def _longest(self) -> int:
+        """Most tokens that the capacity holds beside one checkpoint."""
         room = self.capacity - self.checkpoint_bytes
-        most = room // (self.token_bytes or _ID_BYTES)
+        return room // (self.token_bytes or _ID_BYTES)
+
+    def _fits(self, place: int, position: int) -> bool:
+        """Whether a place lies behind a position and could be resumed at."""
         minimum = self.limits.get(Limit.MINIMUM)
         least = max(position + 1, getattr(self, minimum) if minimum else 0)
-        return [place for place in places if least <= place <= most]
+        return least <= place <= self._longest
 
     def _store_resumable(
         self, prompt: Prompt, plan: Plan, index: Checkpoints
@@ -294,8 +311,8 @@ class Strategy(ABC):
         """Store a sequence up to its last checkpoint, and keep checkpoints on it."""
         before = index.handles
         taken = [place for place in plan.captures if place <= len(prompt)]
-        if self._placement.answer and len(prompt) not in taken:
-            taken += self._behind([len(prompt)], plan.prefix_length)
+        if self._placement.answer and self._fits(len(prompt), (taken or [0])[-1]):
+            taken.append(len(prompt))
         new = index.add(prompt.tokens, taken, plan.resume)
         last = index.find(prompt.tokens)
         while last is not None and self.capacity_tokens < last.position:
@@ -303,8 +320,11 @@ class Strategy(ABC):
             last = index.find(prompt.tokens)
         commit = Commit()
         if last is not None:
-            commit = self._store(prompt.head(last.position), plan.head(last.position))
-        index.prune(self._count_stored)
+            head = prompt.head(last.position)
+            commit = self._store(head, plan.head(last.position))
+            stored = self._count_stored(head.tokens) == len(head)
+            if commit.drop or commit.cut or not stored:
+                index.prune(self._count_stored)
         while self.stored_bytes > self.capacity:
             index.evict()
         held = index.handles

@@ -15,14 +15,23 @@ _GLUE = STATIC_ROLES | {Role.TEMPLATE, Role.GENERATION}
 
 @register
 class Messages(Placement):
-    """Behind each message: histories are edited and cut at whole messages."""
+    """Behind each message: histories are edited and cut at whole messages.
+
+    Where a trace does not say where messages end, a grid stands for them.
+    """
 
     name = "messages"
     summary = "the end of each message, N tokens apart at least"
     spacing = 0
 
     def places(self, prompt: Prompt, match: int) -> Iterable[int]:
-        return _spaced(_ends(prompt), self.number)
+        return _spaced(sorted({*_ends(prompt), *self._grid(prompt)}), self.number)
+
+    def _grid(self, prompt: Prompt) -> Iterator[int]:
+        """Yield positions in segments of unknown origin."""
+        for segment in prompt.segments:
+            if segment.role is Role.UNKNOWN and self.number:
+                yield from range(segment.start, segment.stop, self.number)
 
 
 @register

@@ -88,6 +88,8 @@ class BestPlacement:
         everything = sum(lengths) + len(lengths) * self._checkpoint
         memory = min(capacity / self._id_bytes, everything)
         steps = self._steps.within(int(memory - self._checkpoint))
+        if not steps.usable.any():
+            return [0] * len(self._accesses.requests)
         shares, most = _Program(steps, memory, self._checkpoint).solve()
         ids = np.zeros(len(self._accesses.requests))
         np.add.at(ids, steps.time[steps.usable], shares * steps.length[steps.usable])

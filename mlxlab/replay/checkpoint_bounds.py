@@ -24,7 +24,7 @@ __all__ = ["BestPlacement"]
 
 Reals: TypeAlias = NDArray[np.float64]
 
-_NOISE = 1e-6  # tokens; of sums of floating-point numbers
+_NOISE = 1e-6  # ids; of sums of floating-point numbers
 
 
 class BestPlacement:
@@ -95,7 +95,8 @@ class BestPlacement:
         np.add.at(ids, steps.time[steps.usable], shares * steps.length[steps.usable])
         tokens = np.cumsum(ids) + (most - ids.sum()) + _NOISE
         whole = np.floor(tokens * self._accesses.unit).astype(np.int64)
-        return np.diff(whole, prepend=0).tolist()
+        reused: list[int] = np.diff(whole, prepend=0).tolist()
+        return reused
 
 
 @dataclass(slots=True)
@@ -155,7 +156,8 @@ class _Program:
         sums = coo_array((factor, places), shape=shape).tocsr()
         found = linprog(-gains, sums, limits, bounds=np.stack([0 * most, most], axis=1))
         if not found.success:
-            raise RuntimeError(found.message)  # it always has a solution: nothing
+            # Reusing nothing is a solution, so this is a failure of the solver.
+            raise RuntimeError(f"bound of placements: {found.message}")
         prices = np.maximum(-found.ineqlin.marginals, 0)
         beyond = np.maximum(gains - sums.T @ prices, 0)
         bound = float(limits @ prices + most @ beyond)

@@ -69,14 +69,14 @@ def test_seconds_are_those_of_single_requests() -> None:
 
 def test_a_model_with_checkpoints_has_the_bound_of_placements(tmp_path: Path) -> None:
     sizes = [SMALL * 8, SMALL * 64]
-    asked = {"strategies": "paged:block=16", "capacities": sizes, "folder": tmp_path}
-    plain = sweep(small_trace(), **asked, **QUICK)
-    swept = sweep(small_trace(), **asked, checkpoint_bytes=SMALL, **QUICK)
+    asked = QUICK | {"capacities": sizes, "folder": tmp_path}
+    plain = sweep(small_trace(), "paged:block=16", **asked)
+    swept = sweep(small_trace(), "paged:block=16", checkpoint_bytes=SMALL, **asked)
     assert "of_placement" not in plain.summary()
     own = swept.bounds[swept.bounds.bound == PLACEMENT].set_index("memory").reused
     assert list(own.index) == sizes
-    for row in swept.summary().itertuples():
-        assert row.of_placement == pytest.approx(row.reused / own[row.capacity])
+    rows = swept.summary()
+    assert rows.of_placement.tolist() == pytest.approx((rows.reused / [*own]).tolist())
     pd.testing.assert_frame_equal(
         swept.bounds[swept.bounds.bound != PLACEMENT].reset_index(drop=True),
         plain.bounds,

@@ -34,6 +34,7 @@ _OPTIONAL = (
     "optuna",
     "prometheus_client",
     "pyarrow",
+    "scipy",
     "starlette",
     "uvicorn",
 )

@@ -44,6 +44,7 @@ def compare(
     simulate: bool = False,
     costs: CostModel | None = None,
     chunk: int = CHUNK,
+    checkpoint_bytes: int = 0,
     progress: bool = True,
 ) -> Comparison:
     """Replay traces through strategies, each trace from an empty cache.
@@ -59,6 +60,8 @@ def compare(
         costs: estimates the seconds of a simulation and of bounds, see
             :func:`mlxlab.calibrate`. A live replay with exact strategies fits its own.
         chunk: tokens that a live replay computes at a time.
+        checkpoint_bytes: of a model that resumes at checkpoints: one checkpoint. Adds
+            the bound ``placement``.
         progress: whether to show a bar.
 
     Raises:
@@ -86,7 +89,7 @@ def compare(
         }
         sizes = set(capacities.values())
         bounds = [
-            find_bounds(requests, sizes, folder.token_bytes)
+            find_bounds(requests, sizes, folder.token_bytes, checkpoint_bytes)
             for requests in rendered[default]
         ]
         bar.reset(sum(_tokens(rendered[spec.rules]) for spec in specs))

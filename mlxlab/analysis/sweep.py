@@ -28,7 +28,7 @@ from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
 from mlxlab.models.layout import CacheLayout
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.rendering.rules import parse_rules
-from mlxlab.replay.bounds import BOUNDS, find_bounds, tabulate_bounds
+from mlxlab.replay.bounds import BOUNDS, PLACEMENT, find_bounds, tabulate_bounds
 from mlxlab.replay.cost_model import CostModel
 from mlxlab.replay.manifest import describe_run
 from mlxlab.replay.simulator import Simulator
@@ -57,6 +57,7 @@ _FORMS: Forms = {
     "of_unlimited": ("of un-\nlimited", "{:.1%}".format),
     "of_optimal": ("of\noptimal", "{:.1%}".format),
     "of_position_independent": ("of any\nposition", "{:.1%}".format),
+    "of_placement": ("of best\nplacement", "{:.1%}".format),
     "ttft_mean_s": ("TTFT\nest. s", "{:.2f}".format),
     "stored_gib": ("stored\nGiB", "{:.2f}".format),
     "evicted_m": ("evicted\nM", "{:.1f}".format),
@@ -75,7 +76,7 @@ class Sweep(Result):
             (peak), and with a cost model ``ttft_s`` (sum of the seconds to first
             tokens).
         bounds: one row per bound and number of users (column ``users``), and per
-            capacity for ``optimal``.
+            capacity for ``optimal`` and ``placement``.
     """
 
     kind = "sweep"
@@ -93,19 +94,20 @@ class Sweep(Result):
         """Return one row per strategy, number of users and capacity.
 
         Columns: ``strategy``, ``users``, ``capacity`` (bytes), ``reused`` (share of all
-        prompt tokens), ``of_unlimited``, ``of_optimal``, ``of_position_independent``
-        (that share, relative to the bound), ``ttft_mean_s`` (estimated),
-        ``stored_bytes`` (peak), ``evicted`` (tokens). Columns without data are dropped.
+        prompt tokens), ``of_unlimited``, ``of_optimal``, ``of_position_independent``,
+        ``of_placement`` (that share, relative to the bound), ``ttft_mean_s``
+        (estimated), ``stored_bytes`` (peak), ``evicted`` (tokens). Columns without data
+        are dropped.
         """
         rows = self.requests
         reused = rows.reused_tokens / rows.prompt_tokens
         table = rows[["strategy", "users", "capacity"]].assign(reused=reused)
-        for name in BOUNDS:
+        for name in (*BOUNDS, PLACEMENT):
             own = self.bounds[self.bounds.bound == name]
-            keys = ["users", "memory"] if name == "optimal" else ["users"]
-            most = own.set_index(keys).reused
+            limited = name in ("optimal", PLACEMENT)
+            most = own.set_index(["users", "memory"] if limited else ["users"]).reused
             index = pd.MultiIndex.from_frame(rows[["users", "capacity"]])
-            at = index if name == "optimal" else index.get_level_values("users")
+            at = index if limited else index.get_level_values("users")
             table[f"of_{name}"] = reused / most.reindex(at).to_numpy()
         if "ttft_s" in rows:
             table["ttft_mean_s"] = rows.ttft_s / rows.requests
@@ -141,6 +143,7 @@ def sweep(
     users: Sequence[int] = (1,),
     model: str | ModelFolder = BUNDLED,
     token_bytes: Size | None = None,
+    checkpoint_bytes: int = 0,
     rules: str = "all",
     costs: CostModel | None = None,
     folder: str | Path | None = None,
@@ -161,6 +164,8 @@ def sweep(
         users: how many traces are replayed at the same time into one cache.
         model: name, folder or hub repository.
         token_bytes: keys and values of one token; None for the model's.
+        checkpoint_bytes: of a model that resumes at checkpoints: one checkpoint. Adds
+            the bound ``placement``.
         rules: default rules, for strategies without ``@rules``.
         costs: estimates seconds, see :func:`mlxlab.calibrate`; None for no seconds.
         folder: keeps the results as Parquet files, one per task. A stopped sweep
@@ -187,7 +192,7 @@ def sweep(
     }
     rows = run_tasks(
         _run,
-        list(_tasks(specs, data, sizes, users, size, costs)),
+        list(_tasks(specs, data, sizes, users, size, checkpoint_bytes, costs)),
         {
             own: (sources, [spec for spec in specs if spec.rules == own], costs)
             for own, sources in data.items()
@@ -221,6 +226,7 @@ def _tasks(
     capacities: Sequence[int],
     users: Sequence[int],
     token_bytes: int,
+    checkpoint_bytes: int,
     costs: CostModel | None,
 ) -> Iterator[Task]:
     """List all tasks; bounds are found under the first rules."""
@@ -235,8 +241,12 @@ def _tasks(
     }
     sizes = {c: sorted({s.capacity for s in own}) for c, own in made.items()}
     every = sorted(set(chain(*sizes.values())))
+    names = [*BOUNDS, PLACEMENT] if checkpoint_bytes else [*BOUNDS]
+    bounds = {"bounds": names, "capacities": every}
+    if checkpoint_bytes:
+        bounds["checkpoint_bytes"] = checkpoint_bytes
     asked: list[tuple[Rules, dict[str, Any]]] = [
-        (first, {"bounds": list(BOUNDS), "capacities": every}),
+        (first, bounds),
         *(
             (
                 spec.rules,
@@ -269,7 +279,10 @@ def _run(task: Task, data: _Data) -> list[Row]:
     users = {"users": asked["users"]}
     if "bounds" in asked:
         bounds = tabulate_bounds(
-            *find_bounds(workload, asked["capacities"], size), costs
+            *find_bounds(
+                workload, asked["capacities"], size, asked.get("checkpoint_bytes", 0)
+            ),
+            costs,
         )
         return [{**users, **row} for row in list_records(bounds)]
     spec = next(own for own in specs if own.strategy == asked["strategy"])

@@ -19,7 +19,7 @@ from mlxlab.models.folder import find_model
 from mlxlab.models.layout import CacheLayout
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.rendering.rules import parse_rules
-from mlxlab.replay.bounds import BOUNDS, UnlimitedMemory
+from mlxlab.replay.bounds import BOUNDS, PLACEMENT, UnlimitedMemory
 from mlxlab.replay.cost_model import CostModel, Point
 from mlxlab.replay.requests import render_trace
 from mlxlab.replay.simulator import Simulator
@@ -121,6 +121,27 @@ def test_bounds_stand_beside_every_request(
     unlimited, optimal, anywhere = little.bounds.reused.tolist()
     assert optimal < unlimited < anywhere
     assert little.bounds.ttft_median_s.isna().all()
+
+
+def test_a_model_with_checkpoints_has_the_bound_of_placements() -> None:
+    compared = compare(
+        small_trace(),
+        strategies="paged:block=16,capacity=300KiB",
+        simulate=True,
+        costs=fitted(),
+        checkpoint_bytes=100 << 10,
+        progress=False,
+    )
+    own = compared.requests
+    assert 0 < own.placement.sum() < own.optimal.sum()
+    assert (own.placement_s.notna()).all()
+    row = compared.bounds[compared.bounds.bound == PLACEMENT].iloc[0]
+    assert (row.memory, row.reused_tokens) == (300 << 10, own.placement.sum())
+    shares = compared.summary().iloc[0]
+    assert shares.of_placement == pytest.approx(shares.reused / row.reused)
+    table, bounds = compared.tables()
+    assert "of best\nplacement" in table
+    assert "best checkpoints" in bounds.bound.tolist()
 
 
 def test_a_capacity_is_for_those_that_name_none() -> None:

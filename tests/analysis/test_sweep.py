@@ -14,7 +14,7 @@ from mlxlab.analysis import jobs
 from mlxlab.analysis.jobs import HERE, Row, Task, run_tasks
 from mlxlab.analysis.sweep import Sweep, sweep
 from mlxlab.errors import MlxlabError, StrategyError, TraceError
-from mlxlab.replay.bounds import BOUNDS
+from mlxlab.replay.bounds import BOUNDS, PLACEMENT
 from mlxlab.replay.export import export_trace
 from mlxlab.traces.hashed.weka import Weka
 from tests.replay.test_cost_model import fitted
@@ -65,6 +65,25 @@ def test_seconds_are_those_of_single_requests() -> None:
             assert bounds.ttft_median_s[name] == pytest.approx(seconds.median())
     text = swept.tables()[1]
     assert text["TTFT est.\nmean s"].iloc[0] == f"{own.unlimited_s.mean():.2f}"
+
+
+def test_a_model_with_checkpoints_has_the_bound_of_placements(tmp_path: Path) -> None:
+    sizes = [SMALL * 8, SMALL * 64]
+    asked = QUICK | {"capacities": sizes, "folder": tmp_path}
+    plain = sweep(small_trace(), "paged:block=16", **asked)
+    swept = sweep(small_trace(), "paged:block=16", checkpoint_bytes=SMALL, **asked)
+    assert "of_placement" not in plain.summary()
+    own = swept.bounds[swept.bounds.bound == PLACEMENT].set_index("memory").reused
+    assert list(own.index) == sizes
+    rows = swept.summary()
+    assert rows.of_placement.tolist() == pytest.approx((rows.reused / [*own]).tolist())
+    pd.testing.assert_frame_equal(
+        swept.bounds[swept.bounds.bound != PLACEMENT].reset_index(drop=True),
+        plain.bounds,
+    )
+    lines = {line.get_label() for line in swept.plot().axes[0].lines}
+    assert {"optimal", PLACEMENT, "unlimited"} <= lines
+    assert PLACEMENT not in {line.get_label() for line in plain.plot().axes[0].lines}
 
 
 def test_capacities_and_users_make_a_difference() -> None:

@@ -14,14 +14,12 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import KVCache, make_prompt_cache
-from mlx_lm.utils import load_model as load_mlx_model
 
 from mlxlab.engine.kv_store import KVStore
 from mlxlab.engine.recompute import select
 from mlxlab.engine.rope import Positions, Rope
 from mlxlab.engine.scattered_prefill import ScatteredPrefill
 from mlxlab.errors import IntegrityError, ModelError
-from mlxlab.models.folder import ModelFolder
 from mlxlab.prompt import Prompt, Tokens
 from mlxlab.strategies import Commit, Plan, Strategy
 
@@ -33,7 +31,6 @@ __all__ = [
     "Replayed",
     "Sampler",
     "device_name",
-    "load_model",
 ]
 
 Sampler: TypeAlias = Callable[[mx.array], mx.array]
@@ -44,28 +41,6 @@ LogitsProcessor: TypeAlias = Callable[[mx.array, mx.array], mx.array]
 
 #: Smaller chunks leave the device idle between them.
 _LEAST_CHUNK = 64
-
-
-def load_model(folder: ModelFolder) -> Any:
-    """Load a model and its weights into memory, without running code from its folder.
-
-    Raises:
-        ModelError: the weights are missing or broken, mlx-lm does not know the
-            architecture, or the model keeps state other than plain KVCache layers.
-    """
-    try:
-        model, _ = load_mlx_model(folder.path)
-    except Exception as error:
-        # mlx-lm raises any type of exception on a broken config.json.
-        why = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ModelError(f"model {folder.name}: cannot be loaded: {why}") from error
-    kinds = {type(cache).__name__ for cache in make_prompt_cache(model)}
-    if kinds != {KVCache.__name__}:
-        raise ModelError(
-            f"model {folder.name}: keeps {', '.join(sorted(kinds))}; mlxlab restores "
-            "plain KVCache layers only, which can be cut at any token"
-        )
-    return model
 
 
 def _unmoved(layer: int, keys: mx.array, shift: int) -> mx.array:

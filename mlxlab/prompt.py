@@ -10,7 +10,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Prompt", "Role", "Segment", "Tokens", "common_prefix"]
+__all__ = ["STATIC_ROLES", "Prompt", "Role", "Segment", "Tokens", "common_prefix"]
 
 Tokens: TypeAlias = NDArray[np.int32]
 

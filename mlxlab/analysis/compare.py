@@ -69,7 +69,7 @@ def compare(
     size = None if capacity is None else read_size(capacity, "capacity")
     specs = parse_specs(strategies, rules, size)
     default = parse_rules(rules)
-    capacities = {spec: spec.make(folder.token_bytes).capacity for spec in specs}
+    capacities = {spec: spec.make(folder.layout).capacity for spec in specs}
     every = dict.fromkeys([default, *(spec.rules for spec in specs)])
     renderers = {own: Renderer(folder, own) for own in every}
     renderings = len(renderers) * sum(len(trace.inference) for trace in recorded)
@@ -86,7 +86,7 @@ def compare(
         }
         sizes = set(capacities.values())
         bounds = [
-            find_bounds(requests, sizes, folder.token_bytes)
+            find_bounds(requests, sizes, folder.layout.token_bytes())
             for requests in rendered[default]
         ]
         bar.reset(sum(_tokens(rendered[spec.rules]) for spec in specs))
@@ -137,7 +137,7 @@ class _Stage:
         self.environment = live.describe() if live else {}
 
     def replayer(self, spec: StrategySpec, progress: Progress) -> Replayer:
-        strategy = spec.make(self.folder.token_bytes)
+        strategy = spec.make(self.folder.layout)
         if self.live is None:
             return Simulator(strategy, progress, self.costs)
         return self.live.replayer(strategy, progress)

@@ -71,6 +71,11 @@ class CacheLayout:
         tokens = LayerCache(1, CacheKind.TOKENS, token_bytes)
         return cls((tokens, state) if checkpoint_bytes else (tokens,))
 
+    @property
+    def windows(self) -> bool:
+        """Whether some layers keep the latest tokens only."""
+        return any(part.kind is CacheKind.WINDOW for part in self.layers)
+
     def token_bytes(self, windows: Windows = Windows.CHECKPOINTS) -> int:
         """Return the bytes that a store keeps for each token."""
         kinds = {CacheKind.TOKENS}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Self, TypeAlias
 
 from mlxlab.errors import StrategyError
+from mlxlab.models.layout import CacheLayout
 from mlxlab.rendering.rules import RULES, parse_rules
 from mlxlab.strategies import (
     STRATEGIES,
@@ -125,11 +126,11 @@ class StrategySpec:
         """Whether all plans of the strategy are exact."""
         return self.policy.exact
 
-    def make(self, token_bytes: int, *, unit: int = 1) -> Strategy:
+    def make(self, layout: CacheLayout, *, unit: int = 1) -> Strategy:
         """Make the strategy with an empty cache.
 
         Args:
-            token_bytes: see :func:`mlxlab.strategies.make_strategy`.
+            layout: see :func:`mlxlab.strategies.make_strategy`.
             unit: see :func:`mlxlab.strategies.make_strategy`.
 
         Raises:
@@ -138,9 +139,7 @@ class StrategySpec:
         parameters = dict(self.parameters)
         if self.capacity is not None:
             parameters.setdefault("capacity", self.capacity)
-        return make_strategy(
-            self.policy, token_bytes=token_bytes, unit=unit, **parameters
-        )
+        return make_strategy(self.policy, layout=layout, unit=unit, **parameters)
 
 
 SpecLike: TypeAlias = str | StrategySpec | type[Strategy]

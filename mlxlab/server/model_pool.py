@@ -115,7 +115,7 @@ class ModelPool:
     ) -> Engine:
         return Engine(
             loaded.model,
-            parse_strategy(strategy, token_bytes=folder.token_bytes),
+            parse_strategy(strategy, layout=folder.layout),
             chunk=self.chunk,
             window=folder.window,
             chunk_s=_CHUNK_S,

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxlab.errors import IntegrityError
+from mlxlab.models.layout import Windows
 from mlxlab.prompt import Prompt, Role, Tokens
 from mlxlab.strategies.paged import Paged
 from mlxlab.strategies.parameters import Kind, ParameterValue, parameter
@@ -55,6 +56,10 @@ class Approximate(Paged):
     """
 
     exact = False
+
+    windows = Windows.CHECKPOINTS.value
+    checkpoints = ""
+    share = 0
 
     sequences: int = parameter(8, "Cached sequences that runs are looked for in.")
     generation: int = parameter(0, "Highest generation that is moved.", least=0)
@@ -202,12 +207,12 @@ class Approximate(Paged):
                     predecessor=_digest(tokens[:origin]),
                 )
 
-    def commit(self, prompt: Prompt, plan: Plan) -> Commit:
+    def _store(self, prompt: Prompt, plan: Plan) -> Commit:
         """Commit as :class:`Paged`; runs are found in this sequence from now on."""
         moved = [span for span in plan.spans if span.moved]
         if moved:
             self._cached.sort(key=lambda cached: self._gave(cached, moved))
-        commit = super().commit(prompt, plan)
+        commit = super()._store(prompt, plan)
         self._remember(prompt)
         return commit
 
@@ -248,9 +253,9 @@ class Approximate(Paged):
             )
         ]
 
-    def check_integrity(self) -> None:
+    def _check_stored(self) -> None:
         """Check blocks as Paged does; cached sequences are movable and distinct."""
-        super().check_integrity()
+        super()._check_stored()
         distinct = self._distinct(self._cached)
         if len(self._cached) > self.sequences or distinct != self._cached:
             raise IntegrityError(

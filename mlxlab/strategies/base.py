@@ -11,13 +11,17 @@ import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from inspect import Parameter as Keyword
 from inspect import Signature, cleandoc, getattr_static, isfunction, signature
 from typing import ClassVar
 
+import numpy as np
+
 from mlxlab.errors import IntegrityError, StrategyError, did_you_mean
-from mlxlab.prompt import Prompt
+from mlxlab.models.layout import Windows
+from mlxlab.prompt import Prompt, Tokens
+from mlxlab.sizes import format_size
 from mlxlab.strategies.parameters import (
     Kind,
     Limit,
@@ -25,7 +29,9 @@ from mlxlab.strategies.parameters import (
     ParameterValue,
     parameter,
 )
+from mlxlab.strategies.placements import DEFAULT, parse_placement, read_placement
 from mlxlab.strategies.plan import Commit, Plan
+from mlxlab.strategies.sequences.checkpoints import Checkpoints
 
 __all__ = ["CAPACITY", "Example", "Strategy"]
 
@@ -37,8 +43,18 @@ CAPACITY = 4 << 30
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 _TOKEN_BYTES: Parameter = parameter(
-    1, "Bytes of keys and values of one token, all layers.", kind=Kind.BYTES
+    1, "Bytes kept for one token, all layers.", kind=Kind.BYTES
 )
+_CHECKPOINT_BYTES: Parameter = parameter(
+    0,
+    "Bytes of a checkpoint; 0 for a model that can be cut at any token.",
+    kind=Kind.BYTES,
+    least=0,
+)
+_UNIT: Parameter = parameter(1, "Tokens that one id of a prompt stands for.")
+
+#: Bytes of a token's id, which limit the tokens that are held where nothing else does.
+_ID_BYTES = 4
 _BUDGET: Parameter = parameter(CAPACITY, "Most bytes to hold.", Limit.CAPACITY)
 
 
@@ -61,7 +77,7 @@ class Strategy(ABC):
     """A cache policy.
 
     Subclasses set ``name`` and ``summary``, declare their parameters, and implement
-    ``_match``, ``commit``, ``stored_tokens`` and ``check_integrity``::
+    ``_match``, ``_store``, ``stored_tokens`` and ``_check_stored``::
 
         @register
         class HeadOnly(Strategy):
@@ -76,6 +92,11 @@ class Strategy(ABC):
     Every name that this class defines is reserved, except ``capacity``. A subclass
     overrides methods with methods, properties with properties or plain values.
 
+    Subclasses decide about tokens as if every model could be cut at any of them. Where
+    the model keeps state or windows too, this class ends each plan at a checkpoint,
+    says where new ones are taken, and counts their bytes in the capacity. A subclass
+    that does not declare ``checkpoints`` does this itself.
+
     Attributes:
         name: how specs name it: lower-case words joined by hyphens.
         summary: one line for lists.
@@ -87,10 +108,15 @@ class Strategy(ABC):
         limits: names of the parameters that other code asks for, by limit.
         capacity: most bytes of keys and values to hold. A strategy that has no such
             limit does not declare it; reports show the given value all the same.
-        token_bytes: bytes of keys and values of one token, all layers.
+        token_bytes: bytes kept for one token, all layers.
+        checkpoint_bytes: bytes of a checkpoint; 0 for a model that can be cut anywhere.
+        windows: how the store keeps window layers.
+        checkpoints: where checkpoints are kept.
+        share: most of the capacity that checkpoints take, as a percentage.
 
     Raises:
-        StrategyError: an unknown parameter, or a value out of range.
+        StrategyError: an unknown parameter, a value out of range, or one that means
+            nothing for this model.
     """
 
     name: ClassVar[str]
@@ -105,6 +131,23 @@ class Strategy(ABC):
 
     capacity: int = CAPACITY
     token_bytes: int
+    checkpoint_bytes: int
+
+    windows: str = parameter(
+        Windows.CHECKPOINTS.value,
+        "How window layers are kept: whole at checkpoints, or token by token.",
+        words=Windows,
+    )
+    checkpoints: str = parameter(
+        DEFAULT,
+        "Where checkpoints are kept, if the model cannot be cut at any token.",
+        read=read_placement,
+    )
+    share: int = parameter(
+        50,
+        "Most of the capacity that checkpoints take, as a percentage.",
+        kind=Kind.PERCENT,
+    )
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -115,14 +158,58 @@ class Strategy(ABC):
 
     def __init__(self, **parameters: ParameterValue) -> None:
         given = dict(parameters)
-        size = given.pop("token_bytes", _TOKEN_BYTES.default)
-        self.token_bytes = int(_TOKEN_BYTES.check(self.name, "token_bytes", size))
+
+        def take(key: str, declared: Parameter) -> int:
+            value = given.pop(key, declared.default)
+            return int(declared.check(self.name, key, value))
+
+        self.checkpoint_bytes = take("checkpoint_bytes", _CHECKPOINT_BYTES)
+        # A model of recurrent state alone keeps nothing for a token.
+        least = 0 if self.checkpoint_bytes else 1
+        self.token_bytes = take("token_bytes", replace(_TOKEN_BYTES, least=least))
+        self._unit = take("unit", _UNIT)
         if "capacity" in given and "capacity" not in self.declared:
-            budget = given.pop("capacity")
-            self.capacity = int(_BUDGET.check(self.name, "capacity", budget))
+            self.capacity = take("capacity", _BUDGET)
         defaults = {key: p.default for key, p in self.declared.items()}
         for key, value in self.check_parameters({**defaults, **given}).items():
             setattr(self, key, value)
+        self._checkpoints = self._make_checkpoints(given)
+
+    def _make_checkpoints(
+        self, given: Mapping[str, ParameterValue]
+    ) -> Checkpoints | None:
+        """Return the index of checkpoints; None if there are none to keep here."""
+        if not self.checkpoint_bytes:
+            for key in ("checkpoints", "share"):
+                if key in given and key in self.declared:
+                    raise StrategyError(
+                        f"{self.name}: {key}={given[key]}: this model can be cut at "
+                        f"any token and needs no checkpoints; leave {key} out"
+                    )
+            return None
+        if not self.exact:
+            raise StrategyError(
+                f"{self.name}: nothing can be moved in this model, which keeps state "
+                "or windows; choose an exact strategy"
+            )
+        if (block := self.limits.get(Limit.BLOCK)) is not None:
+            if block in given:
+                raise StrategyError(
+                    f"{self.name}: {block}={given[block]}: this model is resumed at "
+                    f"checkpoints, not at blocks; leave {block} out"
+                )
+            setattr(self, block, 1)
+        if "checkpoints" not in self.declared:
+            return None
+        budget = self.capacity * self.share // 100
+        if budget < self.checkpoint_bytes:
+            raise StrategyError(
+                f"{self.name}: capacity={format_size(self.capacity)} with "
+                f"share={self.share} holds no checkpoint of "
+                f"{format_size(self.checkpoint_bytes)}; give more of either"
+            )
+        self._placement = parse_placement(self.checkpoints, self._unit)
+        return Checkpoints(self.checkpoint_bytes, budget, self._placement.most)
 
     @classmethod
     def check_parameters(
@@ -155,14 +242,11 @@ class Strategy(ABC):
         if len(prompt) == 0:
             raise StrategyError(f"{self.name}: an empty prompt has no plan")
         plan = self._match(prompt)
+        if self._checkpoints is not None:
+            plan = self._resumable(prompt, plan, self._checkpoints)
         _log_outcome(plan, self.occupancy)
         return plan
 
-    @abstractmethod
-    def _match(self, prompt: Prompt) -> Plan:
-        """Return the plan for a prompt of at least one token."""
-
-    @abstractmethod
     def commit(self, prompt: Prompt, plan: Plan) -> Commit:
         """Store a sequence whose keys and values have all been computed.
 
@@ -171,6 +255,69 @@ class Strategy(ABC):
                 sampled token is absent: it was never fed to the model.
             plan: the plan that :meth:`plan` returned for it.
         """
+        if self._checkpoints is None or len(prompt) == 0:
+            return self._store(prompt, plan)
+        return self._store_resumable(prompt, plan, self._checkpoints)
+
+    @abstractmethod
+    def _match(self, prompt: Prompt) -> Plan:
+        """Return the plan for a prompt of at least one token."""
+
+    @abstractmethod
+    def _store(self, prompt: Prompt, plan: Plan) -> Commit:
+        """Store a sequence; see :meth:`commit`. Its end can be resumed at."""
+
+    def _resumable(self, prompt: Prompt, plan: Plan, index: Checkpoints) -> Plan:
+        """Return a plan that ends at a checkpoint, with the places of new ones."""
+        match = plan.prefix_length
+        found = index.find(prompt.tokens[:match])
+        position = found.position if found else 0
+        places = self._placement.places(prompt, match)
+        return replace(
+            plan,
+            spans=plan.head(position).spans,
+            resume=found.handle if found else None,
+            captures=index.choose(self._behind(places, position), position),
+        )
+
+    def _behind(self, places: list[int], position: int) -> list[int]:
+        """Return the places behind a position that could be resumed at."""
+        room = self.capacity - self.checkpoint_bytes
+        most = room // (self.token_bytes or _ID_BYTES)
+        minimum = self.limits.get(Limit.MINIMUM)
+        least = max(position + 1, getattr(self, minimum) if minimum else 0)
+        return [place for place in places if least <= place <= most]
+
+    def _store_resumable(
+        self, prompt: Prompt, plan: Plan, index: Checkpoints
+    ) -> Commit:
+        """Store a sequence up to its last checkpoint, and keep checkpoints on it."""
+        before = index.handles
+        taken = [place for place in plan.captures if place <= len(prompt)]
+        if self._placement.answer and len(prompt) not in taken:
+            taken += self._behind([len(prompt)], plan.prefix_length)
+        new = index.add(prompt.tokens, taken, plan.resume)
+        last = index.find(prompt.tokens)
+        while last is not None and self.capacity_tokens < last.position:
+            index.evict()
+            last = index.find(prompt.tokens)
+        commit = Commit()
+        if last is not None:
+            commit = self._store(prompt.head(last.position), plan.head(last.position))
+        index.prune(self._count_stored)
+        while self.stored_bytes > self.capacity:
+            index.evict()
+        held = index.handles
+        return replace(
+            commit,
+            forget=tuple(sorted(before - held)),
+            keep=tuple(keep for keep in new if keep.handle in held),
+        )
+
+    def _count_stored(self, tokens: Tokens) -> int:
+        """Count the leading tokens that are stored, resumable or not."""
+        # A match always leaves the last token open.
+        return self._match(Prompt(np.append(tokens, np.int32(-1)))).prefix_length
 
     def restorable_after(self, length: int) -> int:
         """Leading tokens that can be restored right after a commit of ``length``."""
@@ -192,8 +339,11 @@ class Strategy(ABC):
 
     @property
     def capacity_tokens(self) -> int:
-        """Whole tokens that the capacity holds."""
-        return self.capacity // self.token_bytes
+        """Whole tokens that the capacity holds beside the checkpoints."""
+        room = self.capacity
+        if self._checkpoints is not None:
+            room = max(room - self._checkpoints.nbytes, 0)
+        return room // (self.token_bytes or _ID_BYTES)
 
     @property
     @abstractmethod
@@ -203,30 +353,50 @@ class Strategy(ABC):
     @property
     def stored_bytes(self) -> int:
         """Bytes held by the store."""
-        return self.stored_tokens * self.token_bytes
+        tokens = self.stored_tokens * self.token_bytes
+        return tokens + self.stored_checkpoints * self.checkpoint_bytes
+
+    @property
+    def stored_checkpoints(self) -> int:
+        """Checkpoints held by the store."""
+        return len(self._checkpoints) if self._checkpoints else 0
 
     @property
     def parameters(self) -> Mapping[str, ParameterValue]:
-        """The declared parameters with their values, for a manifest."""
-        return {key: getattr(self, key) for key in self.declared}
+        """The declared parameters with their values, for a manifest.
 
-    @abstractmethod
+        Those of checkpoints are left out for a model that needs none.
+        """
+        unused = set() if self.checkpoint_bytes else {"checkpoints", "share"}
+        if not self.checkpoint_bytes and self.windows == Windows.CHECKPOINTS:
+            unused.add("windows")  # there are none
+        return {key: getattr(self, key) for key in self.declared if key not in unused}
+
     def check_integrity(self) -> None:
         """Recount everything from scratch.
 
         Raises:
             IntegrityError: counts disagree, or the capacity is exceeded.
         """
-
-    def _check_capacity(self) -> None:
         if self.stored_bytes > self.capacity:
             raise IntegrityError(
                 f"{self.name}: {self.stored_bytes} bytes in {self.capacity}"
             )
+        if self._checkpoints is not None:
+            self._checkpoints.check(self._count_stored)
+        self._check_stored()
+
+    @abstractmethod
+    def _check_stored(self) -> None:
+        """Recount the stored tokens.
+
+        Raises:
+            IntegrityError: counts disagree.
+        """
 
     def __setattr__(self, key: str, value: object) -> None:
         part = vars(Strategy).get(key)
-        if part is not None and key != "capacity":
+        if part is not None and key != "capacity" and not isinstance(part, Parameter):
             own = getattr_static(type(self), key)
             # A subclass may hold a plain value in place of a property.
             if not isinstance(part, property) or isinstance(own, property):
@@ -277,20 +447,29 @@ def _reserved(cls: type[Strategy], key: str) -> str:
 
 
 def _declared(cls: type[Strategy]) -> dict[str, Parameter]:
-    """Parameters in class bodies, base classes first; a plain value fixes one."""
+    """Parameters in class bodies, base classes first; a plain value fixes one.
+
+    Those that all strategies have stand last.
+    """
     declared: dict[str, Parameter] = {}
-    for base in reversed(cls.__mro__):
+    bases = [base for base in reversed(cls.__mro__) if base is not Strategy]
+    for base in (*bases, Strategy):
         for key, value in vars(base).items():
             if isinstance(value, Parameter):
-                declared[key] = value
-            else:
+                if getattr(cls, key) is value:
+                    declared[key] = value
+            elif base is not Strategy:
                 declared.pop(key, None)
     return declared
 
 
 def _document(cls: type[Strategy]) -> None:
     """Show the parameters wherever Python shows a signature or a docstring."""
-    shown = {**cls.declared, "token_bytes": _TOKEN_BYTES}
+    shown = {
+        **cls.declared,
+        "token_bytes": _TOKEN_BYTES,
+        "checkpoint_bytes": _CHECKPOINT_BYTES,
+    }
     cls.__signature__ = Signature(
         [
             Keyword(key, Keyword.KEYWORD_ONLY, default=declared.default)

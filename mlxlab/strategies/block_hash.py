@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from mlxlab.errors import IntegrityError
-from mlxlab.prompt import Prompt
+from mlxlab.prompt import Prompt, Tokens
 from mlxlab.strategies.base import CAPACITY, Example, Strategy
 from mlxlab.strategies.parameters import Limit, ParameterValue, parameter
 from mlxlab.strategies.plan import Commit, Handle, Plan, Put, Span
@@ -90,7 +90,7 @@ class BlockHash(Strategy):
             return Plan(len(prompt), best_match=reuse)
         return Plan(len(prompt), (Span(best.handle, 0, 0, reuse),), reuse)
 
-    def commit(self, prompt: Prompt, plan: Plan) -> Commit:
+    def _store(self, prompt: Prompt, plan: Plan) -> Commit:
         """Store the whole blocks of ``prompt`` unless a slot covers them."""
         self._refresh({span.handle for span in plan.spans})
         head = prompt.tokens[: self.capacity_tokens]
@@ -115,6 +115,11 @@ class BlockHash(Strategy):
     def restorable_after(self, length: int) -> int:
         whole = min(length, self.capacity_tokens) // self.block * self.block
         return whole if whole >= self.minimum else 0
+
+    def _count_stored(self, tokens: Tokens) -> int:
+        digests = tuple(chained_digests(tokens, self.block))
+        shared = (slot.shared(digests) for slot in self._slots)
+        return max(shared, default=0) * self.block
 
     def _refresh(self, used: set[Handle]) -> None:
         """Make the slots ``used`` the most recent ones."""
@@ -141,9 +146,8 @@ class BlockHash(Strategy):
     def stored_tokens(self) -> int:
         return sum(len(slot.digests) for slot in self._slots) * self.block
 
-    def check_integrity(self) -> None:
+    def _check_stored(self) -> None:
         """No slot covers another, handles differ, slots and capacity."""
-        self._check_capacity()
         if len(self._slots) > self.slots:
             raise IntegrityError(
                 f"{self.name}: {len(self._slots)} sequences in {self.slots} slots"

@@ -12,10 +12,14 @@ from weakref import WeakValueDictionary
 
 from mlxlab.blas import preload
 from mlxlab.errors import IntegrityError, StrategyError
-from mlxlab.prompt import Prompt, Tokens
+from mlxlab.models.layout import Windows
+from mlxlab.prompt import Prompt, Role, Tokens
 from mlxlab.strategies.base import Example, Strategy
 from mlxlab.strategies.parameters import Limit, ParameterValue, parameter
-from mlxlab.strategies.plan import Commit, Handle, Plan, Put, Span
+from mlxlab.strategies.placements.base import Combined
+from mlxlab.strategies.placements.blocks import System
+from mlxlab.strategies.placements.messages import PromptEnd
+from mlxlab.strategies.plan import Commit, Handle, Keep, Plan, Put, Span
 from mlxlab.strategies.registry import register
 from mlxlab.strategies.sequences.hashing import lost_tokens
 
@@ -24,23 +28,28 @@ __all__ = ["MlxLmLru"]
 PATIENCE = 1000  # milliseconds
 
 UNLIMITED = 1 << 63  # LRUPromptCache's own default
+_GLUE = frozenset({Role.TEMPLATE, Role.GENERATION})
+
 MODEL = "mlxlab"  # its entries are keyed by model; one strategy serves one
 
 
 class _Entry:
     """Stands in for a layer's cache: a handle with the methods LRUPromptCache calls."""
 
-    def __init__(self, handle: Handle, length: int, token_bytes: int) -> None:
+    def __init__(
+        self, handle: Handle, length: int, token_bytes: int, checkpoint_bytes: int
+    ) -> None:
         self.handle = handle
         self.length = length
         self.token_bytes = token_bytes
+        self.checkpoint_bytes = checkpoint_bytes
 
     @property
     def nbytes(self) -> int:
-        return self.length * self.token_bytes
+        return self.length * self.token_bytes + self.checkpoint_bytes
 
     def is_trimmable(self) -> bool:
-        return True
+        return self.checkpoint_bytes == 0
 
     def trim(self, tokens: int) -> int:
         trimmed = min(tokens, self.length)
@@ -58,6 +67,10 @@ class MlxLmLru(Strategy):
     entry arrives.) An exact hit leaves mlx-lm nothing to compute; here the last token
     is computed, as everywhere.
 
+    For a model whose cache cannot be trimmed, the server also inserts the caches at the
+    end of the system text and in front of the generation prompt, as entries of their
+    own, but only if the last message is the user's: not after a tool result.
+
     A commit evicts the positions of all dropped sequences past their longest common
     prefix with the sequences stored afterwards.
 
@@ -70,6 +83,10 @@ class MlxLmLru(Strategy):
     literature = "LRUPromptCache (mlx_lm.server)"
     rank = 50
     example = Example({"max_size": 3, "capacity": 120}, handles=3, slots=3)
+
+    windows = Windows.CHECKPOINTS.value
+    checkpoints = ""
+    share = 0
 
     max_size: int = parameter(
         10, "Sequences to hold.", Limit.SLOTS, tries=(1, 2, 5, 10, 20, 50)
@@ -98,36 +115,62 @@ class MlxLmLru(Strategy):
         self._alive: WeakValueDictionary[Handle, _Entry] = WeakValueDictionary()
 
     def _match(self, prompt: Prompt) -> Plan:
-        cache, rest = self._cache.fetch_nearest_cache(MODEL, prompt.tokens.tolist())
-        reuse = min(len(prompt) - len(rest), len(prompt) - 1)
+        tokens = prompt.tokens[:-1] if self.checkpoint_bytes else prompt.tokens
+        cache, rest = self._cache.fetch_nearest_cache(MODEL, tokens.tolist())
+        reuse = min(len(tokens) - len(rest), len(prompt) - 1)
+        captures = self._captures(prompt, reuse)
         if cache is None or reuse == 0:
-            return Plan(len(prompt))
-        return Plan(len(prompt), (Span(cache[0].handle, 0, 0, reuse),), reuse)
+            return Plan(len(prompt), captures=captures)
+        handle = cache[0].handle
+        resume = handle if self.checkpoint_bytes else None
+        span = Span(handle, 0, 0, reuse)
+        return Plan(len(prompt), (span,), reuse, resume=resume, captures=captures)
 
-    def commit(self, prompt: Prompt, plan: Plan) -> Commit:
+    def _captures(self, prompt: Prompt, reuse: int) -> tuple[int, ...]:
+        """Return where the server's segments of this prompt end."""
+        asked = [s.role for s in prompt.segments if s.role not in _GLUE]
+        if not self.checkpoint_bytes or asked[-1:] != [Role.USER]:
+            return ()
+        places = Combined((System(), PromptEnd())).places(prompt, 0)
+        return tuple(place for place in places if place > reuse)
+
+    def _store(self, prompt: Prompt, plan: Plan) -> Commit:
         """Insert ``prompt`` and detect the entries that the cache dropped for it."""
         if len(prompt) == 0:
             return Commit()
-        handle = next(self._handles)
-        self._insert(handle, prompt.tokens)
+        taken = [place for place in plan.captures if place < len(prompt)]
+        system = System().places(prompt, 0)
+        new: dict[Handle, Tokens] = {}
+        for stop in (*taken, len(prompt)):
+            kind = "assistant"
+            if stop < len(prompt):
+                kind = "system" if stop in system else "user"
+            handle = next(self._handles)
+            new[handle] = prompt.tokens[:stop]
+            self._insert(handle, new[handle], kind)
         self._await_drops()
         gone = [held for held in self._sequences if held not in self._alive]
         dropped = [self._sequences.pop(held) for held in gone]
-        put: tuple[Put, ...] = ()
-        if handle in self._alive:
-            self._sequences[handle] = prompt.tokens
-            put = (Put(handle, 0, len(prompt)),)
-        evicted = lost_tokens(dropped, self._sequences.values())
-        return Commit(drop=tuple(gone), put=put, evicted=evicted)
+        self._sequences |= {h: new[h] for h in new if h in self._alive}
+        resumed = bool(self.checkpoint_bytes)
+        kept = [handle for handle in new if handle in self._sequences]
+        return Commit(
+            drop=tuple(gone),
+            forget=tuple(gone) if resumed else (),
+            put=tuple(Put(handle, 0, len(new[handle])) for handle in kept),
+            keep=tuple(Keep(h, len(new[h])) for h in kept) if resumed else (),
+            evicted=lost_tokens(dropped, self._sequences.values()),
+        )
 
     def restorable_after(self, length: int) -> int:
-        return length if length * self.token_bytes <= self.capacity else 0
+        size = length * self.token_bytes + self.checkpoint_bytes
+        return length if size <= self.capacity else 0
 
-    def _insert(self, handle: Handle, tokens: Tokens) -> None:
+    def _insert(self, handle: Handle, tokens: Tokens, kind: str) -> None:
         """Give the cache an entry that only the cache refers to."""
-        entry = _Entry(handle, len(tokens), self.token_bytes)
+        entry = _Entry(handle, len(tokens), self.token_bytes, self.checkpoint_bytes)
         self._alive[handle] = entry
-        self._cache.insert_cache(MODEL, tokens.tolist(), [entry])
+        self._cache.insert_cache(MODEL, tokens.tolist(), [entry], cache_type=kind)
 
     def _await_drops(self) -> None:
         """Wait until as many entries are alive as the cache counts."""
@@ -151,9 +194,12 @@ class MlxLmLru(Strategy):
     def stored_tokens(self) -> int:
         return sum(len(tokens) for tokens in self._sequences.values())
 
-    def check_integrity(self) -> None:
+    @property
+    def stored_checkpoints(self) -> int:
+        return len(self._sequences) if self.checkpoint_bytes else 0
+
+    def _check_stored(self) -> None:
         """Counts here and in the cache agree, and both limits hold."""
-        self._check_capacity()
         held, alive = sorted(self._sequences), sorted(self._alive)
         if held != alive or len(held) != len(self._cache):
             raise IntegrityError(

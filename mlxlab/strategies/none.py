@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mlxlab.models.layout import Windows
 from mlxlab.prompt import Prompt
 from mlxlab.strategies.base import Example, Strategy
 from mlxlab.strategies.plan import Commit, Plan
@@ -20,10 +21,14 @@ class NoReuse(Strategy):
     rank = 0
     example = Example(handles=0)
 
+    windows = Windows.CHECKPOINTS.value
+    checkpoints = ""
+    share = 0
+
     def _match(self, prompt: Prompt) -> Plan:
         return Plan(len(prompt))
 
-    def commit(self, prompt: Prompt, plan: Plan) -> Commit:
+    def _store(self, prompt: Prompt, plan: Plan) -> Commit:
         """Store nothing."""
         return Commit()
 
@@ -38,5 +43,5 @@ class NoReuse(Strategy):
     def stored_tokens(self) -> int:
         return 0
 
-    def check_integrity(self) -> None:
+    def _check_stored(self) -> None:
         """Nothing is stored, so there is nothing to check."""

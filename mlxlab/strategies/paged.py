@@ -76,7 +76,6 @@ class Paged(Strategy):
     def __init__(self, **parameters: ParameterValue) -> None:
         super().__init__(**parameters)
         block = self.block
-        self._limit = self.capacity_tokens // block * block
         if self._limit == 0:
             raise StrategyError(
                 f"{self.name}: capacity={self.capacity} holds no block; give at least "
@@ -86,6 +85,11 @@ class Paged(Strategy):
         self._tree = RadixTree(Stored(0, 0, 0, 0), block=block)
         self._recency: OrderedDict[Node[Stored], None] = OrderedDict()  # oldest first
         self._tokens = 0
+
+    @property
+    def _limit(self) -> int:
+        """Most tokens to hold, whole blocks."""
+        return self.capacity_tokens // self.block * self.block
 
     def _match(self, prompt: Prompt) -> Plan:
         spans = tuple(self._walk(prompt.tokens[:-1]))
@@ -98,7 +102,7 @@ class Paged(Strategy):
             source = node.start - stored.start
             yield Span(stored.handle, source, node.start, length, stored.generation)
 
-    def commit(self, prompt: Prompt, plan: Plan) -> Commit:
+    def _store(self, prompt: Prompt, plan: Plan) -> Commit:
         """Add the blocks that are not resident yet; evict blocks to make room."""
         tokens = prompt.tokens[: self.restorable_after(len(prompt))]
         change = _Change(self._handles)
@@ -173,9 +177,8 @@ class Paged(Strategy):
     def stored_tokens(self) -> int:
         return self._tokens
 
-    def check_integrity(self) -> None:
+    def _check_stored(self) -> None:
         """Recount tokens and handles; parents are more recent and as exact."""
-        self._check_capacity()
         held: Counter[Stored] = Counter()
         for node in self._tree:
             held[node.value] += len(node.tokens)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeAlias
@@ -52,8 +52,9 @@ class Parameter:
     limit: Limit | None
     kind: Kind
     least: int
-    tries: tuple[int, ...]
+    tries: tuple[ParameterValue, ...]
     words: tuple[str, ...]
+    read: Callable[[str], str] | None = None
 
     def check(self, owner: str, key: str, value: ParameterValue) -> ParameterValue:
         """Return ``value``.
@@ -61,6 +62,8 @@ class Parameter:
         Raises:
             StrategyError: the value is out of range; the message says what is accepted.
         """
+        if self.read is not None:
+            return self._read(owner, key, value)
         if self.kind is Kind.WORD:
             accepted, valid = f"one of {', '.join(self.words)}", value in self.words
             value = str(value) if valid else value
@@ -74,6 +77,13 @@ class Parameter:
                 f"{owner}: {key}={value!r} is not accepted; give {accepted}"
             )
         return value
+
+    def _read(self, owner: str, key: str, value: ParameterValue) -> ParameterValue:
+        assert self.read is not None
+        try:
+            return self.read(str(value))
+        except StrategyError as error:
+            raise StrategyError(f"{owner}: {key}={value!r}: {error}") from None
 
     def text(self, value: ParameterValue) -> str:
         """Return ``value`` as specs write it."""
@@ -96,7 +106,7 @@ class Parameter:
             )
         return -(-int(self.default if value is None else value) // unit)
 
-    def tries_in(self, unit: int) -> tuple[int, ...]:
+    def tries_in(self, unit: int) -> tuple[ParameterValue, ...]:
         """Return the values worth trying that are multiples of ``unit``, at least one.
 
         Args:
@@ -104,7 +114,8 @@ class Parameter:
         """
         if self.kind is not Kind.TOKENS:
             return self.tries
-        return tuple(value for value in self.tries if value % unit == 0) or (unit,)
+        whole = (value for value in self.tries if int(value) % unit == 0)
+        return tuple(whole) or (unit,)
 
 
 def parameter(
@@ -114,8 +125,9 @@ def parameter(
     *,
     kind: Kind = Kind.COUNT,
     least: int = 1,
-    tries: Iterable[int] = (),
+    tries: Iterable[ParameterValue] = (),
     words: Iterable[str] = (),
+    read: Callable[[str], str] | None = None,
 ) -> Any:
     """Declare a parameter in the body of a strategy.
 
@@ -130,10 +142,11 @@ def parameter(
         least: smallest number accepted.
         tries: values that ``tune`` tries; none to leave the parameter at its default.
         words: the words accepted, for parameters that are words.
+        read: for words of a form of their own: returns the word as specs write it, or
+            raises a StrategyError that says what is accepted.
     """
     if limit is not None:
         kind = _KINDS[limit]
     words = tuple(map(str, words))
-    return Parameter(
-        default, help, limit, Kind.WORD if words else kind, least, tuple(tries), words
-    )
+    kind = Kind.WORD if words or read else kind
+    return Parameter(default, help, limit, kind, least, tuple(tries), words, read)

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TypeAlias
 
-__all__ = ["Commit", "Cut", "Handle", "Plan", "Put", "Selection", "Span"]
+__all__ = ["Commit", "Cut", "Handle", "Keep", "Plan", "Put", "Selection", "Span"]
 
 Handle: TypeAlias = int
-"""Names stored keys and values; unique over a strategy's life."""
+"""Names stored tokens or a checkpoint; unique among these over a strategy's life."""
 
 
 class Selection(StrEnum):
@@ -85,6 +85,10 @@ class Plan:
         recompute: moved tokens that are computed again after all.
         selection: how the recomputed tokens are picked.
         rotate: whether moved keys are rotated to their new positions.
+        resume: the checkpoint at the end of the spans; None for a model that can be
+            cut at any token, and where nothing is restored.
+        captures: positions to take a checkpoint at on the way, ascending. The engine
+            ends a chunk at each.
     """
 
     length: int
@@ -93,6 +97,8 @@ class Plan:
     recompute: int = 0
     selection: Selection = Selection.ATTENTION
     rotate: bool = True
+    resume: Handle | None = None
+    captures: tuple[int, ...] = ()
 
     @property
     def reused(self) -> int:
@@ -109,6 +115,16 @@ class Plan:
         """Leading tokens whose keys and values are exact once the gaps are computed."""
         targets = (span.target for span in self.spans if not span.exact)
         return next(targets, self.length)
+
+    @property
+    def prefix_length(self) -> int:
+        """Leading tokens that are restored as they are."""
+        length = 0
+        for span in self.spans:
+            if span.target != length or not span.exact:
+                break
+            length += span.length
+        return length
 
     @property
     def generation(self) -> int:
@@ -144,6 +160,7 @@ class Plan:
             spans=spans,
             best_match=min(self.best_match, length),
             recompute=min(self.recompute, moved),
+            captures=tuple(place for place in self.captures if place <= length),
         )
 
 
@@ -169,6 +186,14 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True)
+class Keep:
+    """Keep the checkpoint taken at ``position`` of the computed sequence."""
+
+    handle: Handle
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
 class Commit:
     """Changes to the store, applied in the order of the attributes.
 
@@ -176,12 +201,16 @@ class Commit:
 
     Attributes:
         drop: handles to remove.
+        forget: checkpoints to remove.
         cut: handles to remove a part of.
         put: positions to store.
+        keep: checkpoints to keep.
         evicted: tokens that could be restored before and cannot be restored any more.
     """
 
     drop: tuple[Handle, ...] = ()
+    forget: tuple[Handle, ...] = ()
     cut: tuple[Cut, ...] = ()
     put: tuple[Put, ...] = ()
+    keep: tuple[Keep, ...] = ()
     evicted: int = 0

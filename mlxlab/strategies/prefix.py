@@ -49,7 +49,7 @@ class Prefix(Strategy):
             return Plan(len(prompt))
         return Plan(len(prompt), (Span(self._handle, 0, 0, reuse),), reuse)
 
-    def commit(self, prompt: Prompt, plan: Plan) -> Commit:
+    def _store(self, prompt: Prompt, plan: Plan) -> Commit:
         """Replace the slot by ``prompt``."""
         tokens = prompt.tokens[: self.capacity_tokens]
         if len(tokens) == 0:
@@ -75,9 +75,8 @@ class Prefix(Strategy):
     def stored_tokens(self) -> int:
         return len(self._tokens)
 
-    def check_integrity(self) -> None:
+    def _check_stored(self) -> None:
         """The slot has a handle exactly when it holds tokens; capacity."""
-        self._check_capacity()
         if (self._handle is None) != (len(self._tokens) == 0):
             raise IntegrityError(
                 f"{self.name}: handle {self._handle} with {len(self._tokens)} tokens"

@@ -6,9 +6,10 @@ import re
 from typing import TypeVar
 
 from mlxlab.errors import StrategyError, did_you_mean
+from mlxlab.models.layout import CacheLayout, Windows
 from mlxlab.sizes import UNITS
 from mlxlab.strategies.base import Strategy
-from mlxlab.strategies.parameters import ParameterValue
+from mlxlab.strategies.parameters import Kind, Limit, ParameterValue
 
 __all__ = [
     "STRATEGIES",
@@ -23,6 +24,9 @@ STRATEGIES: dict[str, type[Strategy]] = {}
 """Registered strategies by name, in the order of their rank."""
 
 S = TypeVar("S", bound=Strategy)
+
+#: One byte a token: sizes in tokens.
+BYTE = CacheLayout.plain(1)
 
 
 def register(strategy: type[S]) -> type[S]:
@@ -67,7 +71,7 @@ def make_strategy(
     strategy: str | type[Strategy],
     /,
     *,
-    token_bytes: int = 1,
+    layout: CacheLayout = BYTE,
     unit: int = 1,
     **parameters: ParameterValue,
 ) -> Strategy:
@@ -75,29 +79,39 @@ def make_strategy(
 
     Args:
         strategy: a key of :data:`STRATEGIES`, or a class.
-        token_bytes: bytes of keys and values of one token, all layers.
+        layout: what the model keeps.
         unit: tokens that each id of a prompt stands for, more than 1 in hashed traces.
             Parameters are in tokens all the same; the strategy gets them in units.
         parameters: the strategy's own; the others have their defaults.
 
     Raises:
-        StrategyError: an unknown strategy or parameter, a value out of range, or a
-            token count that is not in whole units.
+        StrategyError: an unknown strategy or parameter, a value out of range or without
+            meaning for this layout, or a token count that is not in whole units.
     """
     cls = find_strategy(strategy) if isinstance(strategy, str) else strategy
+    windows = _windows(cls, layout, parameters)
+    sizes = {
+        "token_bytes": layout.token_bytes(windows) * unit,
+        "checkpoint_bytes": layout.checkpoint_bytes(windows),
+    }
     if unit > 1:
-        parameters |= _in_units(cls, unit, parameters)
-    return cls(**{"token_bytes": token_bytes * unit, **parameters})
+        sizes["unit"] = unit
+        parameters |= _in_units(cls, unit, parameters, sizes["checkpoint_bytes"] > 0)
+    return cls(**{**sizes, **parameters})
 
 
 def parse_strategy(
-    spec: str, *, token_bytes: int = 1, unit: int = 1, capacity: int | None = None
+    spec: str,
+    *,
+    layout: CacheLayout = BYTE,
+    unit: int = 1,
+    capacity: int | None = None,
 ) -> Strategy:
     """Make the strategy that ``name[:key=value,...]`` describes.
 
     Args:
         spec: name and parameters, see :func:`parse_parameters`.
-        token_bytes: see :func:`make_strategy`.
+        layout: see :func:`make_strategy`.
         unit: see :func:`make_strategy`.
         capacity: bytes, if ``spec`` gives none.
 
@@ -108,7 +122,7 @@ def parse_strategy(
     parameters = find_strategy(name).check_parameters(given)
     if capacity is not None:
         parameters.setdefault("capacity", capacity)
-    return make_strategy(name, token_bytes=token_bytes, unit=unit, **parameters)
+    return make_strategy(name, layout=layout, unit=unit, **parameters)
 
 
 def parse_parameters(spec: str) -> tuple[str, dict[str, ParameterValue]]:
@@ -124,7 +138,7 @@ def parse_parameters(spec: str) -> tuple[str, dict[str, ParameterValue]]:
     parameters: dict[str, ParameterValue] = {}
     for item in rest.split(",") if colon else []:
         key, _, value = (part.strip() for part in item.partition("="))
-        match = re.fullmatch(r"([0-9]{1,18}) ?(KiB|MiB|GiB|)|[a-z]+", value)
+        match = re.fullmatch(r"([0-9]{1,18}) ?(KiB|MiB|GiB|)|[a-z][a-z0-9.+-]*", value)
         if not key or match is None:
             raise StrategyError(
                 f"{spec!r}: cannot read {item!r}; give key=number, with KiB, MiB or "
@@ -136,16 +150,39 @@ def parse_parameters(spec: str) -> tuple[str, dict[str, ParameterValue]]:
     return name.strip(), parameters
 
 
+def _windows(
+    strategy: type[Strategy], layout: CacheLayout, given: dict[str, ParameterValue]
+) -> Windows:
+    """Return how the store keeps the windows of this layout."""
+    value = given.get("windows")
+    if value is not None and not layout.windows:
+        raise StrategyError(
+            f"{strategy.name}: windows={value}: this model has no window layers; leave "
+            "windows out"
+        )
+    checked = strategy.check_parameters({"windows": value} if value else {})
+    return Windows(checked.get("windows", Windows.CHECKPOINTS))
+
+
 def _in_units(
-    strategy: type[Strategy], unit: int, given: dict[str, ParameterValue]
+    strategy: type[Strategy], unit: int, given: dict[str, ParameterValue], resumed: bool
 ) -> dict[str, ParameterValue]:
-    """Return all declared parameters for prompts whose ids are units of tokens."""
+    """Return the parameters for prompts whose ids are units of tokens.
+
+    Args:
+        strategy: a class of strategies.
+        unit: tokens that one id stands for.
+        given: parameters in tokens.
+        resumed: whether the model is resumed at checkpoints, where blocks mean nothing.
+    """
     if not strategy.exact:
         raise StrategyError(
             f"{strategy.name}: nothing can be moved in a hashed trace, which has no "
             "token ids; choose an exact strategy"
         )
+    block = strategy.limits.get(Limit.BLOCK) if resumed else None
     return {
         key: declared.in_units(strategy.name, key, given.get(key), unit)
         for key, declared in strategy.declared.items()
+        if declared.kind is Kind.TOKENS and (key != block or key in given)
     }

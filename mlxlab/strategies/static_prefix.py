@@ -83,7 +83,7 @@ class StaticPrefix(Strategy):
             return Plan(len(prompt))
         return Plan(len(prompt), best.spans(reuse), reuse)
 
-    def commit(self, prompt: Prompt, plan: Plan) -> Commit:
+    def _store(self, prompt: Prompt, plan: Plan) -> Commit:
         """Put ``prompt`` behind its static part, or into an entry of its own."""
         tokens = prompt.tokens[: self.capacity_tokens]
         if len(tokens) == 0:
@@ -147,9 +147,8 @@ class StaticPrefix(Strategy):
     def stored_tokens(self) -> int:
         return sum(len(entry.tokens) for entry in self._entries)
 
-    def check_integrity(self) -> None:
+    def _check_stored(self) -> None:
         """Parts tile their sequences, static parts differ, slots and capacity."""
-        self._check_capacity()
         statics = {e.tokens[: e.static].tobytes() for e in self._entries}
         if len(statics) != len(self._entries) or len(statics) > self.slots:
             raise IntegrityError(

@@ -16,6 +16,7 @@ from mlxlab.analysis.compare import compare
 from mlxlab.analysis.comparison import Comparison
 from mlxlab.errors import ConfigError, MlxlabError, RuleError, StrategyError
 from mlxlab.models.folder import find_model
+from mlxlab.models.layout import CacheLayout
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.rendering.rules import parse_rules
 from mlxlab.replay.bounds import BOUNDS, UnlimitedMemory
@@ -77,7 +78,7 @@ def unlimited_reuse(trace: Trace) -> list[int]:
     """What a replay with unlimited memory reuses."""
     folder = find_model()
     renderer = Renderer(folder, parse_rules("all"))
-    replayer = Simulator(UnlimitedMemory(token_bytes=folder.token_bytes))
+    replayer = Simulator(UnlimitedMemory(token_bytes=folder.layout.token_bytes()))
     return [
         replayer.replay(request).reused_tokens
         for request in render_trace(trace, renderer)
@@ -237,7 +238,7 @@ def test_json_has_manifest_and_rows(
     assert {row["ttft_s"] for row in written["requests"]} == {None}
     manifest = written["manifest"]
     assert manifest["traces"][0]["digest"] == small_trace().digest
-    assert manifest["model"]["token_bytes"] == find_model().token_bytes
+    assert manifest["model"]["token_bytes"] == find_model().layout.token_bytes()
     assert manifest["simulated"] is True
     paged = next(c for c in manifest["strategies"] if c["strategy"] == "paged")
     assert paged["parameters"]["block"] > 0
@@ -322,7 +323,7 @@ def test_reads_specs_with_parameters_and_rules() -> None:
 
 def test_nothing_approximate_is_compared_unless_asked_for() -> None:
     for spec in parse_specs(DEFAULT_SPECS):
-        assert spec.make(token_bytes=1).exact
+        assert spec.make(CacheLayout.plain(1)).exact
 
 
 @pytest.mark.parametrize(

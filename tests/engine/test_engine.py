@@ -95,7 +95,7 @@ def test_first_logits_agree_with_an_uncached_prefill(
     name: str, worker: Worker, model: Any, steps: Any, uncached: Any, noise: float
 ) -> None:
     engine = make_engine(model, name)
-    token_bytes = find_model().token_bytes
+    token_bytes = find_model().layout.token_bytes()
     reused = 0
     for (prompt, answer), expected in zip(steps, uncached, strict=True):
         done = worker.call(engine.replay, prompt, answer)
@@ -146,13 +146,13 @@ class WithHoles(Strategy):
             return Plan(len(prompt))
         return Plan(len(prompt), (Span(1, 0, 0, 40), Span(1, 90, 90, 60)), 150)
 
-    def commit(self, prompt: Prompt, plan: Plan) -> Commit:
+    def _store(self, prompt: Prompt, plan: Plan) -> Commit:
         if self.stored_tokens:
             return Commit()
         self.stored_tokens = len(prompt)
         return Commit(put=(Put(1, 0, len(prompt)),))
 
-    def check_integrity(self) -> None:
+    def _check_stored(self) -> None:
         """Nothing to recount."""
 
 

@@ -57,7 +57,7 @@ class Scripted(Strategy):
     def _match(self, prompt: Prompt) -> Plan:
         return self._plans.pop(0) if self.committed else Plan(len(prompt))
 
-    def commit(self, prompt: Prompt, plan: Plan) -> Commit:
+    def _store(self, prompt: Prompt, plan: Plan) -> Commit:
         self.committed.append((len(prompt), plan))
         first = len(self.committed) == 1
         return Commit(put=(Put(1, 0, len(prompt)),) if first else ())
@@ -66,7 +66,7 @@ class Scripted(Strategy):
     def stored_tokens(self) -> int:
         return 0
 
-    def check_integrity(self) -> None: ...
+    def _check_stored(self) -> None: ...
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxlab.errors import StrategyError
+from mlxlab.models.layout import CacheLayout
 from mlxlab.rendering.rules import RULES
 from mlxlab.replay.specs import StrategySpec, parse_specs
 from mlxlab.strategies import STRATEGIES, Kind, ParameterValue
@@ -23,13 +24,17 @@ def specs(draw: st.DrawFn) -> StrategySpec:
         if not key:
             continue
         declared = policy.declared[key]
-        if declared.kind is Kind.WORD:
+        if declared.read is not None:
+            kinds = st.sampled_from(["system", "every64", "messages", "answer"])
+            chosen = draw(st.lists(kinds, min_size=1, unique=True))
+            parameters[key] = "+".join(chosen)
+        elif declared.kind is Kind.WORD:
             parameters[key] = draw(st.sampled_from(declared.words))
         else:
             most = 100 if declared.kind is Kind.PERCENT else 10**17
             parameters[key] = draw(st.integers(declared.least, most))
-    chosen = draw(st.sets(st.sampled_from(list(RULES))))
-    return StrategySpec(policy, parameters, tuple(n for n in RULES if n in chosen))
+    rules = draw(st.sets(st.sampled_from(list(RULES))))
+    return StrategySpec(policy, parameters, tuple(n for n in RULES if n in rules))
 
 
 @DETERMINISTIC
@@ -74,11 +79,11 @@ def test_specs_come_from_text_classes_and_specs() -> None:
 
 def test_a_capacity_applies_where_none_is_given() -> None:
     own, default = parse_specs("paged:capacity=1KiB,prefix", capacity=1 << 20)
-    assert own.make(token_bytes=1).capacity == 1 << 10
-    assert default.make(token_bytes=1).capacity == 1 << 20
+    assert own.make(CacheLayout.plain(1)).capacity == 1 << 10
+    assert default.make(CacheLayout.plain(1)).capacity == 1 << 20
     (none,) = parse_specs("none", capacity=1 << 20)
-    assert none.make(token_bytes=1).capacity == 1 << 20
-    assert none.make(token_bytes=1).parameters == {}
+    assert none.make(CacheLayout.plain(1)).capacity == 1 << 20
+    assert none.make(CacheLayout.plain(1)).parameters == {}
 
 
 def test_a_spec_knows_whether_it_is_exact_without_being_made() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mlxlab.errors import TraceError
+from mlxlab.models.layout import CacheLayout
 from mlxlab.prompt import Prompt, Role
 from mlxlab.replay.requests import RenderedRequest
 from mlxlab.replay.workload import (
@@ -113,8 +114,8 @@ def test_equal_numbers_of_different_traces_are_different_here(tmp_path: Path) ->
 def test_what_is_reused_in_units_is_what_would_be_in_tokens(tmp_path: Path) -> None:
     session = weka_session()
     source = HashedSource(Weka().open(write_weka(tmp_path / "w.json", session)))
-    units = make_strategy("paged", unit=64, token_bytes=3)
-    tokens = make_strategy("paged", token_bytes=3)
+    units = make_strategy("paged", unit=64, layout=CacheLayout.plain(3))
+    tokens = make_strategy("paged", layout=CacheLayout.plain(3))
     for request in Workload((source,)):
         # 64 ids that only this unit has, and a rest that nothing has.
         ids = np.repeat(np.maximum(request.prompt.tokens, 0), 64)[: request.tokens]

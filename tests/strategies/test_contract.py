@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 
 from mlxlab.errors import StrategyError
+from mlxlab.models.layout import CacheLayout
 from mlxlab.prompt import Prompt
 from mlxlab.replay.specs import StrategySpec
 from mlxlab.strategies import STRATEGIES, Limit, Plan, Strategy
@@ -25,6 +26,7 @@ class Row:
     """A strategy made small enough to evict, by its own example."""
 
     policy: type[Strategy]
+    checkpoint_bytes: int = 0
 
     def in_use(self, count: int) -> str:
         """Return the part of a MISS about slots, empty for a strategy without."""
@@ -32,32 +34,47 @@ class Row:
         return f", {count} of {slots} slots in use" if slots else ""
 
     def make(self) -> Strategy:
-        return StrategySpec(self.policy, self.policy.example.parameters).make(
-            TOKEN_BYTES
-        )
+        given = dict(self.policy.example.parameters)
+        if self.checkpoint_bytes:  # a block means nothing then
+            given.pop(self.policy.limits.get(Limit.BLOCK, ""), None)
+        layout = CacheLayout.plain(TOKEN_BYTES, self.checkpoint_bytes)
+        return StrategySpec(self.policy, given).make(layout)
 
     def store(self) -> Ledger:
         strategy = self.make()
         block = self.policy.limits.get(Limit.BLOCK)
         return Ledger(
-            bound(self.policy.example.handles, strategy.capacity),
+            bound(
+                self.policy.example.handles, strategy.capacity, self.checkpoint_bytes
+            ),
             block=int(strategy.parameters[block]) if block else 1,
         )
 
 
-def bound(handles: int | None, capacity: int) -> Bound:
+def bound(handles: int | None, capacity: int, checkpoint_bytes: int) -> Bound:
     """What the store may hold after every single change."""
 
     def holds(store: Ledger) -> bool:
         few = handles is None or len(store.held) <= handles
-        return few and store.tokens * TOKEN_BYTES <= capacity
+        held = len(store.checkpoints) * checkpoint_bytes
+        return few and store.tokens * TOKEN_BYTES + held <= capacity
 
     return holds
 
 
 ROWS = {name: Row(policy) for name, policy in STRATEGIES.items()}
 
+#: The same for a model that can be resumed at checkpoints only.
+RESUMED = {
+    f"{name}-resumed": Row(policy, checkpoint_bytes=6)
+    for name, policy in STRATEGIES.items()
+    if policy.exact
+}
+
 every_strategy = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+every_model = pytest.mark.parametrize(
+    "row", [*ROWS.values(), *RESUMED.values()], ids=[*ROWS, *RESUMED]
+)
 
 
 def test_every_strategy_describes_itself() -> None:
@@ -73,7 +90,7 @@ def test_every_strategy_describes_itself() -> None:
             assert policy.example.handles == 0
 
 
-@every_strategy
+@every_model
 def test_plans_and_commits_agree_with_a_store(row: Row) -> None:
     seen: Counter[str] = Counter()
 
@@ -89,11 +106,11 @@ def test_plans_and_commits_agree_with_a_store(row: Row) -> None:
 
     check()
     if row.policy.example.handles != 0:
-        assert seen["hit"] > seen["request"] / 4
+        assert seen["hit"] > seen["request"] / (8 if row.checkpoint_bytes else 4)
         assert seen["eviction"] > seen["request"] / 20
 
 
-@every_strategy
+@every_model
 def test_the_same_requests_give_the_same_answers(row: Row) -> None:
     @DETERMINISTIC
     @given(requests=traffic())
@@ -107,7 +124,7 @@ def test_the_same_requests_give_the_same_answers(row: Row) -> None:
     check()
 
 
-@every_strategy
+@every_model
 def test_planning_changes_nothing(row: Row) -> None:
     @DETERMINISTIC
     @given(requests=traffic())
@@ -125,7 +142,7 @@ def test_planning_changes_nothing(row: Row) -> None:
     check()
 
 
-@every_strategy
+@every_model
 def test_a_repeated_prompt_leaves_its_last_token_open(row: Row) -> None:
     strategy, ledger = row.make(), row.store()
     for length in (1, 2, 9, 12, 13):
@@ -135,7 +152,7 @@ def test_a_repeated_prompt_leaves_its_last_token_open(row: Row) -> None:
         assert max(gap[1] for gap in plan.gaps) == length
 
 
-@every_strategy
+@every_model
 def test_logs_a_hit_or_a_miss(row: Row, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="mlxlab")
     strategy, ledger = row.make(), row.store()
@@ -173,7 +190,7 @@ def test_a_miss_says_how_many_slots_are_in_use(
     assert strategy.occupancy == expected
 
 
-@every_strategy
+@every_model
 def test_an_empty_sequence_changes_nothing(row: Row) -> None:
     strategy, ledger = row.make(), row.store()
     ledger.exchange(strategy, Request([1, 2, 0] * 6))
@@ -184,7 +201,7 @@ def test_an_empty_sequence_changes_nothing(row: Row) -> None:
     strategy.check_integrity()
 
 
-@every_strategy
+@every_model
 def test_an_empty_prompt_has_no_plan(row: Row) -> None:
     with pytest.raises(StrategyError, match="an empty prompt has no plan"):
         row.make().plan(Prompt.of([]))

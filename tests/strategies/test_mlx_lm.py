@@ -64,7 +64,7 @@ def test_a_sequence_beyond_the_capacity_is_never_stored() -> None:
 
 
 def test_a_copied_entry_is_trimmed_alone_and_keeps_its_handle() -> None:
-    entry = _Entry(handle=7, length=9, token_bytes=2)
+    entry = _Entry(handle=7, length=9, token_bytes=2, checkpoint_bytes=0)
     other = copy.deepcopy(entry)
     assert other.is_trimmable()
     assert other.trim(4) == 4

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from mlxlab.errors import StrategyError
+from mlxlab.models.layout import CacheLayout
 from mlxlab.strategies import STRATEGIES, make_strategy, parse_strategy
 from mlxlab.strategies.base import CAPACITY
 
@@ -46,7 +47,7 @@ def test_only_what_moves_keys_is_approximate() -> None:
 def test_a_spec_names_a_strategy_and_its_parameters(
     spec: str, parameters: dict[str, int]
 ) -> None:
-    strategy = parse_strategy(spec, token_bytes=7)
+    strategy = parse_strategy(spec, layout=CacheLayout.plain(7))
     assert isinstance(strategy, STRATEGIES[strategy.name])
     assert strategy.parameters == parameters
     assert strategy.token_bytes == 7
@@ -72,7 +73,7 @@ def test_a_spec_names_a_strategy_and_its_parameters(
 )
 def test_a_bad_spec_is_told_what_would_do(spec: str, message: str) -> None:
     with pytest.raises(StrategyError) as caught:
-        parse_strategy(spec, token_bytes=4)
+        parse_strategy(spec, layout=CacheLayout.plain(4))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from mlxlab.analysis.tune import tune
 from mlxlab.cli.app import app
 from mlxlab.errors import StrategyError
+from mlxlab.models.layout import CacheLayout
 from mlxlab.prompt import Prompt, Tokens, common_prefix
 from mlxlab.replay.specs import StrategySpec, parse_specs
 from mlxlab.strategies import (
@@ -31,6 +32,7 @@ from mlxlab.strategies import (
     parse_strategy,
     register,
 )
+from mlxlab.strategies.placements import DEFAULT
 from tests.strategies import test_contract as contract
 from tests.support.exchanges import small_trace
 
@@ -59,7 +61,7 @@ class HeadOnly(Strategy):
         span = Span(self.handle, 0, 0, reused)
         return Plan(len(prompt), (span,) if reused else (), reused)
 
-    def commit(self, prompt: Prompt, plan: Plan) -> Commit:
+    def _store(self, prompt: Prompt, plan: Plan) -> Commit:
         """Replace the head."""
         tokens = prompt.tokens[: self.restorable_after(len(prompt))]
         if len(tokens) == 0:
@@ -77,9 +79,9 @@ class HeadOnly(Strategy):
     def stored_tokens(self) -> int:
         return len(self.kept)
 
-    def check_integrity(self) -> None:
-        """Only the capacity can be exceeded."""
-        self._check_capacity()
+    def _check_stored(self) -> None:
+        """Whole chunks are kept."""
+        assert len(self.kept) % self.chunk == 0
 
 
 @pytest.fixture
@@ -129,7 +131,7 @@ def test_the_strategy_of_the_notebook_keeps_the_contract(
 def test_the_registry_lists_it_last() -> None:
     assert list(STRATEGIES)[-1] == "head-only"
     contract.test_every_strategy_describes_itself()
-    made = make_strategy("head-only", chunk=8, capacity=64, token_bytes=2)
+    made = make_strategy("head-only", chunk=8, capacity=64, layout=CacheLayout.plain(2))
     assert made.parameters == {"chunk": 8, "capacity": 64}
     assert made.capacity_tokens == 32
     assert repr(parse_strategy("head-only:chunk=8,capacity=1KiB")) == (
@@ -166,7 +168,7 @@ def test_the_command_line_lists_it() -> None:
 def test_a_class_needs_no_registration() -> None:
     spec, paged = parse_specs([HeadOnly, "paged:block=32"], capacity=1 << 20)
     assert spec.name == "head-only"
-    assert spec.make(token_bytes=2).capacity == 1 << 20
+    assert spec.make(CacheLayout.plain(2)).capacity == 1 << 20
     assert paged.name == "paged:block=32"
     assert make_strategy(HeadOnly, chunk=9).parameters["chunk"] == 9
 
@@ -234,7 +236,7 @@ def test_a_value_in_a_subclass_fixes_a_parameter() -> None:
         name = "fixed"
         chunk = 8
 
-    assert list(Fixed.declared) == ["capacity"]
+    assert list(Fixed.declared) == ["capacity", "windows", "checkpoints", "share"]
     assert Fixed().chunk == 8
     with pytest.raises(StrategyError, match="no parameter 'chunk'; accepted: capacity"):
         Fixed(chunk=9)
@@ -243,5 +245,6 @@ def test_a_value_in_a_subclass_fixes_a_parameter() -> None:
 def test_python_shows_parameters() -> None:
     assert "chunk: Tokens in a chunk." in str(HeadOnly.__doc__)
     assert str(HeadOnly.__signature__) == (
-        "(*, chunk=32, capacity=1073741824, token_bytes=1)"
+        "(*, chunk=32, capacity=1073741824, windows='checkpoints', "
+        f"checkpoints='{DEFAULT}', share=50, token_bytes=1, checkpoint_bytes=0)"
     )

@@ -85,6 +85,7 @@ class Ledger:
 
     def __init__(self, bound: Bound = lambda ledger: True, *, block: int = 1) -> None:
         self.held: dict[Handle, Held] = {}
+        self.checkpoints: dict[Handle, int] = {}  # id of the prefix in front
         self._bound = bound
         self._block = block
         self._seen: set[Handle] = set()
@@ -105,6 +106,10 @@ class Ledger:
         """Plan and commit ``request``; check everything that the contract promises."""
         plan = strategy.plan(request.prompt)
         self._check(plan, request.prompt.tokens)
+        if strategy.checkpoint_bytes:
+            self._check_resumption(plan, request.prompt.tokens)
+        else:
+            assert (plan.resume, plan.captures) == (None, ())
         return plan, self._commit(strategy, request, plan)
 
     def compute(self, strategy: Strategy, request: Request) -> Commit:
@@ -117,7 +122,11 @@ class Ledger:
         self._apply(commit, plan, request.sequence.tokens)
         assert commit.evicted == len(before - self.prefixes) * self._block
         assert strategy.stored_tokens == self.tokens
-        assert strategy.stored_bytes == self.tokens * strategy.token_bytes
+        assert strategy.stored_checkpoints == len(self.checkpoints)
+        assert strategy.stored_bytes == (
+            self.tokens * strategy.token_bytes
+            + len(self.checkpoints) * strategy.checkpoint_bytes
+        )
         strategy.check_integrity()
         return commit
 
@@ -144,6 +153,16 @@ class Ledger:
             self._check_span(span, expected)
         assert position < len(tokens)
         assert plan.exact_length == self._first_approximate(plan, expected)
+
+    def _check_resumption(self, plan: Plan, tokens: Tokens) -> None:
+        """Check that ``plan`` ends at a checkpoint of just these tokens."""
+        assert (plan.resume is None) == (plan.reused == 0)
+        assert plan.reused == plan.prefix_length
+        if plan.resume is not None:
+            identity = self._identities(tokens.tolist())[plan.reused - 1]
+            assert self.checkpoints[plan.resume] == identity
+        places = [plan.reused, *plan.captures, len(tokens)]
+        assert places == sorted(set(places))
 
     def _check_span(self, span: Span, expected: list[int]) -> None:
         held = self.held[span.handle]
@@ -174,6 +193,8 @@ class Ledger:
         for handle in commit.drop:
             del self.held[handle]
             assert self._bound(self)
+        for handle in commit.forget:
+            del self.checkpoints[handle]
         for cut in commit.cut:
             held = self.held[cut.handle]
             assert 0 <= cut.start < cut.stop <= len(held.ids)
@@ -190,6 +211,10 @@ class Ledger:
                 tokens,
                 0 if put.stop <= exact else plan.generation,
             )
+            assert self._bound(self)
+        for keep in commit.keep:
+            assert keep.position in (*plan.captures, len(tokens))
+            self.checkpoints[keep.handle] = identities[keep.position - 1]
             assert self._bound(self)
 
     def _identities(self, ids: list[int]) -> list[int]:

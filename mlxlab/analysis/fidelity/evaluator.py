@@ -118,7 +118,7 @@ class Evaluator:
         Raises:
             ModelError: the strategy cannot serve this model.
         """
-        strategy = spec.make(self._live.folder.token_bytes)
+        strategy = spec.make(self._live.folder.layout)
         kind = Kind.EXACT if strategy.exact else Kind.APPROXIMATE
         return Variant(spec.name, kind, self._live.engine(strategy))
 

@@ -114,7 +114,7 @@ def fidelity(
     folder = find_model(model) if isinstance(model, str) else model
     specs = parse_specs(strategies, rules)
     for spec in specs:
-        spec.make(folder.token_bytes)
+        spec.make(folder.layout)
     _check_quantized(quantized)
     if floor_chunk == chunk:
         raise MlxlabError(
@@ -160,7 +160,7 @@ def fidelity(
     notes = sum((r.notes for r in renderers.values()), Counter())
     found = Fidelity(
         requests=requests,
-        bounds=_bounds(scenarios, folder.token_bytes),
+        bounds=_bounds(scenarios, folder.layout.token_bytes()),
         manifest=describe_run(recorded, folder, specs, notes, environment),
         positions=positions,
     )

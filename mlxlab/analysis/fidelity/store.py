@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from mlxlab.analysis.fidelity.result import Fidelity, format_nats, format_share
 from mlxlab.files import cache_folder, write_json
+from mlxlab.models.layout import CacheLayout
 from mlxlab.ownership import read_own
 from mlxlab.replay.specs import StrategySpec
 from mlxlab.strategies import ParameterValue
@@ -54,7 +55,7 @@ class RecordKey(_Closed):
         Raises:
             StrategyError: see :meth:`StrategySpec.make`.
         """
-        strategy = spec.make(token_bytes=1)  # no parameter depends on it
+        strategy = spec.make(CacheLayout.plain(1))  # no parameter depends on it
         return cls(
             model=digest,
             strategy=strategy.name,

@@ -23,6 +23,7 @@ from mlxlab.errors import (
     StrategyError,
     TraceError,
 )
+from mlxlab.models.layout import CacheLayout
 from mlxlab.replay.specs import FIDELITY_SPECS, StrategySpec, parse_specs
 from mlxlab.traces import Trace
 from mlxlab.traces.schema import HeaderLine
@@ -344,7 +345,7 @@ def test_default_specs_hold_the_controls() -> None:
     specs = parse_specs(FIDELITY_SPECS)
     names = [spec.name for spec in specs]
     for spec in specs:
-        spec.make(token_bytes=1)
+        spec.make(CacheLayout.plain(1))
     assert {"paged", "suffix-naive", "suffix:rotate=no"} < set(names)
     assert "suffix:recompute=15,selection=random" in names
     assert "suffix:recompute=100" in names

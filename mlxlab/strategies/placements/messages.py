@@ -1,0 +1,88 @@
+"""Places at the ends of messages, and of the prompt and its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+
+from mlxlab.prompt import STATIC_ROLES, Prompt, Role, Segment
+from mlxlab.strategies.placements.base import Placement, register
+
+__all__ = ["Answer", "Messages", "PromptEnd", "Users"]
+
+_GLUE = STATIC_ROLES | {Role.TEMPLATE, Role.GENERATION}
+
+
+@register
+class Messages(Placement):
+    """Behind each message: histories are edited and cut at whole messages."""
+
+    name = "messages"
+    summary = "the end of each message, N tokens apart at least"
+    spacing = 0
+
+    def places(self, prompt: Prompt, match: int) -> Iterable[int]:
+        return _spaced(_ends(prompt), self.number)
+
+
+@register
+class Users(Placement):
+    """Behind each message of the user: thinking is dropped back to the latest."""
+
+    name = "users"
+    summary = "the end of each user message, N tokens apart at least"
+    spacing = 0
+
+    def places(self, prompt: Prompt, match: int) -> Iterable[int]:
+        return _spaced(_ends(prompt, Role.USER), self.number)
+
+
+@register
+class PromptEnd(Placement):
+    """Behind the last message, as the next turn renders it again.
+
+    The generation prompt behind it is left out: the next turn may drop the thinking
+    that it opens.
+    """
+
+    name = "prompt"
+    summary = "the end of the prompt, in front of its generation prompt"
+
+    def places(self, prompt: Prompt, match: int) -> Iterable[int]:
+        opened = (s.start for s in prompt.segments if s.role is Role.GENERATION)
+        return (next(opened, len(prompt) - 1),)
+
+
+@register
+class Answer(Placement):
+    """Behind the answer, where the next turn goes on; a cancelled one too."""
+
+    name = "answer"
+    summary = "the end of the answer"
+    answer = True
+
+    def places(self, prompt: Prompt, match: int) -> Iterable[int]:
+        return ()
+
+
+def _ends(prompt: Prompt, role: Role | None = None) -> Iterator[int]:
+    """Yield where messages end; those with a block of ``role`` only, if given."""
+    blocks = (segment for segment in prompt.segments if segment.role not in _GLUE)
+    for _, group in groupby(blocks, key=_message):
+        message = list(group)
+        if role is None or any(segment.role is role for segment in message):
+            yield message[-1].stop
+
+
+def _message(segment: Segment) -> str:
+    """Return ``messages[3]`` of ``messages[3].tool_result[0]``."""
+    return segment.label.partition(".")[0]
+
+
+def _spaced(ends: Iterable[int], spacing: int) -> Iterator[int]:
+    """Yield ascending positions that are at least ``spacing`` apart."""
+    last = 0
+    for end in ends:
+        if end - last >= max(spacing, 1):
+            yield end
+            last = end

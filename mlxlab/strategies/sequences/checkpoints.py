@@ -1,0 +1,228 @@
+"""Checkpoints by the tokens in front of them: which are held, which go first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+
+from mlxlab.errors import IntegrityError
+from mlxlab.prompt import Tokens
+from mlxlab.strategies.plan import Handle, Keep
+from mlxlab.strategies.sequences.radix_tree import Node, RadixTree
+
+__all__ = ["Checkpoint", "Checkpoints"]
+
+
+@dataclass(slots=True, eq=False)
+class Checkpoint:
+    """The state behind ``position`` tokens.
+
+    Attributes:
+        used: the time when it was taken or last resumed from.
+    """
+
+    handle: Handle
+    position: int
+    used: int
+
+
+_Node = Node[Checkpoint | None]
+
+
+class Checkpoints:
+    """A tree of the checkpoints of all sequences, within a budget.
+
+    A checkpoint saves the tokens between it and the checkpoint in front of it. The one
+    with the fewest such tokens for its age goes first: ``saved / age``, in units of
+    commits since it was last used. All checkpoints are of one size, so this is also
+    what it saves per byte. Marconi (arXiv 2411.19379) adds recency and saved work; a
+    quotient needs no weight between the two. When a checkpoint goes, the one behind it
+    saves more, so that a long sequence keeps a few that are far apart.
+
+    Args:
+        size: bytes of a checkpoint.
+        budget: most bytes of all of them.
+        most: checkpoints to keep of one sequence, the latest; None for any number.
+    """
+
+    def __init__(self, size: int, budget: int, most: int | None = None) -> None:
+        self.size = size
+        self.limit = budget // size
+        self.most = most
+        self._handles = count(1)
+        self._tree: RadixTree[Checkpoint | None] = RadixTree(None)
+        self._held: dict[Handle, _Node] = {}
+        self._now = 0
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all checkpoints."""
+        return len(self) * self.size
+
+    @property
+    def handles(self) -> frozenset[Handle]:
+        """The handles of all checkpoints."""
+        return frozenset(self._held)
+
+    def find(self, tokens: Tokens) -> Checkpoint | None:
+        """Return the last checkpoint on the path of ``tokens``."""
+        found = None
+        for node, length in self._tree.walk(tokens):
+            if length == len(node.tokens) and node.value is not None:
+                found = node.value
+        return found
+
+    def choose(self, places: Iterable[int], start: int) -> tuple[int, ...]:
+        """Return the places that the budget has room for, ascending.
+
+        Args:
+            places: ascending positions behind ``start``.
+            start: the position of the checkpoint that is resumed from, or 0.
+        """
+        chosen = list(places)
+        while len(chosen) > min(self.limit, self.most or self.limit):
+            gaps = np.diff([start, *chosen])
+            # The last is where the next turn goes on.
+            del chosen[int(np.argmin(gaps[:-1])) if len(gaps) > 1 else 0]
+        return tuple(chosen)
+
+    def add(
+        self, tokens: Tokens, positions: Iterable[int], used: Handle | None
+    ) -> list[Keep]:
+        """Take checkpoints of a sequence, and make room for them.
+
+        Args:
+            tokens: the computed sequence.
+            positions: where checkpoints were taken.
+            used: the checkpoint that the sequence was resumed from.
+
+        Returns:
+            The new ones that stay.
+        """
+        self._now += 1
+        if used in self._held:
+            self._checkpoint(used).used = self._now
+        new = []
+        for position in positions:
+            node = self._node(tokens[:position])
+            if node.value is None:
+                handle = next(self._handles)
+                node.value = Checkpoint(handle, position, self._now)
+                self._held[handle] = node
+                new.append(Keep(handle, position))
+            node.value.used = self._now
+        self._limit_path(tokens)
+        while len(self) > self.limit:
+            self.evict()
+        return new
+
+    def evict(self) -> None:
+        """Remove the checkpoint that saves least for its age."""
+        self._remove(min(self._held.values(), key=self._worth))
+
+    def prune(self, resident: Callable[[Tokens], int]) -> None:
+        """Remove the checkpoints whose tokens are not stored any more.
+
+        Args:
+            resident: returns how many leading tokens of a sequence are stored.
+        """
+        for node, stored in list(self._stored(resident)):
+            if node.value is not None and node.stop > stored:
+                self._remove(node)
+
+    def check(self, resident: Callable[[Tokens], int]) -> None:
+        """Recount the checkpoints; the tokens in front of each are stored.
+
+        Raises:
+            IntegrityError: counts disagree, the budget is exceeded, or one cannot be
+                resumed from.
+        """
+        found = {node.value.handle: node for node in self._tree if node.value}
+        if found != self._held or len(found) > self.limit:
+            raise IntegrityError(
+                f"checkpoints: {len(found)} in the tree, {len(self)} booked, "
+                f"{self.limit} at most"
+            )
+        for node in list(self._tree):
+            if not node.children and node.value is None:
+                raise IntegrityError(f"checkpoints: none at the end of {node.stop}")
+        for node, stored in self._stored(resident):
+            if node.value is not None and node.stop > stored:
+                raise IntegrityError(
+                    f"checkpoints: {node.value.handle} is behind {node.stop} tokens, "
+                    f"of which {stored} are stored"
+                )
+
+    def _stored(self, resident: Callable[[Tokens], int]) -> Iterator[tuple[_Node, int]]:
+        """Yield nodes, the last of each path first, and the stored tokens of the path.
+
+        A node on several paths is yielded with each.
+        """
+        for leaf in [node for node in self._held.values() if not node.children]:
+            path = list(self._ancestors(leaf))
+            stored = resident(np.concatenate([node.tokens for node in path[::-1]]))
+            for node in path:
+                yield node, stored
+
+    def _worth(self, node: _Node) -> tuple[float, int]:
+        assert node.value is not None
+        age = self._now - node.value.used
+        saved = node.stop - self._previous(node)
+        # Of this commit the last goes last: the next turn resumes there.
+        return (saved / age if age else float("inf")), node.stop if not age else 0
+
+    def _previous(self, node: _Node) -> int:
+        """Return the position of the checkpoint in front of this one, or 0."""
+        for parent in self._ancestors(node):
+            if parent is not node and parent.value is not None:
+                return parent.stop
+        return 0
+
+    def _limit_path(self, tokens: Tokens) -> None:
+        if self.most is None:
+            return
+        path = [node for node, _ in self._tree.walk(tokens) if node.value is not None]
+        for node in path[: -self.most]:
+            self._remove(node)
+
+    def _node(self, tokens: Tokens) -> _Node:
+        """Return the node that ends where ``tokens`` end; make it if need be."""
+        last = self._tree.root
+        for node, length in self._tree.walk(tokens):
+            last = node
+            if length < len(node.tokens):
+                last = self._tree.split(node, length)
+                last.value = None
+                break
+        if last.stop < len(tokens):
+            last = self._tree.append(last, tokens[last.stop :], None)
+        return last
+
+    def _remove(self, node: _Node) -> None:
+        del self._held[self._checkpoint_of(node).handle]
+        node.value = None
+        while node.parent is not None and node.value is None and not node.children:
+            parent = node.parent
+            self._tree.trim(node, 0)
+            node = parent
+
+    def _ancestors(self, node: _Node) -> Iterator[_Node]:
+        """Yield a node and those in front of it, without the root."""
+        at: _Node | None = node
+        while at is not None and at is not self._tree.root:
+            yield at
+            at = at.parent
+
+    def _checkpoint(self, handle: Handle | None) -> Checkpoint:
+        assert handle is not None
+        return self._checkpoint_of(self._held[handle])
+
+    def _checkpoint_of(self, node: _Node) -> Checkpoint:
+        assert node.value is not None
+        return node.value

@@ -144,8 +144,8 @@ def _check_file(path: Path | None) -> Path | None:
 
 
 def _check_layout(text: str | None) -> str | None:
-    """Refuse what is no layout, before any work."""
-    if text:
+    """Refuse text that names no layout, before any work."""
+    if text is not None:
         from mlxlab.models.geometry import read_layout
 
         read_layout(text, "--layout")

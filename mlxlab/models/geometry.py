@@ -65,6 +65,6 @@ def read_layout(given: LayoutLike, argument: str) -> CacheLayout:
             sizes = [token, checkpoint] if plus else [token]
             return CacheLayout.plain(*(read_size(size, argument) for size in sizes))
         return known_layout(given)
-    except (ConfigError, ModelError) as error:
-        reason = f": {error}" if isinstance(error, ModelError) else ""
-        raise ConfigError(f"{argument} {given!r}{reason}; {_FORM}") from None
+    except (ConfigError, ModelError):
+        near = did_you_mean(given, known_layouts())
+        raise ConfigError(f"{argument} {given!r}: {_FORM}{near}") from None

@@ -112,3 +112,9 @@ def test_unknown_caches_are_refused(name: str, tmp_path: Path) -> None:
     model = save_architecture(tmp_path, CONFIGURATIONS[name])
     with pytest.raises(ModelError, match="keeps LayerCache; mlxlab resumes"):
         measure_layout(model)
+
+
+def test_layers_without_a_cache_keep_nothing(tmp_path: Path) -> None:
+    replaced = save_architecture(tmp_path, CONFIGURATIONS["nemotron-nas+linear"])
+    assert len(make_prompt_cache(replaced)) == 4
+    assert sum(part.count for part in measure_layout(replaced).layers) == 3

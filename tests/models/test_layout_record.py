@@ -72,7 +72,6 @@ def test_kept_files_that_do_not_fit_are_measured_again(
     assert find_model(str(folder)).layout == LAYOUT
     (file,) = kept.iterdir()
     record = json.loads(file.read_text())
-    # Nobody has measured this: it must not be believed.
     record["layout"]["layers"][0]["size"] = 1
     match spoil:
         case "broken":

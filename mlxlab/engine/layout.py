@@ -65,8 +65,9 @@ def _parts(cache: Any) -> Iterator[tuple[CacheKind, int, int]]:
             for part in cache.caches:
                 yield from _parts(part)
         case ArraysCache():
-            arrays = (array for array in cache.cache if array is not None)
-            yield CacheKind.STATE, sum(array.nbytes for array in arrays), 0
+            arrays: list[mx.array | None] = cache.cache
+            size = sum(array.nbytes for array in arrays if array is not None)
+            yield CacheKind.STATE, size, 0
         case RotatingKVCache():
             yield CacheKind.WINDOW, _position_bytes(cache), cache.max_size
         case _ if isinstance(cache, _BY_TOKEN):

@@ -120,7 +120,7 @@ def test_a_simulation_refuses_what_serve_refuses(
     model = find_model(str(folder))
     for _ in range(2):  # measured, then kept
         for verb in (compare, tune, sweep, misses):
-            simulated = {"simulate": True} if verb is compare else {}
+            simulated: dict[str, Any] = {"simulate": True} if verb is compare else {}
             with pytest.raises(ModelError) as caught:
                 verb(small_trace(), model=model, progress=False, **simulated)
             assert str(caught.value) == str(served.value)

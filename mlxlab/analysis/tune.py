@@ -26,7 +26,7 @@ from mlxlab.replay.simulator import Simulator
 from mlxlab.replay.specs import StrategySpec
 from mlxlab.replay.workload import Workload, open_sources
 from mlxlab.sizes import Size, read_size
-from mlxlab.strategies import STRATEGIES, Limit, Strategy
+from mlxlab.strategies import STRATEGIES, Limit, ParameterValue, Strategy
 from mlxlab.strategies.base import CAPACITY
 from mlxlab.traces.open import Traces, open_traces
 
@@ -159,7 +159,7 @@ class _Search:
             self._known[spec.strategy] = self._measure(spec)
         return float(self._known[spec.strategy]["cost"])
 
-    def _space(self, policy: type[Strategy]) -> dict[str, tuple[int, ...]]:
+    def _space(self, policy: type[Strategy]) -> dict[str, tuple[ParameterValue, ...]]:
         """Return the values to try, by parameter."""
         unit = self.workload.unit
         declared = policy.declared.items()

@@ -13,13 +13,15 @@ from typing import Any, TypeAlias
 import mlx.core as mx
 import numpy as np
 from mlx_lm.generate import generate_step
-from mlx_lm.models.cache import KVCache, make_prompt_cache
+from mlx_lm.models.cache import KVCache
 
 from mlxlab.engine.kv_store import KVStore
 from mlxlab.engine.recompute import select
 from mlxlab.engine.rope import Positions, Rope
 from mlxlab.engine.scattered_prefill import ScatteredPrefill
+from mlxlab.engine.working_cache import Checkpoint, WorkingCache
 from mlxlab.errors import IntegrityError, ModelError
+from mlxlab.models.layout import Windows
 from mlxlab.prompt import Prompt, Tokens
 from mlxlab.strategies import Commit, Plan, Strategy
 
@@ -64,26 +66,34 @@ class Prefill:
     """A prompt while its cache is being filled, up to all tokens but the last.
 
     Attributes:
-        cache: one KVCache per layer.
+        caches: the caches of all layers.
         restore_s: seconds spent so far on the plan and on copying reused positions.
         compute_s: seconds spent so far on computing the other positions.
+        taken: checkpoints taken so far, by position.
     """
 
     prompt: Prompt
     plan: Plan
-    cache: list[KVCache] = field(repr=False)
+    caches: WorkingCache = field(repr=False)
     restore_s: float
     compute_s: float = 0.0
+    taken: dict[int, Checkpoint] = field(default_factory=dict, repr=False)
 
     @property
     def position(self) -> int:
-        """Number of tokens in the cache, without a gap."""
-        return int(self.cache[0].offset)
+        """Number of tokens in the caches, without a gap."""
+        return self.caches.position
+
+    @property
+    def layers(self) -> list[KVCache]:
+        """The caches of a model that keeps plain keys and values only."""
+        return self.caches.layers
 
     def advance(self, position: int) -> None:
-        """Mark all positions before this one as filled."""
-        for layer in self.cache:
+        """Mark all positions before this one as filled, in plain caches."""
+        for layer in self.layers:
             layer.offset = position
+        self.caches.position = position
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +126,17 @@ class _Pace:
     chunk: int
     most_s: float
 
-    def pieces(self, positions: Positions) -> Iterator[Positions]:
+    def pieces(
+        self, positions: Positions, stops: Sequence[int] = ()
+    ) -> Iterator[Positions]:
+        """Yield neighbours, in chunks that end at ``stops`` too."""
         start = 0
         while start < len(positions):
             piece = positions[start : start + self.chunk]
+            first, last = int(piece[0]), int(piece[-1])
+            stop = next((stop for stop in stops if first < stop <= last), None)
+            if stop is not None:
+                piece = piece[: stop - first]
             yield piece
             start += len(piece)
 
@@ -204,15 +221,23 @@ class Engine:
         """
         prefill = self.prefill(prompt, progress)
         started = perf_counter()
-        rows = [self._feed(prompt.tokens[-1:], prefill.cache)[0].astype(mx.float32)]
+        caches = prefill.caches
+        before = caches.mark() if greedy else None
+        logits = caches.compute(self.model, prompt.tokens[-1:])
+        rows = [logits[0].astype(mx.float32)]
         mx.eval(rows)
         last_s = perf_counter() - started
         if progress:
             progress(1)
-        own = tuple(self._greedy(prefill, greedy, stop))
+        own: tuple[int, ...] = ()
+        if before is not None:
+            behind = caches.mark()
+            caches.rewind(before)
+            own = tuple(self._greedy(prefill, greedy, stop))
+            caches.rewind(behind)
         for start in range(0, len(answer) - 1, self.chunk):
             fed = answer[start : min(start + self.chunk, len(answer) - 1)]
-            logits = self._feed(fed, prefill.cache)
+            logits = caches.compute(self.model, fed)
             rows.append(logits[0, : max(score - 1 - start, 0)].astype(mx.float32))
         return Replayed(
             plan=prefill.plan,
@@ -274,8 +299,8 @@ class Engine:
             )
         started = perf_counter()
         plan = self.strategy.plan(prompt)
-        cache = make_prompt_cache(self.model)
-        return Prefill(prompt, plan, cache, perf_counter() - started)
+        caches = WorkingCache.of(self.model, Windows(self.strategy.windows))
+        return Prefill(prompt, plan, caches, perf_counter() - started)
 
     def _fill(self, prefill: Prefill) -> Iterator[PrefillProgress]:
         plan = prefill.plan
@@ -292,18 +317,22 @@ class Engine:
             run = [s for s in plan.spans if prefill.position <= s.target < start]
             if run:
                 started = perf_counter()
-                self.store.restore(run, prefill.cache)
+                self.store.restore(run, prefill.caches, plan.resume)
                 prefill.restore_s += perf_counter() - started
                 yield PrefillProgress(sum(span.length for span in run))
-            for piece in pace.pieces(np.arange(start, min(stop, last))):
+            to_compute = np.arange(start, min(stop, last))
+            for piece in pace.pieces(to_compute, plan.captures):
                 started = perf_counter()
-                self._feed(prefill.prompt.tokens[piece], prefill.cache)
+                prefill.caches.compute(self.model, prefill.prompt.tokens[piece])
+                if prefill.position in plan.captures:
+                    checkpoint = prefill.caches.checkpoint(prefill.position)
+                    prefill.taken[prefill.position] = checkpoint
                 prefill.compute_s += pace.record(perf_counter() - started)
                 yield PrefillProgress(len(piece))
 
     def _prefill_scattered(self, prefill: Prefill) -> Iterator[PrefillProgress]:
         """Put the remaining spans in place and compute the positions between them."""
-        plan, cache = prefill.plan, prefill.cache
+        plan, cache = prefill.plan, prefill.layers
         if (rope := self._rope) is None:
             raise IntegrityError(f"{self.strategy.name}: exact, but moves spans")
         started = perf_counter()
@@ -331,15 +360,11 @@ class Engine:
     def _greedy(
         self, prefill: Prefill, most: int, stop: Container[int]
     ) -> Iterator[int]:
-        """Decode after a prefilled prompt, and leave the cache as it was."""
-        length = prefill.position
-        if most:
-            prefill.advance(length - 1)
-            for token in self._decode(prefill, most, None, ()):
-                yield token
-                if token in stop:
-                    break
-            prefill.advance(length)
+        """Decode after a prefilled prompt."""
+        for token in self._decode(prefill, most, None, ()):
+            yield token
+            if token in stop:
+                break
 
     def _decode(
         self,
@@ -350,11 +375,11 @@ class Engine:
     ) -> Iterator[int]:
         steps = generate_step(
             mx.array(prefill.prompt.tokens[-1:]),
-            self.model,
+            prefill.caches.decoder(self.model),
             max_tokens=max_tokens,
             sampler=sampler,
             logits_processors=list(processors),
-            prompt_cache=prefill.cache,
+            prompt_cache=prefill.caches.layers,
             prefill_step_size=self.chunk,
         )
         try:
@@ -372,16 +397,5 @@ class Engine:
         if length == 0:
             return Commit()
         commit = self.strategy.commit(sequence.head(length), prefill.plan.head(length))
-        self.store.apply(commit, prefill.cache)
+        self.store.apply(commit, prefill.caches, prefill.taken)
         return commit
-
-    def _feed(self, tokens: Tokens, cache: Sequence[KVCache]) -> mx.array:
-        """Compute tokens at the cache's end.
-
-        Returns:
-            Logits, not evaluated: most callers only need the cache.
-        """
-        logits: mx.array = self.model(mx.array(tokens)[None], cache=cache)
-        mx.eval([layer.state for layer in cache])
-        mx.clear_cache()
-        return logits

@@ -1,18 +1,20 @@
-"""Stores keys and values by handle and applies the commits of a strategy.
+"""Stores rows and checkpoints by handle, and applies the commits of a strategy.
 
 Every array is evaluated here, so all calls must run on the worker thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TypeAlias
 
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache
 
+from mlxlab.engine.layer_caches import TokenRows
 from mlxlab.engine.rope import kept
+from mlxlab.engine.working_cache import Checkpoint, WorkingCache
 from mlxlab.errors import IntegrityError
 from mlxlab.strategies import Commit, Cut, Handle, Span
 
@@ -25,23 +27,13 @@ Keys have shape ``[1, kv_heads, positions, head_dim]``; the shift is in position
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """Keys and values of some positions in one layer.
-
-    Both have shape ``[1, kv_heads, positions, head_dim]``. Keys are stored after
-    mlx-lm's rotary embedding for their position.
-    """
-
-    keys: mx.array
-    values: mx.array
-
-
 class KVStore:
-    """Maps each handle to the keys and values of all layers."""
+    """Maps each handle to rows of all layers, or to a checkpoint."""
 
     def __init__(self) -> None:
-        self._entries: dict[Handle, tuple[Layer, ...]] = {}
+        self._entries: dict[Handle, tuple[TokenRows | None, ...]] = {}
+        self._lengths: dict[Handle, int] = {}
+        self._checkpoints: dict[Handle, Checkpoint] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -52,14 +44,32 @@ class KVStore:
     @property
     def nbytes(self) -> int:
         """Size of all stored arrays in bytes."""
-        return sum(
+        rows = sum(
             layer.keys.nbytes + layer.values.nbytes
             for layers in self._entries.values()
             for layer in layers
+            if layer is not None
+        )
+        return rows + sum(
+            array.nbytes
+            for checkpoint in self._checkpoints.values()
+            for snapshot in checkpoint
+            for array in snapshot
+            if array is not None
         )
 
-    def apply(self, commit: Commit, cache: Sequence[KVCache]) -> None:
+    def apply(
+        self,
+        commit: Commit,
+        cache: WorkingCache,
+        taken: Mapping[int, Checkpoint] = MappingProxyType({}),
+    ) -> None:
         """Drop, cut and store entries as ``commit`` says; puts refer to ``cache``.
+
+        Args:
+            commit: the changes.
+            cache: the caches of the computed sequence.
+            taken: checkpoints taken on the way, by position.
 
         Raises:
             IntegrityError: a handle is unknown or already held, or a range lies outside
@@ -68,38 +78,61 @@ class KVStore:
         for handle in commit.drop:
             if self._entries.pop(handle, None) is None:
                 raise IntegrityError(f"store: handle {handle} dropped but not held")
+            del self._lengths[handle]
+        for handle in commit.forget:
+            if self._checkpoints.pop(handle, None) is None:
+                raise IntegrityError(f"store: checkpoint {handle} is not held")
         for cut in commit.cut:
-            self._entries[cut.handle] = self._shortened(cut)
+            self._cut(cut)
+        rows = cache.rows() if commit.put else []
         for put in commit.put:
             if put.handle in self._entries:
                 raise IntegrityError(f"store: handle {put.handle} is already held")
-            if not 0 <= put.start < put.stop <= cache[0].offset:
+            if not 0 <= put.start < put.stop <= cache.position:
                 raise IntegrityError(f"store: {put} is outside the computed sequence")
-            layers = tuple(_part(*kept(c), put.start, put.stop) for c in cache)
-            mx.eval([(layer.keys, layer.values) for layer in layers])
-            self._entries[put.handle] = layers
+            self._hold(put.handle, rows, put.start, put.stop)
+        for keep in commit.keep:
+            if keep.handle in self._checkpoints:
+                raise IntegrityError(f"store: checkpoint {keep.handle} is held already")
+            found = taken.get(keep.position) or cache.checkpoint(keep.position)
+            self._checkpoints[keep.handle] = found
 
-    def restore(self, spans: Iterable[Span], cache: Sequence[KVCache]) -> None:
+    def restore(
+        self, spans: Iterable[Span], cache: WorkingCache, resume: Handle | None = None
+    ) -> None:
         """Append stored positions to ``cache``. The spans must follow on from it.
 
+        Args:
+            spans: in order.
+            cache: receives the positions.
+            resume: the checkpoint behind the last of them.
+
         Raises:
-            IntegrityError: a span is not held, or leaves a gap.
+            IntegrityError: a span or the checkpoint is not held, or leaves a gap.
         """
         spans = list(spans)
-        position = cache[0].offset
+        position = cache.position
         for span in spans:
             if span.target != position:
                 raise IntegrityError(
                     f"store: {span} does not follow position {position}"
                 )
             position += span.length
-        for i, layer_cache in enumerate(cache):
-            layers = [(self._held(span)[i], span) for span in spans]
-            layer_cache.update_and_fetch(
-                _joined([_cut(layer.keys, span) for layer, span in layers]),
-                _joined([_cut(layer.values, span) for layer, span in layers]),
+        held = [self._held(span) for span in spans]
+        layers = [
+            None
+            if rows[0] is None
+            else TokenRows.joined(
+                [_part(own, span) for own, span in zip(rows, spans, strict=True)]
             )
-        mx.eval([c.state for c in cache])
+            for rows in zip(*held, strict=True)
+        ]
+        cache.append(layers, position - cache.position)
+        if resume is not None:
+            if resume not in self._checkpoints:
+                raise IntegrityError(f"store: checkpoint {resume} is not held")
+            cache.resume(self._checkpoints[resume], position)
+        cache.evaluate()
 
     def scatter(
         self, spans: Iterable[Span], cache: Sequence[KVCache], length: int, move: Move
@@ -121,37 +154,52 @@ class KVStore:
         runs = list(_runs(spans))
         for i, layer_cache in enumerate(cache):
             offset = layer_cache.offset
-            like = self._held(runs[0][0])[i]
+            like = self._plain(runs[0][0], i)
             keys, values = [], []
             if offset:
                 before = kept(layer_cache)
                 keys, values = [before[0]], [before[1]]
             position = offset
             for run in runs:
-                layers = [(self._held(span)[i], span) for span in run]
-                moved = _joined([_cut(layer.keys, span) for layer, span in layers])
+                rows = TokenRows.joined(
+                    [_part(self._plain(span, i), span) for span in run]
+                )
                 hole = run[0].target - position
-                keys += [_zeros(like.keys, hole), move(i, moved, run[0].shift)]
-                values.append(_zeros(like.values, hole))
-                values += [_cut(layer.values, span) for layer, span in layers]
+                keys += [_zeros(like.keys, hole), move(i, rows.keys, run[0].shift)]
+                values += [_zeros(like.values, hole), rows.values]
                 position = run[-1].target + run[-1].length
             keys.append(_zeros(like.keys, length - position))
             values.append(_zeros(like.values, length - position))
             layer_cache.state = (_joined(keys), _joined(values), offset)
         mx.eval([(c.keys, c.values) for c in cache])
 
-    def _shortened(self, cut: Cut) -> tuple[Layer, ...]:
-        layers = self._entries.get(cut.handle, ())
-        if not layers or not 0 <= cut.start < cut.stop <= layers[0].keys.shape[2]:
-            raise IntegrityError(f"store: {cut} is outside the held sequence")
-        shorter = tuple(_part(x.keys, x.values, cut.start, cut.stop) for x in layers)
-        mx.eval([(layer.keys, layer.values) for layer in shorter])
-        return shorter
+    def _hold(
+        self, handle: Handle, rows: Sequence[TokenRows | None], start: int, stop: int
+    ) -> None:
+        """Copy positions ``[start, stop)`` of the rows."""
+        copied = tuple(
+            None if own is None else own.part(start, stop).copy() for own in rows
+        )
+        mx.eval([(own.keys, own.values) for own in copied if own is not None])
+        self._entries[handle] = copied
+        self._lengths[handle] = stop - start
 
-    def _held(self, span: Span) -> tuple[Layer, ...]:
+    def _cut(self, cut: Cut) -> None:
+        length = self._lengths.get(cut.handle, 0)
+        if not 0 <= cut.start < cut.stop <= length:
+            raise IntegrityError(f"store: {cut} is outside the held sequence")
+        self._hold(cut.handle, self._entries[cut.handle], cut.start, cut.stop)
+
+    def _held(self, span: Span) -> tuple[TokenRows | None, ...]:
         if span.handle not in self._entries:
             raise IntegrityError(f"store: handle {span.handle} planned but not held")
         return self._entries[span.handle]
+
+    def _plain(self, span: Span, layer: int) -> TokenRows:
+        rows = self._held(span)[layer]
+        if rows is None:
+            raise IntegrityError(f"store: layer {layer} of {span} is empty")
+        return rows
 
 
 def _runs(spans: Iterable[Span]) -> Iterator[list[Span]]:
@@ -174,16 +222,10 @@ def _zeros(like: mx.array, positions: int) -> mx.array:
     return mx.zeros((batch, heads, positions, dims), like.dtype)
 
 
-def _part(keys: mx.array, values: mx.array, start: int, stop: int) -> Layer:
-    # A slice would keep the whole source array alive.
-    return Layer(
-        mx.contiguous(keys[..., start:stop, :]),
-        mx.contiguous(values[..., start:stop, :]),
-    )
-
-
-def _cut(array: mx.array, span: Span) -> mx.array:
-    return array[..., span.source : span.source + span.length, :]
+def _part(rows: TokenRows | None, span: Span) -> TokenRows:
+    if rows is None:
+        raise IntegrityError(f"store: {span} has no rows where others have some")
+    return rows.part(span.source, span.source + span.length)
 
 
 def _joined(arrays: list[mx.array]) -> mx.array:

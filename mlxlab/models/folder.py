@@ -22,7 +22,7 @@ from mlxlab.models import tiny
 from mlxlab.models.encoder import Encoder
 from mlxlab.models.geometry import known_layout
 from mlxlab.models.layout import CacheLayout
-from mlxlab.models.layout_record import find_record
+from mlxlab.models.layout_record import LayoutRecord, find_record, keep_record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,10 +58,16 @@ class ModelFolder:
         """
         if self.path == tiny.PATH:
             return known_layout(BUNDLED)
-        record = find_record(self.path, self.digest)
-        if record.layout is None:
-            raise ModelError(f"model {self.name}: {record.refusal}")
-        return record.layout
+        return find_record(self.path, self.digest).require(self.name)
+
+    def keep_layout(self, found: CacheLayout | ModelError) -> None:
+        """Keep what loading the model has found, for :attr:`layout` of later runs.
+
+        Args:
+            found: the layout, or the refusal of a model that cannot be run.
+        """
+        if self.path != tiny.PATH:
+            keep_record(LayoutRecord.of(found, self.name), self.digest)
 
     @property
     def dtype(self) -> str:

@@ -17,7 +17,16 @@ from mlxlab.strategies.parameters import (
     ParameterValue,
     parameter,
 )
-from mlxlab.strategies.plan import Commit, Cut, Handle, Plan, Put, Selection, Span
+from mlxlab.strategies.plan import (
+    Commit,
+    Cut,
+    Handle,
+    Keep,
+    Plan,
+    Put,
+    Selection,
+    Span,
+)
 from mlxlab.strategies.registry import (
     STRATEGIES,
     find_strategy,
@@ -33,6 +42,7 @@ __all__ = [
     "Cut",
     "Example",
     "Handle",
+    "Keep",
     "Kind",
     "Limit",
     "Parameter",

@@ -161,7 +161,7 @@ def _windows(
             "windows out"
         )
     checked = strategy.check_parameters({"windows": value} if value else {})
-    return Windows(checked.get("windows", Windows.CHECKPOINTS))
+    return Windows(str(checked.get("windows", Windows.CHECKPOINTS)))
 
 
 def _in_units(

@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx_lm.generate import stream_generate
-from mlx_lm.models.cache import KVCache, RotatingKVCache
+from mlx_lm.models.cache import KVCache
 from mlx_lm.sample_utils import make_sampler
 from mlx_lm.utils import load
 
@@ -30,7 +30,7 @@ from tests.support import wire
 
 EXACT = [name for name, strategy in STRATEGIES.items() if strategy.exact]
 #: Small enough that a short session hits, is cut into blocks, and evicts.
-PARAMETERS = {
+PARAMETERS: dict[str, dict[str, Any]] = {
     "block-hash": {"block": 32, "minimum": 64},
     "paged": {"block": 16},
 }
@@ -262,9 +262,14 @@ def test_a_prompt_beyond_the_window_is_refused(
 def test_a_model_that_cannot_be_cut_is_refused(
     tiny: ModelFolder, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mixed = [KVCache(), RotatingKVCache(max_size=8)]
-    monkeypatch.setattr("mlxlab.engine.engine.make_prompt_cache", lambda model: mixed)
-    with pytest.raises(ModelError, match="keeps KVCache, RotatingKVCache; mlxlab"):
+    class OwnCache(KVCache):
+        pass
+
+    mixed = [KVCache(), OwnCache()]  # type: ignore[no-untyped-call]
+    monkeypatch.setattr(
+        "mlxlab.engine.working_cache.make_prompt_cache", lambda model: mixed
+    )
+    with pytest.raises(ModelError, match="keeps a OwnCache, which mlxlab cannot"):
         worker.call(load_model, tiny)
 
 

@@ -5,6 +5,7 @@ import pytest
 from mlx_lm.models.cache import KVCache
 
 from mlxlab.engine import KVStore
+from mlxlab.engine.working_cache import WorkingCache
 from mlxlab.errors import IntegrityError
 from mlxlab.strategies import Commit, Cut, Put, Span
 
@@ -12,7 +13,7 @@ LAYERS, HEADS, DIM = 2, 3, 4
 TOKEN_BYTES = LAYERS * 2 * HEADS * DIM * 4
 
 
-def filled(tokens: int) -> list[KVCache]:
+def filled(tokens: int) -> WorkingCache:
     caches = [KVCache() for _ in range(LAYERS)]
     for i, cache in enumerate(caches):
         shape = (1, HEADS, tokens, DIM)
@@ -20,20 +21,20 @@ def filled(tokens: int) -> list[KVCache]:
             mx.random.normal(shape, key=mx.random.key(i)),
             mx.random.normal(shape, key=mx.random.key(10 + i)),
         )
-    return caches
+    return WorkingCache(caches)
 
 
-def restored(store: KVStore, *spans: Span) -> list[KVCache]:
-    caches = [KVCache() for _ in range(LAYERS)]
+def restored(store: KVStore, *spans: Span) -> WorkingCache:
+    caches = WorkingCache([KVCache() for _ in range(LAYERS)])
     store.restore(spans, caches)
     return caches
 
 
-def equal_heads(a: list[KVCache], b: list[KVCache], tokens: int) -> bool:
+def equal_heads(a: WorkingCache, b: WorkingCache, tokens: int) -> bool:
     """Whether keys and values of the first tokens are the same in every layer."""
     pairs = [
         (x, y)
-        for one, other in zip(a, b, strict=True)
+        for one, other in zip(a.layers, b.layers, strict=True)
         for x, y in zip(one.state[:2], other.state[:2], strict=True)
     ]
     return all(mx.array_equal(x[..., :tokens, :], y[..., :tokens, :]) for x, y in pairs)
@@ -43,7 +44,7 @@ def test_restores_parts_of_several_handles_in_order() -> None:
     store, source = KVStore(), filled(20)
     store.apply(Commit(put=(Put(1, 0, 8), Put(2, 8, 20))), source)
     found = restored(store, Span(1, 0, 0, 8), Span(2, 0, 8, 5))
-    assert {cache.offset for cache in found} == {13}
+    assert {cache.offset for cache in found.layers} == {13}
     assert equal_heads(found, source, 13)
 
 
@@ -52,7 +53,7 @@ def test_what_is_restored_can_grow_without_changing_the_store() -> None:
     store.apply(Commit(put=(Put(1, 0, 300),)), source)
     for _ in range(2):
         cache = restored(store, Span(1, 0, 0, 300))
-        for layer in cache:
+        for layer in cache.layers:
             layer.update_and_fetch(*(mx.ones((1, HEADS, 1, DIM)),) * 2)
         assert equal_heads(cache, source, 300)
 
@@ -68,7 +69,7 @@ def test_bytes_are_those_of_the_stored_tokens() -> None:
 
 def test_stored_parts_do_not_keep_the_working_cache_alive() -> None:
     store, source = KVStore(), filled(4096)
-    mx.eval([c.state for c in source])
+    source.evaluate()
     before = mx.get_active_memory()
     store.apply(Commit(put=(Put(1, 0, 16),)), source)
     del source

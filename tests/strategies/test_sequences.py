@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -16,7 +18,8 @@ MOST = 3
 
 def make(name: str) -> Strategy:
     slots = STRATEGIES[name].limits.get(Limit.SLOTS)
-    return make_strategy(name, **({slots: MOST} if slots else {}))
+    given: dict[str, Any] = {slots: MOST} if slots else {}
+    return make_strategy(name, **given)
 
 
 def conversation(number: int) -> Prompt:

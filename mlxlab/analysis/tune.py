@@ -148,7 +148,7 @@ class _Search:
     ) -> float:
         spec = candidates[trial.suggest_categorical("strategy", list(candidates))]
         if spec.exact:
-            parameters: dict[str, int] = {
+            parameters: dict[str, Any] = {
                 key: trial.suggest_categorical(f"{spec.strategy}.{key}", list(values))
                 for key, values in self._space(spec.policy).items()
             }

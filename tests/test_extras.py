@@ -34,7 +34,6 @@ _OPTIONAL = (
     "optuna",
     "prometheus_client",
     "pyarrow",
-    "scipy",
     "starlette",
     "uvicorn",
 )

@@ -16,6 +16,7 @@ from mlxlab.cli.options import (
     Capacity,
     Chunk,
     Json,
+    Layout,
     Memory,
     Model,
     OneTrace,
@@ -23,7 +24,6 @@ from mlxlab.cli.options import (
     Rules,
     Strategies,
     Text,
-    TokenBytes,
     Traces,
     find_folder,
     given,
@@ -89,7 +89,7 @@ def misses(
         ),
     ] = None,
     model: Model = None,
-    token_bytes: TokenBytes = None,
+    layout: Layout = None,
     capacity: Capacity = None,
     users: Annotated[
         int | None,
@@ -109,10 +109,10 @@ def misses(
     found = ml.misses(
         named_traces(traces, screen),
         model=folder,
-        token_bytes=token_bytes,
+        layout=layout,
         capacity=capacity,
         users=users,
-        costs=known_costs(folder, token_bytes=token_bytes),
+        costs=known_costs(folder, layout=layout),
         progress=screen.progress,
         **given(strategy=strategy, rules=rules, text=text),
     )
@@ -136,6 +136,7 @@ def compare(
     simulate: Annotated[
         bool, typer.Option("--simulate", help="Count tokens only; load no model.")
     ] = False,
+    layout: Layout = None,
     chunk: Chunk = None,
     json: Json = None,
     plots: Plots = None,
@@ -146,8 +147,8 @@ def compare(
     screen, folder = screen_of(context), find_folder(model)
     recorded = open_recorded(named_traces(traces, screen))
     settings = given(strategies=strategies, rules=rules, capacity=capacity, chunk=chunk)
-    costs = known_costs(folder, chunk=chunk) if simulate else None
-    if not simulate:
+    costs = known_costs(folder, chunk=chunk, layout=layout) if simulate else None
+    if not simulate and layout is None:
         from mlxlab.analysis.forecast import forecast
 
         takes = forecast(recorded, model=folder, **settings)
@@ -157,6 +158,7 @@ def compare(
         model=folder,
         simulate=simulate,
         costs=costs,
+        layout=layout,
         progress=screen.progress,
         **settings,
     )

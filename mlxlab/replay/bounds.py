@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mlxlab.models.layout import CacheLayout
 from mlxlab.prompt import Prompt, Tokens
 from mlxlab.replay.accesses import Accesses
 from mlxlab.replay.checkpoint_bounds import BestPlacement
@@ -247,34 +248,36 @@ class Costs(Protocol):
 def find_bounds(
     requests: Iterable[RenderedRequest],
     capacities: Iterable[int],
-    token_bytes: int,
-    checkpoint_bytes: int = 0,
+    layout: CacheLayout,
 ) -> tuple[list[Bounds], int]:
     """Find the bounds of each request of one workload.
 
     Args:
         requests: the workload; iterated over twice.
         capacities: for the optimal bound and the best placement, in bytes.
-        token_bytes: keys and values of one token.
-        checkpoint_bytes: one checkpoint; 0 for a model that can be cut anywhere, and
-            no bound of placements.
+        layout: what the model keeps. The bound of placements is left out for a model
+            that can be cut anywhere.
 
     Returns:
         The bounds of each request, and the bytes that unlimited memory ends up with.
-
-    Raises:
-        MissingExtraError: the bound of placements needs the extra ``bounds``.
     """
+    token_bytes, checkpoint_bytes = layout.token_bytes(), layout.checkpoint_bytes()
     memory = OptimalMemory(requests)
     unlimited = list(memory.reused(UNLIMITED))
-    optimal = {size: list(memory.reused(size // token_bytes)) for size in capacities}
+    # A model of recurrent state alone keeps nothing for a token.
+    room = {
+        size: size // token_bytes if token_bytes else UNLIMITED for size in capacities
+    }
+    optimal = {size: list(memory.reused(tokens)) for size, tokens in room.items()}
     anywhere = position_independent(requests)
     placement: dict[int, list[int]] = {}
     if checkpoint_bytes:
-        best = BestPlacement(memory.accesses, token_bytes, checkpoint_bytes)
+        best = BestPlacement(memory.accesses, token_bytes or 1, checkpoint_bytes)
+        # Tokens that cost nothing cost a byte that is there for each.
+        more = 0 if token_bytes else memory.stored_tokens
         placement = {
             # Rounding aside it never exceeds the bound of free checkpoints.
-            size: min(best.reused(size), own, key=sum)
+            size: min(best.reused(size + more), own, key=sum)
             for size, own in optimal.items()
         }
     found = [

@@ -17,7 +17,6 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mlxlab.extras import needs
 from mlxlab.replay.accesses import Accesses, Numbers, Steps
 
 __all__ = ["BestPlacement"]
@@ -59,18 +58,13 @@ class BestPlacement:
 
     Args:
         accesses: of all requests.
-        token_bytes: keys and values of one token.
+        token_bytes: kept for one token; positive.
         checkpoint_bytes: one checkpoint; positive.
-
-    Raises:
-        MissingExtraError: scipy is not installed.
     """
 
     def __init__(
         self, accesses: Accesses, token_bytes: int, checkpoint_bytes: int
     ) -> None:
-        with needs("the bound of placements", "bounds"):
-            import scipy  # noqa: F401
         self._accesses = accesses
         self._id_bytes = token_bytes * accesses.unit
         self._checkpoint = checkpoint_bytes / self._id_bytes

@@ -21,7 +21,6 @@ import numpy as np
 from mlxlab.errors import IntegrityError, StrategyError, did_you_mean
 from mlxlab.models.layout import Windows
 from mlxlab.prompt import Prompt, Tokens
-from mlxlab.sizes import format_size
 from mlxlab.strategies.parameters import (
     Kind,
     Limit,
@@ -29,9 +28,9 @@ from mlxlab.strategies.parameters import (
     ParameterValue,
     parameter,
 )
-from mlxlab.strategies.placements import DEFAULT, parse_placement, read_placement
+from mlxlab.strategies.placements import DEFAULT, read_placement
 from mlxlab.strategies.plan import Commit, Plan
-from mlxlab.strategies.sequences.checkpoints import Checkpoints
+from mlxlab.strategies.resumption import ID_BYTES, Resumption
 
 __all__ = ["CAPACITY", "Example", "Strategy"]
 
@@ -167,49 +166,19 @@ class Strategy(ABC):
         # A model of recurrent state alone keeps nothing for a token.
         least = 0 if self.checkpoint_bytes else 1
         self.token_bytes = take("token_bytes", replace(_TOKEN_BYTES, least=least))
-        self._unit = take("unit", _UNIT)
+        unit = take("unit", _UNIT)
         if "capacity" in given and "capacity" not in self.declared:
             self.capacity = take("capacity", _BUDGET)
         defaults = {key: p.default for key, p in self.declared.items()}
         for key, value in self.check_parameters({**defaults, **given}).items():
             setattr(self, key, value)
-        self._checkpoints = self._make_checkpoints(given)
-
-    def _make_checkpoints(
-        self, given: Mapping[str, ParameterValue]
-    ) -> Checkpoints | None:
-        """Return the index of checkpoints; None if there are none to keep here."""
-        if not self.checkpoint_bytes:
-            for key in ("checkpoints", "share"):
-                if key in given and key in self.declared:
-                    raise StrategyError(
-                        f"{self.name}: {key}={given[key]}: this model can be cut at "
-                        f"any token and needs no checkpoints; leave {key} out"
-                    )
-            return None
-        if not self.exact:
-            raise StrategyError(
-                f"{self.name}: nothing can be moved in this model, which keeps state "
-                "or windows; choose an exact strategy"
-            )
-        if (block := self.limits.get(Limit.BLOCK)) is not None:
-            if block in given:
-                raise StrategyError(
-                    f"{self.name}: {block}={given[block]}: this model is resumed at "
-                    f"checkpoints, not at blocks; leave {block} out"
-                )
-            setattr(self, block, 1)
-        if "checkpoints" not in self.declared:
-            return None
-        budget = self.capacity * self.share // 100
-        if budget < self.checkpoint_bytes:
-            raise StrategyError(
-                f"{self.name}: capacity={format_size(self.capacity)} with "
-                f"share={self.share} holds no checkpoint of "
-                f"{format_size(self.checkpoint_bytes)}; give more of either"
-            )
-        self._placement = parse_placement(self.checkpoints, self._unit)
-        return Checkpoints(self.checkpoint_bytes, budget, self._placement.most)
+        Resumption.check(self, given)
+        self._resumption: Resumption | None = None
+        if self.checkpoint_bytes:
+            if (block := self.limits.get(Limit.BLOCK)) is not None:
+                setattr(self, block, 1)  # a plan ends at a checkpoint, not at a block
+            if "checkpoints" in self.declared:
+                self._resumption = Resumption(self, unit)
 
     @classmethod
     def check_parameters(
@@ -242,8 +211,8 @@ class Strategy(ABC):
         if len(prompt) == 0:
             raise StrategyError(f"{self.name}: an empty prompt has no plan")
         plan = self._match(prompt)
-        if self._checkpoints is not None:
-            plan = self._resumable(prompt, plan, self._checkpoints)
+        if self._resumption is not None:
+            plan = self._resumption.plan(prompt, plan)
         _log_outcome(plan, self.occupancy)
         return plan
 
@@ -255,9 +224,9 @@ class Strategy(ABC):
                 sampled token is absent: it was never fed to the model.
             plan: the plan that :meth:`plan` returned for it.
         """
-        if self._checkpoints is None or len(prompt) == 0:
+        if self._resumption is None or len(prompt) == 0:
             return self._store(prompt, plan)
-        return self._store_resumable(prompt, plan, self._checkpoints)
+        return self._resumption.commit(prompt, plan)
 
     @abstractmethod
     def _match(self, prompt: Prompt) -> Plan:
@@ -266,73 +235,6 @@ class Strategy(ABC):
     @abstractmethod
     def _store(self, prompt: Prompt, plan: Plan) -> Commit:
         """Store a sequence; see :meth:`commit`. Its end can be resumed at."""
-
-    def _resumable(self, prompt: Prompt, plan: Plan, index: Checkpoints) -> Plan:
-        """Return a plan that ends at a checkpoint, with the places of new ones."""
-        match = plan.prefix_length
-        found = index.find(prompt.tokens[:match])
-        position = found.position if found else 0
-        places = self._places(prompt, match, position)
-        return replace(
-            plan,
-            spans=plan.head(position).spans,
-            resume=found.handle if found else None,
-            captures=index.choose(places, position),
-        )
-
-    def _places(self, prompt: Prompt, match: int, position: int) -> list[int]:
-        """Return where checkpoints are taken behind a position, ascending.
-
-        Where the sequence does not fit into the capacity, its last token that does is
-        such a place.
-        """
-        places = self._placement.places(prompt, match)
-        end = len(prompt) if self._placement.answer else max(places, default=0)
-        fitting = [place for place in places if self._fits(place, position)]
-        if end > self._longest not in fitting and self._fits(self._longest, position):
-            fitting.append(self._longest)
-        return fitting
-
-    @property
-    def _longest(self) -> int:
-        """Most tokens that the capacity holds beside one checkpoint."""
-        room = self.capacity - self.checkpoint_bytes
-        return room // (self.token_bytes or _ID_BYTES)
-
-    def _fits(self, place: int, position: int) -> bool:
-        """Whether a place lies behind a position and could be resumed at."""
-        minimum = self.limits.get(Limit.MINIMUM)
-        least = max(position + 1, getattr(self, minimum) if minimum else 0)
-        return least <= place <= self._longest
-
-    def _store_resumable(
-        self, prompt: Prompt, plan: Plan, index: Checkpoints
-    ) -> Commit:
-        """Store a sequence up to its last checkpoint, and keep checkpoints on it."""
-        before = index.handles
-        taken = [place for place in plan.captures if place <= len(prompt)]
-        if self._placement.answer and self._fits(len(prompt), (taken or [0])[-1]):
-            taken.append(len(prompt))
-        new = index.add(prompt.tokens, taken, plan.resume)
-        last = index.find(prompt.tokens)
-        while last is not None and self.capacity_tokens < last.position:
-            index.evict()
-            last = index.find(prompt.tokens)
-        commit = Commit()
-        if last is not None:
-            head = prompt.head(last.position)
-            commit = self._store(head, plan.head(last.position))
-            stored = self._count_stored(head.tokens) == len(head)
-            if commit.drop or commit.cut or not stored:
-                index.prune(self._count_stored)
-        while self.stored_bytes > self.capacity:
-            index.evict()
-        held = index.handles
-        return replace(
-            commit,
-            forget=tuple(sorted(before - held)),
-            keep=tuple(keep for keep in new if keep.handle in held),
-        )
 
     def _count_stored(self, tokens: Tokens) -> int:
         """Count the leading tokens that are stored, resumable or not."""
@@ -360,10 +262,8 @@ class Strategy(ABC):
     @property
     def capacity_tokens(self) -> int:
         """Whole tokens that the capacity holds beside the checkpoints."""
-        room = self.capacity
-        if self._checkpoints is not None:
-            room = max(room - self._checkpoints.nbytes, 0)
-        return room // (self.token_bytes or _ID_BYTES)
+        room = self.capacity - self.stored_checkpoints * self.checkpoint_bytes
+        return max(room, 0) // (self.token_bytes or ID_BYTES)
 
     @property
     @abstractmethod
@@ -379,7 +279,7 @@ class Strategy(ABC):
     @property
     def stored_checkpoints(self) -> int:
         """Checkpoints held by the store."""
-        return len(self._checkpoints) if self._checkpoints else 0
+        return len(self._resumption.checkpoints) if self._resumption else 0
 
     @property
     def parameters(self) -> Mapping[str, ParameterValue]:
@@ -402,8 +302,8 @@ class Strategy(ABC):
             raise IntegrityError(
                 f"{self.name}: {self.stored_bytes} bytes in {self.capacity}"
             )
-        if self._checkpoints is not None:
-            self._checkpoints.check(self._count_stored)
+        if self._resumption is not None:
+            self._resumption.checkpoints.check(self._count_stored)
         self._check_stored()
 
     @abstractmethod

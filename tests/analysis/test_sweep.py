@@ -14,6 +14,8 @@ from mlxlab.analysis import jobs
 from mlxlab.analysis.jobs import HERE, Row, Task, run_tasks
 from mlxlab.analysis.sweep import Sweep, sweep
 from mlxlab.errors import MlxlabError, StrategyError, TraceError
+from mlxlab.models.folder import find_model
+from mlxlab.models.layout import CacheLayout
 from mlxlab.replay.bounds import BOUNDS, PLACEMENT
 from mlxlab.replay.export import export_trace
 from mlxlab.traces.hashed.weka import Weka
@@ -70,8 +72,9 @@ def test_seconds_are_those_of_single_requests() -> None:
 def test_a_model_with_checkpoints_has_the_bound_of_placements(tmp_path: Path) -> None:
     sizes = [SMALL * 8, SMALL * 64]
     asked = QUICK | {"capacities": sizes, "folder": tmp_path}
-    plain = sweep(small_trace(), "paged:block=16", **asked)
-    swept = sweep(small_trace(), "paged:block=16", checkpoint_bytes=SMALL, **asked)
+    plain = sweep(small_trace(), "paged:block=1", **asked)
+    layout = CacheLayout.plain(find_model().layout.token_bytes(), SMALL)
+    swept = sweep(small_trace(), "paged", layout=layout, **asked)
     assert "of_placement" not in plain.summary()
     own = swept.bounds[swept.bounds.bound == PLACEMENT].set_index("memory").reused
     assert list(own.index) == sizes
@@ -163,7 +166,7 @@ def test_a_sweep_is_the_same_on_a_cluster(hashed: list[Any]) -> None:
         "strategies": "prefix,paged",
         "capacities": [1 << 16, 1 << 30],
         "users": [1, 3],
-        "token_bytes": 1 << 10,
+        "layout": "1KiB",
         "progress": False,
     }
     here = sweep(hashed, scheduler=HERE, **settings)

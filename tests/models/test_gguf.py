@@ -72,7 +72,7 @@ def test_the_unpacked_model_computes_what_the_original_does(
     folder = find_model(str(save_gguf(tmp_path / "a.gguf", model, kind)))
     assert mx.array_equal(load_model(folder)(IDS), model(IDS))
     assert folder.window == 512
-    assert folder.token_bytes == 2 * 2 * 2 * 16 * 4
+    assert folder.layout.token_bytes() == 2 * 2 * 2 * 16 * 4
     assert folder.end_ids == {2}
 
 

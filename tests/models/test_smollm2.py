@@ -78,7 +78,7 @@ def talk(folder: ModelFolder) -> Iterator[Talk]:
 @needs_package
 def test_its_size_is_that_of_the_model_card(folder: ModelFolder) -> None:
     assert folder.window == 8192
-    assert folder.token_bytes == 46080
+    assert folder.layout.token_bytes() == 46080
     assert folder.end_ids == {2}
     assert folder.sampling == {}
 

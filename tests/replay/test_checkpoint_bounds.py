@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxlab.errors import MissingExtraError
+from mlxlab.models.layout import CacheLayout
 from mlxlab.replay.bounds import (
     BOUNDS,
     PLACEMENT,
@@ -39,7 +38,11 @@ def rendered(requests: Sequence[Request]) -> list[RenderedRequest]:
 
 
 def bound(requests: Sequence[RenderedRequest], memory: Memory) -> int:
-    found, _ = find_bounds(requests, [memory.capacity], memory.token, memory.checkpoint)
+    found, _ = find_bounds(
+        requests,
+        [memory.capacity],
+        CacheLayout.plain(memory.token, memory.checkpoint),
+    )
     for own in found:
         assert 0 <= own.placement[memory.capacity] <= own.unlimited
     return sum(own.placement[memory.capacity] for own in found)
@@ -147,11 +150,11 @@ def test_a_checkpoint_larger_than_the_memory_is_of_no_use() -> None:
 def test_units_of_hashed_traces_count_in_tokens(tmp_path: Path) -> None:
     source = HashedSource(Weka().open(write_weka(tmp_path / "w.json")))
     workload = Workload((source,))
-    exact, held = find_bounds(workload, [UNLIMITED], 2, 10)
+    exact, held = find_bounds(workload, [UNLIMITED], CacheLayout.plain(2, 10))
     assert [own.placement[UNLIMITED] for own in exact] == [0, 0, 256, 128, 128]
     assert held == OptimalMemory(workload).stored_tokens * 2
     little = 2 * 64 * 2  # as much as two units
-    found, _ = find_bounds(workload, [little, little + 10], 2, 10)
+    found, _ = find_bounds(workload, [little, little + 10], CacheLayout.plain(2, 10))
     assert sum(own.placement[little] for own in found) < 256
     assert sum(own.placement[little + 10] for own in found) == 256
 
@@ -160,7 +163,7 @@ def test_only_models_with_checkpoints_have_the_bound(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked = rendered([Request([1, 2, 3, 4]), Request([1, 2, 3, 5])])
-    found, held = find_bounds(asked, [4, UNLIMITED], 1, 2)
+    found, held = find_bounds(asked, [4, UNLIMITED], CacheLayout.plain(1, 2))
     table = tabulate_bounds(found, held)
     assert table.bound.tolist() == [
         "unlimited",
@@ -170,11 +173,6 @@ def test_only_models_with_checkpoints_have_the_bound(
     ]
     assert table.reused_tokens.tolist() == [3, 3, 2, 3]
     assert found[1].at(4) == dict(zip(BOUNDS, (3, 3, 3), strict=True)) | {PLACEMENT: 2}
-    monkeypatch.setitem(sys.modules, "scipy", None)
-    found, held = find_bounds(asked, [4, UNLIMITED], 1)
+    found, held = find_bounds(asked, [4, UNLIMITED], CacheLayout.plain(1))
     assert tabulate_bounds(found, held).bound.tolist() == list(BOUNDS)
     assert list(found[1].at(4)) == list(BOUNDS)
-    with pytest.raises(
-        MissingExtraError, match=r"placements needs scipy: .*\[bounds\]"
-    ):
-        find_bounds(asked, [4], 1, 2)

@@ -1,6 +1,8 @@
 """Which commit evicted which tokens from a strategy's memory.
 
-After each commit the strategy is asked how much of every sequence it could restore.
+After each commit the strategy is asked how much of every sequence it could restore. A
+model with checkpoints can restore tokens in front of one only; there the commits say
+which checkpoints go.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class Turns(Placement):
     spacing = 0
 
     def places(self, prompt: Prompt, match: int) -> Iterable[int]:
-        return _spaced(turn_starts(prompt), self.number)
+        return _spaced(turn_starts(prompt), self.number, -self.number)
 
 
 @register
@@ -112,9 +112,8 @@ def _message(segment: Segment) -> str:
     return segment.label.partition(".")[0]
 
 
-def _spaced(ends: Iterable[int], spacing: int) -> Iterator[int]:
-    """Yield ascending positions that are at least ``spacing`` apart."""
-    last = 0
+def _spaced(ends: Iterable[int], spacing: int, last: int = 0) -> Iterator[int]:
+    """Yield ascending positions that are at least ``spacing`` apart, also of ``last``."""
     for end in ends:
         if end - last >= max(spacing, 1):
             yield end

@@ -47,6 +47,7 @@ class Preset(Placement):
         self.answer = self._parts.answer
 
     def places(self, prompt: Prompt, match: int) -> Iterable[int]:
+        """See :meth:`Placement.places`."""
         return self._parts.places(prompt, match)
 
 
@@ -68,8 +69,8 @@ class Omlx(Preset):
 class LlamaCpp(Preset):
     """In front of user messages and near the end of the prompt, 32 of each slot.
 
-    Those near the end stand 4 tokens, and one micro-batch of 512 more, in front of it.
-    A slot drops its oldest; whole slots that wait are kept within ``--cache-ram``.
+    The last user message has one however near it is to another. Those near the end
+    stand 4 tokens, and one micro-batch of 512 more, in front of it. A slot drops its oldest; whole slots that wait are kept within ``--cache-ram``.
     """
 
     name = "llama.cpp"
@@ -77,6 +78,9 @@ class LlamaCpp(Preset):
     source = "llama.cpp b10434, tools/server/server-context.cpp, pulls 20288 and 22929"
     words = "turns8192+tail516+tail4"
     most = 32
+
+    def places(self, prompt: Prompt, match: int) -> Iterable[int]:
+        return [*super().places(prompt, match), *list(turn_starts(prompt))[-1:]]
 
 
 @register

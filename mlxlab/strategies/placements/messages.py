@@ -113,7 +113,7 @@ def _message(segment: Segment) -> str:
 
 
 def _spaced(ends: Iterable[int], spacing: int, last: int = 0) -> Iterator[int]:
-    """Yield ascending positions that are at least ``spacing`` apart, also of ``last``."""
+    """Yield ascending positions at least ``spacing`` apart, and behind ``last``."""
     for end in ends:
         if end - last >= max(spacing, 1):
             yield end

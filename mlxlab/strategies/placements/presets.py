@@ -70,7 +70,8 @@ class LlamaCpp(Preset):
     """In front of user messages and near the end of the prompt, 32 of each slot.
 
     The last user message has one however near it is to another. Those near the end
-    stand 4 tokens, and one micro-batch of 512 more, in front of it. A slot drops its oldest; whole slots that wait are kept within ``--cache-ram``.
+    stand 4 tokens, and one micro-batch of 512 more, in front of it. A slot drops its
+    oldest; whole slots that wait are kept within ``--cache-ram``.
     """
 
     name = "llama.cpp"

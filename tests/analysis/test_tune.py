@@ -285,3 +285,12 @@ def test_words_are_compared_like_numbers() -> None:
         ["checkpoints=prompt+answer, of omlx, prompt+answer tried", f"+50.0% {more}"],
         ["share=50, of 10, 50 tried", f"+50.0% {more}"],
     ]
+
+
+def test_a_model_with_state_is_tuned_without_blocks() -> None:
+    settings: dict[str, Any] = {"memory": 1 << 20, "progress": False, "trials": 8}
+    found = tune(small_trace(), layout=CacheLayout.plain(256, 4096), **settings)
+    assert found.requests.reused_tokens.max() > 0
+    assert not found.requests.strategy.str.contains("block=").any()
+    model = found.manifest["model"]
+    assert (model["token_bytes"], model["checkpoint_bytes"]) == (256, 4096)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from mlxlab.models.layout import CacheLayout
 from mlxlab.prompt import Prompt, Role, Segment
 from mlxlab.replay.requests import RenderedRequest
 from mlxlab.strategies import STRATEGIES, Limit, Strategy, parse_strategy
+from mlxlab.traces.hashed.weka import Weka
 from tests.analysis.misses.test_attribution import (
     FEWER,
     check_books,
@@ -29,10 +32,12 @@ from tests.analysis.misses.test_attribution import (
     words,
 )
 from tests.strategies.test_contract import RESUMED, TOKEN_BYTES
+from tests.support.hashes import write_weka
 from tests.support.ledger import Request
 from tests.support.traffic import traffic
 
 LAYOUT = CacheLayout.plain(1, 40)
+QUIET: dict[str, Any] = {"progress": False}
 LAST = np.array([9], np.int32)
 
 
@@ -184,7 +189,7 @@ def test_a_strategy_with_places_of_its_own_names_another() -> None:
     "name", [n for n, s in STRATEGIES.items() if s.exact and n != "none"]
 )
 def test_the_report_adds_up_on_recorded_traffic(name: str) -> None:
-    found = misses("loop", name, layout="24KiB+74MiB", progress=False)
+    found = misses("loop", name, layout="24KiB+74MiB", **QUIET)
     tokens = found.causes.groupby("request").tokens.sum()
     missed = found.requests.set_index("request").missed_tokens
     assert tokens.to_dict() == missed[missed > 0].to_dict()
@@ -196,7 +201,7 @@ def test_the_report_adds_up_on_recorded_traffic(name: str) -> None:
 
 
 def test_no_cause_changes_where_a_model_can_be_cut_anywhere() -> None:
-    plain = misses("loop", "paged", layout="24KiB", progress=False)
+    plain = misses("loop", "paged", layout="24KiB", **QUIET)
     assert "no checkpoint here" not in set(plain.causes.cause)
     assert (plain.causes.remedy != "").all()
 
@@ -210,3 +215,19 @@ def test_a_place_below_the_minimum_is_no_remedy(data: st.DataObject) -> None:
     )
     found = last_of(strategy, TALK, diverging(TALK, at, 5000))
     assert {p.nearer for p in behind(found)} <= {"users", "messages", "every512", ""}
+
+
+def test_hashed_traces_name_places_too(tmp_path: Path) -> None:
+    trace = Weka().open(write_weka(tmp_path / "w.json"))
+    found = misses(trace, "paged:checkpoints=every4096", layout="1KiB+16KiB", **QUIET)
+    tokens = found.causes.groupby(["session", "request"]).tokens.sum()
+    missed = found.requests.set_index(["session", "request"]).missed_tokens
+    assert tokens.to_dict() == missed[missed > 0].to_dict()
+    lost = found.causes[found.causes.cause == "no checkpoint here"]
+    assert set(lost.remedy) <= {
+        *("add answer to checkpoints", "add prompt to checkpoints"),
+        "add system to checkpoints",
+        *("add branches to checkpoints", "add every512 to checkpoints"),
+        "nothing: no placement puts one nearer",
+    }
+    assert len(lost)

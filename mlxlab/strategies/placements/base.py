@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 #: Where checkpoints are kept by default.
-DEFAULT = "system+tools+environment+messages2048+branches+prompt+answer"
+DEFAULT = "system+tools+environment+messages4096+branches+prompt+answer"
 
 _WORD = re.compile(r"([a-z]+(?:[-.][a-z]+)*)([0-9]{1,9})?")
 

@@ -8,12 +8,10 @@ reuses the same tokens in all three.
 from __future__ import annotations
 
 import logging
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from inspect import Parameter as Keyword
-from inspect import Signature, cleandoc, getattr_static, isfunction, signature
+from inspect import Signature, getattr_static
 from typing import ClassVar
 
 import numpy as np
@@ -21,6 +19,7 @@ import numpy as np
 from mlxlab.errors import IntegrityError, StrategyError, did_you_mean
 from mlxlab.models.layout import Windows
 from mlxlab.prompt import Prompt, Tokens
+from mlxlab.strategies.declaration import check_body, document, read_body, reserved
 from mlxlab.strategies.parameters import (
     Kind,
     Limit,
@@ -39,8 +38,6 @@ log = logging.getLogger(__name__)
 #: Bytes of keys and values that a strategy may hold by default.
 CAPACITY = 4 << 30
 
-_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-
 _TOKEN_BYTES: Parameter = parameter(
     1, "Bytes kept for one token, all layers.", kind=Kind.BYTES
 )
@@ -50,6 +47,7 @@ _CHECKPOINT_BYTES: Parameter = parameter(
     kind=Kind.BYTES,
     least=0,
 )
+_SIZES = {"token_bytes": _TOKEN_BYTES, "checkpoint_bytes": _CHECKPOINT_BYTES}
 _UNIT: Parameter = parameter(1, "Tokens that one id of a prompt stands for.")
 
 #: What ``tune`` tries besides the default, from few checkpoints to many.
@@ -163,10 +161,10 @@ class Strategy(ABC):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        _check_body(cls)
-        cls.declared = _declared(cls)
+        check_body(cls, Strategy)
+        cls.declared = read_body(cls, Strategy)
         cls.limits = {p.limit: key for key, p in cls.declared.items() if p.limit}
-        _document(cls)
+        document(cls, {**cls.declared, **_SIZES})
 
     def __init__(self, **parameters: ParameterValue) -> None:
         given = dict(parameters)
@@ -333,85 +331,12 @@ class Strategy(ABC):
             own = getattr_static(type(self), key)
             # A subclass may hold a plain value in place of a property.
             if not isinstance(part, property) or isinstance(own, property):
-                raise StrategyError(_reserved(type(self), f"self.{key}"))
+                raise StrategyError(reserved(type(self), f"self.{key}"))
         super().__setattr__(key, value)
 
     def __repr__(self) -> str:
         parameters = ", ".join(f"{k}={v}" for k, v in self.parameters.items())
         return f"{type(self).__name__}({parameters})"
-
-
-def _check_body(cls: type[Strategy]) -> None:
-    """Refuse a class body that would break the contract later, at a call."""
-    for key, value in vars(cls).items():
-        if _hides(key, value):
-            raise StrategyError(_reserved(cls, key))
-    name = getattr(cls, "name", None)
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise StrategyError(
-            f"{cls.__name__}: name={name!r} is not accepted; give lower-case words "
-            "joined by hyphens"
-        )
-    own = signature(cls.__init__).parameters.values()
-    if not any(keyword.kind is Keyword.VAR_KEYWORD for keyword in own):
-        raise StrategyError(
-            f"{cls.__name__}: __init__ drops parameters; write __init__(self, "
-            "**parameters), call super().__init__(**parameters), and declare "
-            "parameters in the class body with parameter(...)"
-        )
-
-
-def _hides(key: str, value: object) -> bool:
-    """Whether a class attribute hides a part of the contract."""
-    part = vars(Strategy).get(key)
-    if isfunction(part):
-        return not callable(value)
-    if isinstance(part, property):
-        return callable(value) or isinstance(value, Parameter)
-    reserved = {*Strategy.__annotations__, "unit"} - {"capacity"}
-    return key in reserved and isinstance(value, Parameter)
-
-
-def _reserved(cls: type[Strategy], key: str) -> str:
-    return (
-        f"{cls.__name__}: {key} hides a part of the Strategy contract; choose "
-        "another name"
-    )
-
-
-def _declared(cls: type[Strategy]) -> dict[str, Parameter]:
-    """Parameters in class bodies, base classes first; a plain value fixes one.
-
-    Those that all strategies have stand last.
-    """
-    declared: dict[str, Parameter] = {}
-    bases = [base for base in reversed(cls.__mro__) if base is not Strategy]
-    for base in (*bases, Strategy):
-        for key, value in vars(base).items():
-            if isinstance(value, Parameter):
-                if getattr(cls, key) is value:
-                    declared[key] = value
-            elif base is not Strategy:
-                declared.pop(key, None)
-    return declared
-
-
-def _document(cls: type[Strategy]) -> None:
-    """Show the parameters wherever Python shows a signature or a docstring."""
-    shown = {
-        **cls.declared,
-        "token_bytes": _TOKEN_BYTES,
-        "checkpoint_bytes": _CHECKPOINT_BYTES,
-    }
-    cls.__signature__ = Signature(
-        [
-            Keyword(key, Keyword.KEYWORD_ONLY, default=declared.default)
-            for key, declared in shown.items()
-        ]
-    )
-    lines = [f"    {key}: {declared.help}" for key, declared in shown.items()]
-    text = cleandoc(vars(cls).get("__doc__") or cls.summary)
-    cls.__doc__ = "\n".join([text, "", "Args:", *lines])
 
 
 def _log_outcome(plan: Plan, occupancy: tuple[int, int] | None) -> None:

@@ -13,6 +13,7 @@ from argparse import ArgumentParser
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
@@ -43,6 +44,8 @@ PEERS = (
 )
 OTHERS = ("checkpoints=every2048", "checkpoints=answer", "share=50")
 MOST_BEHIND = 0.005
+
+_CAPTION = "reused; of the best placement; of checkpoints anywhere; checkpoints in GiB"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +109,9 @@ def simulate(traffic: Traffic, layout: CacheLayout, results: Path | None) -> Swe
 
 def tabulate(swept: Sweep, users: int, title: str) -> Table:
     """Lay out one row per placement and bound, and one group per capacity."""
-    table = Table(box=SIMPLE_HEAD, title=f"{title}, users: {users}")
-    table.add_column("reused | of best placement | of anywhere | checkpoints in GiB")
+    table = Table(
+        "placement", box=SIMPLE_HEAD, title=f"{title}, users: {users}", caption=_CAPTION
+    )
     rows = _rows(swept, users)
     sizes = list(rows.capacity.unique())
     for size in sizes:
@@ -138,7 +142,7 @@ def _rows(swept: Sweep, users: int) -> pd.DataFrame:
     return summary[summary.users == users]
 
 
-def _cell(row: tuple[object, ...]) -> str:
+def _cell(row: Any) -> str:
     shares = (row.reused, row.of_placement, row.of_optimal)
     held = row.checkpoint_bytes / 2**30
     return " ".join([*(f"{share:6.1%}" for share in shares), f"{held:5.2f}"])

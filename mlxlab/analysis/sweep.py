@@ -61,7 +61,7 @@ _FORMS: Forms = {
     "of_placement": ("of best\nplacement", "{:.1%}".format),
     "ttft_mean_s": ("TTFT\nest. s", "{:.2f}".format),
     "stored_gib": ("stored\nGiB", "{:.2f}".format),
-    "checkpoints_gib": ("check-\npoints", "{:.2f}".format),
+    "checkpoints_gib": ("checkpoints\nGiB", "{:.2f}".format),
     "evicted_m": ("evicted\nM", "{:.1f}".format),
 }
 

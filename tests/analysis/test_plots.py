@@ -17,6 +17,7 @@ from mlxlab.analysis.plots import (
     plot_capacity,
     plot_causes,
     plot_costs,
+    plot_layouts,
     plot_strip,
     plot_trials,
     save_misses_plots,
@@ -27,6 +28,7 @@ from mlxlab.analysis.sweep import sweep
 from mlxlab.analysis.tune import tune
 from mlxlab.errors import MlxlabError
 from mlxlab.models.folder import find_model
+from mlxlab.models.geometry import known_layout
 from mlxlab.prompt import Role
 from mlxlab.strategies import STRATEGIES
 from tests.replay.test_cost_model import fitted
@@ -194,3 +196,22 @@ def test_roles_and_strategies_stay_apart_without_colour() -> None:
     assert len(set(lines)) == len(lines)
     assert styles["paged"]["color"] == styles["paged:block=16"]["color"]
     assert styles["paged"] == strategy_styles(["paged"])["paged"]
+
+
+def test_many_variants_of_one_strategy_are_told_apart() -> None:
+    variants = ["paged", *(f"paged:block={n}" for n in range(1, 15))]
+    styles = strategy_styles(variants)
+    looks = {(s["color"], s["marker"], s["linestyle"]) for s in styles.values()}
+    assert len(looks) == len(variants)
+    assert len({s["color"] for s in list(styles.values())[:8]}) == 8
+    assert styles["paged"] == strategy_styles(["paged"])["paged"]
+
+
+def test_layouts_are_drawn_with_both_sizes() -> None:
+    names = ("gpt-oss-20b", "DeepSeek-V3.1", "Qwen3-Coder-Next")
+    left, right = plot_layouts({name: known_layout(name) for name in names}).axes
+    widths = [[bar.get_width() for bar in axes.patches] for axes in (left, right)]
+    assert widths[0] == pytest.approx([24, 61 * 1152 / 1024, 24])
+    assert widths[1] == pytest.approx([128, 0, 36 * 2146304 / (24 << 10)])
+    notes = [text.get_text() for text in right.texts]
+    assert notes == ["3MiB", "none: cut anywhere", "74MiB"]

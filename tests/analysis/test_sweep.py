@@ -80,6 +80,12 @@ def test_a_model_with_checkpoints_has_the_bound_of_placements(tmp_path: Path) ->
     assert list(own.index) == sizes
     rows = swept.summary()
     assert rows.of_placement.tolist() == pytest.approx((rows.reused / [*own]).tolist())
+    assert "checkpoint_bytes" not in plain.summary()
+    held = rows.checkpoint_bytes
+    assert (held % SMALL == 0).all()
+    assert (held > 0).all()
+    assert (held <= rows.capacity * 33 // 100).all()
+    assert (rows.stored_bytes > held).all()
     pd.testing.assert_frame_equal(
         swept.bounds[swept.bounds.bound != PLACEMENT].reset_index(drop=True),
         plain.bounds,

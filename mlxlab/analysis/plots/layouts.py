@@ -27,7 +27,9 @@ def plot_layouts(layouts: Mapping[str, CacheLayout]) -> Picture:
     left, right = figure.subplots(1, 2, sharey=True)
     tokens = [layout.token_bytes() / _KIB for layout in layouts.values()]
     checkpoints = [layout.checkpoint_bytes() for layout in layouts.values()]
-    sizes = [size / _KIB / (own or 1) for size, own in zip(checkpoints, tokens, strict=True)]
+    sizes = [
+        size / _KIB / (own or 1) for size, own in zip(checkpoints, tokens, strict=True)
+    ]
     left.barh(list(layouts), tokens, color=RAMP[0], height=0.6)
     right.barh(list(layouts), sizes, color=ACCENT, height=0.6)
     for place, (size, length) in enumerate(zip(checkpoints, sizes, strict=True)):

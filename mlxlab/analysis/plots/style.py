@@ -64,6 +64,13 @@ _STRATEGIES: Mapping[str, tuple[str, str]] = {
 }
 _OTHERS = ((_GREY, "<"), (_PURPLE, ">"), (_GREEN, "h"), (_SKY, "d"))
 _DASHES = ("-", "--", "-.", ":")
+_VARIANTS = tuple(
+    zip(
+        (_ORANGE, _GREEN, _VERMILLION, _PURPLE, _SKY, _GREY, _YELLOW),
+        ("o", "^", "P", "v", "s", "<", "h"),
+        strict=True,
+    )
+)
 
 
 def role_style(role: str) -> dict[str, Any]:
@@ -77,17 +84,21 @@ def strategy_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
     Args:
         names: ``name[:parameters][@rules]``. Lines of one strategy share colour and
-            marker and differ in dashes.
+            marker and differ in dashes. Where all are of one strategy, colours and
+            markers tell its variants apart.
     """
+    bases = {name: name.partition("@")[0].partition(":")[0] for name in names}
+    alone = len(set(bases.values())) == 1
     styles: dict[str, dict[str, Any]] = {}
     seen: dict[str, int] = {}
-    for name in names:
-        base = name.partition("@")[0].partition(":")[0]
+    for name, base in bases.items():
         number = seen[base] = seen.get(base, -1) + 1
         others = [other for other in seen if other not in _STRATEGIES]
         color, marker = (
             _STRATEGIES.get(base) or _OTHERS[others.index(base) % len(_OTHERS)]
         )
+        if alone and number:
+            color, marker = _VARIANTS[(number - 1) % len(_VARIANTS)]
         styles[name] = {
             "color": color,
             "marker": marker,

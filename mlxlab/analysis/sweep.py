@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -181,6 +181,8 @@ def sweep(
     kept = model.layout if layout is None else read_layout(layout, "layout")
     sizes = [read_size(capacity, "capacities") for capacity in capacities]
     specs = parse_specs(strategies, rules)
+    for spec, size in product(specs, sizes):
+        replace(spec, capacity=size).make(kept)  # refused before any work
     every = dict.fromkeys([parse_rules(rules), *(c.rules for c in specs)])
     renderers = {own: Renderer(model, own) for own in every}
     data = {

@@ -42,6 +42,16 @@ def list_strategies(json: Json = None) -> Answer:
     return _list_names(found, json)
 
 
+@app.command("placements", rich_help_panel=SEE)
+def list_placements(json: Json = None) -> Answer:
+    """List where checkpoints can be kept."""
+    found = {}
+    for name, placement in ml.PLACEMENTS.items():
+        shown = name if placement.spacing is None else f"{name}[N]"
+        found[shown] = tuple(filter(None, (placement.summary, placement.source)))
+    return _list_names(found, json)
+
+
 @app.command("rules", rich_help_panel=SEE)
 def list_rules(json: Json = None) -> Answer:
     """List the canonicalisation rules."""

@@ -52,6 +52,16 @@ _CHECKPOINT_BYTES: Parameter = parameter(
 )
 _UNIT: Parameter = parameter(1, "Tokens that one id of a prompt stands for.")
 
+#: What ``tune`` tries besides the default, from few checkpoints to many.
+_PLACES = (
+    "prompt+answer",
+    "system+tools+environment+prompt+answer",
+    "system+tools+environment+branches+prompt+answer",
+    "system+tools+environment+users+branches+prompt+answer",
+    "system+tools+environment+messages+branches+prompt+answer",
+    "every2048+prompt+answer",
+)
+
 #: Bytes of a token's id, which limit the tokens that are held where nothing else does.
 _ID_BYTES = 4
 _BUDGET: Parameter = parameter(CAPACITY, "Most bytes to hold.", Limit.CAPACITY)
@@ -135,17 +145,20 @@ class Strategy(ABC):
     windows: str = parameter(
         Windows.CHECKPOINTS.value,
         "How window layers are kept: whole at checkpoints, or token by token.",
+        tries=map(str, Windows),
         words=Windows,
     )
     checkpoints: str = parameter(
         DEFAULT,
         "Where checkpoints are kept, if the model cannot be cut at any token.",
+        tries=(DEFAULT, *_PLACES),
         read=read_placement,
     )
     share: int = parameter(
         33,
         "Most of the capacity that checkpoints take, as a percentage.",
         kind=Kind.PERCENT,
+        tries=(10, 25, 50, 75, 90),
     )
 
     def __init_subclass__(cls) -> None:

@@ -15,7 +15,7 @@ import pytest
 from mlxlab.analysis.compare import compare
 from mlxlab.analysis.comparison import Comparison
 from mlxlab.errors import ConfigError, MlxlabError, RuleError, StrategyError
-from mlxlab.models.folder import find_model
+from mlxlab.models.folder import ModelFolder, find_model
 from mlxlab.models.layout import CacheLayout
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.rendering.rules import parse_rules
@@ -403,3 +403,21 @@ def test_a_single_request_can_reuse_nothing() -> None:
     assert compared.summary().reused.tolist() == [0]
     assert compared.bounds.reused.max() < 0.5  # a prompt may repeat its own content
     assert "paged" in repr(compared)
+
+
+@pytest.mark.parametrize(
+    ("spec", "layout", "says"),
+    [
+        ("paged:capacity=1MiB", CacheLayout.plain(512, 2 << 20), "holds no checkpoint"),
+        ("paged:checkpoints=omlx", CacheLayout.plain(512), "can be cut at any token"),
+        ("suffix", CacheLayout.plain(512, 64), "nothing can be moved in this model"),
+    ],
+)
+def test_what_means_nothing_for_a_model_is_refused_before_any_work(
+    monkeypatch: pytest.MonkeyPatch, spec: str, layout: CacheLayout, says: str
+) -> None:
+    monkeypatch.setattr(ModelFolder, "layout", layout)
+    monkeypatch.setattr("mlxlab.analysis.compare.Renderer", None)
+    with pytest.raises(StrategyError, match=says) as caught:
+        compare(small_trace(), spec, simulate=True, progress=False)
+    assert "\n" not in str(caught.value)

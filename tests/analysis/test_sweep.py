@@ -278,3 +278,20 @@ def test_a_sweep_fits_a_terminal(hashed: list[Any]) -> None:
     ]
     assert list(possible.memory) == ["3MiB", "1MiB"]  # 1GiB holds everything
     assert swept.title == "0, 1, 2: 15 requests, 3,348 tokens of 1536, simulated"
+
+
+@pytest.mark.parametrize(
+    ("spec", "layout", "says"),
+    [
+        ("paged", "24KiB+2MiB", "holds no checkpoint of 2MiB"),
+        ("paged:checkpoints=omlx", "24KiB", "this model can be cut at any token"),
+        ("suffix", "24KiB+2KiB", "nothing can be moved in this model"),
+    ],
+)
+def test_what_means_nothing_for_a_layout_is_refused_before_any_work(
+    monkeypatch: pytest.MonkeyPatch, spec: str, layout: str, says: str
+) -> None:
+    monkeypatch.setattr("mlxlab.analysis.sweep.open_sources", None)
+    with pytest.raises(StrategyError, match=says) as caught:
+        sweep("sessions", spec, capacities=["1MiB"], layout=layout, progress=False)
+    assert "\n" not in str(caught.value)

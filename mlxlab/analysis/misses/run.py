@@ -246,6 +246,7 @@ class _RowBuilder:
             changed=change.role if change else part.role,
             deferred=change is not None and change.deferred,
             unit=attribution.request.unit,
+            nearer=part.nearer,
         )
         evictor = part.evictor
         return {

@@ -44,15 +44,8 @@ class Dialect(ABC):
     path: ClassVar[str]
 
     @abstractmethod
-    def request(
-        self, body: Mapping[str, Json], model: str, tokens: int = 1
-    ) -> dict[str, Json]:
-        """Translate a Messages request, for a stream of ``model``.
-
-        Args:
-            body: the request.
-            model: the id to name.
-            tokens: most tokens of the answer.
+    def request(self, body: Mapping[str, Json], model: str) -> dict[str, Json]:
+        """Translate a Messages request, for one streamed token of ``model``.
 
         Raises:
             RequestError: ``body`` is not a Messages request.
@@ -77,10 +70,8 @@ class Messages(Dialect):
 
     path = "/v1/messages"
 
-    def request(
-        self, body: Mapping[str, Json], model: str, tokens: int = 1
-    ) -> dict[str, Json]:
-        return {**body, "model": model, "max_tokens": tokens, "stream": True}
+    def request(self, body: Mapping[str, Json], model: str) -> dict[str, Json]:
+        return {**body, "model": model, "max_tokens": 1, "stream": True}
 
     def has_token(self, event: Mapping[str, Json]) -> bool:
         return event.get("type") in {"content_block_delta", "message_delta"}
@@ -102,16 +93,14 @@ class ChatCompletions(Dialect):
 
     path = "/v1/chat/completions"
 
-    def request(
-        self, body: Mapping[str, Json], model: str, tokens: int = 1
-    ) -> dict[str, Json]:
+    def request(self, body: Mapping[str, Json], model: str) -> dict[str, Json]:
         conversation = read_conversation(parse_request(body))
         messages, tools = template_input(conversation)
         return {
             "model": model,
             "messages": [_with_arguments_as_text(message) for message in messages],
             **({"tools": tools} if tools else {}),
-            "max_tokens": tokens,
+            "max_tokens": 1,
             "stream": True,
             "stream_options": {"include_usage": True},
         }

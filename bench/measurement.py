@@ -61,7 +61,6 @@ def measure(
     *,
     rounds: int,
     library: Path | None,
-    tokens: int = 1,
 ) -> tuple[list[Sample], dict[str, str]]:
     """Send every trace to every server in every round, with a fresh start each time.
 
@@ -70,7 +69,6 @@ def measure(
         traces: sent one request after the other.
         rounds: number of rounds.
         library: the BLAS of all servers, see :mod:`bench.processes`.
-        tokens: most tokens of each answer.
 
     Returns:
         The samples, and the reason for each server that was left out.
@@ -84,7 +82,7 @@ def measure(
                 progress.set_description(f"{server.name}: {trace.name}")
                 if server.name not in left_out:
                     try:
-                        samples += _replay(server, trace, number, library, tokens)
+                        samples += _replay(server, trace, number, library)
                     except ServerError as error:
                         left_out[server.name] = str(error)
                 progress.update()
@@ -108,7 +106,7 @@ def kinds_of(trace: Trace) -> Iterator[tuple[Exchange, Kind]]:
 
 
 def ask(
-    server: Server, client: httpx.Client, body: Mapping[str, Any], tokens: int = 1
+    server: Server, client: httpx.Client, body: Mapping[str, Any]
 ) -> tuple[float, Usage | None]:
     """Send a Messages request and read the answer to its end.
 
@@ -121,7 +119,7 @@ def ask(
         ServerError: the server refused, broke off, or gave no token.
     """
     dialect = server.dialect
-    content = json.dumps(dialect.request(body, server.model, tokens)).encode()
+    content = json.dumps(dialect.request(body, server.model)).encode()
     headers = {"content-type": "application/json"}
     ttft_s: float | None = None
     usage: Usage | None = None
@@ -144,12 +142,12 @@ def ask(
 
 
 def _replay(
-    server: Server, trace: Trace, number: int, library: Path | None, tokens: int
+    server: Server, trace: Trace, number: int, library: Path | None
 ) -> Iterator[Sample]:
     with running(server, library) as client:
         ask(server, client, _WARM_UP)
         for exchange, kind in kinds_of(trace):
-            ttft_s, usage = ask(server, client, exchange.body or {}, tokens)
+            ttft_s, usage = ask(server, client, exchange.body or {})
             yield Sample(
                 server=server.name,
                 trace=trace.name,

@@ -1,15 +1,12 @@
 """Compares the time to the first token of several servers on recorded requests.
 
-``python -m bench.servers [--model MODEL] [--answer N] [--rounds N] [--vllm-mlx PYTHON]
-[--json FILE]`` starts our server, mlx-lm's and, if an interpreter for it is named,
-vllm-mlx's. They run one at a time, with one model, one BLAS and one chunk size. Each
-answers the traces ``sessions``, ``loop`` and ``subagents``, with a restart between
-them, one request after the other. Rounds alternate the order of servers, and the median
-over the rounds counts.
-
-The histories in the requests are the recorded ones, so each turn extends the prompt of
-the turn before it. It repeats an answer of one token, which no server computes further,
-but not a longer one: as when a template drops the thinking of an answer.
+``python -m bench.servers [--model MODEL] [--rounds N] [--vllm-mlx PYTHON] [--json
+FILE]`` starts our server, mlx-lm's and, if an interpreter for it is named, vllm-mlx's.
+They run one at a time, with one model, one BLAS and one chunk size. Each answers the
+traces ``sessions``, ``loop`` and ``subagents``, with a restart between them: one
+request after the other, with one token each. The histories in the requests are the
+recorded ones, so each turn extends the prompt of the turn before it. Rounds alternate
+the order of servers, and the median over the rounds counts.
 
 The model is the bundled one, a folder, or a random model of an architecture in
 :mod:`bench.architectures`, most of which cannot be cut at any token.
@@ -115,7 +112,6 @@ def _manifest(
     traces: Sequence[Trace],
     servers: Sequence[Server],
     rounds: int,
-    tokens: int,
     left_out: Mapping[str, str],
 ) -> dict[str, Any]:
     environment = {
@@ -123,7 +119,6 @@ def _manifest(
         "blas": str(blas.preload()),
         "chunk": CHUNK,
         "rounds": rounds,
-        "answer": tokens,
         "servers": {server.name: dict(server.packages) for server in servers},
         "left_out": dict(left_out),
     }
@@ -144,11 +139,7 @@ def _servers(
 
 
 def run(
-    folder: ModelFolder,
-    rounds: int,
-    vllm_mlx: str | None,
-    target: Path | None,
-    tokens: int = 1,
+    folder: ModelFolder, rounds: int, vllm_mlx: str | None, target: Path | None
 ) -> None:
     """Measure, print, and write.
 
@@ -157,26 +148,22 @@ def run(
         rounds: number of rounds.
         vllm_mlx: an interpreter that can import vllm-mlx.
         target: file for the samples and their manifest.
-        tokens: most tokens of each answer.
 
     Raises:
         MlxlabError: our own server failed, or the file cannot be written.
     """
     traces = [load_trace(name) for name in TRACES]
     servers, missing = _servers(folder, vllm_mlx)
-    samples, failed = measure(
-        servers, traces, rounds=rounds, library=common_blas(), tokens=tokens
-    )
+    samples, failed = measure(servers, traces, rounds=rounds, library=common_blas())
     if OURS in failed:
         raise ServerError(failed[OURS])
     left_out = missing | failed
     rows = pd.DataFrame([asdict(sample) for sample in samples])
-    manifest = _manifest(folder, traces, servers, rounds, tokens, left_out)
+    manifest = _manifest(folder, traces, servers, rounds, left_out)
     console = Console()
     requests = median_requests(rows)
-    title = f"model {folder.name}, answer: {tokens}, rounds: {rounds}"
-    title = f"{title}, CPUs: {os.cpu_count()}, {blas.preload()}"
-    console.print(title, highlight=False)
+    title = f"model {folder.name}, rounds: {rounds}, CPUs: {os.cpu_count()}"
+    console.print(f"{title}, {blas.preload()}", highlight=False)
     console.print(seconds_table(requests), reuse_table(requests))
     for name, reason in left_out.items():
         console.print(f"left out: {name}: {reason}", highlight=False)
@@ -201,28 +188,14 @@ def main() -> None:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write the samples to this file"
     )
-    parser.add_argument(
-        "--answer",
-        type=int,
-        default=1,
-        metavar="N",
-        help="most tokens of each answer; %(default)s",
-    )
     options = parser.parse_args()
-    for name in ("rounds", "answer"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name}: give at least 1")
+    if options.rounds < 1:
+        parser.error("--rounds: give at least 1")
     # As an exception, so that the running server is ended.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with opened(options.model) as folder:
-            run(
-                folder,
-                options.rounds,
-                options.vllm_mlx,
-                options.json,
-                options.answer,
-            )
+            run(folder, options.rounds, options.vllm_mlx, options.json)
     except MlxlabError as error:
         print(f"bench.servers: {error}", file=sys.stderr)
         sys.exit(2)

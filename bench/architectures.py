@@ -69,6 +69,12 @@ ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
 """Contents of ``config.json`` by name."""
 
 
+#: How the bundled template begins an answer, and how that of Qwen3.5 does. It shows the
+#: tag again only where a client gives the thinking back.
+_OPENING = "{{- '<|im_start|>assistant\\n' -}}\n{%- if enable_thinking is defined"
+_THINKING = _OPENING.replace("assistant\\n", "assistant\\n<think>\\n")
+
+
 @contextmanager
 def opened(name: str) -> Iterator[ModelFolder]:
     """Find a model, or build an architecture in a folder that is removed afterwards.
@@ -85,4 +91,7 @@ def opened(name: str) -> Iterator[ModelFolder]:
     with TemporaryDirectory() as folder:
         path = Path(folder) / name
         save_architecture(path, ARCHITECTURES[name])
+        if name == "qwen3_5":
+            template = path / "chat_template.jinja"
+            template.write_text(template.read_text().replace(_OPENING, _THINKING))
         yield replace(find_model(str(path)), name=name)

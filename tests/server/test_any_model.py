@@ -57,6 +57,14 @@ def model(
 ) -> str:
     folder = tmp_path_factory.mktemp(request.param) / request.param
     save_architecture(folder, HYBRIDS[request.param])
+    # As many templates do, it opens the thinking that is asked for.
+    template = folder / "chat_template.jinja"
+    end = "{%- endif -%}\n{%- endif -%}"
+    head, found, tail = template.read_text().rpartition(end)
+    assert found
+    assert not tail.strip()
+    opened = "{%- else -%}\n{{- '<think>\\n' -}}\n"
+    template.write_text(head + opened + end)
     return str(folder)
 
 
@@ -206,7 +214,7 @@ def test_what_means_nothing_here_is_refused_in_one_line(
 ) -> None:
     status, message = client.refusal(ask(model="moved"))
     assert (status, "nothing can be moved" in message) == (500, True)
-    for spec in ("paged:block=32", "suffix", "paged:capacity=2KiB"):
+    for spec in ("paged:block=32", "suffix", "paged:capacity=64"):
         with pytest.raises(StrategyError, match=spec.partition(":")[0]):
             server.configure(strategy=spec)
         assert server.aliases.default.strategy == "paged"
@@ -214,7 +222,14 @@ def test_what_means_nothing_here_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize(
-    "strategy", ["paged", "prefix", "static-prefix", "paged:checkpoints=every64"]
+    ("model", "strategy"),
+    [
+        *((name, "paged") for name in HYBRIDS),
+        ("qwen3_5", "prefix"),
+        ("qwen3_5", "paged:checkpoints=every64"),
+        ("gpt_oss", "static-prefix:windows=tokens"),
+    ],
+    indirect=["model"],
 )
 def test_a_session_is_answered_as_simulated(
     model: str, strategy: str, tmp_path: Path

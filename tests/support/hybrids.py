@@ -62,6 +62,7 @@ HYBRIDS: Mapping[str, Mapping[str, Any]] = {
     "mamba": {
         **_COMMON,
         "model_type": "mamba",
+        "tie_word_embeddings": False,
         "use_bias": False,
         "use_conv_bias": True,
         "conv_kernel": 4,

@@ -137,7 +137,7 @@ def check_spec(spec: str) -> None:
     for key, value in vars(Strategy).items():
         if isinstance(value, Parameter):
             parameters.pop(key, None)  # of windows and checkpoints
-    make_strategy(name, **parameters)
+    make_strategy(name, layout=BYTE, unit=1, **parameters)
 
 
 def parse_parameters(spec: str) -> tuple[str, dict[str, ParameterValue]]:

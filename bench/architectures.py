@@ -34,7 +34,7 @@ _COMMON = {
 }
 
 ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
-    # One layer keeps a recurrent state, one all tokens.
+    # One layer keeps a recurrent state, one all tokens; the template opens the thinking.
     "qwen3_5": {
         **_COMMON,
         "model_type": "qwen3_5",
@@ -69,8 +69,8 @@ ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
 """Contents of ``config.json`` by name."""
 
 
-#: How the bundled template begins an answer, and how that of Qwen3.5 does. It shows the
-#: tag again only where a client gives the thinking back.
+#: How the bundled template begins an answer, and how one that opens the thinking does.
+#: In a history it shows the tag only where the client gave the thinking back.
 _OPENING = "{{- '<|im_start|>assistant\\n' -}}\n{%- if enable_thinking is defined"
 _THINKING = _OPENING.replace("assistant\\n", "assistant\\n<think>\\n")
 

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mlxlab.analysis.sweep import sweep
+from mlxlab.models.geometry import known_layout
 from mlxlab.replay.simulator import Simulator
 from mlxlab.replay.specs import EXACT_SPECS, parse_specs
 from mlxlab.replay.workload import HashedSource, Workload
@@ -29,7 +30,7 @@ from mlxlab.traces.open import open_traces
 
 USERS = 8
 CAPACITY = 16 << 30
-TOKEN_BYTES = 96 << 10  # of Qwen3-Coder-30B
+LAYOUT = known_layout("Qwen3-Coder-30B-A3B")
 COPIES = 4
 MOST_S = 20.0
 MOST_GROWTH = 1.2
@@ -75,7 +76,7 @@ def simulate(folder: Path) -> tuple[float, int]:
         folder,
         capacities=[CAPACITY],
         users=[USERS],
-        token_bytes=TOKEN_BYTES,
+        layout=LAYOUT,
     )
     return perf_counter() - begun, int(swept.requests.prompt_tokens.iloc[0])
 
@@ -94,7 +95,7 @@ def peak_mib(folder: Path, copies: int) -> float:
     traces = [t for t in open_traces([folder]) if isinstance(t, HashedTrace)]
     workload = Workload([HashedSource(t) for t in traces * copies], USERS)
     replayers = [
-        Simulator(spec.make(TOKEN_BYTES, unit=workload.unit))
+        Simulator(spec.make(LAYOUT, unit=workload.unit))
         for spec in parse_specs(EXACT_SPECS, capacity=CAPACITY)
     ]
     for request in workload:

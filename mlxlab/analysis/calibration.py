@@ -57,7 +57,7 @@ class Calibration(Result):
             for point in points
         ]
         most = [Bounds(point.stop, point.stop - 1, {}, None) for point in points]
-        held = max(point.stop for point in points) * folder.token_bytes
+        held = max(point.stop for point in points) * folder.layout.token_bytes()
         manifest = describe_run([], folder, [], {}, environment)
         return cls(
             requests=requests.assign(estimated_s=estimated),

@@ -86,7 +86,7 @@ def compare(
         }
         sizes = set(capacities.values())
         bounds = [
-            find_bounds(requests, sizes, folder.token_bytes)
+            find_bounds(requests, sizes, folder.layout.token_bytes())
             for requests in rendered[default]
         ]
         bar.reset(sum(_tokens(rendered[spec.rules]) for spec in specs))

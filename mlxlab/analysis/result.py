@@ -20,6 +20,7 @@ from mlxlab.analysis.tables import (
 )
 from mlxlab.errors import MlxlabError
 from mlxlab.files import read_json, write_json
+from mlxlab.sizes import format_size
 
 if TYPE_CHECKING:
     from mlxlab.analysis.plots.picture import Picture
@@ -200,6 +201,13 @@ def describe_traces(manifest: Mapping[str, Any]) -> str:
     """Return the names of the traces, or their number if there are many."""
     names = [trace["name"] for trace in manifest["traces"]]
     return ", ".join(names) if len(names) < 4 else f"{len(names)} traces"
+
+
+def describe_sizes(manifest: Mapping[str, Any]) -> str:
+    """Return the bytes of a token, and of a checkpoint where the model needs one."""
+    model = manifest["model"]
+    sizes = [model["token_bytes"], model["checkpoint_bytes"]]
+    return "+".join(format_size(size) for size in sizes if size)
 
 
 def describe_replay(manifest: Mapping[str, Any], requests: pd.DataFrame) -> str:

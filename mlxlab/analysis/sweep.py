@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pandas as pd
 
 from mlxlab.analysis.jobs import Row, Task, run_tasks
-from mlxlab.analysis.result import Result, describe_traces
+from mlxlab.analysis.result import Result, describe_sizes, describe_traces
 from mlxlab.analysis.tables import (
     Forms,
     format_bounds,
@@ -25,6 +25,7 @@ from mlxlab.analysis.tables import (
     read_records,
 )
 from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
+from mlxlab.models.geometry import LayoutLike, read_layout
 from mlxlab.models.layout import CacheLayout
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.rendering.rules import parse_rules
@@ -46,8 +47,8 @@ __all__ = ["Sweep", "sweep"]
 
 Rules: TypeAlias = tuple[str, ...]
 
-_Data: TypeAlias = tuple[Sources, Sequence[StrategySpec], CostModel | None]
-"""The sources under some rules, the strategies under these rules, and the costs."""
+_Data: TypeAlias = tuple[Sources, Sequence[StrategySpec], CacheLayout, CostModel | None]
+"""Sources and strategies under the same rules, the model's layout, and the costs."""
 
 _FORMS: Forms = {
     "strategy": ("strategy", str),
@@ -84,9 +85,9 @@ class Sweep(Result):
     def title(self) -> str:
         traces = describe_traces(self.manifest)
         requests, tokens = self.requests[["requests", "prompt_tokens"]].iloc[0]
-        size = format_size(self.manifest["model"]["token_bytes"])
+        kept = describe_sizes(self.manifest)
         return (
-            f"{traces}: {requests:,} requests, {tokens:,} tokens of {size}, simulated"
+            f"{traces}: {requests:,} requests, {tokens:,} tokens of {kept}, simulated"
         )
 
     def summary(self) -> pd.DataFrame:
@@ -140,7 +141,7 @@ def sweep(
     capacities: Sequence[Size] = (CAPACITY,),
     users: Sequence[int] = (1,),
     model: str | ModelFolder = BUNDLED,
-    token_bytes: Size | None = None,
+    layout: LayoutLike | None = None,
     rules: str = "all",
     costs: CostModel | None = None,
     folder: str | Path | None = None,
@@ -160,7 +161,8 @@ def sweep(
             name none.
         users: how many traces are replayed at the same time into one cache.
         model: name, folder or hub repository.
-        token_bytes: keys and values of one token; None for the model's.
+        layout: what a model keeps for its tokens, see
+            :func:`mlxlab.models.geometry.read_layout`; None for this model's.
         rules: default rules, for strategies without ``@rules``.
         costs: estimates seconds, see :func:`mlxlab.calibrate`; None for no seconds.
         folder: keeps the results as Parquet files, one per task. A stopped sweep
@@ -174,9 +176,7 @@ def sweep(
     """
     opened = open_traces(traces)
     model = find_model(model) if isinstance(model, str) else model
-    size = model.token_bytes
-    if token_bytes is not None:
-        size = read_size(token_bytes, "token_bytes")
+    kept = model.layout if layout is None else read_layout(layout, "layout")
     sizes = [read_size(capacity, "capacities") for capacity in capacities]
     specs = parse_specs(strategies, rules)
     every = dict.fromkeys([parse_rules(rules), *(c.rules for c in specs)])
@@ -187,9 +187,9 @@ def sweep(
     }
     rows = run_tasks(
         _run,
-        list(_tasks(specs, data, sizes, users, size, costs)),
+        list(_tasks(specs, data, sizes, users, kept, costs)),
         {
-            own: (sources, [spec for spec in specs if spec.rules == own], costs)
+            own: (sources, [spec for spec in specs if spec.rules == own], kept, costs)
             for own, sources in data.items()
         },
         folder=Path(folder) if folder is not None else None,
@@ -197,9 +197,7 @@ def sweep(
         progress=progress,
     )
     notes = sum((r.notes for r in renderers.values()), Counter())
-    manifest = describe_run(
-        opened, model, specs, notes, {}, token_bytes=size, costs=costs
-    )
+    manifest = describe_run(opened, model, specs, notes, {}, layout=kept, costs=costs)
     return Sweep(
         requests=_frame([row for row in rows if "strategy" in row]),
         bounds=_frame([row for row in rows if "bound" in row]),
@@ -220,7 +218,7 @@ def _tasks(
     data: Mapping[Rules, Sources],
     capacities: Sequence[int],
     users: Sequence[int],
-    token_bytes: int,
+    layout: CacheLayout,
     costs: CostModel | None,
 ) -> Iterator[Task]:
     """List all tasks; bounds are found under the first rules."""
@@ -228,8 +226,7 @@ def _tasks(
     unit = Workload(data[first]).unit
     made = {
         spec: [
-            replace(spec, capacity=size).make(CacheLayout.plain(token_bytes), unit=unit)
-            for size in capacities
+            replace(spec, capacity=size).make(layout, unit=unit) for size in capacities
         ]
         for spec in specs
     }
@@ -255,7 +252,7 @@ def _tasks(
                 "version": version("mlxlab"),
                 "sources": [source.digest for source in data[rules]],
                 "rules": list(rules),
-                "token_bytes": token_bytes,
+                "layout": [asdict(part) for part in layout.layers],
                 "costs": [*costs.prefill, *costs.restore] if costs else None,
             }
             yield Task({**known, **own, "users": number}, rules)
@@ -264,19 +261,17 @@ def _tasks(
 def _run(task: Task, data: _Data) -> list[Row]:
     """Run one task, in any process."""
     asked = task.asked
-    sources, specs, costs = data
-    workload, size = Workload(sources, asked["users"]), asked["token_bytes"]
+    sources, specs, layout, costs = data
+    workload = Workload(sources, asked["users"])
     users = {"users": asked["users"]}
     if "bounds" in asked:
         bounds = tabulate_bounds(
-            *find_bounds(workload, asked["capacities"], size), costs
+            *find_bounds(workload, asked["capacities"], layout.token_bytes()), costs
         )
         return [{**users, **row} for row in list_records(bounds)]
     spec = next(own for own in specs if own.strategy == asked["strategy"])
     strategies = [
-        replace(spec, capacity=capacity).make(
-            CacheLayout.plain(size), unit=workload.unit
-        )
+        replace(spec, capacity=capacity).make(layout, unit=workload.unit)
         for capacity in asked["capacities"]
     ]
     name = {"strategy": spec.name, "rules": spec.rules_label, **users}

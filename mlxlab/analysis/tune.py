@@ -15,6 +15,7 @@ from mlxlab.analysis.fidelity.store import FidelityRecord, known
 from mlxlab.analysis.tuning import Tuning, rank
 from mlxlab.extras import needs
 from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
+from mlxlab.models.geometry import LayoutLike, read_layout
 from mlxlab.models.layout import CacheLayout
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.rendering.rules import parse_rules
@@ -40,7 +41,7 @@ def tune(
     *,
     memory: Size = CAPACITY,
     model: str | ModelFolder = BUNDLED,
-    token_bytes: Size | None = None,
+    layout: LayoutLike | None = None,
     rules: str = "all",
     users: int = 1,
     costs: CostModel | None = None,
@@ -60,7 +61,8 @@ def tune(
         traces: names, paths or opened traces; either recorded or hashed ones.
         memory: bytes or a size such as ``16GiB``, for keys and values.
         model: name, folder or hub repository.
-        token_bytes: keys and values of one token; None for the model's.
+        layout: what a model keeps for its tokens, see
+            :func:`mlxlab.models.geometry.read_layout`; None for this model's.
         rules: see :func:`mlxlab.rendering.rules.parse_rules`.
         users: how many traces are replayed at the same time into one cache.
         costs: estimates seconds; None minimises the tokens to compute.
@@ -77,21 +79,24 @@ def tune(
     opened = open_traces(traces)
     memory = read_size(memory, "memory")
     folder = find_model(model) if isinstance(model, str) else model
+    # A model that cannot be served is refused, whatever the layout to simulate.
+    kept = folder.layout
+    if layout is not None:
+        kept = read_layout(layout, "layout")
     renderer = Renderer(folder, parse_rules(rules))
     workload = Workload(open_sources(opened, renderer, progress), users)
-    size = folder.token_bytes
-    if token_bytes is not None:
-        size = read_size(token_bytes, "token_bytes")
     approximate = [] if kld is None else _close_enough(folder, renderer.rules, kld)
-    search = _Search(workload, size, memory, costs)
+    search = _Search(workload, kept, memory, costs)
     found = search.run(approximate, trials, seed, progress)
     specs = [StrategySpec.parse(found.strategy.iloc[0], renderer.rules)]
     manifest = describe_run(
-        opened, folder, specs, renderer.notes, {}, token_bytes=size, costs=costs
+        opened, folder, specs, renderer.notes, {}, layout=kept, costs=costs
     )
     return Tuning(
         requests=found,
-        bounds=tabulate_bounds(*find_bounds(workload, [memory], size), costs),
+        bounds=tabulate_bounds(
+            *find_bounds(workload, [memory], kept.token_bytes()), costs
+        ),
         manifest=manifest
         | {"seed": seed, "memory": memory, "users": users}
         | {"error": costs.error if costs else 0.0},
@@ -104,12 +109,12 @@ class _Search:
     def __init__(
         self,
         workload: Workload,
-        token_bytes: int,
+        layout: CacheLayout,
         memory: int,
         costs: CostModel | None,
     ) -> None:
         self.workload = workload
-        self.token_bytes = token_bytes
+        self.layout = layout
         self.memory = memory
         self.costs = costs
         self._known: dict[str, dict[str, Any]] = {}
@@ -161,9 +166,7 @@ class _Search:
         return {key: own.tries_in(unit) for key, own in declared if own.tries}
 
     def _measure(self, spec: StrategySpec) -> dict[str, Any]:
-        strategy = spec.make(
-            CacheLayout.plain(self.token_bytes), unit=self.workload.unit
-        )
+        strategy = spec.make(self.layout, unit=self.workload.unit)
         replayer = Simulator(strategy, costs=self.costs)
         seconds, prompt, reused, requests, peak = [], 0, 0, 0, 0
         for request in self.workload:

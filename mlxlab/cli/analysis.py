@@ -16,6 +16,7 @@ from mlxlab.cli.options import (
     Capacity,
     Chunk,
     Json,
+    Layout,
     Memory,
     Model,
     OneTrace,
@@ -23,7 +24,6 @@ from mlxlab.cli.options import (
     Rules,
     Strategies,
     Text,
-    TokenBytes,
     Traces,
     find_folder,
     given,
@@ -89,7 +89,7 @@ def misses(
         ),
     ] = None,
     model: Model = None,
-    token_bytes: TokenBytes = None,
+    layout: Layout = None,
     capacity: Capacity = None,
     users: Annotated[
         int | None,
@@ -109,10 +109,10 @@ def misses(
     found = ml.misses(
         named_traces(traces, screen),
         model=folder,
-        token_bytes=token_bytes,
+        layout=layout,
         capacity=capacity,
         users=users,
-        costs=known_costs(folder, token_bytes=token_bytes),
+        costs=known_costs(folder, layout=layout),
         progress=screen.progress,
         **given(strategy=strategy, rules=rules, text=text),
     )

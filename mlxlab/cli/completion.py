@@ -14,6 +14,7 @@ __all__ = [
     "complete_edits",
     "complete_files",
     "complete_formats",
+    "complete_layouts",
     "complete_models",
     "complete_rules",
     "complete_strategies",
@@ -38,6 +39,13 @@ def complete_models(incomplete: str) -> list[str]:
 
     folders = [path for path in complete_files(incomplete) if path.endswith("/")]
     return [*_matching([BUNDLED], incomplete), *folders]
+
+
+def complete_layouts(incomplete: str) -> list[str]:
+    """Complete a model whose layout is known."""
+    from mlxlab.models.geometry import known_layouts
+
+    return _matching(known_layouts(), incomplete)
 
 
 def complete_files(incomplete: str) -> list[str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import typer
 
 from mlxlab.cli.completion import (
+    complete_layouts,
     complete_models,
     complete_rules,
     complete_strategies,
@@ -33,6 +34,7 @@ __all__ = [
     "Capacity",
     "Chunk",
     "Json",
+    "Layout",
     "Memory",
     "Model",
     "OneTrace",
@@ -40,7 +42,6 @@ __all__ = [
     "Rules",
     "Strategies",
     "Text",
-    "TokenBytes",
     "Traces",
     "find_folder",
     "given",
@@ -119,10 +120,6 @@ Memory: TypeAlias = Annotated[
     int | None,
     size_option("--memory", "Hold this much keys and values; 4GiB by default."),
 ]
-TokenBytes: TypeAlias = Annotated[
-    int | None,
-    size_option("--token-bytes", "Count this much per token; the model's by default."),
-]
 Chunk: TypeAlias = Annotated[
     int | None,
     typer.Option(
@@ -146,6 +143,15 @@ def _check_file(path: Path | None) -> Path | None:
     return path
 
 
+def _check_layout(text: str | None) -> str | None:
+    """Refuse text that names no layout, before any work."""
+    if text is not None:
+        from mlxlab.models.geometry import read_layout
+
+        read_layout(text, "--layout")
+    return text
+
+
 def _check_folder(path: Path | None) -> Path | None:
     if path and not _is_writable(path):
         raise ConfigError(f"--plots {path}: give a folder in a folder of yours")
@@ -166,6 +172,16 @@ Json: TypeAlias = Annotated[
         metavar="FILE",
         callback=_check_file,
         help="Write the result as JSON to this file; - prints it.",
+    ),
+]
+Layout: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        callback=_check_layout,
+        help="Count the bytes that this known model keeps, or a token's such as 96KiB, "
+        "or with a checkpoint's such as 24KiB+74MiB; the model's by default.",
+        autocompletion=complete_layouts,
     ),
 ]
 Plots: TypeAlias = Annotated[
@@ -205,18 +221,18 @@ def find_folder(model: str | None) -> ModelFolder:
 
 
 def known_costs(
-    folder: ModelFolder, *, chunk: int | None = None, token_bytes: int | None = None
+    folder: ModelFolder, *, chunk: int | None = None, layout: str | None = None
 ) -> CostModel | None:
     """Return the model's calibration on this machine, if there is one.
 
     Args:
         folder: the model.
         chunk: tokens computed at a time; None for the default.
-        token_bytes: of another model, which has no calibration; None for this one.
+        layout: of another model, which has no calibration; None for this one.
     """
     from mlxlab.replay.cost_model import CHUNK, recall_costs
 
-    return None if token_bytes else recall_costs(folder.digest, chunk or CHUNK)
+    return None if layout else recall_costs(folder.digest, chunk or CHUNK)
 
 
 def parse_sizes(text: str, option: str) -> list[int]:

@@ -18,9 +18,9 @@ with needs("running a model", "cpu"):
         Replayed,
         Sampler,
         device_name,
-        load_model,
     )
     from mlxlab.engine.kv_store import KVStore
+    from mlxlab.engine.loading import load_model
     from mlxlab.engine.samplers import Barred, BoundedThinking, Forced
     from mlxlab.engine.worker import Worker
 

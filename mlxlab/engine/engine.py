@@ -14,16 +14,13 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import KVCache
-from mlx_lm.utils import load_model as load_mlx_model
 
 from mlxlab.engine.kv_store import KVStore
 from mlxlab.engine.recompute import select
 from mlxlab.engine.rope import Positions, Rope
 from mlxlab.engine.scattered_prefill import ScatteredPrefill
-from mlxlab.engine.trial import try_out
 from mlxlab.engine.working_cache import Checkpoint, WorkingCache
 from mlxlab.errors import IntegrityError, ModelError
-from mlxlab.models.folder import ModelFolder
 from mlxlab.models.layout import Windows
 from mlxlab.prompt import Prompt, Tokens
 from mlxlab.strategies import Commit, Plan, Strategy
@@ -36,7 +33,6 @@ __all__ = [
     "Replayed",
     "Sampler",
     "device_name",
-    "load_model",
 ]
 
 Sampler: TypeAlias = Callable[[mx.array], mx.array]
@@ -47,26 +43,6 @@ LogitsProcessor: TypeAlias = Callable[[mx.array, mx.array], mx.array]
 
 #: Smaller chunks leave the device idle between them.
 _LEAST_CHUNK = 64
-
-
-def load_model(folder: ModelFolder) -> Any:
-    """Load a model and its weights into memory, without running code from its folder.
-
-    Raises:
-        ModelError: the weights are missing or broken, mlx-lm does not know the
-            architecture, or the model's caches cannot be restored.
-    """
-    try:
-        model, _ = load_mlx_model(folder.path)
-    except (Exception, SystemExit) as error:
-        # mlx-lm raises any type of exception on a broken config.json; olmo exits.
-        why = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ModelError(f"model {folder.name}: cannot be loaded: {why}") from error
-    try:
-        try_out(model)
-    except ModelError as error:
-        raise ModelError(f"model {folder.name}: {error}") from error
-    return model
 
 
 def _unmoved(layer: int, keys: mx.array, shift: int) -> mx.array:

@@ -25,6 +25,7 @@ __all__ = ["LayerCache", "Positions", "Rope", "WritableCache", "kept"]
 Positions: TypeAlias = NDArray[np.intp]
 
 _TRIAL_TOKENS, _TRIAL_SHIFT = 16, 300
+_UNMOVABLE = "keys and values cannot be moved in this model"
 
 
 class Rope:
@@ -40,8 +41,16 @@ class Rope:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self._attentions = [_attention(layer) for layer in model.layers]
-        self._try_out()
+        try:
+            _require_plain(model)
+            self._attentions = [_attention(layer) for layer in model.layers]
+            self._try_out()
+        except ModelError:
+            raise
+        except Exception as error:
+            # The trial gives the model's own code caches that it does not expect.
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ModelError(f"{_UNMOVABLE}: {why}") from error
 
     def move(self, layer: int, keys: mx.array, shift: int) -> mx.array:
         """Rotate stored keys by a shift, in float32.
@@ -205,12 +214,23 @@ def kept(cache: KVCache) -> tuple[mx.array, mx.array]:
     return keys[..., :offset, :], values[..., :offset, :]
 
 
+def _require_plain(model: Any) -> None:
+    """Require one KVCache per layer."""
+    kinds = [type(cache).__name__ for cache in make_prompt_cache(model)]
+    if other := sorted({*kinds} - {KVCache.__name__}):
+        raise ModelError(f"{_UNMOVABLE}: its layers keep {', '.join(other)}")
+    if len(kinds) != len(model.layers):
+        raise ModelError(
+            f"{_UNMOVABLE}: it has {len(kinds)} caches for {len(model.layers)} layers"
+        )
+
+
 def _attention(layer: Any) -> Any:
     """Return the module of a layer that holds its rotary embedding."""
     found = [module for module in layer.modules() if hasattr(module, "rope")]
     if len(found) != 1:
         raise ModelError(
-            "keys and values cannot be moved in this model: a layer has "
+            f"{_UNMOVABLE}: a layer has "
             f"{len(found) or 'no'} rotary embeddings where one is needed"
         )
     return found[0]
@@ -229,4 +249,4 @@ def _require_close(reason: str, expected: mx.array, got: mx.array) -> None:
     # Half precision keeps two to three decimal digits, and errors add up over layers.
     bound = 0.05 * mx.abs(expected.astype(mx.float32)).max()
     if not (mx.abs(expected - got) < bound).all().item():
-        raise ModelError(f"keys and values cannot be moved in this model: {reason}")
+        raise ModelError(f"{_UNMOVABLE}: {reason}")

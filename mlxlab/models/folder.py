@@ -1,8 +1,8 @@
-"""Model folders: their files, the bytes per token of their KV cache, their tokenizer.
+"""Model folders: their files, the layout of their caches, their tokenizer.
 
 A model is a folder in mlx-lm's format, given by path or hub repository. This module
 reads its configuration and tokenizer and never its weights, so that a simulation
-needs no mlx.
+imports no mlx.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 from mlxlab.errors import ModelError
 from mlxlab.models import tiny
 from mlxlab.models.encoder import Encoder
+from mlxlab.models.geometry import known_layout
 from mlxlab.models.layout import CacheLayout
+from mlxlab.models.layout_record import find_record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,7 +32,6 @@ __all__ = ["BUNDLED", "ModelFolder", "find_model"]
 #: Name of the model that comes with mlxlab.
 BUNDLED = "tiny"
 
-_ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _HASH_WHOLE_BELOW = 64 * 2**20
 
 
@@ -48,30 +49,25 @@ class ModelFolder:
     path: Path
     config: Mapping[str, Any]
 
-    @property
-    def token_bytes(self) -> int:
-        """Bytes of keys and values per token, over all layers.
+    @cached_property
+    def layout(self) -> CacheLayout:
+        """What the model's caches keep, and its sizes.
 
         Raises:
-            ModelError: the configuration lacks the numbers of heads or layers.
+            ModelError: the model cannot be served; the message gives the reason.
         """
-        config = self._text_config
-        try:
-            heads = config["num_attention_heads"]
-            kv_heads = config.get("num_key_value_heads") or heads
-            head_dim = config.get("head_dim") or config["hidden_size"] // heads
-            layers = config["num_hidden_layers"]
-        except KeyError as error:
-            raise ModelError(
-                f"model {self.name}: config.json lacks {error}; "
-                "mlxlab needs a transformer with one KV cache per layer"
-            ) from None
-        return int(2 * layers * kv_heads * head_dim * self._item_bytes)
+        if self.path == tiny.PATH:
+            return known_layout(BUNDLED)
+        record = find_record(self.path, self.digest)
+        if record.layout is None:
+            raise ModelError(f"model {self.name}: {record.refusal}")
+        return record.layout
 
     @property
-    def layout(self) -> CacheLayout:
-        """What the model's caches keep."""
-        return CacheLayout.plain(self.token_bytes)
+    def dtype(self) -> str:
+        """Type of the weights by the configuration, such as ``bfloat16``."""
+        config = {**self.config, **self._text_config}
+        return str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
 
     @property
     def window(self) -> int:
@@ -166,12 +162,6 @@ class ModelFolder:
     def _text_config(self) -> Mapping[str, Any]:
         nested = self.config.get("text_config")
         return nested if isinstance(nested, dict) else self.config
-
-    @property
-    def _item_bytes(self) -> int:
-        config = self._text_config
-        dtype = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
-        return _ITEM_BYTES.get(str(dtype), 2)
 
 
 def find_model(name: str = BUNDLED, *, download: bool = True) -> ModelFolder:

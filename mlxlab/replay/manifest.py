@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -26,7 +27,7 @@ def describe_run(
     notes: Mapping[str, int],
     environment: Mapping[str, Any],
     *,
-    token_bytes: int | None = None,
+    layout: CacheLayout | None = None,
     costs: CostModel | None = None,
 ) -> dict[str, Any]:
     """Return everything that decides the numbers, as JSON values.
@@ -37,21 +38,23 @@ def describe_run(
         specs: the strategies.
         notes: deviations of the rendering, and how often they occurred.
         environment: device, BLAS and chunk of a live replay; empty when simulated.
-        token_bytes: keys and values of one token; None for the model's.
+        layout: what a model keeps for its tokens; None for this model's.
         costs: the cost model of estimated seconds.
 
     Raises:
         StrategyError: a spec that cannot be made.
+        ModelError: the model cannot be served, and no layout is given.
     """
+    layout = layout or folder.layout
     return {
         "traces": [_trace(trace) for trace in traces],
         "model": {
             "name": folder.name,
             "digest": folder.digest,
-            "token_bytes": token_bytes or folder.token_bytes,
+            **_layout(layout),
             "window": folder.window,
         },
-        "strategies": [_spec(c, folder.layout) for c in specs],
+        "strategies": [_spec(c, layout) for c in specs],
         "notes": dict(notes),
         "simulated": not environment,
         **({"estimated": costs.describe()} if costs else {}),
@@ -70,6 +73,14 @@ def _trace(trace: Trace | HashedTrace) -> dict[str, Any]:
         return {**described, "unit": trace.unit}
     skipped = dict(trace.skipped)
     return {**described, "requests": len(trace.inference), "skipped": skipped}
+
+
+def _layout(layout: CacheLayout) -> dict[str, Any]:
+    return {
+        "token_bytes": layout.token_bytes(),
+        "checkpoint_bytes": layout.checkpoint_bytes(),
+        "layout": [asdict(part) for part in layout.layers],
+    }
 
 
 def _spec(spec: StrategySpec, layout: CacheLayout) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def unlimited_reuse(trace: Trace) -> list[int]:
     """What a replay with unlimited memory reuses."""
     folder = find_model()
     renderer = Renderer(folder, parse_rules("all"))
-    replayer = Simulator(UnlimitedMemory(token_bytes=folder.token_bytes))
+    replayer = Simulator(UnlimitedMemory(token_bytes=folder.layout.token_bytes()))
     return [
         replayer.replay(request).reused_tokens
         for request in render_trace(trace, renderer)
@@ -238,7 +238,7 @@ def test_json_has_manifest_and_rows(
     assert {row["ttft_s"] for row in written["requests"]} == {None}
     manifest = written["manifest"]
     assert manifest["traces"][0]["digest"] == small_trace().digest
-    assert manifest["model"]["token_bytes"] == find_model().token_bytes
+    assert manifest["model"]["token_bytes"] == find_model().layout.token_bytes()
     assert manifest["simulated"] is True
     paged = next(c for c in manifest["strategies"] if c["strategy"] == "paged")
     assert paged["parameters"]["block"] > 0

@@ -144,7 +144,7 @@ def test_a_sweep_is_the_same_on_a_cluster(hashed: list[Any]) -> None:
         "strategies": "prefix,paged",
         "capacities": [1 << 16, 1 << 30],
         "users": [1, 3],
-        "token_bytes": 1 << 10,
+        "layout": "1KiB",
         "progress": False,
     }
     here = sweep(hashed, scheduler=HERE, **settings)

@@ -9,6 +9,7 @@ import pytest
 from mlxlab.cli import main
 
 UNIT = "give a size with its unit, such as 16GiB"
+LAYOUT = "give a known model, bytes a token such as 96KiB"
 
 
 def fails(line: str, capsys: pytest.CaptureFixture[str]) -> str:
@@ -35,7 +36,9 @@ def fails(line: str, capsys: pytest.CaptureFixture[str]) -> str:
         ("serve --memory 0.5", f"mlxlab: --memory '0.5': {UNIT}"),
         ("compare --capacity 1GB", f"mlxlab: --capacity '1GB': {UNIT}"),
         ("misses --capacity 16", f"mlxlab: --capacity '16': {UNIT}"),
-        ("misses --token-bytes 96", f"mlxlab: --token-bytes '96': {UNIT}"),
+        ("misses --layout 96", f"mlxlab: --layout '96': {LAYOUT}"),
+        ("misses --layout 96KiB+", f"mlxlab: --layout '96KiB+': {LAYOUT}"),
+        ("misses --layout qwen3.5-27", "; did you mean 'Qwen3.5-27B'?"),
         ("sweep --capacities 1GiB,16", f"mlxlab: --capacities '1GiB,16': {UNIT}"),
         ("sweep --capacities 0GiB", f"mlxlab: --capacities '0GiB': {UNIT}"),
         # Names that are close to another one

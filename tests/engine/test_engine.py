@@ -95,7 +95,7 @@ def test_first_logits_agree_with_an_uncached_prefill(
     name: str, worker: Worker, model: Any, steps: Any, uncached: Any, noise: float
 ) -> None:
     engine = make_engine(model, name)
-    token_bytes = find_model().token_bytes
+    token_bytes = find_model().layout.token_bytes()
     reused = 0
     for (prompt, answer), expected in zip(steps, uncached, strict=True):
         done = worker.call(engine.replay, prompt, answer)

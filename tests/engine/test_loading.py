@@ -174,6 +174,15 @@ def test_a_broken_config_is_refused(
         with_config(folder, {})
 
 
+def test_a_model_that_ends_the_process_is_refused(worker: Worker, folder: Path) -> None:
+    with_weights(folder, WEIGHTS)
+    try:
+        said = refusal(worker, with_config(folder, {"model_type": "olmo"}))
+        assert "SystemExit" in said
+    finally:
+        with_config(folder, {})
+
+
 @pytest.mark.parametrize("text", ["[]", "5", "null", "{", "[" * 100_000])
 def test_a_config_that_is_no_object_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)

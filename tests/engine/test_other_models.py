@@ -37,7 +37,7 @@ def test_replays_a_model_of_another_shape(
     kind: str, dtype: mx.Dtype, token_bytes: int, tmp_path: Path
 ) -> None:
     folder = save_model(tmp_path, kind, dtype, **SHAPE)
-    assert find_model(str(folder)).token_bytes == token_bytes
+    assert find_model(str(folder)).layout.token_bytes() == token_bytes
     specs = "static-prefix,paged:block=16,mlx-lm,suffix:block=16,run=32"
     live, simulated = (
         compare(

@@ -160,7 +160,7 @@ def fidelity(
     notes = sum((r.notes for r in renderers.values()), Counter())
     found = Fidelity(
         requests=requests,
-        bounds=_bounds(scenarios, folder.token_bytes),
+        bounds=_bounds(scenarios, folder.layout.token_bytes()),
         manifest=describe_run(recorded, folder, specs, notes, environment),
         positions=positions,
     )

@@ -18,7 +18,7 @@ from mlxlab.analysis.misses.result import Misses
 from mlxlab.analysis.misses.text_diff import TextShown, describe_change
 from mlxlab.errors import MlxlabError, StrategyError
 from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
-from mlxlab.models.layout import CacheLayout
+from mlxlab.models.geometry import LayoutLike, read_layout
 from mlxlab.prompt import Role, Tokens
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.replay.bounds import Bounds, find_bounds, tabulate_bounds
@@ -54,7 +54,7 @@ def misses(
     strategy: SpecLike | None = None,
     *,
     model: str | ModelFolder = BUNDLED,
-    token_bytes: Size | None = None,
+    layout: LayoutLike | None = None,
     rules: str | None = None,
     capacity: Size | None = None,
     users: int | None = None,
@@ -72,7 +72,8 @@ def misses(
         strategy: ``name[:key=value,...][@rules]``, a spec, or a strategy class. None
             for the strategy that served most recorded requests, else ``paged``.
         model: name, folder or hub repository: its tokenizer and template count.
-        token_bytes: keys and values of one token; None for the model's.
+        layout: what a model keeps for its tokens, see
+            :func:`mlxlab.models.geometry.read_layout`; None for this model's.
         rules: default rules, for a strategy without ``@rules``. None for the rules that
             served most recorded requests, else ``all``.
         capacity: bytes or a size such as ``16GiB``, for a strategy whose parameters
@@ -93,10 +94,8 @@ def misses(
     served = _count_configurations(opened)
     spec = _one(*_choose(served, strategy, rules), held)
     shown = _shown(text)
-    size = folder.token_bytes
-    if token_bytes is not None:
-        size = read_size(token_bytes, "token_bytes")
-    memory = spec.make(CacheLayout.plain(size)).capacity
+    kept = folder.layout if layout is None else read_layout(layout, "layout")
+    memory = spec.make(kept).capacity
     renderer = Renderer(folder, spec.rules)
     builder = _RowBuilder(spec, costs, shown)
     sources = open_sources(opened, renderer, progress)
@@ -105,17 +104,15 @@ def misses(
     with tqdm(desc=spec.strategy, disable=not progress) as bar:
         whole = [Workload(sources, users)] if users else map(Workload, zip(sources))
         for workload in whole:
-            replayed = spec.make(CacheLayout.plain(size), unit=workload.unit)
+            replayed = spec.make(kept, unit=workload.unit)
             decode = _decoder(renderer) if workload.unit == 1 else _no_text
             for attribution in attribute(workload, replayed, decode):
                 builder.enter(attribution, replayed)
                 bar.update(1)
-            found, filled = find_bounds(workload, [memory], size)
+            found, filled = find_bounds(workload, [memory], kept.token_bytes())
             bounds += found
             most = max(most, filled)
-    manifest = describe_run(
-        opened, folder, [spec], renderer.notes, {}, token_bytes=size
-    )
+    manifest = describe_run(opened, folder, [spec], renderer.notes, {}, layout=kept)
     manifest["warnings"] = _list_served(served, strategy, rules)
     return builder.close(tabulate_bounds(bounds, most, costs), manifest)
 

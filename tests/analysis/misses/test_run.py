@@ -89,7 +89,7 @@ def requests_of(name: str, rules: str) -> list[RenderedRequest]:
 def test_every_strategy_adds_up_on_recorded_traces(
     name: str, rules: str, strategy: str
 ) -> None:
-    size = {"token_bytes": find_model().token_bytes}
+    size = {"layout": find_model().layout}
     replayer = Simulator(make_strategy(strategy, **size))
     requests = requests_of(name, rules)
     attributions = attribute(

@@ -1,0 +1,111 @@
+"""Measured cache layouts of model folders, kept in the user's cache folder.
+
+A layout is measured by mlx in a process of its own, so that a simulation imports no
+mlx. It is kept for the next time, one file per model, and so is a refusal.
+"""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from mlxlab.errors import MlxlabError, ModelError
+from mlxlab.files import cache_folder, write_json
+from mlxlab.models.layout import CacheLayout
+from mlxlab.ownership import read_own
+
+__all__ = ["LayoutRecord", "engine_versions", "find_record"]
+
+log = logging.getLogger(__name__)
+
+
+class LayoutRecord(BaseModel):
+    """What a model's caches keep, or why the model cannot be served.
+
+    Attributes:
+        engine: versions of mlx and mlx-lm, which decide both.
+        layout: None for a model that is refused.
+        refusal: the reason.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    engine: str
+    layout: CacheLayout | None = None
+    refusal: str | None = None
+
+    @model_validator(mode="after")
+    def _require_one(self) -> Self:
+        if (self.layout is None) == (self.refusal is None):
+            raise ValueError("give a layout or a refusal")
+        return self
+
+
+def find_record(folder: Path, digest: str) -> LayoutRecord:
+    """Return the kept record of a model folder, or measure it and keep it.
+
+    Args:
+        folder: of the model.
+        digest: of its files.
+
+    Raises:
+        ModelError: the layout cannot be measured here, for example without mlx.
+    """
+    engine = engine_versions()
+    try:
+        path = cache_folder() / "layouts" / f"{digest}.json"
+    except OSError as error:
+        log.warning("layout of %s is not kept: %s", folder, error)
+        return _measure(folder)
+    kept = _recall(path)
+    if kept and kept.engine == engine:
+        return kept
+    found = _measure(folder)
+    try:
+        write_json(found.model_dump(mode="json"), path)
+    except MlxlabError as error:
+        log.warning("layout of %s is not kept: %s", folder, error)
+    return found
+
+
+def _recall(path: Path) -> LayoutRecord | None:
+    try:
+        return LayoutRecord.model_validate_json(read_own(path))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not of this format"
+        log.warning("%s: %s; measured again", path, reason)
+        return None
+
+
+def _measure(folder: Path) -> LayoutRecord:
+    command = [sys.executable, "-m", "mlxlab.engine", str(folder)]
+    done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL)
+    try:
+        return LayoutRecord.model_validate_json(done.stdout)
+    except ValidationError:
+        said = done.stderr.decode(errors="replace").split("\n")
+        why = next((line for line in reversed(said) if line.strip()), "no reason given")
+        raise ModelError(
+            f"model {folder}: its cache layout cannot be measured: "
+            f"{why.removeprefix('mlxlab: ')}"
+        ) from None
+
+
+def engine_versions() -> str:
+    """Return the versions of the packages that decide a layout, in one line."""
+    return ", ".join(f"{name} {_version(name)}" for name in ("mlx", "mlx-lm"))
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"

@@ -1,0 +1,143 @@
+"""Layouts of folders: measured once and elsewhere, kept, and refused as by serve."""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from mlxlab.analysis.compare import compare
+from mlxlab.analysis.misses.run import misses
+from mlxlab.analysis.sweep import sweep
+from mlxlab.analysis.tune import tune
+from mlxlab.engine import load_model
+from mlxlab.errors import ModelError
+from mlxlab.models.folder import find_model
+from mlxlab.models.layout import CacheKind, CacheLayout, LayerCache
+from tests.support.exchanges import small_trace
+from tests.support.models import save_model
+
+#: Two layers of keys and values of 64 numbers each.
+LAYOUT = CacheLayout((LayerCache(2, CacheKind.TOKENS, 2 * 64 * 2),))
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the layouts of a test are kept; there are none yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache/mlxlab/layouts"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save_model(tmp_path / "model", dtype=mx.float16)
+
+
+def refuse(*_: Any, **__: Any) -> None:
+    raise AssertionError("measured again")
+
+
+def test_a_layout_is_measured_once(
+    kept: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert find_model(str(folder)).layout == LAYOUT
+    (file,) = kept.iterdir()
+    assert file.stat().st_mode & 0o077 == 0
+    monkeypatch.setattr(subprocess, "run", refuse)
+    assert find_model(str(folder)).layout == LAYOUT
+
+
+def test_weights_decide_and_not_the_configuration(kept: Path, folder: Path) -> None:
+    file = folder / "config.json"
+    config = json.loads(file.read_text()) | {"dtype": "float32"}
+    file.write_text(json.dumps(config))
+    assert find_model(str(folder)).layout == LAYOUT
+
+
+def test_without_weights_the_configuration_decides(kept: Path, folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    assert find_model(str(folder)).layout == LAYOUT
+
+
+@pytest.mark.parametrize("spoil", ["broken", "foreign", "open", "older"])
+def test_kept_files_that_do_not_fit_are_measured_again(
+    kept: Path, folder: Path, spoil: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert find_model(str(folder)).layout == LAYOUT
+    (file,) = kept.iterdir()
+    record = json.loads(file.read_text())
+    record["layout"]["layers"][0]["size"] = 1
+    match spoil:
+        case "broken":
+            file.write_text("{")
+        case "foreign":
+            file.write_text(json.dumps(record | {"more": 1}))
+        case "open":
+            file.write_text(json.dumps(record))
+            file.chmod(0o666)
+        case "older":
+            file.write_text(json.dumps(record | {"engine": "mlx-lm 0.1"}))
+    with caplog.at_level(logging.WARNING):
+        assert find_model(str(folder)).layout == LAYOUT
+    assert len(caplog.records) == (spoil != "older")
+    assert json.loads(file.read_text())["layout"]["layers"][0]["size"] > 1
+
+
+def test_a_folder_that_takes_no_files_is_no_failure(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").write_text("a file")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert find_model(str(folder)).layout == LAYOUT
+
+
+def test_a_failed_measurement_is_not_kept(
+    kept: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    with pytest.raises(ModelError, match="its cache layout cannot be measured: no"):
+        _ = find_model(str(folder)).layout
+    assert not kept.exists()
+
+
+BROKEN = {"unknown": {"model_type": "nope"}, "of olmo": {"model_type": "olmo"}}
+
+
+@pytest.mark.parametrize("change", BROKEN.values(), ids=BROKEN)
+def test_a_simulation_refuses_what_serve_refuses(
+    kept: Path, folder: Path, change: dict[str, Any]
+) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ModelError) as served:
+        load_model(find_model(str(folder)))
+    model = find_model(str(folder))
+    for _ in range(2):  # measured, then kept
+        for verb in (compare, tune, sweep, misses):
+            simulated = {"simulate": True} if verb is compare else {}
+            with pytest.raises(ModelError) as caught:
+                verb(small_trace(), model=model, progress=False, **simulated)
+            assert str(caught.value) == str(served.value)
+    # Counting tokens needs a tokenizer only; a recommendation needs a model that runs.
+    given: dict[str, Any] = {"layout": "1KiB", "progress": False}
+    assert misses(small_trace(), model=model, **given).requests.size
+    with pytest.raises(ModelError):
+        tune(small_trace(), model=model, **given)
+
+
+def test_a_simulation_imports_no_mlx(kept: Path, folder: Path) -> None:
+    lines = [
+        "import sys",
+        "from mlxlab.models.folder import find_model",
+        "find_model(sys.argv[1]).layout",
+        "sys.exit('mlx.core' in sys.modules)",
+    ]
+    command = [sys.executable, "-c", "\n".join(lines), str(folder)]
+    subprocess.run(command, check=True, env={**os.environ})
+    assert len(list(kept.iterdir())) == 1

@@ -29,7 +29,7 @@ __all__ = ["measure_layout"]
 # Some models keep a state of the last few tokens, which is full after this many.
 _TRIAL_TOKENS = 16
 
-_BY_TOKEN = (KVCache, ConcatenateKVCache, ChunkedKVCache)
+_BY_TOKEN = (KVCache, ConcatenateKVCache)
 
 
 def measure_layout(model: Any) -> CacheLayout:
@@ -69,6 +69,8 @@ def _parts(cache: Any) -> Iterator[tuple[CacheKind, int, int]]:
             yield CacheKind.STATE, sum(array.nbytes for array in arrays), 0
         case RotatingKVCache():
             yield CacheKind.WINDOW, _position_bytes(cache), cache.max_size
+        case ChunkedKVCache():
+            yield CacheKind.WINDOW, _position_bytes(cache), cache.chunk_size
         case _ if isinstance(cache, _BY_TOKEN):
             yield CacheKind.TOKENS, _position_bytes(cache), 0
         case _:

@@ -58,7 +58,9 @@ def sizes(cache: Any) -> tuple[CacheKind, float, int]:
         return CacheKind.WINDOW, nbytes([keys, values]) / keys.shape[2], window
     start = getattr(cache, "start_position", 0)
     held = nbytes([a[..., : cache.offset - start, :] for a in (keys, values)])
-    return CacheKind.TOKENS, held / (cache.offset - start), 0
+    window = getattr(cache, "chunk_size", 0)
+    kind = CacheKind.WINDOW if window else CacheKind.TOKENS
+    return kind, held / (cache.offset - start), window
 
 
 def totals(layout: CacheLayout) -> Mapping[tuple[CacheKind, int], int]:

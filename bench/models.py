@@ -72,14 +72,14 @@ class Replay:
 
     Attributes:
         spec: of the strategy.
-        reused: tokens reused by each request, in order.
+        reused: share of the prompt tokens.
         difference: largest difference of a logit from an uncached run, over all
             requests, as a share of the largest logit.
         simulated: whether a simulation reuses, stores and evicts the same.
     """
 
     spec: str
-    reused: tuple[int, ...]
+    reused: float
     difference: float
     simulated: bool
 
@@ -126,9 +126,12 @@ def examine(name: str, config: Mapping[str, Any]) -> Examination:
             return Examination(name, str(error).removeprefix(f"model {folder}: "))
         except (Exception, SystemExit) as error:
             return Examination(name, f"cannot be built: {error!r}")
+    asked = [own for own in _turns() if sum(map(len, own)) <= found.window]
     engine = Engine(model, parse_strategy("none"))
-    uncached = [engine.replay(*own, score=len(own[1])).logits for own in _turns()]
-    replays = tuple(_replay(model, layout, spec, uncached) for spec in _specs(layout))
+    uncached = [engine.replay(*own, score=len(own[1])).logits for own in asked]
+    replays = tuple(
+        _replay(model, layout, spec, asked, uncached) for spec in _specs(layout)
+    )
     return Examination(name, "", layout, replays)
 
 
@@ -153,12 +156,16 @@ def _spec(name: str, layout: CacheLayout, windows: Windows) -> str:
 
 
 def _replay(
-    model: Any, layout: CacheLayout, spec: str, uncached: Sequence[Logits]
+    model: Any,
+    layout: CacheLayout,
+    spec: str,
+    asked: Sequence[Turn],
+    uncached: Sequence[Logits],
 ) -> Replay:
     engine = Engine(model, parse_strategy(spec, layout=layout), chunk=CHUNK)
     simulator = Simulator(parse_strategy(spec, layout=layout))
     logits, reused, same = [], [], True
-    for i, (prompt, answer) in enumerate(_turns()):
+    for i, (prompt, answer) in enumerate(asked):
         done = engine.replay(prompt, answer, score=len(answer), greedy=1)
         engine.strategy.check_integrity()
         outcome = simulator.replay(RenderedRequest("session", i, prompt, answer))
@@ -166,7 +173,8 @@ def _replay(
         reused.append(done.plan.reused)
         live = (done.plan.reused, engine.store.nbytes, done.commit.evicted)
         same &= live == (outcome.reused_tokens, outcome.stored_bytes, outcome.evicted)
-    return Replay(spec, tuple(reused), _difference(uncached, logits), same)
+    share = sum(reused) / sum(len(prompt) for prompt, _ in asked)
+    return Replay(spec, share, _difference(uncached, logits), same)
 
 
 def _difference(expected: Iterable[Logits], found: Iterable[Logits]) -> float:
@@ -204,7 +212,7 @@ def _line(found: Examination, name: str, kept: str, windows: Windows) -> str:
     by_spec = {own.spec: own for own in found.replays}
     specs = [_spec(name, found.layout, windows) for name in SPECS[1:]]
     shown = [by_spec.get(spec) for spec in specs]
-    columns = [f"{_share(own.reused) if own else '':>5}" for own in shown]
+    columns = [f"{100 * own.reused:5.1f}" if own else " " * 5 for own in shown]
     worst = max(own.difference for own in shown if own)
     return (
         f"{name:<20} {kept:<34} {found.layout.token_bytes(windows):>6,} "
@@ -220,11 +228,6 @@ def _kept(layout: CacheLayout) -> str:
         kind = f"{part.kind}{window}"
         counts[kind] = counts.get(kind, 0) + part.count
     return ", ".join(f"{count} {kind}" for kind, count in counts.items())
-
-
-def _share(reused: Sequence[int]) -> str:
-    asked = sum(len(prompt) for prompt, _ in _turns())
-    return f"{100 * sum(reused) / asked:.1f}"
 
 
 def _examine_all(

@@ -16,7 +16,7 @@ Turn: TypeAlias = tuple[Prompt, Tokens]
 
 
 def turns(renderer: Renderer) -> list[Turn]:
-    """Render seven requests of two sessions, about 2,400 tokens in all.
+    """Render seven requests of two sessions, about 2,000 tokens in all.
 
     In order: a first turn, the next through a tool's result, another session with the
     same system text, a third turn that ends in a thought and a text, a question that
@@ -41,4 +41,10 @@ def turns(renderer: Renderer) -> list[Turn]:
         (edited, last),
         (fourth, last),
     ]
-    return [renderer.render_exchange(body, reply) for body, reply in asked]
+    return [renderer.render_exchange(_short(body), reply) for body, reply in asked]
+
+
+def _short(body: dict[str, Any]) -> dict[str, Any]:
+    attribution, text = body["system"]
+    role = {**text, "text": text["text"][: len(text["text"]) // 3]}
+    return {**body, "system": [attribution, role], "tools": body["tools"][:1]}

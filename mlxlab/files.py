@@ -16,6 +16,7 @@ from mlxlab.errors import MlxlabError
 
 __all__ = [
     "cache_folder",
+    "content_sample",
     "make_folder",
     "read_json",
     "replaced",
@@ -23,6 +24,10 @@ __all__ = [
     "write_json",
     "write_private",
 ]
+
+
+#: Larger files are sampled.
+_WHOLE_BELOW = 64 * 2**20
 
 
 def cache_folder() -> Path:
@@ -134,3 +139,20 @@ def read_json(path: str | Path) -> Any:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not JSON"
         raise MlxlabError(f"{path}: {reason}; give a JSON file of mlxlab") from None
+
+
+def content_sample(file: Path) -> bytes:
+    """Return what tells a file from others of its kind: its content.
+
+    From 64 MiB on, it is the size, the first MiB and the last MiB.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        if size < _WHOLE_BELOW:
+            return stream.read()
+        head = stream.read(2**20)
+        stream.seek(-(2**20), os.SEEK_END)
+        return str(size).encode() + head + stream.read()

@@ -13,8 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mlxlab.engine.layout import measure_layout
-from mlxlab.engine.loading import outline
+from mlxlab.engine.loading import outline_layout
 from mlxlab.files import write_json
 from mlxlab.models import geometry
 from mlxlab.models.folder import BUNDLED, find_model
@@ -28,14 +27,14 @@ CONFIGS = Path(__file__).parent / "configs.json"
 def measure() -> dict[str, CacheLayout]:
     """Return the layouts of the bundled model and of all models in configs.json."""
     models = json.loads(CONFIGS.read_text())
-    found = {BUNDLED: measure_layout(outline(find_model()))}
+    found = {BUNDLED: outline_layout(find_model())}
     return found | {name: _layout(model["config"]) for name, model in models.items()}
 
 
 def _layout(config: Mapping[str, Any]) -> CacheLayout:
     with TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config))
-        return measure_layout(outline(find_model(folder)))
+        return outline_layout(find_model(folder))
 
 
 if __name__ == "__main__":

@@ -148,7 +148,7 @@ class _Search:
     ) -> float:
         spec = candidates[trial.suggest_categorical("strategy", list(candidates))]
         if spec.exact:
-            parameters: dict[str, int] = {
+            parameters: dict[str, Any] = {
                 key: trial.suggest_categorical(f"{spec.strategy}.{key}", list(values))
                 for key, values in self._space(spec.policy).items()
             }
@@ -161,9 +161,11 @@ class _Search:
 
     def _space(self, policy: type[Strategy]) -> dict[str, tuple[ParameterValue, ...]]:
         """Return the values to try, by parameter."""
-        unit = self.workload.unit
-        declared = policy.declared.items()
-        return {key: own.tries_in(unit) for key, own in declared if own.tries}
+        unit, declared = self.workload.unit, dict(policy.declared)
+        if self.layout.checkpoint_bytes():
+            # Prompts are resumed at checkpoints then, not at blocks.
+            declared.pop(policy.limits.get(Limit.BLOCK, ""), None)
+        return {key: p.tries_in(unit) for key, p in declared.items() if p.tries}
 
     def _measure(self, spec: StrategySpec) -> dict[str, Any]:
         strategy = spec.make(self.layout, unit=self.workload.unit)

@@ -34,11 +34,12 @@ def complete_traces(incomplete: str) -> list[str]:
 
 
 def complete_models(incomplete: str) -> list[str]:
-    """Complete the bundled model or a folder."""
-    from mlxlab.models.folder import BUNDLED
+    """Complete a model's name, a folder or a GGUF file."""
+    from mlxlab.models.folder import BUNDLED, SMOLLM2
 
-    folders = [path for path in complete_files(incomplete) if path.endswith("/")]
-    return [*_matching([BUNDLED], incomplete), *folders]
+    paths = complete_files(incomplete)
+    files = [path for path in paths if path.endswith(("/", ".gguf"))]
+    return [*_matching([BUNDLED, SMOLLM2], incomplete), *files]
 
 
 def complete_layouts(incomplete: str) -> list[str]:

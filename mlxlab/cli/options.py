@@ -91,7 +91,7 @@ Model: TypeAlias = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Use this model folder or hub repository; tiny by default.",
+        help="Use this folder, GGUF file, hub repository or smollm2; tiny by default.",
         autocompletion=complete_models,
     ),
 ]

@@ -7,24 +7,23 @@ not import mlx.
 import sys
 from contextlib import redirect_stdout
 
-from mlxlab.engine.loading import outline, require_layout
+from mlxlab.engine.loading import outline_layout
 from mlxlab.errors import MlxlabError, ModelError
 from mlxlab.models.folder import find_model
-from mlxlab.models.layout_record import LayoutRecord, engine_versions
+from mlxlab.models.layout import CacheLayout
+from mlxlab.models.layout_record import LayoutRecord
 
 
 def main(path: str) -> None:
     """Measure the model in a folder."""
-    engine = engine_versions()
+    found: CacheLayout | ModelError
     with redirect_stdout(sys.stderr):  # some models of mlx-lm print
         folder = find_model(path, download=False)
         try:
-            layout = require_layout(folder, outline(folder))
-            record = LayoutRecord(engine=engine, layout=layout)
+            found = outline_layout(folder)
         except ModelError as error:
-            reason = str(error).removeprefix(f"model {path}: ")
-            record = LayoutRecord(engine=engine, refusal=reason)
-    print(record.model_dump_json())
+            found = error
+    print(LayoutRecord.of(found, path).model_dump_json())
 
 
 if __name__ == "__main__":

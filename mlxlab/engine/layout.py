@@ -7,20 +7,13 @@ So a layout can be measured on a model whose weights were never read.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import (
-    ArraysCache,
-    CacheList,
-    ChunkedKVCache,
-    ConcatenateKVCache,
-    KVCache,
-    RotatingKVCache,
-    make_prompt_cache,
-)
+from mlx_lm.models.cache import make_prompt_cache
 
+from mlxlab.engine.layer_caches import CacheView, StateCache, WindowCache, flatten
 from mlxlab.errors import ModelError
 from mlxlab.models.layout import CacheKind, CacheLayout, LayerCache
 
@@ -28,8 +21,6 @@ __all__ = ["measure_layout"]
 
 # Some models keep a state of the last few tokens, which is full after this many.
 _TRIAL_TOKENS = 16
-
-_BY_TOKEN = (KVCache, ConcatenateKVCache)
 
 
 def measure_layout(model: Any) -> CacheLayout:
@@ -39,7 +30,7 @@ def measure_layout(model: Any) -> CacheLayout:
         model: a model of mlx-lm; its weights are not used.
 
     Raises:
-        ModelError: the model keeps what mlxlab cannot resume.
+        ModelError: a cache of an unknown class, or a state that grows.
     """
     cache = make_prompt_cache(model)
     found = []
@@ -51,37 +42,19 @@ def measure_layout(model: Any) -> CacheLayout:
     return found[0]
 
 
-def _layout(cache: Iterable[Any]) -> CacheLayout:
-    kinds = Counter(part for layer in cache for part in _parts(layer))
+def _layout(cache: Sequence[Any]) -> CacheLayout:
+    kinds = Counter(_kind(part) for part in flatten(cache))
     return CacheLayout(
         tuple(LayerCache(count, *kind) for kind, count in kinds.items() if kind[1])
     )
 
 
-def _parts(cache: Any) -> Iterator[tuple[CacheKind, int, int]]:
-    """Yield kind, size and window of each cache in the cache of a layer."""
-    match cache:
-        case CacheList():
-            for part in cache.caches:
-                yield from _parts(part)
-        case ArraysCache():
-            arrays = (array for array in cache.cache if array is not None)
-            yield CacheKind.STATE, sum(array.nbytes for array in arrays), 0
-        case RotatingKVCache():
-            yield CacheKind.WINDOW, _position_bytes(cache), cache.max_size
-        case ChunkedKVCache():
-            yield CacheKind.WINDOW, _position_bytes(cache), cache.chunk_size
-        case _ if isinstance(cache, _BY_TOKEN):
-            yield CacheKind.TOKENS, _position_bytes(cache), 0
-        case _:
-            known = "mlxlab resumes the caches of mlx_lm.models.cache"
-            raise ModelError(f"keeps {type(cache).__name__}; {known}")
-
-
-def _position_bytes(cache: Any) -> int:
-    """Return the bytes of a position; 0 for a layer that never fills its cache."""
-    if cache.keys is None:
-        return 0
-    arrays: tuple[mx.array, ...] = (cache.keys, cache.values)
+def _kind(part: CacheView) -> tuple[CacheKind, int, int]:
+    """Return kind, size and window; size 0 for a layer that never fills its cache."""
+    if isinstance(part, StateCache):
+        return CacheKind.STATE, sum(array.nbytes for array in part.arrays()), 0
     # The shape is [1, heads, positions, width]; the width of values may be 0.
-    return sum(a.shape[1] * a.shape[3] * a.dtype.size for a in arrays)
+    size = sum(a.shape[1] * a.shape[3] * a.dtype.size for a in part.arrays())
+    if isinstance(part, WindowCache):
+        return CacheKind.WINDOW, size, part.size
+    return CacheKind.TOKENS, size, 0

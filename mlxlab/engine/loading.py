@@ -8,18 +8,16 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_map
-from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import _get_classes, load_config
 from mlx_lm.utils import load_model as load_mlx_model
 
-from mlxlab.engine.layer_caches import flatten
 from mlxlab.engine.layout import measure_layout
 from mlxlab.engine.trial import try_out
 from mlxlab.errors import ModelError
 from mlxlab.models.folder import ModelFolder
 from mlxlab.models.layout import CacheLayout
 
-__all__ = ["load_model", "outline", "require_layout"]
+__all__ = ["load_model", "outline_layout"]
 
 _TYPES = {"float16": mx.float16, "float32": mx.float32}
 
@@ -27,26 +25,34 @@ _TYPES = {"float16": mx.float16, "float32": mx.float32}
 def load_model(folder: ModelFolder) -> Any:
     """Load a model and its weights into memory, without running code from its folder.
 
+    The layout, or the refusal, is kept for simulations.
+
     Raises:
         ModelError: the weights are missing or broken, mlx-lm does not know the
-            architecture, or the model keeps what mlxlab cannot resume.
+            architecture, or the model's caches cannot be restored.
     """
     with _refusing(folder, "cannot be loaded: "):
         model, _ = load_mlx_model(folder.path)
-    require_layout(folder, model)
-    with _refusing(folder, "cannot be tried out: "):
-        try_out(model)
+    try:
+        with _refusing(folder, "cannot be run: "):
+            layout = measure_layout(model)
+            try_out(model)
+    except ModelError as error:
+        folder.keep_layout(error)
+        raise
+    folder.keep_layout(layout)
     return model
 
 
-def outline(folder: ModelFolder) -> Any:
-    """Build a model whose weights are not read and take no memory.
+def outline_layout(folder: ModelFolder) -> CacheLayout:
+    """Return the layout of a model whose weights are not read and take no memory.
 
     Shapes and types are those of the loaded model: the headers of the weight files
     decide them. Without such files, weights have the type that the configuration names.
 
     Raises:
-        ModelError: the folder's files cannot be those of a model.
+        ModelError: the model cannot be loaded or run, or keeps caches of an unknown
+            class.
     """
     with _refusing(folder, "cannot be loaded: "):
         if any(folder.path.glob("model*.safetensors")):
@@ -55,19 +61,8 @@ def outline(folder: ModelFolder) -> Any:
             model = _without_weights(folder)
         # Some models evaluate a part of their pass, and would read weights for it.
         model.update(tree_map(_blank, model.parameters()))
-    return model
-
-
-def require_layout(folder: ModelFolder, model: Any) -> CacheLayout:
-    """Return the layout of a model of this folder.
-
-    Raises:
-        ModelError: the model cannot run, or keeps what mlxlab cannot resume.
-    """
     with _refusing(folder, "cannot be run: "):
-        layout = measure_layout(model)
-        list(flatten(make_prompt_cache(model)))
-    return layout
+        return measure_layout(model)
 
 
 def _without_weights(folder: ModelFolder) -> Any:

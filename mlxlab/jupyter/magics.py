@@ -61,7 +61,11 @@ class ServeMagics(Magics):
         self._notebook = name_notebook(shell.user_ns if shell else {})
 
     @magic_arguments()
-    @argument("--model", metavar="NAME", help="folder, hub repository, or tiny")
+    @argument(
+        "--model",
+        metavar="NAME",
+        help="folder, GGUF file, hub repository, smollm2 or tiny",
+    )
     @argument(
         "--strategy", metavar="SPEC", help="name[:key=value,...], as in paged:block=32"
     )

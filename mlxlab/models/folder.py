@@ -1,8 +1,8 @@
 """Model folders: their files, the layout of their caches, their tokenizer.
 
-A model is a folder in mlx-lm's format, given by path or hub repository. This module
-reads its configuration and tokenizer and never its weights, so that a simulation
-imports no mlx.
+A model is a folder in mlx-lm's format, given by path or hub repository, or unpacked
+from a GGUF file. This module reads its configuration and tokenizer and never its
+weights, so that a simulation imports no mlx.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxlab.errors import ModelError
-from mlxlab.models import tiny
+from mlxlab.files import content_sample
+from mlxlab.models import gguf, smollm2, tiny
 from mlxlab.models.encoder import Encoder
 from mlxlab.models.geometry import known_layout
 from mlxlab.models.layout import CacheLayout
-from mlxlab.models.layout_record import find_record
+from mlxlab.models.layout_record import LayoutRecord, find_record, keep_record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["BUNDLED", "ModelFolder", "find_model"]
+__all__ = ["BUNDLED", "SMOLLM2", "ModelFolder", "find_model"]
 
 #: Name of the model that comes with mlxlab.
 BUNDLED = "tiny"
-
-_HASH_WHOLE_BELOW = 64 * 2**20
+#: Name of the language model that comes from the package index.
+SMOLLM2 = "smollm2"
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,16 @@ class ModelFolder:
         """
         if self.path == tiny.PATH:
             return known_layout(BUNDLED)
-        record = find_record(self.path, self.digest)
-        if record.layout is None:
-            raise ModelError(f"model {self.name}: {record.refusal}")
-        return record.layout
+        return find_record(self.path, self.digest).require(self.name)
+
+    def keep_layout(self, found: CacheLayout | ModelError) -> None:
+        """Keep what loading the model has found, for :attr:`layout` of later runs.
+
+        Args:
+            found: the layout, or the refusal of a model that cannot be run.
+        """
+        if self.path != tiny.PATH:
+            keep_record(LayoutRecord.of(found, self.name), self.digest)
 
     @property
     def dtype(self) -> str:
@@ -146,7 +153,7 @@ class ModelFolder:
         digest = hashlib.sha256()
         for file in sorted(self.path.iterdir()):
             if file.suffix in {".json", ".jinja", ".safetensors"}:
-                digest.update(file.name.encode() + b"\0" + _content_sample(file))
+                digest.update(file.name.encode() + b"\0" + content_sample(file))
         return digest.hexdigest()[:16]
 
     @cached_property
@@ -168,15 +175,23 @@ def find_model(name: str = BUNDLED, *, download: bool = True) -> ModelFolder:
     """Find a model's folder.
 
     Args:
-        name: ``tiny``, a path, or a hub repository (``owner/name``). A repository is
-            looked up in the local hub cache first.
-        download: whether to download a repository that is not in that cache.
+        name: ``tiny``, ``smollm2``, a folder, a GGUF file, or a hub repository
+            (``owner/name``). A repository is looked up in the local hub cache first.
+            ``smollm2`` and GGUF files are unpacked into mlxlab's cache folder once.
+        download: whether to download a repository that is not in that cache, or
+            ``smollm2`` if it is not there.
 
     Raises:
-        ModelError: there is no such model, or it is not a model folder.
+        ModelError: there is no such model, or mlxlab cannot read it.
+        UntrustedError: another user may have written the unpacked files.
+        OSError: the cache folder cannot be written.
     """
     path = tiny.PATH if name == BUNDLED else Path(name).expanduser()
-    if not path.is_dir():
+    if name == SMOLLM2:
+        path = gguf.unpack(smollm2.find_file(download=download))
+    elif path.suffix == ".gguf" and not path.is_dir():
+        path = gguf.unpack(path)
+    elif not path.is_dir():
         path = _fetch(name, download)
     try:
         config = json.loads((path / "config.json").read_text())
@@ -191,7 +206,10 @@ def find_model(name: str = BUNDLED, *, download: bool = True) -> ModelFolder:
 
 
 def _fetch(name: str, download: bool) -> Path:
-    accepted = f"give {BUNDLED!r}, a folder, or a hub repository such as owner/name"
+    accepted = (
+        f"give {BUNDLED!r}, {SMOLLM2!r}, a folder, a GGUF file, "
+        "or a hub repository such as owner/name"
+    )
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ModelError(f"unknown model {name!r}: no such folder; {accepted}")
     from huggingface_hub import snapshot_download
@@ -204,13 +222,3 @@ def _fetch(name: str, download: bool) -> Path:
             f"unknown model {name!r}: not in the hub cache, and not "
             f"downloaded ({type(error).__name__}); {accepted}"
         ) from error
-
-
-def _content_sample(file: Path) -> bytes:
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        if size < _HASH_WHOLE_BELOW:
-            return stream.read()
-        head = stream.read(2**20)
-        stream.seek(-(2**20), os.SEEK_END)
-        return str(size).encode() + head + stream.read()

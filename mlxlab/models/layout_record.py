@@ -20,7 +20,7 @@ from mlxlab.files import cache_folder, write_json
 from mlxlab.models.layout import CacheLayout
 from mlxlab.ownership import read_own
 
-__all__ = ["LayoutRecord", "engine_versions", "find_record"]
+__all__ = ["LayoutRecord", "find_record", "keep_record"]
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,33 @@ class LayoutRecord(BaseModel):
             raise ValueError("give a layout or a refusal")
         return self
 
+    @classmethod
+    def of(cls, found: CacheLayout | ModelError, model: str) -> Self:
+        """Make a record with the installed versions.
+
+        Args:
+            found: the layout, or the error of a model that is refused.
+            model: the name in that error.
+        """
+        if isinstance(found, CacheLayout):
+            return cls(engine=_engine(), layout=found)
+        return cls(
+            engine=_engine(), refusal=str(found).removeprefix(f"model {model}: ")
+        )
+
+    def require(self, model: str) -> CacheLayout:
+        """Return the layout.
+
+        Args:
+            model: the name of the model, for the error.
+
+        Raises:
+            ModelError: the model is refused.
+        """
+        if self.layout is None:
+            raise ModelError(f"model {model}: {self.refusal}")
+        return self.layout
+
 
 def find_record(folder: Path, digest: str) -> LayoutRecord:
     """Return the kept record of a model folder, or measure it and keep it.
@@ -57,31 +84,34 @@ def find_record(folder: Path, digest: str) -> LayoutRecord:
     Raises:
         ModelError: the layout cannot be measured here, for example without mlx.
     """
-    engine = engine_versions()
-    try:
-        path = cache_folder() / "layouts" / f"{digest}.json"
-    except OSError as error:
-        log.warning("layout of %s is not kept: %s", folder, error)
-        return _measure(folder)
-    kept = _recall(path)
-    if kept and kept.engine == engine:
+    kept = _recall(digest)
+    if kept and kept.engine == _engine():
         return kept
     found = _measure(folder)
-    try:
-        write_json(found.model_dump(mode="json"), path)
-    except MlxlabError as error:
-        log.warning("layout of %s is not kept: %s", folder, error)
+    keep_record(found, digest)
     return found
 
 
-def _recall(path: Path) -> LayoutRecord | None:
+def keep_record(record: LayoutRecord, digest: str) -> None:
+    """Keep a record of the model of that digest, if the cache folder takes it."""
     try:
-        return LayoutRecord.model_validate_json(read_own(path))
+        write_json(record.model_dump(mode="json"), _file(digest))
+    except (MlxlabError, OSError) as error:
+        log.warning("the model's layout is not kept: %s", error)
+
+
+def _file(digest: str) -> Path:
+    return cache_folder() / "layouts" / f"{digest}.json"
+
+
+def _recall(digest: str) -> LayoutRecord | None:
+    try:
+        return LayoutRecord.model_validate_json(read_own(_file(digest)))
     except FileNotFoundError:
         return None
     except (OSError, ValidationError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not of this format"
-        log.warning("%s: %s; measured again", path, reason)
+        reason = error if isinstance(error, OSError) else "not of this format"
+        log.warning("layout of model %s: %s; measured again", digest, reason)
         return None
 
 
@@ -99,8 +129,7 @@ def _measure(folder: Path) -> LayoutRecord:
         ) from None
 
 
-def engine_versions() -> str:
-    """Return the versions of the packages that decide a layout, in one line."""
+def _engine() -> str:
     return ", ".join(f"{name} {_version(name)}" for name in ("mlx", "mlx-lm"))
 
 

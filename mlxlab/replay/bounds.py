@@ -266,14 +266,18 @@ def find_bounds(
     Args:
         requests: the workload; iterated over twice.
         capacities: for the optimal bound, in bytes.
-        token_bytes: keys and values of one token.
+        token_bytes: bytes kept for one token; may be 0.
 
     Returns:
         The bounds of each request, and the bytes that unlimited memory ends up with.
     """
     memory = OptimalMemory(requests)
     unlimited = list(memory.reused(UNLIMITED))
-    optimal = {size: list(memory.reused(size // token_bytes)) for size in capacities}
+    # A model of recurrent state alone keeps nothing for a token.
+    room = {
+        size: size // token_bytes if token_bytes else UNLIMITED for size in capacities
+    }
+    optimal = {size: list(memory.reused(tokens)) for size, tokens in room.items()}
     anywhere = position_independent(requests)
     found = [
         Bounds(

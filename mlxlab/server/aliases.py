@@ -73,7 +73,7 @@ class Alias(_Closed):
     in the default alias it has the value below.
 
     Attributes:
-        model: a folder, a hub repository, or ``tiny``.
+        model: a folder, a GGUF file, a hub repository, ``smollm2`` or ``tiny``.
         strategy: as :func:`mlxlab.strategies.parse_strategy` reads it.
         rules: as :func:`mlxlab.rendering.rules.parse_rules` reads it.
         thinking: ``auto`` follows the request; ``on`` and ``off`` override it.
@@ -205,7 +205,7 @@ class Aliases:
         """Add aliases; of existing ones, change only the model.
 
         Args:
-            models: names to a folder, a hub repository, or ``tiny``.
+            models: names to a folder or another name that ``model`` takes.
 
         Raises:
             ConfigError: a name that no alias may have, or an empty model.

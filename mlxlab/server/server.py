@@ -353,7 +353,7 @@ def serve(
     """Start a Messages endpoint in this process.
 
     Args:
-        model: model of the default alias: a folder, a hub repository or ``tiny``.
+        model: model of the default alias, see :func:`mlxlab.find_model`.
         strategy: strategy of the default alias, as ``name[:key=value,...]``.
         rules: rules of the default alias, see
             :func:`mlxlab.rendering.rules.parse_rules`.

@@ -11,6 +11,7 @@ from mlxlab.analysis.tune import tune
 from mlxlab.analysis.tuning import Tuning, rank
 from mlxlab.errors import StrategyError
 from mlxlab.jupyter.magics import ServeMagics
+from mlxlab.models.layout import CacheLayout
 from mlxlab.server.aliases import Aliases
 from mlxlab.strategies import STRATEGIES, parse_strategy
 from mlxlab.traces import load_trace
@@ -163,3 +164,12 @@ def test_approximate_ones_take_part_if_they_were_measured_to_be_close(
 def test_a_budget_that_holds_nothing_is_refused() -> None:
     with pytest.raises(StrategyError, match="capacity=9 holds no block"):
         tune(small_trace(), memory=9, progress=False)
+
+
+def test_a_model_with_state_is_tuned_without_blocks() -> None:
+    settings: dict[str, Any] = {"memory": 1 << 20, "progress": False, "trials": 8}
+    found = tune(small_trace(), layout=CacheLayout.plain(256, 4096), **settings)
+    assert found.requests.reused_tokens.max() > 0
+    assert not found.requests.strategy.str.contains("block=").any()
+    model = found.manifest["model"]
+    assert (model["token_bytes"], model["checkpoint_bytes"]) == (256, 4096)

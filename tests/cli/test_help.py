@@ -122,6 +122,7 @@ def test_names_are_completed() -> None:
     assert "sessions" in complete_traces("ses")
     assert complete_traces("tests/cl") == ["tests/cli/", "tests/client/"]
     assert complete_models("tin") == ["tiny"]
+    assert complete_models("smol") == ["smollm2"]
     assert complete_texts("re") == ["redacted"]
     assert complete_formats("cap") == ["capture"]
     assert complete_edits("header,dat") == ["header,date"]

@@ -53,14 +53,12 @@ def sizes(cache: Any) -> tuple[CacheKind, float, int]:
     if cache.keys is None:
         return CacheKind.TOKENS, 0, 0
     keys, values = cache.keys, cache.values
-    if window := getattr(cache, "max_size", 0):
-        # An uncut window holds the chunk too.
-        return CacheKind.WINDOW, nbytes([keys, values]) / keys.shape[2], window
-    start = getattr(cache, "start_position", 0)
-    held = nbytes([a[..., : cache.offset - start, :] for a in (keys, values)])
-    window = getattr(cache, "chunk_size", 0)
-    kind = CacheKind.WINDOW if window else CacheKind.TOKENS
-    return kind, held / (cache.offset - start), window
+    per_row = nbytes([keys, values]) / keys.shape[2]
+    # llama4 attends within chunks, so an earlier chunk is never needed.
+    if window := getattr(cache, "max_size", getattr(cache, "chunk_size", 0)):
+        return CacheKind.WINDOW, per_row, window
+    assert cache.offset == TOKENS
+    return CacheKind.TOKENS, per_row, 0
 
 
 def totals(layout: CacheLayout) -> Mapping[tuple[CacheKind, int], int]:
@@ -112,7 +110,7 @@ def test_layers_that_keep_the_same_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", REFUSED)
 def test_unknown_caches_are_refused(name: str, tmp_path: Path) -> None:
     model = save_architecture(tmp_path, CONFIGURATIONS[name])
-    with pytest.raises(ModelError, match="keeps LayerCache; mlxlab resumes"):
+    with pytest.raises(ModelError, match="keeps a LayerCache, which mlxlab cannot"):
         measure_layout(model)
 
 

@@ -11,8 +11,11 @@ from mlxlab.analysis.compare import compare
 from mlxlab.errors import ModelError
 from mlxlab.models.folder import find_model
 from mlxlab.server.server import serve
+from tests.support.architectures import configurations, save_architecture
 from tests.support.exchanges import small_trace
 from tests.support.models import save_model
+
+CONFIGURATIONS = configurations()
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 48,
@@ -74,3 +77,26 @@ def test_the_server_keeps_what_it_had(tmp_path: Path) -> None:
         with pytest.raises(ModelError, match="YarnRoPE"):
             server.configure(strategy="suffix")
         assert server.aliases.default.strategy == "paged"
+
+
+@pytest.mark.skipif(not CONFIGURATIONS, reason="no shared/models/configs.json")
+@pytest.mark.parametrize("name", ["glm4_moe_lite", "gpt2", "nemotron-nas+linear"])
+def test_sizes_are_the_same_live_and_simulated(name: str, tmp_path: Path) -> None:
+    save_architecture(tmp_path, CONFIGURATIONS[name])
+    layout = find_model(str(tmp_path)).layout
+    live, simulated = (
+        compare(
+            small_trace(),
+            model=str(tmp_path),
+            strategies="paged:block=16",
+            capacity=600 * layout.token_bytes(),
+            simulate=simulate,
+            progress=False,
+        )
+        for simulate in (False, True)
+    )
+    counted = ["request", "reused_tokens", "stored_bytes", "evicted"]
+    assert live.requests[counted].equals(simulated.requests[counted])
+    assert live.manifest["model"] == simulated.manifest["model"]
+    assert live.requests.evicted.sum() > 0
+    assert live.requests.stored_bytes.max() % layout.token_bytes() == 0

@@ -20,6 +20,7 @@ from mlxlab.engine import load_model
 from mlxlab.errors import ModelError
 from mlxlab.models.folder import find_model
 from mlxlab.models.layout import CacheKind, CacheLayout, LayerCache
+from tests.support.architectures import configurations, save_architecture
 from tests.support.exchanges import small_trace
 from tests.support.models import save_model
 
@@ -120,7 +121,7 @@ def test_a_simulation_refuses_what_serve_refuses(
     model = find_model(str(folder))
     for _ in range(2):  # measured, then kept
         for verb in (compare, tune, sweep, misses):
-            simulated = {"simulate": True} if verb is compare else {}
+            simulated: dict[str, Any] = {"simulate": True} if verb is compare else {}
             with pytest.raises(ModelError) as caught:
                 verb(small_trace(), model=model, progress=False, **simulated)
             assert str(caught.value) == str(served.value)
@@ -129,6 +130,28 @@ def test_a_simulation_refuses_what_serve_refuses(
     assert misses(small_trace(), model=model, **given).requests.size
     with pytest.raises(ModelError):
         tune(small_trace(), model=model, **given)
+
+
+def test_loading_keeps_what_it_finds(
+    kept: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "run", refuse)
+    load_model(find_model(str(folder)))
+    assert find_model(str(folder)).layout == LAYOUT
+
+
+@pytest.mark.skipif(not configurations(), reason="no shared/models/configs.json")
+def test_a_simulation_refuses_what_loading_tried_in_vain(
+    kept: Path, tmp_path: Path
+) -> None:
+    save_architecture(tmp_path / "model", configurations()["plamo3"])
+    model = str(tmp_path / "model")
+    assert find_model(model).layout.token_bytes() > 0  # only its answers show it
+    with pytest.raises(ModelError, match="depend on the size of the chunks") as served:
+        load_model(find_model(model))
+    with pytest.raises(ModelError) as simulated:
+        tune(small_trace(), model=model, progress=False)
+    assert str(simulated.value) == str(served.value)
 
 
 def test_a_simulation_imports_no_mlx(kept: Path, folder: Path) -> None:

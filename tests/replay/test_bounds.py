@@ -16,6 +16,7 @@ from mlxlab.replay.bounds import (
     OptimalMemory,
     PositionIndependent,
     UnlimitedMemory,
+    find_bounds,
     position_independent,
 )
 from mlxlab.replay.requests import RenderedRequest
@@ -152,3 +153,10 @@ def test_hashes_of_prefixes_do_not_tell_of_other_places(tmp_path: Path) -> None:
     assert list(OptimalMemory(workload).reused(UNLIMITED)) == [0, 0, 256, 128, 128]
     # Of four units the first two are asked for again.
     assert list(OptimalMemory(workload).reused(2 * 64)) == [0, 0, 128, 0, 128]
+
+
+def test_tokens_that_take_no_memory_all_fit() -> None:
+    requests = rendered([Request([1, 2, 3, 4]), Request([1, 2, 3, 5])])
+    bounds, held = find_bounds(requests, [10], token_bytes=0)
+    assert [own.optimal[10] for own in bounds] == [0, 3]
+    assert held == 0

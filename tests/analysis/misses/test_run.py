@@ -89,11 +89,11 @@ def requests_of(name: str, rules: str) -> list[RenderedRequest]:
 def test_every_strategy_adds_up_on_recorded_traces(
     name: str, rules: str, strategy: str
 ) -> None:
-    size = {"layout": find_model().layout}
-    replayer = Simulator(make_strategy(strategy, **size))
+    layout = find_model().layout
+    replayer = Simulator(make_strategy(strategy, layout=layout))
     requests = requests_of(name, rules)
     attributions = attribute(
-        requests, make_strategy(strategy, **size), lambda ids: str(ids)
+        requests, make_strategy(strategy, layout=layout), lambda ids: str(ids)
     )
     for request, attribution in zip(requests, attributions, strict=True):
         computed = sum(len(part) for part in attribution.parts if part.cause)

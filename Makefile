@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help compare test test-all lab notebooks docs picture check bench bench-servers bench-scale fidelity transcript record clean
+.PHONY: help compare test test-all lab notebooks docs picture check bench bench-servers bench-scale models fidelity transcript record clean
 
 BIN := .venv/bin
 READY := .venv/ready
@@ -54,6 +54,9 @@ bench-servers: $(READY)  ## first tokens beside other servers; VLLM_MLX=its pyth
 
 bench-scale: $(READY)  ## hashed sessions through all exact strategies; TRACES=folder
 	$(BIN)/python -m bench.scale $(TRACES)
+
+models: $(READY)  ## every architecture of mlx-lm through the strategies: is reuse exact?
+	$(BIN)/python -m bench.models
 
 fidelity: $(READY)  ## what reuse does to answers, an hour or two: data/fidelity
 	$(BIN)/python -m bench.fidelity

@@ -14,6 +14,7 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
@@ -114,7 +115,7 @@ class Examination:
 
 def examine(name: str, config: Mapping[str, Any]) -> Examination:
     """Build a model of a configuration and replay it under every exact strategy."""
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
         try:
             save_architecture(Path(folder), config)
             found = find_model(folder)
@@ -236,8 +237,10 @@ def _examine_all(
     # A model this small gains nothing from threads.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     context = get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        yield from pool.map(examine, chosen, chosen.values())
+    with TemporaryDirectory() as caches:
+        os.environ["XDG_CACHE_HOME"] = caches  # loading keeps layouts in there
+        with ProcessPoolExecutor(processes, mp_context=context) as pool:
+            yield from pool.map(examine, chosen, chosen.values())
 
 
 def main() -> int:
@@ -267,12 +270,13 @@ def main() -> int:
 
 def _summary(found: Sequence[Examination]) -> str:
     served = [own for own in found if not own.refusal]
-    exact = [own for own in served if not own.faults]
     cut = sum(1 for own in served if not own.layout.checkpoint_bytes())
+    faults = sum(1 for own in served if own.faults)
     return (
-        f"{len(found)} configurations: {len(served)} served ({cut} cut at any token, "
-        f"{len(served) - cut} resumed at checkpoints), {len(exact)} of them exact with "
-        f"live = simulated; {len(found) - len(served)} refused"
+        f"{len(found)} configurations: {len(found) - len(served)} refused, "
+        f"{len(served)} served ({cut} cut at any token, {len(served) - cut} at "
+        f"checkpoints),\n{len(served) - faults} of them exact, with live = simulated; "
+        f"{faults} with faults"
     )
 
 

@@ -16,7 +16,10 @@ from hypothesis import strategies as st
 
 from bench.models import examine
 from mlxlab.engine import BoundedThinking, Engine, Forced
+from mlxlab.engine.layer_caches import StateCache, WindowCache
 from mlxlab.engine.layout import measure_layout
+from mlxlab.engine.trial import try_out
+from mlxlab.errors import ModelError
 from mlxlab.models.folder import find_model
 from mlxlab.models.layout import Windows
 from mlxlab.prompt import Prompt, Tokens
@@ -103,6 +106,32 @@ def test_what_cannot_be_exact_is_refused(name: str, reason: str) -> None:
 @pytest.mark.parametrize("name", NOT_HERE)
 def test_what_cannot_run_here_is_refused(name: str) -> None:
     assert examine(name, CONFIGURATIONS[name]).refusal
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma3", "nemotron_h", "lfm2"])
+def test_rounding_is_no_reason_to_refuse(name: str, tmp_path: Path) -> None:
+    try_out(save_architecture(tmp_path, CONFIGURATIONS[name], mx.bfloat16))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("qwen3_5", StateCache), ("gpt_oss", WindowCache), ("llama4", WindowCache)],
+)
+def test_wrong_restoring_is_refused(
+    name: str, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = built(name)
+    try_out(model)
+    right = kind.restore
+
+    def wrong(self: Any, snapshot: Any, *position: int) -> None:
+        """Put one array back as it was half a percent smaller."""
+        first, *rest = snapshot
+        right(self, (0.995 * first, *rest), *position)
+
+    monkeypatch.setattr(kind, "restore", wrong)
+    with pytest.raises(ModelError, match="caches cannot be restored"):
+        try_out(model)
 
 
 WAYS = [

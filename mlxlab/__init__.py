@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from mlxlab.replay.export import export_trace
     from mlxlab.server.server import serve
     from mlxlab.strategies import STRATEGIES, Strategy, make_strategy
+    from mlxlab.strategies.placements import PLACEMENTS
     from mlxlab.traces import Trace, bundled_traces
     from mlxlab.traces.anonymize.anonymizer import anonymize
     from mlxlab.traces.importers import import_trace
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from mlxlab.traces.recording.recorder import record
 
 __all__ = [
+    "PLACEMENTS",
     "RULES",
     "STRATEGIES",
     "Calibration",
@@ -105,6 +107,7 @@ _MODULES = {
     "mlxlab.replay.export": ("export_trace",),
     "mlxlab.server.server": ("serve",),
     "mlxlab.strategies": ("STRATEGIES", "Strategy", "make_strategy"),
+    "mlxlab.strategies.placements": ("PLACEMENTS",),
     "mlxlab.traces": ("Trace", "bundled_traces"),
     "mlxlab.traces.anonymize.anonymizer": ("anonymize",),
     "mlxlab.traces.importers": ("import_trace",),

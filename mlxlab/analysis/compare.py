@@ -12,7 +12,10 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from mlxlab.analysis.comparison import Comparison
+from mlxlab.errors import MlxlabError
 from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
+from mlxlab.models.geometry import LayoutLike, read_layout
+from mlxlab.models.layout import CacheLayout
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.rendering.rules import parse_rules
 from mlxlab.replay.bounds import Bounds, find_bounds, tabulate_bounds
@@ -44,6 +47,7 @@ def compare(
     simulate: bool = False,
     costs: CostModel | None = None,
     chunk: int = CHUNK,
+    layout: LayoutLike | None = None,
     progress: bool = True,
 ) -> Comparison:
     """Replay traces through strategies, each trace from an empty cache.
@@ -59,6 +63,8 @@ def compare(
         costs: estimates the seconds of a simulation and of bounds, see
             :func:`mlxlab.calibrate`. A live replay with exact strategies fits its own.
         chunk: tokens that a live replay computes at a time.
+        layout: what another model keeps for its tokens, see
+            :func:`mlxlab.models.geometry.read_layout`; for simulations only.
         progress: whether to show a bar.
 
     Raises:
@@ -69,12 +75,15 @@ def compare(
     size = None if capacity is None else read_size(capacity, "capacity")
     specs = parse_specs(strategies, rules, size)
     default = parse_rules(rules)
-    capacities = {spec: spec.make(folder.layout).capacity for spec in specs}
+    kept = folder.layout
+    if layout is not None:
+        kept = _other_layout(layout, simulate)
+    capacities = {spec: spec.make(kept).capacity for spec in specs}
     every = dict.fromkeys([default, *(spec.rules for spec in specs)])
     renderers = {own: Renderer(folder, own) for own in every}
     renderings = len(renderers) * sum(len(trace.inference) for trace in recorded)
     with (
-        _stage(folder, chunk, simulate, costs) as stage,
+        _stage(folder, kept, chunk, simulate, costs) as stage,
         tqdm(total=renderings, desc="rendering", disable=not progress) as bar,
     ):
         for spec in specs:
@@ -85,10 +94,7 @@ def compare(
             for own, renderer in renderers.items()
         }
         sizes = set(capacities.values())
-        bounds = [
-            find_bounds(requests, sizes, folder.layout.token_bytes())
-            for requests in rendered[default]
-        ]
+        bounds = [find_bounds(requests, sizes, kept) for requests in rendered[default]]
         bar.reset(sum(_tokens(rendered[spec.rules]) for spec in specs))
         rows: list[dict[str, Any]] = []
         for spec in specs:
@@ -108,10 +114,25 @@ def compare(
         requests=frame.join(pd.DataFrame(beside)),
         bounds=tabulate_bounds(found, max(held for _, held in bounds), costs),
         manifest=describe_run(
-            recorded, folder, specs, notes, stage.environment, costs=costs
+            recorded,
+            folder,
+            specs,
+            notes,
+            stage.environment,
+            layout=kept,
+            costs=costs,
         ),
         segments=_segments(rendered[default]),
     )
+
+
+def _other_layout(layout: LayoutLike, simulate: bool) -> CacheLayout:
+    if not simulate:
+        raise MlxlabError(
+            "layout: a live replay stores what the model keeps; leave layout out, or "
+            "simulate"
+        )
+    return read_layout(layout, "layout")
 
 
 def _render(
@@ -129,15 +150,20 @@ class _Stage:
     """Makes replayers: simulators, or live ones where a model is loaded."""
 
     def __init__(
-        self, folder: ModelFolder, live: LiveModel | None, costs: CostModel | None
+        self,
+        folder: ModelFolder,
+        layout: CacheLayout,
+        live: LiveModel | None,
+        costs: CostModel | None,
     ) -> None:
         self.folder = folder
+        self.layout = layout
         self.live = live
         self.costs = costs
         self.environment = live.describe() if live else {}
 
     def replayer(self, spec: StrategySpec, progress: Progress) -> Replayer:
-        strategy = spec.make(self.folder.layout)
+        strategy = spec.make(self.layout)
         if self.live is None:
             return Simulator(strategy, progress, self.costs)
         return self.live.replayer(strategy, progress)
@@ -145,16 +171,20 @@ class _Stage:
 
 @contextmanager
 def _stage(
-    folder: ModelFolder, chunk: int, simulate: bool, costs: CostModel | None
+    folder: ModelFolder,
+    layout: CacheLayout,
+    chunk: int,
+    simulate: bool,
+    costs: CostModel | None,
 ) -> Iterator[_Stage]:
     if simulate:
-        yield _Stage(folder, None, costs)
+        yield _Stage(folder, layout, None, costs)
         return
     # Simulation has to work where mlx is not installed.
     from mlxlab.replay.live import live_model
 
     with live_model(folder, chunk=chunk) as live:
-        yield _Stage(folder, live, None)
+        yield _Stage(folder, layout, live, None)
 
 
 def _fitted(

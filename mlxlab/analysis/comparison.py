@@ -10,7 +10,7 @@ import pandas as pd
 from mlxlab.analysis.conclusion import conclude
 from mlxlab.analysis.result import Result, describe_replay
 from mlxlab.analysis.tables import Forms, format_bounds, format_columns
-from mlxlab.replay.bounds import BOUNDS
+from mlxlab.replay.bounds import BOUNDS, PLACEMENT
 
 if TYPE_CHECKING:
     from mlxlab.analysis.plots.picture import Picture
@@ -22,6 +22,7 @@ _FORMS: Forms = {
     "of_unlimited": ("of un-\nlimited", "{:.1%}".format),
     "of_optimal": ("of\noptimal", "{:.1%}".format),
     "of_position_independent": ("of any\nposition", "{:.1%}".format),
+    "of_placement": ("of best\nplacement", "{:.1%}".format),
     "new_session": ("new\nsession", "{:.1%}".format),
     "ttft_median_s": ("TTFT\nmedian s", "{:.2f}".format),
     "ttft_max_s": ("TTFT\nmax s", "{:.2f}".format),
@@ -47,7 +48,8 @@ class Comparison(Result):
             the bounds of the same request under the default rules, at the strategy's
             capacity: ``unlimited``, ``optimal`` and ``position_independent`` (tokens),
             and ``unlimited_s``, ``optimal_s`` and ``position_independent_s`` (seconds
-            to the first token; missing without a cost model).
+            to the first token; missing without a cost model). For a model that resumes
+            at checkpoints also ``placement`` and ``placement_s``.
         segments: one row per request and kind of content, under the default rules.
             Columns: ``session``, ``request``, ``role`` (such as ``tools``), ``tokens``.
     """
@@ -65,9 +67,10 @@ class Comparison(Result):
         """Return one row per strategy; columns without data are dropped.
 
         Columns: ``reused`` (share of all prompt tokens); ``of_unlimited``,
-        ``of_optimal`` and ``of_position_independent`` (that share, relative to the
-        bound under the default rules); ``new_session`` (reused share of the first
-        requests of all sessions but each trace's first; sub-agents count as sessions);
+        ``of_optimal``, ``of_position_independent`` and ``of_placement`` (that share,
+        relative to the bound under the default rules); ``new_session`` (reused share of
+        the first requests of all sessions but each trace's first; sub-agents count as
+        sessions);
         ``ttft_median_s``, ``ttft_max_s``, ``prefill_s`` and ``restore_s`` (sums),
         ``stored_mib`` (peak), ``evicted`` (tokens).
         """
@@ -114,7 +117,8 @@ def _summarize(rows: pd.DataFrame, tokens: int) -> dict[str, Any]:
         tokens: of all prompts under the rules that the bounds are for.
     """
     reused = _reused_share(rows)
-    most = {name: rows[name].sum() / tokens for name in BOUNDS}
+    names = [name for name in (*BOUNDS, PLACEMENT) if name in rows]
+    most = {name: rows[name].sum() / tokens for name in names}
     starts = rows.groupby("session", sort=False).head(1)
     trace = starts.session.str.rpartition(":")[0]
     starts = starts[trace.duplicated()]

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -29,7 +29,7 @@ from mlxlab.models.geometry import LayoutLike, read_layout
 from mlxlab.models.layout import CacheLayout
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.rendering.rules import parse_rules
-from mlxlab.replay.bounds import BOUNDS, find_bounds, tabulate_bounds
+from mlxlab.replay.bounds import BOUNDS, PLACEMENT, find_bounds, tabulate_bounds
 from mlxlab.replay.cost_model import CostModel
 from mlxlab.replay.manifest import describe_run
 from mlxlab.replay.simulator import Simulator
@@ -58,6 +58,7 @@ _FORMS: Forms = {
     "of_unlimited": ("of un-\nlimited", "{:.1%}".format),
     "of_optimal": ("of\noptimal", "{:.1%}".format),
     "of_position_independent": ("of any\nposition", "{:.1%}".format),
+    "of_placement": ("of best\nplacement", "{:.1%}".format),
     "ttft_mean_s": ("TTFT\nest. s", "{:.2f}".format),
     "stored_gib": ("stored\nGiB", "{:.2f}".format),
     "evicted_m": ("evicted\nM", "{:.1f}".format),
@@ -76,7 +77,7 @@ class Sweep(Result):
             (peak), and with a cost model ``ttft_s`` (sum of the seconds to first
             tokens).
         bounds: one row per bound and number of users (column ``users``), and per
-            capacity for ``optimal``.
+            capacity for ``optimal`` and ``placement``.
     """
 
     kind = "sweep"
@@ -94,19 +95,20 @@ class Sweep(Result):
         """Return one row per strategy, number of users and capacity.
 
         Columns: ``strategy``, ``users``, ``capacity`` (bytes), ``reused`` (share of all
-        prompt tokens), ``of_unlimited``, ``of_optimal``, ``of_position_independent``
-        (that share, relative to the bound), ``ttft_mean_s`` (estimated),
-        ``stored_bytes`` (peak), ``evicted`` (tokens). Columns without data are dropped.
+        prompt tokens), ``of_unlimited``, ``of_optimal``, ``of_position_independent``,
+        ``of_placement`` (that share, relative to the bound), ``ttft_mean_s``
+        (estimated), ``stored_bytes`` (peak), ``evicted`` (tokens). Columns without data
+        are dropped.
         """
         rows = self.requests
         reused = rows.reused_tokens / rows.prompt_tokens
         table = rows[["strategy", "users", "capacity"]].assign(reused=reused)
-        for name in BOUNDS:
+        for name in (*BOUNDS, PLACEMENT):
             own = self.bounds[self.bounds.bound == name]
-            keys = ["users", "memory"] if name == "optimal" else ["users"]
-            most = own.set_index(keys).reused
+            limited = name in ("optimal", PLACEMENT)
+            most = own.set_index(["users", "memory"] if limited else ["users"]).reused
             index = pd.MultiIndex.from_frame(rows[["users", "capacity"]])
-            at = index if name == "optimal" else index.get_level_values("users")
+            at = index if limited else index.get_level_values("users")
             table[f"of_{name}"] = reused / most.reindex(at).to_numpy()
         if "ttft_s" in rows:
             table["ttft_mean_s"] = rows.ttft_s / rows.requests
@@ -179,6 +181,8 @@ def sweep(
     kept = model.layout if layout is None else read_layout(layout, "layout")
     sizes = [read_size(capacity, "capacities") for capacity in capacities]
     specs = parse_specs(strategies, rules)
+    for spec, size in product(specs, sizes):
+        replace(spec, capacity=size).make(kept)  # refused before any work
     every = dict.fromkeys([parse_rules(rules), *(c.rules for c in specs)])
     renderers = {own: Renderer(model, own) for own in every}
     data = {
@@ -232,8 +236,10 @@ def _tasks(
     }
     sizes = {c: sorted({s.capacity for s in own}) for c, own in made.items()}
     every = sorted(set(chain(*sizes.values())))
+    names = [*BOUNDS, PLACEMENT] if layout.checkpoint_bytes() else [*BOUNDS]
+    bounds = {"bounds": names, "capacities": every}
     asked: list[tuple[Rules, dict[str, Any]]] = [
-        (first, {"bounds": list(BOUNDS), "capacities": every}),
+        (first, bounds),
         *(
             (
                 spec.rules,
@@ -266,7 +272,7 @@ def _run(task: Task, data: _Data) -> list[Row]:
     users = {"users": asked["users"]}
     if "bounds" in asked:
         bounds = tabulate_bounds(
-            *find_bounds(workload, asked["capacities"], layout.token_bytes()), costs
+            *find_bounds(workload, asked["capacities"], layout), costs
         )
         return [{**users, **row} for row in list_records(bounds)]
     spec = next(own for own in specs if own.strategy == asked["strategy"])

@@ -46,6 +46,7 @@ _BOUND_NAMES = {
     "unlimited": "exact, unlimited memory",
     "optimal": "exact, optimal eviction",
     "position_independent": "any position",
+    "placement": "best checkpoints",
 }
 
 

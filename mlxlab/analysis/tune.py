@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
 from mlxlab.analysis.fidelity.store import FidelityRecord, known
+from mlxlab.analysis.search_space import SearchSpace
 from mlxlab.analysis.tuning import Tuning, rank
+from mlxlab.errors import StrategyError
 from mlxlab.extras import needs
 from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
 from mlxlab.models.geometry import LayoutLike, read_layout
@@ -26,7 +28,7 @@ from mlxlab.replay.simulator import Simulator
 from mlxlab.replay.specs import StrategySpec
 from mlxlab.replay.workload import Workload, open_sources
 from mlxlab.sizes import Size, read_size
-from mlxlab.strategies import STRATEGIES, Limit, ParameterValue, Strategy
+from mlxlab.strategies import STRATEGIES, ParameterValue, Strategy
 from mlxlab.strategies.base import CAPACITY
 from mlxlab.traces.open import Traces, open_traces
 
@@ -52,10 +54,10 @@ def tune(
 ) -> Tuning:
     """Find the strategy and parameters with the least time to the first token.
 
-    Each parameter declares the values worth trying (``Parameter.tries``). Optuna's
-    tree-structured Parzen estimator chooses among them, after one trial of every
-    strategy with its defaults. Trials within the cost model's error are ties, see
-    :func:`mlxlab.analysis.tuning.rank`.
+    Each parameter declares the values worth trying (``Parameter.tries``); those that
+    mean nothing for the layout are left out. Optuna's tree-structured Parzen estimator
+    chooses among them, after one trial of every strategy with its defaults. Trials
+    within the cost model's error are ties, see :func:`mlxlab.analysis.tuning.rank`.
 
     Args:
         traces: names, paths or opened traces; either recorded or hashed ones.
@@ -74,7 +76,8 @@ def tune(
         progress: whether to show bars.
 
     Raises:
-        MlxlabError: an unknown name, an unreadable file, or a budget below one block.
+        MlxlabError: an unknown name, an unreadable file, or a budget below one block
+            or one checkpoint.
     """
     opened = open_traces(traces)
     memory = read_size(memory, "memory")
@@ -83,10 +86,12 @@ def tune(
     kept = folder.layout
     if layout is not None:
         kept = read_layout(layout, "layout")
+    space = SearchSpace(kept, memory)
+    space.check(s for s in STRATEGIES.values() if s.exact)
     renderer = Renderer(folder, parse_rules(rules))
     workload = Workload(open_sources(opened, renderer, progress), users)
     approximate = [] if kld is None else _close_enough(folder, renderer.rules, kld)
-    search = _Search(workload, kept, memory, costs)
+    search = _Search(workload, space, costs)
     found = search.run(approximate, trials, seed, progress)
     specs = [StrategySpec.parse(found.strategy.iloc[0], renderer.rules)]
     manifest = describe_run(
@@ -94,12 +99,11 @@ def tune(
     )
     return Tuning(
         requests=found,
-        bounds=tabulate_bounds(
-            *find_bounds(workload, [memory], kept.token_bytes()), costs
-        ),
+        bounds=tabulate_bounds(*find_bounds(workload, [memory], kept), costs),
         manifest=manifest
         | {"seed": seed, "memory": memory, "users": users}
-        | {"error": costs.error if costs else 0.0},
+        | {"error": costs.error if costs else 0.0}
+        | {"servable": _is_accepted(specs[0], folder.layout)},
     )
 
 
@@ -107,15 +111,10 @@ class _Search:
     """Tries strategies on one workload."""
 
     def __init__(
-        self,
-        workload: Workload,
-        layout: CacheLayout,
-        memory: int,
-        costs: CostModel | None,
+        self, workload: Workload, space: SearchSpace, costs: CostModel | None
     ) -> None:
         self.workload = workload
-        self.layout = layout
-        self.memory = memory
+        self.space = space
         self.costs = costs
         self._known: dict[str, dict[str, Any]] = {}
 
@@ -133,9 +132,11 @@ class _Search:
         logging.getLogger("optuna").setLevel(logging.ERROR)  # our errors say more
         study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
         exact = [StrategySpec(s, {}, ()) for s in STRATEGIES.values() if s.exact]
-        candidates = {spec.strategy: spec for spec in (*exact, *approximate)}
-        for name in candidates:
-            study.enqueue_trial({"strategy": name}, skip_if_exists=True)
+        close = [s for s in approximate if _is_accepted(s, self.space.layout)]
+        candidates = {spec.strategy: spec for spec in (*exact, *close)}
+        for name, spec in candidates.items():
+            first = self._first(spec.policy) if spec.exact else {}
+            study.enqueue_trial({"strategy": name, **first}, skip_if_exists=True)
         with tqdm(total=trials, desc="tuning", disable=not progress) as bar:
             for _ in range(max(trials, len(candidates))):
                 study.optimize(lambda trial: self._try(trial, candidates), n_trials=1)
@@ -148,27 +149,34 @@ class _Search:
     ) -> float:
         spec = candidates[trial.suggest_categorical("strategy", list(candidates))]
         if spec.exact:
-            parameters: dict[str, Any] = {
-                key: trial.suggest_categorical(f"{spec.strategy}.{key}", list(values))
-                for key, values in self._space(spec.policy).items()
-            }
-            if Limit.CAPACITY in spec.policy.limits:
-                parameters[spec.policy.limits[Limit.CAPACITY]] = self.memory
-            spec = replace(spec, parameters=parameters)
+            spec = replace(spec, parameters=self._choose(trial, spec.policy))
         if spec.strategy not in self._known:
             self._known[spec.strategy] = self._measure(spec)
         return float(self._known[spec.strategy]["cost"])
 
-    def _space(self, policy: type[Strategy]) -> dict[str, tuple[ParameterValue, ...]]:
-        """Return the values to try, by parameter."""
-        unit, declared = self.workload.unit, dict(policy.declared)
-        if self.layout.checkpoint_bytes():
-            # Prompts are resumed at checkpoints then, not at blocks.
-            declared.pop(policy.limits.get(Limit.BLOCK, ""), None)
-        return {key: p.tries_in(unit) for key, p in declared.items() if p.tries}
+    def _first(self, policy: type[Strategy]) -> dict[str, ParameterValue]:
+        """Return the defaults of an exact strategy, by the names of the search."""
+        own = self.space.defaults(policy, self.workload.unit)
+        return {_name(policy, key, own): value for key, value in own.items()}
+
+    def _choose(
+        self, trial: optuna.Trial, policy: type[Strategy]
+    ) -> dict[str, ParameterValue]:
+        """Let the trial choose parameters; windows decide which others there are."""
+        chosen: dict[str, ParameterValue] = {}
+
+        def choose(values: Mapping[str, Sequence[ParameterValue]]) -> None:
+            for key, own in values.items():
+                name = _name(policy, key, chosen)
+                picked = trial.suggest_categorical(name, list(own))
+                chosen[key] = cast(ParameterValue, picked)
+
+        choose(self.space.windows(policy))
+        choose(self.space.others(policy, self.workload.unit, **chosen))
+        return chosen | self.space.capacity(policy)
 
     def _measure(self, spec: StrategySpec) -> dict[str, Any]:
-        strategy = spec.make(self.layout, unit=self.workload.unit)
+        strategy = spec.make(self.space.layout, unit=self.workload.unit)
         replayer = Simulator(strategy, costs=self.costs)
         seconds, prompt, reused, requests, peak = [], 0, 0, 0, 0
         for request in self.workload:
@@ -196,6 +204,23 @@ class _Search:
             "ttft_median_s": np.median(ttft),
             "ttft_p90_s": np.quantile(ttft, 0.9),
         }
+
+
+def _name(
+    policy: type[Strategy], key: str, chosen: Mapping[str, ParameterValue]
+) -> str:
+    """Name a parameter for Optuna, which wants the same values under one name."""
+    windows = "" if key == "windows" else chosen.get("windows", "")
+    return f"{policy.name}.{windows}.{key}"
+
+
+def _is_accepted(spec: StrategySpec, layout: CacheLayout) -> bool:
+    """Whether a model of this layout is served with a strategy."""
+    try:
+        spec.make(layout)
+    except StrategyError:
+        return False
+    return True
 
 
 def _close_enough(

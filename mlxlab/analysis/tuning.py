@@ -13,6 +13,7 @@ from mlxlab.analysis.result import Result, describe_traces
 from mlxlab.analysis.tables import Forms, format_bounds, format_columns
 from mlxlab.replay.specs import StrategySpec, label_rules
 from mlxlab.sizes import format_size
+from mlxlab.strategies import ParameterValue
 
 if TYPE_CHECKING:
     from mlxlab.analysis.plots.picture import Picture
@@ -160,6 +161,14 @@ class Tuning(Result):
         return others.iloc[0] if len(others) else self.best
 
     @property
+    def servable(self) -> bool:
+        """Whether the model can be served with the recommendation.
+
+        It cannot if another layout was simulated that needs other settings.
+        """
+        return bool(self.manifest.get("servable", True))
+
+    @property
     def serve_line(self) -> str:
         """The line that serves the recommendation in a notebook."""
         rules = "" if self.rules == "all" else f" --rules {self.rules}"
@@ -209,16 +218,20 @@ class Tuning(Result):
         """Compare the values of each parameter of the recommended strategy."""
         said = []
         own = self.requests[self.requests.name == self.best["name"]]
-        specs = [StrategySpec.parse(text) for text in own.strategy]
-        parsed = pd.DataFrame([dict(s.parameters) for s in specs], index=own.index)
-        for key in parsed:
-            costs = own.cost.groupby(parsed[key]).min()
-            chosen = parsed[key].iloc[0]
-            if len(costs) > 1:
-                more = costs.max() / costs[chosen] - 1 if costs[chosen] else 0.0
-                tried = ", ".join(map(str, costs.index))
+        tried = [dict(StrategySpec.parse(text).parameters) for text in own.strategy]
+        for key, chosen in tried[0].items():
+            # Some parameters mean something beside certain values of others only.
+            least: dict[ParameterValue, float] = {}
+            for parameters, cost in zip(tried, own.cost, strict=True):
+                if key in parameters:
+                    value = parameters[key]
+                    least[value] = min(cost, least.get(value, cost))
+            if len(least) > 1:
+                best = least[chosen]
+                more = max(least.values()) / best - 1 if best else 0.0
+                values = ", ".join(map(str, sorted(least)))
                 cost = f"up to {_more(more)} {self._measure}"
-                said.append(f"{key}={chosen}, of {tried} tried; others cost {cost}.")
+                said.append(f"{key}={chosen}, of {values} tried; others cost {cost}.")
         return said
 
     @property
@@ -230,12 +243,17 @@ class Tuning(Result):
         """Return the recommendation, its cost, and the reasons."""
         return [
             f"Recommended: {self.best.strategy}",
-            f"  {self.serve_line}",
-            f"  {self.alias}",
+            *(f"  {line}" for line in self._settings()),
             *self._outlook(),
             "Why:",
             *(f"- {sentence}" for sentence in self.reasons()),
         ]
+
+    def _settings(self) -> list[str]:
+        """Return the lines that serve the recommendation."""
+        if self.servable:
+            return [self.serve_line, self.alias]
+        return [f"for the simulated layout; {self.model} has another and refuses it"]
 
     def _outlook(self) -> list[str]:
         """Return the expected cost, the ties and the runner-up."""
@@ -270,7 +288,7 @@ class Tuning(Result):
         return [f"Tied {within}: {', '.join(named)}; the recommended one {kind} {held}"]
 
     def _html_lines(self) -> str:
-        code = f"<pre>{escape(self.serve_line)}\n{escape(self.alias)}</pre>"
+        code = "<pre>{}</pre>".format(escape("\n".join(self._settings())))
         outlook = "<br>".join(map(escape, self._outlook()))
         items = "".join(f"<li>{escape(line)}</li>" for line in self.reasons())
         return f"{code}<p>{outlook}</p><ul>{items}</ul>"

@@ -42,6 +42,16 @@ def list_strategies(json: Json = None) -> Answer:
     return _list_names(found, json)
 
 
+@app.command("placements", rich_help_panel=SEE)
+def list_placements(json: Json = None) -> Answer:
+    """List where checkpoints can be kept."""
+    found = {}
+    for name, placement in ml.PLACEMENTS.items():
+        shown = name if placement.spacing is None else f"{name}[N]"
+        found[shown] = tuple(filter(None, (placement.summary, placement.source)))
+    return _list_names(found, json)
+
+
 @app.command("rules", rich_help_panel=SEE)
 def list_rules(json: Json = None) -> Answer:
     """List the canonicalisation rules."""
@@ -136,6 +146,7 @@ def compare(
     simulate: Annotated[
         bool, typer.Option("--simulate", help="Count tokens only; load no model.")
     ] = False,
+    layout: Layout = None,
     chunk: Chunk = None,
     json: Json = None,
     plots: Plots = None,
@@ -146,8 +157,8 @@ def compare(
     screen, folder = screen_of(context), find_folder(model)
     recorded = open_recorded(named_traces(traces, screen))
     settings = given(strategies=strategies, rules=rules, capacity=capacity, chunk=chunk)
-    costs = known_costs(folder, chunk=chunk) if simulate else None
-    if not simulate:
+    costs = known_costs(folder, chunk=chunk, layout=layout) if simulate else None
+    if not simulate and layout is None:
         from mlxlab.analysis.forecast import forecast
 
         takes = forecast(recorded, model=folder, **settings)
@@ -157,6 +168,7 @@ def compare(
         model=folder,
         simulate=simulate,
         costs=costs,
+        layout=layout,
         progress=screen.progress,
         **settings,
     )

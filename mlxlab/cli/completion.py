@@ -9,6 +9,10 @@ import re
 from collections.abc import Iterable
 from glob import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlxlab.strategies import Parameter
 
 __all__ = [
     "complete_edits",
@@ -24,6 +28,9 @@ __all__ = [
 
 #: A spec whose last parameter is incomplete: the strategy, and that parameter's name.
 _PARAMETERS = r"(?:.*,)?([a-z0-9-]+):(?:\w+=[^,@]*,)*(\w*)"
+
+#: A spec whose last value is incomplete: also that value.
+_VALUES = rf"{_PARAMETERS}=([^,@]*)"
 
 
 def complete_traces(incomplete: str) -> list[str]:
@@ -58,8 +65,9 @@ def complete_files(incomplete: str) -> list[str]:
 
 
 def complete_strategies(incomplete: str) -> list[str]:
-    """Complete the last of several specs: its name, parameter or rules."""
+    """Complete the last of several specs: its name, parameter, value or rules."""
     from mlxlab.strategies import STRATEGIES
+    from mlxlab.strategies.placements import PLACEMENTS
 
     before, at, rules = incomplete.rpartition("@")
     if at and "," not in rules:
@@ -70,6 +78,13 @@ def complete_strategies(incomplete: str) -> list[str]:
         keys = [f"{key}=" for key in STRATEGIES[match[1]].declared]
         before = incomplete[: match.start(2)]
         found += [f"{before}{key}" for key in _matching(keys, match[2])]
+    match = re.fullmatch(_VALUES, incomplete)
+    if match and match[1] in STRATEGIES:
+        declared = STRATEGIES[match[1]].declared.get(match[2])
+        before, value = incomplete[: match.start(3)], match[3]
+        words = _complete_list(value, PLACEMENTS, "+") if _is_placed(declared) else ()
+        known = _matching(declared.words, value) if declared else ()
+        found += [f"{before}{word}" for word in (*words, *known)]
     return found
 
 
@@ -99,6 +114,13 @@ def complete_texts(incomplete: str) -> list[str]:
     from mlxlab.analysis.misses.text_diff import TextShown
 
     return _matching(map(str, TextShown), incomplete)
+
+
+def _is_placed(declared: Parameter | None) -> bool:
+    """Whether the values of a parameter are places of checkpoints."""
+    from mlxlab.strategies.placements import read_placement
+
+    return declared is not None and declared.read is read_placement
 
 
 def _rules() -> list[str]:

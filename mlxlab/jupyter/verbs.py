@@ -37,7 +37,8 @@ __all__ = ["register_verbs", "unregister_verbs"]
 
 #: Commands that are magics; ``serve`` is one too, with a server that it keeps.
 VERBS = (
-    *("strategies", "rules", "read-trace", "misses", "compare", "report"),
+    *("strategies", "placements", "rules", "read-trace"),
+    *("misses", "compare", "report"),
     *("calibrate", "sweep", "tune", "fidelity"),
     *("record", "import-trace", "anonymize", "export-trace"),
 )

@@ -1,15 +1,17 @@
 """Upper bounds on reuse: the most that any strategy of a class could reuse.
 
 Three bounds: exact reuse with unlimited memory, exact reuse with limited memory and
-known future requests (Belady's MIN), and reuse of content at any position. Bounds are
-simulated, never served.
+known future requests (Belady's MIN), and reuse of content at any position. For models
+that resume at checkpoints these are bounds with free checkpoints at every token; a
+fourth is :class:`~mlxlab.replay.checkpoint_bounds.BestPlacement`. Bounds are simulated,
+never served.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import mean, median
 from typing import Any, Protocol
 
@@ -17,15 +19,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mlxlab.models.layout import CacheLayout
 from mlxlab.prompt import Prompt, Tokens
+from mlxlab.replay.accesses import Accesses
+from mlxlab.replay.checkpoint_bounds import BestPlacement
 from mlxlab.replay.requests import RenderedRequest
 from mlxlab.replay.workload import NumberedRequest
 from mlxlab.strategies.paged import Paged
 from mlxlab.strategies.sequences.hashing import window_hashes
-from mlxlab.strategies.sequences.radix_tree import RadixTree
 
 __all__ = [
     "BOUNDS",
+    "PLACEMENT",
     "UNLIMITED",
     "Bounds",
     "OptimalMemory",
@@ -38,6 +43,9 @@ __all__ = [
 
 #: Names of the bounds, from the strictest class of strategies to the widest.
 BOUNDS = ("unlimited", "optimal", "position_independent")
+
+#: The bound that is added to them for models that resume at checkpoints.
+PLACEMENT = "placement"
 
 #: A capacity that no trace fills.
 UNLIMITED = 1 << 62
@@ -60,14 +68,6 @@ class UnlimitedMemory(Paged):
     capacity = UNLIMITED
 
 
-@dataclass(frozen=True, slots=True)
-class _Access:
-    """One request: the nodes of its prompt, and the nodes that it stores."""
-
-    asked: tuple[int, ...]
-    made: tuple[int, ...]
-
-
 class OptimalMemory:
     """Limited memory that always evicts the tokens whose next use is furthest away.
 
@@ -81,62 +81,42 @@ class OptimalMemory:
     """
 
     def __init__(self, requests: Iterable[RenderedRequest]) -> None:
-        tree = RadixTree(None)
-        sequences = []
-        self._prompts: list[tuple[int, int]] = []  # tokens, and those of an id
-        for request in requests:
-            # Its last token is always computed.
-            asked, made = request.prompt.tokens[:-1], request.computed.tokens
-            _insert(tree, asked)
-            _insert(tree, made)
-            sequences.append((asked, made))
-            self._prompts.append((request.tokens, request.unit))
-        nodes = list(tree)
-        number = {node: i for i, node in enumerate(nodes)}
-        self._lengths = [len(node.tokens) for node in nodes]
-        self._starts = [node.start for node in nodes]
-
-        def path(tokens: Tokens) -> tuple[int, ...]:
-            return tuple(number[node] for node, _ in tree.walk(tokens))
-
-        self._accesses = [_Access(path(a), path(m)) for a, m in sequences]
+        self.accesses = Accesses.of(requests)
 
     @property
     def tokens(self) -> list[int]:
         """Prompt tokens of each request."""
-        return [tokens for tokens, _ in self._prompts]
+        return [access.tokens for access in self.accesses.requests]
 
     @property
     def stored_tokens(self) -> int:
         """Tokens that unlimited memory holds after the last request."""
-        unit = self._prompts[0][1] if self._prompts else 1
-        return sum(self._lengths) * unit
+        return sum(self.accesses.lengths) * self.accesses.unit
 
     def reused(self, capacity: int) -> Iterator[int]:
         """Return the reusable tokens of each request, with a capacity in tokens."""
-        for ids, (tokens, unit) in zip(
-            self._held(capacity), self._prompts, strict=True
-        ):
+        unit = self.accesses.unit
+        held = self._held(capacity // unit)
+        for ids, tokens in zip(held, self.tokens, strict=True):
             yield min(ids * unit, tokens - 1)
 
     def _held(self, capacity: int) -> Iterator[int]:
-        """Return the ids of each prompt that the memory holds."""
-        if self._prompts:
-            capacity //= self._prompts[0][1]
+        """Return the ids of each prompt that are held, with a capacity in ids."""
+        lengths, starts = self.accesses.lengths, self.accesses.starts
         uses = self._uses()
         held: dict[int, int] = {}  # tokens of a node, the first of them
         total = 0
         line: list[tuple[float, int, int]] = []  # in order of eviction
-        for access in self._accesses:
+        for access in self.accesses.requests:
             yield self._prefix(access.asked, held)
             for node in access.asked:
                 uses[node].pop()
             for node in access.made:
-                total += self._lengths[node] - held.get(node, 0)
-                held[node] = self._lengths[node]
+                total += lengths[node] - held.get(node, 0)
+                held[node] = lengths[node]
                 # Of tokens with the same next use the last are evicted first.
                 next_use = uses[node][-1]
-                heapq.heappush(line, (-next_use, -self._starts[node], node))
+                heapq.heappush(line, (-next_use, -starts[node], node))
             while total > capacity:
                 next_use, _, node = entry = heapq.heappop(line)
                 if -next_use != uses[node][-1] or node not in held:
@@ -151,9 +131,9 @@ class OptimalMemory:
 
     def _uses(self) -> list[list[float]]:
         """Return the times at which each node is requested, the next one last."""
-        uses: list[list[float]] = [[float("inf")] for _ in self._lengths]
-        for time in reversed(range(len(self._accesses))):
-            for node in self._accesses[time].asked:
+        uses: list[list[float]] = [[float("inf")] for _ in self.accesses.lengths]
+        for time, access in reversed(list(enumerate(self.accesses.requests))):
+            for node in access.asked:
                 uses[node].append(time)
         return uses
 
@@ -161,7 +141,7 @@ class OptimalMemory:
         length = 0
         for node in path:
             length += held.get(node, 0)
-            if held.get(node, 0) < self._lengths[node]:
+            if held.get(node, 0) < self.accesses.lengths[node]:
                 break
         return length
 
@@ -237,17 +217,24 @@ class Bounds:
         unlimited: reusable with unlimited memory.
         optimal: reusable under Belady's MIN, by capacity in bytes.
         position_independent: reusable at any position; None if the trace does not say.
+        placement: reusable under the best placement of checkpoints, by capacity in
+            bytes; empty for a model that needs none.
     """
 
     tokens: int
     unlimited: int
     optimal: Mapping[int, int]
     position_independent: int | None
+    placement: Mapping[int, int] = field(default_factory=dict)
 
     def at(self, capacity: int) -> dict[str, int | None]:
-        """Return a value for each of :data:`BOUNDS`, at a capacity in bytes."""
+        """Return a value for each of :data:`BOUNDS`, at a capacity in bytes.
+
+        And for :data:`PLACEMENT`, for a model that resumes at checkpoints.
+        """
         values = (self.unlimited, self.optimal[capacity], self.position_independent)
-        return dict(zip(BOUNDS, values, strict=True))
+        placed = {PLACEMENT: self.placement[capacity]} if self.placement else {}
+        return {**dict(zip(BOUNDS, values, strict=True)), **placed}
 
 
 class Costs(Protocol):
@@ -259,18 +246,22 @@ class Costs(Protocol):
 
 
 def find_bounds(
-    requests: Iterable[RenderedRequest], capacities: Iterable[int], token_bytes: int
+    requests: Iterable[RenderedRequest],
+    capacities: Iterable[int],
+    layout: CacheLayout,
 ) -> tuple[list[Bounds], int]:
     """Find the bounds of each request of one workload.
 
     Args:
         requests: the workload; iterated over twice.
-        capacities: for the optimal bound, in bytes.
-        token_bytes: bytes kept for one token; may be 0.
+        capacities: for the optimal bound and the best placement, in bytes.
+        layout: what the model keeps. The bound of placements is left out for a model
+            that can be cut anywhere.
 
     Returns:
         The bounds of each request, and the bytes that unlimited memory ends up with.
     """
+    token_bytes, checkpoint_bytes = layout.token_bytes(), layout.checkpoint_bytes()
     memory = OptimalMemory(requests)
     unlimited = list(memory.reused(UNLIMITED))
     # A model of recurrent state alone keeps nothing for a token.
@@ -279,12 +270,23 @@ def find_bounds(
     }
     optimal = {size: list(memory.reused(tokens)) for size, tokens in room.items()}
     anywhere = position_independent(requests)
+    placement: dict[int, list[int]] = {}
+    if checkpoint_bytes:
+        best = BestPlacement(memory.accesses, token_bytes or 1, checkpoint_bytes)
+        # Tokens that cost nothing cost a byte that is there for each.
+        more = 0 if token_bytes else memory.stored_tokens
+        placement = {
+            # Rounding aside it never exceeds the bound of free checkpoints.
+            size: min(best.reused(size + more), own, key=sum)
+            for size, own in optimal.items()
+        }
     found = [
         Bounds(
             tokens=tokens,
             unlimited=unlimited[i],
             optimal={size: own[i] for size, own in optimal.items()},
             position_independent=anywhere[i] if anywhere else None,
+            placement={size: own[i] for size, own in placement.items()},
         )
         for i, tokens in enumerate(memory.tokens)
     ]
@@ -302,17 +304,23 @@ def tabulate_bounds(
         costs: estimates seconds; without it they are missing.
 
     Returns:
-        One row per bound, and per capacity for ``optimal``. Columns: ``bound`` (one of
-        :data:`BOUNDS`), ``memory`` (bytes; missing for ``position_independent``),
+        One row per bound, and per capacity for ``optimal`` and ``placement``. Columns:
+        ``bound`` (one of :data:`BOUNDS`, or :data:`PLACEMENT` for a model that resumes
+        at checkpoints), ``memory`` (bytes; missing for ``position_independent``),
         ``prompt_tokens``, ``reused_tokens``, ``reused`` (share of the prompt tokens),
         ``ttft_mean_s`` and ``ttft_median_s`` (estimated seconds to the first token).
-        A bound that the trace does not determine has no row, nor has ``optimal`` at a
-        capacity without a limit.
+        A bound that the trace does not determine has no row, nor have ``optimal`` and
+        ``placement`` at a capacity without a limit.
     """
     sizes = sorted({s for own in found for s in own.optimal if s < UNLIMITED})
     rows: list[tuple[str, int | None, list[int]]] = [
         ("unlimited", unlimited_bytes, [own.unlimited for own in found]),
         *(("optimal", size, [own.optimal[size] for own in found]) for size in sizes),
+        *(
+            (PLACEMENT, size, [own.placement[size] for own in found])
+            for size in sizes
+            if all(own.placement for own in found)
+        ),
     ]
     anywhere = [
         own.position_independent
@@ -357,12 +365,3 @@ def position_independent(requests: Iterable[RenderedRequest]) -> list[int] | Non
             return None
         found.append(reused)
     return found
-
-
-def _insert(tree: RadixTree[None], tokens: Tokens) -> None:
-    """Add ``tokens`` to the tree as a path that ends at the end of a node."""
-    last = tree.root
-    for node, length in list(tree.walk(tokens)):
-        last = node if length == len(node.tokens) else tree.split(node, length)
-    if last.stop < len(tokens):
-        tree.append(last, tokens[last.stop :], None)

@@ -8,12 +8,10 @@ reuses the same tokens in all three.
 from __future__ import annotations
 
 import logging
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from inspect import Parameter as Keyword
-from inspect import Signature, cleandoc, getattr_static, isfunction, signature
+from inspect import Signature, getattr_static
 from typing import ClassVar
 
 import numpy as np
@@ -21,7 +19,7 @@ import numpy as np
 from mlxlab.errors import IntegrityError, StrategyError, did_you_mean
 from mlxlab.models.layout import Windows
 from mlxlab.prompt import Prompt, Tokens
-from mlxlab.sizes import format_size
+from mlxlab.strategies.declaration import check_body, document, read_body, reserved
 from mlxlab.strategies.parameters import (
     Kind,
     Limit,
@@ -29,9 +27,9 @@ from mlxlab.strategies.parameters import (
     ParameterValue,
     parameter,
 )
-from mlxlab.strategies.placements import DEFAULT, parse_placement, read_placement
+from mlxlab.strategies.placements import DEFAULT, read_placement
 from mlxlab.strategies.plan import Commit, Plan
-from mlxlab.strategies.sequences.checkpoints import Checkpoints
+from mlxlab.strategies.resumption import ID_BYTES, Resumption
 
 __all__ = ["CAPACITY", "Example", "Strategy"]
 
@@ -39,8 +37,6 @@ log = logging.getLogger(__name__)
 
 #: Bytes of keys and values that a strategy may hold by default.
 CAPACITY = 4 << 30
-
-_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 _TOKEN_BYTES: Parameter = parameter(
     1, "Bytes kept for one token, all layers.", kind=Kind.BYTES
@@ -51,7 +47,18 @@ _CHECKPOINT_BYTES: Parameter = parameter(
     kind=Kind.BYTES,
     least=0,
 )
+_SIZES = {"token_bytes": _TOKEN_BYTES, "checkpoint_bytes": _CHECKPOINT_BYTES}
 _UNIT: Parameter = parameter(1, "Tokens that one id of a prompt stands for.")
+
+#: What ``tune`` tries besides the default, from few checkpoints to many.
+_PLACES = (
+    "prompt+answer",
+    "system+tools+environment+prompt+answer",
+    "system+tools+environment+branches+prompt+answer",
+    "system+tools+environment+users+branches+prompt+answer",
+    "system+tools+environment+messages+branches+prompt+answer",
+    "every2048+prompt+answer",
+)
 
 #: Bytes of a token's id, which limit the tokens that are held where nothing else does.
 _ID_BYTES = 4
@@ -136,25 +143,28 @@ class Strategy(ABC):
     windows: str = parameter(
         Windows.CHECKPOINTS.value,
         "How window layers are kept: whole at checkpoints, or token by token.",
+        tries=map(str, Windows),
         words=Windows,
     )
     checkpoints: str = parameter(
         DEFAULT,
         "Where checkpoints are kept, if the model cannot be cut at any token.",
+        tries=(DEFAULT, *_PLACES),
         read=read_placement,
     )
     share: int = parameter(
-        50,
+        33,
         "Most of the capacity that checkpoints take, as a percentage.",
         kind=Kind.PERCENT,
+        tries=(10, 25, 50, 75, 90),
     )
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        _check_body(cls)
-        cls.declared = _declared(cls)
+        check_body(cls, Strategy)
+        cls.declared = read_body(cls, Strategy)
         cls.limits = {p.limit: key for key, p in cls.declared.items() if p.limit}
-        _document(cls)
+        document(cls, {**cls.declared, **_SIZES})
 
     def __init__(self, **parameters: ParameterValue) -> None:
         given = dict(parameters)
@@ -167,49 +177,19 @@ class Strategy(ABC):
         # A model of recurrent state alone keeps nothing for a token.
         least = 0 if self.checkpoint_bytes else 1
         self.token_bytes = take("token_bytes", replace(_TOKEN_BYTES, least=least))
-        self._unit = take("unit", _UNIT)
+        unit = take("unit", _UNIT)
         if "capacity" in given and "capacity" not in self.declared:
             self.capacity = take("capacity", _BUDGET)
         defaults = {key: p.default for key, p in self.declared.items()}
         for key, value in self.check_parameters({**defaults, **given}).items():
             setattr(self, key, value)
-        self._checkpoints = self._make_checkpoints(given)
-
-    def _make_checkpoints(
-        self, given: Mapping[str, ParameterValue]
-    ) -> Checkpoints | None:
-        """Return the index of checkpoints; None if there are none to keep here."""
-        if not self.checkpoint_bytes:
-            for key in ("checkpoints", "share"):
-                if key in given and key in self.declared:
-                    raise StrategyError(
-                        f"{self.name}: {key}={given[key]}: this model can be cut at "
-                        f"any token and needs no checkpoints; leave {key} out"
-                    )
-            return None
-        if not self.exact:
-            raise StrategyError(
-                f"{self.name}: nothing can be moved in this model, which keeps state "
-                "or windows; choose an exact strategy"
-            )
-        if (block := self.limits.get(Limit.BLOCK)) is not None:
-            if block in given:
-                raise StrategyError(
-                    f"{self.name}: {block}={given[block]}: this model is resumed at "
-                    f"checkpoints, not at blocks; leave {block} out"
-                )
-            setattr(self, block, 1)
-        if "checkpoints" not in self.declared:
-            return None
-        budget = self.capacity * self.share // 100
-        if budget < self.checkpoint_bytes:
-            raise StrategyError(
-                f"{self.name}: capacity={format_size(self.capacity)} with "
-                f"share={self.share} holds no checkpoint of "
-                f"{format_size(self.checkpoint_bytes)}; give more of either"
-            )
-        self._placement = parse_placement(self.checkpoints, self._unit)
-        return Checkpoints(self.checkpoint_bytes, budget, self._placement.most)
+        Resumption.check(self, given)
+        self._resumption: Resumption | None = None
+        if self.checkpoint_bytes:
+            if (block := self.limits.get(Limit.BLOCK)) is not None:
+                setattr(self, block, 1)  # a plan ends at a checkpoint, not at a block
+            if "checkpoints" in self.declared:
+                self._resumption = Resumption(self, unit)
 
     @classmethod
     def check_parameters(
@@ -242,8 +222,8 @@ class Strategy(ABC):
         if len(prompt) == 0:
             raise StrategyError(f"{self.name}: an empty prompt has no plan")
         plan = self._match(prompt)
-        if self._checkpoints is not None:
-            plan = self._resumable(prompt, plan, self._checkpoints)
+        if self._resumption is not None:
+            plan = self._resumption.plan(prompt, plan)
         _log_outcome(plan, self.occupancy)
         return plan
 
@@ -255,9 +235,9 @@ class Strategy(ABC):
                 sampled token is absent: it was never fed to the model.
             plan: the plan that :meth:`plan` returned for it.
         """
-        if self._checkpoints is None or len(prompt) == 0:
+        if self._resumption is None or len(prompt) == 0:
             return self._store(prompt, plan)
-        return self._store_resumable(prompt, plan, self._checkpoints)
+        return self._resumption.commit(prompt, plan)
 
     @abstractmethod
     def _match(self, prompt: Prompt) -> Plan:
@@ -266,53 +246,6 @@ class Strategy(ABC):
     @abstractmethod
     def _store(self, prompt: Prompt, plan: Plan) -> Commit:
         """Store a sequence; see :meth:`commit`. Its end can be resumed at."""
-
-    def _resumable(self, prompt: Prompt, plan: Plan, index: Checkpoints) -> Plan:
-        """Return a plan that ends at a checkpoint, with the places of new ones."""
-        match = plan.prefix_length
-        found = index.find(prompt.tokens[:match])
-        position = found.position if found else 0
-        places = self._placement.places(prompt, match)
-        return replace(
-            plan,
-            spans=plan.head(position).spans,
-            resume=found.handle if found else None,
-            captures=index.choose(self._behind(places, position), position),
-        )
-
-    def _behind(self, places: list[int], position: int) -> list[int]:
-        """Return the places behind a position that could be resumed at."""
-        room = self.capacity - self.checkpoint_bytes
-        most = room // (self.token_bytes or _ID_BYTES)
-        minimum = self.limits.get(Limit.MINIMUM)
-        least = max(position + 1, getattr(self, minimum) if minimum else 0)
-        return [place for place in places if least <= place <= most]
-
-    def _store_resumable(
-        self, prompt: Prompt, plan: Plan, index: Checkpoints
-    ) -> Commit:
-        """Store a sequence up to its last checkpoint, and keep checkpoints on it."""
-        before = index.handles
-        taken = [place for place in plan.captures if place <= len(prompt)]
-        if self._placement.answer and len(prompt) not in taken:
-            taken += self._behind([len(prompt)], plan.prefix_length)
-        new = index.add(prompt.tokens, taken, plan.resume)
-        last = index.find(prompt.tokens)
-        while last is not None and self.capacity_tokens < last.position:
-            index.evict()
-            last = index.find(prompt.tokens)
-        commit = Commit()
-        if last is not None:
-            commit = self._store(prompt.head(last.position), plan.head(last.position))
-        index.prune(self._count_stored)
-        while self.stored_bytes > self.capacity:
-            index.evict()
-        held = index.handles
-        return replace(
-            commit,
-            forget=tuple(sorted(before - held)),
-            keep=tuple(keep for keep in new if keep.handle in held),
-        )
 
     def _count_stored(self, tokens: Tokens) -> int:
         """Count the leading tokens that are stored, resumable or not."""
@@ -340,10 +273,8 @@ class Strategy(ABC):
     @property
     def capacity_tokens(self) -> int:
         """Whole tokens that the capacity holds beside the checkpoints."""
-        room = self.capacity
-        if self._checkpoints is not None:
-            room = max(room - self._checkpoints.nbytes, 0)
-        return room // (self.token_bytes or _ID_BYTES)
+        room = self.capacity - self.stored_checkpoints * self.checkpoint_bytes
+        return max(room, 0) // (self.token_bytes or ID_BYTES)
 
     @property
     @abstractmethod
@@ -359,7 +290,7 @@ class Strategy(ABC):
     @property
     def stored_checkpoints(self) -> int:
         """Checkpoints held by the store."""
-        return len(self._checkpoints) if self._checkpoints else 0
+        return len(self._resumption.checkpoints) if self._resumption else 0
 
     @property
     def parameters(self) -> Mapping[str, ParameterValue]:
@@ -382,8 +313,8 @@ class Strategy(ABC):
             raise IntegrityError(
                 f"{self.name}: {self.stored_bytes} bytes in {self.capacity}"
             )
-        if self._checkpoints is not None:
-            self._checkpoints.check(self._count_stored)
+        if self._resumption is not None:
+            self._resumption.checkpoints.check(self._count_stored)
         self._check_stored()
 
     @abstractmethod
@@ -400,85 +331,12 @@ class Strategy(ABC):
             own = getattr_static(type(self), key)
             # A subclass may hold a plain value in place of a property.
             if not isinstance(part, property) or isinstance(own, property):
-                raise StrategyError(_reserved(type(self), f"self.{key}"))
+                raise StrategyError(reserved(type(self), f"self.{key}"))
         super().__setattr__(key, value)
 
     def __repr__(self) -> str:
         parameters = ", ".join(f"{k}={v}" for k, v in self.parameters.items())
         return f"{type(self).__name__}({parameters})"
-
-
-def _check_body(cls: type[Strategy]) -> None:
-    """Refuse a class body that would break the contract later, at a call."""
-    for key, value in vars(cls).items():
-        if _hides(key, value):
-            raise StrategyError(_reserved(cls, key))
-    name = getattr(cls, "name", None)
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise StrategyError(
-            f"{cls.__name__}: name={name!r} is not accepted; give lower-case words "
-            "joined by hyphens"
-        )
-    own = signature(cls.__init__).parameters.values()
-    if not any(keyword.kind is Keyword.VAR_KEYWORD for keyword in own):
-        raise StrategyError(
-            f"{cls.__name__}: __init__ drops parameters; write __init__(self, "
-            "**parameters), call super().__init__(**parameters), and declare "
-            "parameters in the class body with parameter(...)"
-        )
-
-
-def _hides(key: str, value: object) -> bool:
-    """Whether a class attribute hides a part of the contract."""
-    part = vars(Strategy).get(key)
-    if isfunction(part):
-        return not callable(value)
-    if isinstance(part, property):
-        return callable(value) or isinstance(value, Parameter)
-    reserved = {*Strategy.__annotations__, "unit"} - {"capacity"}
-    return key in reserved and isinstance(value, Parameter)
-
-
-def _reserved(cls: type[Strategy], key: str) -> str:
-    return (
-        f"{cls.__name__}: {key} hides a part of the Strategy contract; choose "
-        "another name"
-    )
-
-
-def _declared(cls: type[Strategy]) -> dict[str, Parameter]:
-    """Parameters in class bodies, base classes first; a plain value fixes one.
-
-    Those that all strategies have stand last.
-    """
-    declared: dict[str, Parameter] = {}
-    bases = [base for base in reversed(cls.__mro__) if base is not Strategy]
-    for base in (*bases, Strategy):
-        for key, value in vars(base).items():
-            if isinstance(value, Parameter):
-                if getattr(cls, key) is value:
-                    declared[key] = value
-            elif base is not Strategy:
-                declared.pop(key, None)
-    return declared
-
-
-def _document(cls: type[Strategy]) -> None:
-    """Show the parameters wherever Python shows a signature or a docstring."""
-    shown = {
-        **cls.declared,
-        "token_bytes": _TOKEN_BYTES,
-        "checkpoint_bytes": _CHECKPOINT_BYTES,
-    }
-    cls.__signature__ = Signature(
-        [
-            Keyword(key, Keyword.KEYWORD_ONLY, default=declared.default)
-            for key, declared in shown.items()
-        ]
-    )
-    lines = [f"    {key}: {declared.help}" for key, declared in shown.items()]
-    text = cleandoc(vars(cls).get("__doc__") or cls.summary)
-    cls.__doc__ = "\n".join([text, "", "Args:", *lines])
 
 
 def _log_outcome(plan: Plan, occupancy: tuple[int, int] | None) -> None:

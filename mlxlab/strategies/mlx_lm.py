@@ -13,12 +13,12 @@ from weakref import WeakValueDictionary
 from mlxlab.blas import preload
 from mlxlab.errors import IntegrityError, StrategyError
 from mlxlab.models.layout import Windows
-from mlxlab.prompt import Prompt, Role, Tokens
+from mlxlab.prompt import Prompt, Tokens
 from mlxlab.strategies.base import Example, Strategy
 from mlxlab.strategies.parameters import Limit, ParameterValue, parameter
 from mlxlab.strategies.placements.base import Combined
 from mlxlab.strategies.placements.blocks import System
-from mlxlab.strategies.placements.messages import PromptEnd
+from mlxlab.strategies.placements.presets import MlxLm
 from mlxlab.strategies.plan import Commit, Handle, Keep, Plan, Put, Span
 from mlxlab.strategies.registry import register
 from mlxlab.strategies.sequences.hashing import lost_tokens
@@ -28,7 +28,6 @@ __all__ = ["MlxLmLru"]
 PATIENCE = 1000  # milliseconds
 
 UNLIMITED = 1 << 63  # LRUPromptCache's own default
-_GLUE = frozenset({Role.TEMPLATE, Role.GENERATION})
 
 MODEL = "mlxlab"  # its entries are keyed by model; one strategy serves one
 
@@ -128,10 +127,9 @@ class MlxLmLru(Strategy):
 
     def _captures(self, prompt: Prompt, reuse: int) -> tuple[int, ...]:
         """Return where the server's segments of this prompt end."""
-        asked = [s.role for s in prompt.segments if s.role not in _GLUE]
-        if not self.checkpoint_bytes or asked[-1:] != [Role.USER]:
+        if not self.checkpoint_bytes:
             return ()
-        places = Combined((System(), PromptEnd())).places(prompt, 0)
+        places = Combined((MlxLm(),)).places(prompt, 0)
         return tuple(place for place in places if place > reuse)
 
     def _store(self, prompt: Prompt, plan: Plan) -> Commit:

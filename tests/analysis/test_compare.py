@@ -15,11 +15,11 @@ import pytest
 from mlxlab.analysis.compare import compare
 from mlxlab.analysis.comparison import Comparison
 from mlxlab.errors import ConfigError, MlxlabError, RuleError, StrategyError
-from mlxlab.models.folder import find_model
+from mlxlab.models.folder import ModelFolder, find_model
 from mlxlab.models.layout import CacheLayout
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.rendering.rules import parse_rules
-from mlxlab.replay.bounds import BOUNDS, UnlimitedMemory
+from mlxlab.replay.bounds import BOUNDS, PLACEMENT, UnlimitedMemory
 from mlxlab.replay.cost_model import CostModel, Point
 from mlxlab.replay.requests import render_trace
 from mlxlab.replay.simulator import Simulator
@@ -121,6 +121,27 @@ def test_bounds_stand_beside_every_request(
     unlimited, optimal, anywhere = little.bounds.reused.tolist()
     assert optimal < unlimited < anywhere
     assert little.bounds.ttft_median_s.isna().all()
+
+
+def test_a_model_with_checkpoints_has_the_bound_of_placements() -> None:
+    compared = compare(
+        small_trace(),
+        strategies="paged:share=60,capacity=300KiB",
+        simulate=True,
+        costs=fitted(),
+        layout=f"{find_model().layout.token_bytes() >> 10}KiB+100KiB",
+        progress=False,
+    )
+    own = compared.requests
+    assert 0 < own.placement.sum() < own.optimal.sum()
+    assert (own.placement_s.notna()).all()
+    row = compared.bounds[compared.bounds.bound == PLACEMENT].iloc[0]
+    assert (row.memory, row.reused_tokens) == (300 << 10, own.placement.sum())
+    shares = compared.summary().iloc[0]
+    assert shares.of_placement == pytest.approx(shares.reused / row.reused)
+    table, bounds = compared.tables()
+    assert "of best\nplacement" in table
+    assert "best checkpoints" in bounds.bound.tolist()
 
 
 def test_a_capacity_is_for_those_that_name_none() -> None:
@@ -382,3 +403,21 @@ def test_a_single_request_can_reuse_nothing() -> None:
     assert compared.summary().reused.tolist() == [0]
     assert compared.bounds.reused.max() < 0.5  # a prompt may repeat its own content
     assert "paged" in repr(compared)
+
+
+@pytest.mark.parametrize(
+    ("spec", "layout", "says"),
+    [
+        ("paged:capacity=1MiB", CacheLayout.plain(512, 2 << 20), "holds no checkpoint"),
+        ("paged:checkpoints=omlx", CacheLayout.plain(512), "can be cut at any token"),
+        ("suffix", CacheLayout.plain(512, 64), "nothing can be moved in this model"),
+    ],
+)
+def test_what_means_nothing_for_a_model_is_refused_before_any_work(
+    monkeypatch: pytest.MonkeyPatch, spec: str, layout: CacheLayout, says: str
+) -> None:
+    monkeypatch.setattr(ModelFolder, "layout", layout)
+    monkeypatch.setattr("mlxlab.analysis.compare.Renderer", None)
+    with pytest.raises(StrategyError, match=says) as caught:
+        compare(small_trace(), spec, simulate=True, progress=False)
+    assert "\n" not in str(caught.value)

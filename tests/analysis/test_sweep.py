@@ -14,7 +14,9 @@ from mlxlab.analysis import jobs
 from mlxlab.analysis.jobs import HERE, Row, Task, run_tasks
 from mlxlab.analysis.sweep import Sweep, sweep
 from mlxlab.errors import MlxlabError, StrategyError, TraceError
-from mlxlab.replay.bounds import BOUNDS
+from mlxlab.models.folder import find_model
+from mlxlab.models.layout import CacheLayout
+from mlxlab.replay.bounds import BOUNDS, PLACEMENT
 from mlxlab.replay.export import export_trace
 from mlxlab.traces.hashed.weka import Weka
 from tests.replay.test_cost_model import fitted
@@ -65,6 +67,26 @@ def test_seconds_are_those_of_single_requests() -> None:
             assert bounds.ttft_median_s[name] == pytest.approx(seconds.median())
     text = swept.tables()[1]
     assert text["TTFT est.\nmean s"].iloc[0] == f"{own.unlimited_s.mean():.2f}"
+
+
+def test_a_model_with_checkpoints_has_the_bound_of_placements(tmp_path: Path) -> None:
+    sizes = [SMALL * 8, SMALL * 64]
+    asked = QUICK | {"capacities": sizes, "folder": tmp_path}
+    plain = sweep(small_trace(), "paged:block=1", **asked)
+    layout = CacheLayout.plain(find_model().layout.token_bytes(), SMALL)
+    swept = sweep(small_trace(), "paged", layout=layout, **asked)
+    assert "of_placement" not in plain.summary()
+    own = swept.bounds[swept.bounds.bound == PLACEMENT].set_index("memory").reused
+    assert list(own.index) == sizes
+    rows = swept.summary()
+    assert rows.of_placement.tolist() == pytest.approx((rows.reused / [*own]).tolist())
+    pd.testing.assert_frame_equal(
+        swept.bounds[swept.bounds.bound != PLACEMENT].reset_index(drop=True),
+        plain.bounds,
+    )
+    lines = {line.get_label() for line in swept.plot().axes[0].lines}
+    assert {"optimal", PLACEMENT, "unlimited"} <= lines
+    assert PLACEMENT not in {line.get_label() for line in plain.plot().axes[0].lines}
 
 
 def test_capacities_and_users_make_a_difference() -> None:
@@ -256,3 +278,20 @@ def test_a_sweep_fits_a_terminal(hashed: list[Any]) -> None:
     ]
     assert list(possible.memory) == ["3MiB", "1MiB"]  # 1GiB holds everything
     assert swept.title == "0, 1, 2: 15 requests, 3,348 tokens of 1536, simulated"
+
+
+@pytest.mark.parametrize(
+    ("spec", "layout", "says"),
+    [
+        ("paged", "24KiB+2MiB", "holds no checkpoint of 2MiB"),
+        ("paged:checkpoints=omlx", "24KiB", "this model can be cut at any token"),
+        ("suffix", "24KiB+2KiB", "nothing can be moved in this model"),
+    ],
+)
+def test_what_means_nothing_for_a_layout_is_refused_before_any_work(
+    monkeypatch: pytest.MonkeyPatch, spec: str, layout: str, says: str
+) -> None:
+    monkeypatch.setattr("mlxlab.analysis.sweep.open_sources", None)
+    with pytest.raises(StrategyError, match=says) as caught:
+        sweep("sessions", spec, capacities=["1MiB"], layout=layout, progress=False)
+    assert "\n" not in str(caught.value)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from mlxlab.analysis.tune import tune
 from mlxlab.analysis.tuning import Tuning, rank
 from mlxlab.errors import StrategyError
 from mlxlab.jupyter.magics import ServeMagics
-from mlxlab.models.layout import CacheLayout
+from mlxlab.models.layout import CacheKind, CacheLayout, LayerCache
+from mlxlab.replay.specs import StrategySpec
 from mlxlab.server.aliases import Aliases
 from mlxlab.strategies import STRATEGIES, parse_strategy
+from mlxlab.strategies.placements import DEFAULT
 from mlxlab.traces import load_trace
 from tests.replay.test_cost_model import fitted
 from tests.support.exchanges import small_trace
@@ -164,6 +167,124 @@ def test_approximate_ones_take_part_if_they_were_measured_to_be_close(
 def test_a_budget_that_holds_nothing_is_refused() -> None:
     with pytest.raises(StrategyError, match="capacity=9 holds no block"):
         tune(small_trace(), memory=9, progress=False)
+
+
+HYBRID = "24KiB+2MiB"
+WINDOWS = CacheLayout(
+    (
+        LayerCache(1, CacheKind.TOKENS, 512),
+        LayerCache(1, CacheKind.WINDOW, 512, window=128),
+    )
+)
+
+
+def parameters(found: Tuning) -> list[dict[str, Any]]:
+    return [
+        dict(StrategySpec.parse(text).parameters) for text in found.requests.strategy
+    ]
+
+
+def test_places_and_their_share_are_tuned_where_checkpoints_are_needed() -> None:
+    found = tune(
+        small_trace(), memory=64 << 20, layout=HYBRID, trials=40, progress=False
+    )
+    tried = parameters(found)
+    assert {"paged", "prefix"} <= set(found.requests.name)
+    for own in tried:
+        assert not own.keys() & {"block", "windows"}
+    placed = [own for own in tried if "checkpoints" in own]
+    assert len({own["checkpoints"] for own in placed}) > 2
+    assert len({own["share"] for own in placed}) > 2
+    defaults = {"checkpoints": DEFAULT, "share": 50, "capacity": 64 << 20}
+    assert defaults in tried, "defaults are among what is tried"
+    for text in found.requests.strategy:
+        parse_strategy(text, layout=CacheLayout.plain(24 << 10, 2 << 20))
+    said = "\n".join(found.reasons())
+    if found.best["name"] in {"paged", "prefix", "static-prefix", "block-hash"}:
+        assert "checkpoints=" in said
+        assert "share=" in said
+        assert ".0," not in said
+
+
+def test_a_recommendation_for_another_layout_is_no_line_to_serve_this_model() -> None:
+    found = tune(
+        small_trace(), memory=64 << 20, layout=HYBRID, trials=8, progress=False
+    )
+    assert not found.servable
+    assert "%serve" not in repr(found)
+    assert "%serve" not in found._repr_html_()
+    assert "tiny has another and refuses it" in repr(found)
+    plain = tune(small_trace(), memory=1 << 20, trials=8, progress=False)
+    assert plain.servable
+    for own in parameters(plain):
+        assert not own.keys() & {"checkpoints", "share", "windows"}
+
+
+def test_windows_are_tuned_with_what_belongs_to_each_way_of_keeping_them() -> None:
+    found = tune(
+        small_trace(), memory=8 << 20, layout=WINDOWS, trials=60, progress=False
+    )
+    ways = {own.get("windows") for own in parameters(found)} - {None}
+    assert ways == {"tokens", "checkpoints"}
+    for text, own in zip(found.requests.strategy, parameters(found), strict=True):
+        parse_strategy(text, layout=WINDOWS)
+        assert ("share" in own) == (own.get("windows") == "checkpoints")
+        if own.get("windows") == "checkpoints":
+            assert "block" not in own
+    assert repr(found)
+
+
+def test_only_shares_that_hold_a_checkpoint_are_tried() -> None:
+    found = tune(
+        small_trace(), memory=3 << 20, layout=HYBRID, trials=30, progress=False
+    )
+    assert {own["share"] for own in parameters(found) if "share" in own} == {75, 90}
+
+
+@pytest.mark.parametrize("kld", [None, 1.0])
+def test_nothing_that_moves_is_tried_with_checkpoints(kld: float | None) -> None:
+    found = tune(
+        small_trace(), memory=8 << 20, layout=HYBRID, kld=kld, trials=1, progress=False
+    )
+    assert all(STRATEGIES[name].exact for name in found.requests.name)
+
+
+def test_a_budget_that_holds_no_checkpoint_is_refused_before_any_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mlxlab.analysis.tune.open_sources", None)
+    with pytest.raises(StrategyError) as caught:
+        tune(small_trace(), memory=1 << 20, layout=HYBRID, progress=False)
+    assert str(caught.value) == "memory=1MiB holds no checkpoint of 2MiB; give more"
+
+
+def test_words_are_compared_like_numbers() -> None:
+    """Also parameters that only some trials have."""
+    found = tune(
+        small_trace(), memory=64 << 20, layout=HYBRID, trials=8, progress=False
+    )
+    rows = pd.DataFrame(
+        {
+            "strategy": [
+                "paged:windows=checkpoints,checkpoints=prompt+answer,share=50",
+                "paged:windows=checkpoints,checkpoints=omlx,share=10",
+                "paged:windows=tokens,block=64",
+            ],
+            "name": "paged",
+            "several": True,
+            "cost": [1.0, 1.5, 2.0],
+            "stored_bytes": 1,
+            "prompt_tokens": 10,
+            "reused_tokens": 5,
+        }
+    )
+    said = replace(found, requests=rows)._parameters()
+    more = "tokens to compute."
+    assert [line.split("; others cost up to ") for line in said] == [
+        ["windows=checkpoints, of checkpoints, tokens tried", f"+100.0% {more}"],
+        ["checkpoints=prompt+answer, of omlx, prompt+answer tried", f"+50.0% {more}"],
+        ["share=50, of 10, 50 tried", f"+50.0% {more}"],
+    ]
 
 
 def test_a_model_with_state_is_tuned_without_blocks() -> None:

@@ -14,6 +14,7 @@ from mlxlab.analysis.result import read_result
 from mlxlab.models.folder import find_model
 from mlxlab.rendering.rules import RULES
 from mlxlab.strategies import STRATEGIES
+from mlxlab.strategies.placements import PLACEMENTS
 from mlxlab.traces import load_trace, write_trace
 from tests.support import wire
 from tests.support.endpoint import copy_tiny
@@ -121,7 +122,8 @@ def test_verbose_logs_hits_and_misses(trace: Path) -> None:
 
 
 def test_lists_strategies_and_rules() -> None:
-    for command, names in {"strategies": STRATEGIES, "rules": RULES}.items():
+    listed = {"strategies": STRATEGIES, "rules": RULES, "placements": PLACEMENTS}
+    for command, names in listed.items():
         printed = run(command).stdout
         assert all(name in printed for name in names)
 

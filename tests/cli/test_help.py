@@ -25,7 +25,10 @@ from mlxlab.strategies.base import CAPACITY
 
 COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
 GROUPS = {
-    "See": ["strategies", "rules", "read-trace", "misses", "compare", "report"],
+    "See": [
+        *("strategies", "placements", "rules", "read-trace"),
+        *("misses", "compare", "report"),
+    ],
     "Decide": ["calibrate", "sweep", "tune", "fidelity"],
     "Serve": ["serve", "claude", "agents"],
     "Share": ["record", "import-trace", "anonymize", "export-trace", "notebooks"],
@@ -138,6 +141,12 @@ def test_names_are_completed() -> None:
         ("paged:bl", ["paged:block="]),
         ("paged:block=32,cap", ["paged:block=32,capacity="]),
         ("paged:block=32,pre", ["paged:block=32,prefix"]),
+        ("paged:checkpoints=omlx+ev", ["paged:checkpoints=omlx+every"]),
+        ("paged:block=32,checkpoints=oll", ["paged:block=32,checkpoints=ollama"]),
+        ("paged:windows=to", ["paged:windows=tokens"]),
+        ("suffix:rotate=n", ["suffix:rotate=no"]),
+        ("mlx-lm:checkpoints=t", []),
+        ("paged:share=1", []),
         ("nope", []),
     ],
 )

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+from mlxlab.models.layout import CacheLayout
 from mlxlab.replay.bounds import (
     UNLIMITED,
     OptimalMemory,
@@ -157,6 +158,6 @@ def test_hashes_of_prefixes_do_not_tell_of_other_places(tmp_path: Path) -> None:
 
 def test_tokens_that_take_no_memory_all_fit() -> None:
     requests = rendered([Request([1, 2, 3, 4]), Request([1, 2, 3, 5])])
-    bounds, held = find_bounds(requests, [10], token_bytes=0)
+    bounds, held = find_bounds(requests, [10], CacheLayout.plain(0))
     assert [own.optimal[10] for own in bounds] == [0, 3]
     assert held == 0

@@ -16,7 +16,8 @@ from typing import Any
 import httpx
 import pytest
 
-from mlxlab.engine import Engine, Worker
+from mlxlab.engine import Worker
+from mlxlab.engine.working_cache import WorkingCache
 from mlxlab.errors import ServerError
 from mlxlab.prompt import Tokens
 from mlxlab.server.aliases import Aliases
@@ -552,13 +553,13 @@ def test_one_credential_learns_nothing_of_anothers_prompts(
     strategy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fed: list[int] = []
-    feed = Engine._feed
+    compute = WorkingCache.compute
 
-    def counted(self: Engine, tokens: Tokens, cache: Any) -> Any:
+    def counted(self: WorkingCache, model: Any, tokens: Tokens) -> Any:
         fed[-1] += len(tokens)
-        return feed(self, tokens, cache)
+        return compute(self, model, tokens)
 
-    monkeypatch.setattr(Engine, "_feed", counted)
+    monkeypatch.setattr(WorkingCache, "compute", counted)
     body, read = ask(words(300), max_tokens=1), []
     with (
         several() as (url, service),

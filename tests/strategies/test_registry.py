@@ -246,5 +246,5 @@ def test_python_shows_parameters() -> None:
     assert "chunk: Tokens in a chunk." in str(HeadOnly.__doc__)
     assert str(HeadOnly.__signature__) == (
         "(*, chunk=32, capacity=1073741824, windows='checkpoints', "
-        f"checkpoints='{DEFAULT}', share=50, token_bytes=1, checkpoint_bytes=0)"
+        f"checkpoints='{DEFAULT}', share=33, token_bytes=1, checkpoint_bytes=0)"
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from mlxlab.analysis.fidelity.edits import EDIT_GROUPS, EDITS, EditedTrace, apply_edit
 from mlxlab.errors import TraceError
+from mlxlab.models.layout import CacheLayout
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.replay.bounds import Bounds, UnlimitedMemory, find_bounds
 from mlxlab.replay.requests import RenderedRequest, render_trace
@@ -106,7 +107,7 @@ def render_scenarios(
     before = _exact_reuse(recorded.values())
     for edited in edits.edited:
         requests = render_trace(edited.trace, renderer, progress)
-        found, held = find_bounds(requests, (), token_bytes=1)
+        found, held = find_bounds(requests, (), CacheLayout.plain(1))
         bounds = {s.id: own for s, own in zip(requests, found, strict=True)}
         yield Scenario(
             trace=trace.name,

@@ -7,9 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mlxlab.analysis.misses.blocks import Decode
 from mlxlab.analysis.misses.causes import Cause
+from mlxlab.analysis.misses.checkpoints import Resumption
 from mlxlab.analysis.misses.classify import Change
 from mlxlab.analysis.misses.evictions import Evictions, block_of, leading, restorable
 from mlxlab.analysis.misses.predecessors import Predecessor, PredecessorIndex
@@ -28,8 +33,10 @@ class CauseSpan:
 
     Attributes:
         cause: why the tokens were computed; None if they were restored.
-        evictor: the request that evicted the tokens.
+        evictor: the request that evicted the tokens, or the checkpoint behind them.
         change: the change before the tokens that invalidated them.
+        nearer: the placement that would have put a checkpoint behind them; empty if
+            none would have.
     """
 
     start: int
@@ -39,6 +46,7 @@ class CauseSpan:
     change: Change | None = None
     label: str = ""
     role: Role = Role.UNKNOWN
+    nearer: str = ""
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -90,7 +98,10 @@ class _Attributor:
         self.strategy = strategy
         self.decode = decode
         self.memory = UnlimitedMemory()
-        self.evictions = Evictions(strategy)
+        self.resumption = Resumption(strategy) if strategy.checkpoint_bytes else None
+        self.evictions = (
+            self.resumption.evictions if self.resumption else Evictions(strategy)
+        )
         self.predecessors = PredecessorIndex()
         self.requests: list[RenderedRequest] = []
 
@@ -99,7 +110,8 @@ class _Attributor:
         known = restorable(self.memory, request.prompt.tokens)
         predecessor = self.predecessors.find(request)
         change, spans = self._compare(request, known, predecessor)
-        parts = [*self._known_parts(request, plan, known), *spans]
+        found = self._resumable_parts if self.resumption else self._known_parts
+        parts = [*found(request, plan, known), *spans]
         attribution = RequestAttribution(
             request,
             plan,
@@ -114,7 +126,11 @@ class _Attributor:
     def _commit(self, request: RenderedRequest, plan: Plan) -> None:
         computed = request.computed
         commit = self.strategy.commit(computed, plan)
-        self.evictions.note(len(self.requests), computed.tokens, commit.evicted)
+        number = len(self.requests)
+        if self.resumption:
+            self.resumption.note(number, request, plan, commit)
+        else:
+            self.evictions.note(number, computed.tokens, commit.evicted)
         self.memory.commit(computed, Plan(len(computed)))
         self.predecessors.add(request)
         self.requests.append(request)
@@ -138,8 +154,50 @@ class _Attributor:
             else:
                 yield CauseSpan(start, stop, Cause.EVICTED, self.requests[by])
         yield CauseSpan(whole, last, Cause.BLOCK)
-        if known > last:
-            yield CauseSpan(last, known, Cause.LAST)
+        yield CauseSpan(last, max(known, last), Cause.LAST)
+
+    def _resumable_parts(
+        self, request: RenderedRequest, plan: Plan, known: int
+    ) -> Iterator[CauseSpan]:
+        """Yield the same where the model resumes at checkpoints only."""
+        assert self.resumption is not None
+        tokens, last = request.prompt.tokens, min(known, len(request.prompt) - 1)
+        restored = min(plan.reused, last)
+        stored = min(max(leading(self.strategy, plan), restored), last)
+        reused, matched = self.resumption.reuse(request.prompt)
+        least = stored if stored >= self.resumption.minimum else restored
+        behind = min(max(least, reused), last)
+        held = min(max(behind, stored, matched), last)
+        yield CauseSpan(0, restored, None)
+        yield from self._unresumed(request, restored, stored, behind)
+        yield CauseSpan(behind, held, Cause.MINIMUM)
+        dropped = self.resumption.lost(tokens, last)
+        for start, stop, by in self.evictions.find(tokens, held, last):
+            for a, b, number in _runs(dropped, start, stop):
+                evictor = number if number >= 0 else by
+                if evictor is None:
+                    yield CauseSpan(a, b, Cause.NOT_KEPT)
+                else:
+                    yield CauseSpan(a, b, Cause.EVICTED, self.requests[evictor])
+        yield CauseSpan(last, max(known, last), Cause.LAST)
+
+    def _unresumed(
+        self, request: RenderedRequest, start: int, stored: int, stop: int
+    ) -> Iterator[CauseSpan]:
+        """Yield spans of tokens that a model without checkpoints would reuse.
+
+        Where tokens went with their checkpoint, they were evicted.
+        """
+        if start >= stop:
+            return
+        assert self.resumption is not None
+        dropped = self.resumption.lost(request.prompt.tokens, stop)
+        nearer = self.resumption.nearer(request, start, stop)
+        for a, b, by in _runs(dropped, start, stop):
+            evictor = self.requests[by] if by >= 0 else None
+            kept = b if evictor is None else min(max(stored, a), b)
+            yield CauseSpan(a, kept, Cause.NO_CHECKPOINT, evictor, nearer=nearer)
+            yield CauseSpan(kept, b, Cause.EVICTED, evictor)
 
     def _compare(
         self, request: RenderedRequest, known: int, predecessor: Predecessor | None
@@ -170,6 +228,17 @@ class _Attributor:
             if span.stop > known
         ]
         return next(iter(found.changes), None), parts
+
+
+def _runs(
+    values: NDArray[np.int64], start: int, stop: int
+) -> Iterator[tuple[int, int, int]]:
+    """Yield the runs of equal values within ``[start, stop)``."""
+    own = values[start:stop]
+    edges = [0, *(np.flatnonzero(np.diff(own)) + 1).tolist(), len(own)]
+    for a, b in pairwise(edges):
+        if b > a:
+            yield start + a, start + b, int(own[a])
 
 
 def _chained_spans(

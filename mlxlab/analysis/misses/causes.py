@@ -11,6 +11,7 @@ from enum import StrEnum
 from mlxlab.analysis.misses.evictions import block_of
 from mlxlab.prompt import Role
 from mlxlab.strategies import Limit, Strategy
+from mlxlab.strategies.placements import parse_placement
 
 __all__ = ["BY_STRATEGY", "NOTHING", "Cause", "CauseKind", "remedy_of"]
 
@@ -23,7 +24,8 @@ class CauseKind(StrEnum):
 
     Compulsory and capacity misses are two of Hill's three Cs
     (doi:10.1109/12.40842). Invalidated tokens were computed before, behind another
-    prefix. Granularity costs the tokens below a block or a minimum.
+    prefix. Granularity costs the tokens below a block or a minimum, and those behind
+    the last checkpoint.
     """
 
     COMPULSORY = "compulsory"
@@ -57,6 +59,7 @@ class Cause(StrEnum):
     NOT_KEPT = "not kept"
     MINIMUM = "below minimum"
     BLOCK = "block granularity"
+    NO_CHECKPOINT = "no checkpoint here"
     AGAIN = "computed again"
     LAST = "last token"
     #: It was in no prompt and no answer before.
@@ -79,12 +82,16 @@ _KINDS = {
     Cause.NOT_KEPT: CauseKind.CAPACITY,
     Cause.MINIMUM: CauseKind.GRANULARITY,
     Cause.BLOCK: CauseKind.GRANULARITY,
+    Cause.NO_CHECKPOINT: CauseKind.GRANULARITY,
 }
 
 
 #: Causes due to the strategy and not to the prompt.
 BY_STRATEGY = frozenset(
-    {Cause.EVICTED, Cause.NOT_KEPT, Cause.MINIMUM, Cause.BLOCK, Cause.AGAIN}
+    {
+        *(Cause.EVICTED, Cause.NOT_KEPT, Cause.MINIMUM, Cause.BLOCK),
+        *(Cause.NO_CHECKPOINT, Cause.AGAIN),
+    }
 )
 
 #: The rule that avoids a cause.
@@ -131,6 +138,7 @@ def remedy_of(
     changed: Role = Role.UNKNOWN,
     deferred: bool = False,
     unit: int = 1,
+    nearer: str = "",
 ) -> str:
     """Return the rule or setting that would have saved tokens lost to ``cause``.
 
@@ -142,6 +150,7 @@ def remedy_of(
         changed: role of the block that broke the prefix.
         deferred: whether that block is a tool that was loaded during the session.
         unit: tokens that one id of the strategy's prompts stands for.
+        nearer: the placement that would have put a checkpoint behind the tokens.
     """
     limits = strategy.limits
     match cause:
@@ -156,6 +165,8 @@ def remedy_of(
         case Cause.BLOCK:
             half = max(1, block_of(strategy) // 2) * unit
             return f"{limits[Limit.BLOCK]}={half} (about half of them)"
+        case Cause.NO_CHECKPOINT:
+            return _checkpoint_at(strategy, nearer)
     rule = _rule_for(cause, lost, changed, deferred)
     if rule and rule not in rules:
         return f"rule {rule}"
@@ -183,3 +194,22 @@ def _limit_of(strategy: Strategy) -> str:
     if capacity and (full or strategy.occupancy is None):
         return capacity
     return strategy.limits.get(Limit.SLOTS, "paged")
+
+
+def _checkpoint_at(strategy: Strategy, nearer: str) -> str:
+    """Return the setting that would have kept a checkpoint where ``nearer`` does."""
+    own = strategy.parameters.get("checkpoints")
+    if not nearer:
+        return f"{NOTHING}no placement puts one nearer"
+    if own is None:  # this strategy has places of its own
+        return f"paged:checkpoints={nearer}"
+    if nearer != own:
+        return f"add {nearer} to checkpoints"
+    most = parse_placement(nearer).most
+    share = int(strategy.parameters["share"])
+    held = (strategy.stored_checkpoints + 1) * strategy.checkpoint_bytes
+    if share < 100 and held > strategy.capacity * share // 100:
+        return "a larger share"
+    if most is not None:
+        return f"checkpoints that keep more than {most} of a sequence"
+    return strategy.limits.get(Limit.CAPACITY, "paged")

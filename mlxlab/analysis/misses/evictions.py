@@ -1,6 +1,8 @@
 """Which commit evicted which tokens from a strategy's memory.
 
-After each commit the strategy is asked how much of every sequence it could restore.
+After each commit the strategy is asked how much of every sequence it could restore. Of
+a model with checkpoints that is asked of a twin, see
+:mod:`mlxlab.analysis.misses.checkpoints`.
 """
 
 from __future__ import annotations
@@ -17,14 +19,14 @@ import numpy as np
 from mlxlab.prompt import Prompt, Tokens, common_prefix
 from mlxlab.strategies import Limit, Plan, Strategy
 
-__all__ = ["Evictions", "block_of", "leading", "restorable"]
+__all__ = ["Evictions", "block_of", "leading", "quiet", "restorable"]
 
 #: No tokenizer has this id, so no stored sequence continues with it.
 _NO_TOKEN = -1
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep plans made for attribution out of the log of hits and misses."""
     log, own = logging.getLogger("mlxlab.strategies.base"), get_ident()
 
@@ -40,7 +42,7 @@ def _quiet() -> Iterator[None]:
 
 def restorable(strategy: Strategy, tokens: Tokens) -> int:
     """Return the leading positions of a sequence in memory, ignoring the minimum."""
-    with _quiet():
+    with quiet():
         plan = strategy.plan(Prompt(np.append(tokens, np.int32(_NO_TOKEN))))
     return leading(strategy, plan)
 

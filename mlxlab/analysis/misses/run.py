@@ -19,6 +19,7 @@ from mlxlab.analysis.misses.text_diff import TextShown, describe_change
 from mlxlab.errors import MlxlabError, StrategyError
 from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
 from mlxlab.models.geometry import LayoutLike, read_layout
+from mlxlab.models.layout import CacheLayout
 from mlxlab.prompt import Role, Tokens
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.replay.bounds import Bounds, find_bounds, tabulate_bounds
@@ -109,7 +110,9 @@ def misses(
             for attribution in attribute(workload, replayed, decode):
                 builder.enter(attribution, replayed)
                 bar.update(1)
-            found, filled = find_bounds(workload, [memory], kept.token_bytes())
+            found, filled = find_bounds(
+                workload, [memory], CacheLayout.plain(kept.token_bytes())
+            )
             bounds += found
             most = max(most, filled)
     manifest = describe_run(opened, folder, [spec], renderer.notes, {}, layout=kept)
@@ -243,6 +246,7 @@ class _RowBuilder:
             changed=change.role if change else part.role,
             deferred=change is not None and change.deferred,
             unit=attribution.request.unit,
+            nearer=part.nearer,
         )
         evictor = part.evictor
         return {

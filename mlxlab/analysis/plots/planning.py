@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_capacity", "plot_costs", "plot_trials"]
 
-_BOUNDS = {"optimal": "--", "unlimited": ":"}
+_BOUNDS = {"optimal": "--", "placement": "-.", "unlimited": ":"}
 _LENGTHS = (16, 256, 1024, 4096)  # new tokens, one curve each
 
 
 def plot_capacity(swept: Sweep) -> Picture:
-    """Draw the reused share over memory: a line per strategy, and two bounds.
+    """Draw the reused share over memory: a line per strategy, and the bounds.
 
     One panel per number of users.
     """
@@ -65,10 +65,11 @@ def _draw_capacity(axes: Axes, swept: Sweep, users: int) -> None:
     bounds = swept.bounds[swept.bounds.users == users]
     for name, dash in _BOUNDS.items():
         most = bounds[bounds.bound == name]
-        across = most.memory if name == "optimal" else sizes
-        shares = (
-            most.reused if name == "optimal" else [most.reused.iloc[0]] * len(sizes)
-        )
+        if most.empty:
+            continue
+        flat = name == "unlimited"
+        across = sizes if flat else most.memory
+        shares = [most.reused.iloc[0]] * len(sizes) if flat else most.reused
         (line,) = axes.plot(across, shares, dash, label=name)
         line.set(color=INK, linewidth=1.2, zorder=1)
     axes.set_xscale("log", base=2)

@@ -8,12 +8,20 @@ from pkgutil import iter_modules
 from mlxlab.strategies.placements.base import (
     DEFAULT,
     PLACEMENTS,
+    Combined,
     Placement,
     parse_placement,
     read_placement,
 )
 
-__all__ = ["DEFAULT", "PLACEMENTS", "Placement", "parse_placement", "read_placement"]
+__all__ = [
+    "DEFAULT",
+    "PLACEMENTS",
+    "Combined",
+    "Placement",
+    "parse_placement",
+    "read_placement",
+]
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")

@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 #: Where checkpoints are kept by default.
-DEFAULT = "system+tools+environment+messages1024+branches+prompt+answer"
+DEFAULT = "system+tools+environment+messages4096+branches+prompt+answer"
 
 _WORD = re.compile(r"([a-z]+(?:[-.][a-z]+)*)([0-9]{1,9})?")
 
@@ -46,6 +46,7 @@ class Placement(ABC):
 
     Args:
         number: the number behind the name, in ids of the prompts.
+        unit: tokens that one id stands for.
     """
 
     name: ClassVar[str]
@@ -55,8 +56,9 @@ class Placement(ABC):
     answer: bool = False
     most: int | None = None
 
-    def __init__(self, number: int = 0) -> None:
+    def __init__(self, number: int = 0, unit: int = 1) -> None:
         self.number = number
+        self.unit = unit
 
     @abstractmethod
     def places(self, prompt: Prompt, match: int) -> Iterable[int]:
@@ -141,8 +143,10 @@ def _parse(word: str, unit: int) -> Placement:
     if kind.spacing is None:
         if number is not None:
             raise StrategyError(f"{word!r}: {name} takes no number; give {name}")
-        return kind()
+        return kind(unit=unit)
     tokens = kind.spacing if number is None else int(number)
-    if tokens < 1 and name == "every":
-        raise StrategyError(f"{word!r}: give a number of tokens, as in {name}2048")
-    return kind(-(-tokens // unit))
+    if tokens < 1 and kind.spacing:
+        raise StrategyError(
+            f"{word!r}: give a number of tokens, as in {name}{kind.spacing}"
+        )
+    return kind(-(-tokens // unit), unit)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from mlxlab.prompt import Prompt
 from mlxlab.strategies.placements.base import Placement, register
 
-__all__ = ["Every"]
+__all__ = ["Every", "Last"]
 
 
 @register
@@ -20,3 +20,15 @@ class Every(Placement):
 
     def places(self, prompt: Prompt, match: int) -> Iterable[int]:
         return range(self.number, len(prompt), self.number)
+
+
+@register
+class Last(Placement):
+    """At the last multiple of a number of tokens: one checkpoint of each prompt."""
+
+    name = "last"
+    summary = "the last multiple of N tokens"
+    spacing = 64
+
+    def places(self, prompt: Prompt, match: int) -> Iterable[int]:
+        return ((len(prompt) - 1) // self.number * self.number,)

@@ -269,7 +269,7 @@ def test_draws_recovery_and_shift(found: Fidelity, tmp_path: Path) -> None:
 
 def test_without_edits_every_request_is_evaluated(tmp_path: Path) -> None:
     one, two = (small_trace(name) for name in ("one", "two"))
-    options = {"tokens": 2, "floor_chunk": 1024}
+    options: dict[str, Any] = {"tokens": 2, "floor_chunk": 1024}
     found = evaluated([one, two], f"{PAGED}@none,{PAGED}", **options)
     counts = {
         trace: rows.groupby("variant", sort=False).size().to_dict()

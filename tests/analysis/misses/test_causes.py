@@ -89,7 +89,9 @@ def test_an_approximate_strategy_is_no_remedy_for_itself() -> None:
 def test_causes_have_the_kinds_of_the_literature() -> None:
     kinds = {kind: {c for c in Cause if c.kind is kind} for kind in CauseKind}
     assert kinds[CauseKind.CAPACITY] == {Cause.EVICTED, Cause.NOT_KEPT}
-    assert kinds[CauseKind.GRANULARITY] == {Cause.MINIMUM, Cause.BLOCK}
+    assert kinds[CauseKind.GRANULARITY] == {
+        *(Cause.MINIMUM, Cause.BLOCK, Cause.NO_CHECKPOINT)
+    }
     assert kinds[CauseKind.COMPULSORY] == {
         *(Cause.SESSION, Cause.AGENT, Cause.SIDE, Cause.FRESH, Cause.LAST)
     }

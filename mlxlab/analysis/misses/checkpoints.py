@@ -1,0 +1,169 @@
+"""Which tokens lie behind the last checkpoint on their path, and what was in force.
+
+A twin of the strategy replays the same requests for a model that can be cut at any
+token. What the twin would reuse, and the strategy does not, lacks a checkpoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlxlab.analysis.misses.evictions import Evictions, leading, quiet
+from mlxlab.prompt import Prompt, Tokens, common_prefix
+from mlxlab.replay.requests import RenderedRequest
+from mlxlab.strategies import Commit, Handle, Limit, Plan, Strategy
+from mlxlab.strategies.placements import Combined, parse_placement
+
+__all__ = ["Resumption"]
+
+#: Places to recommend, those that take few checkpoints first.
+_WORDS = (
+    *("prompt", "answer", "system", "tools", "environment"),
+    *("branches", "users", "messages", "every512"),
+)
+
+#: Share of the lost tokens that a word has to save beyond those in front of it.
+_WORTH = 0.25
+
+#: Bytes of a token's id: all that is kept for a token beside a recurrent state.
+_ID_BYTES = 4
+
+
+@dataclass(slots=True, eq=False)
+class _Sequence:
+    """A sequence that no other sequence extends.
+
+    Attributes:
+        number: of the latest request that computed it.
+        asked: that request's prompt.
+        match: leading tokens of the prompt that were stored when it was planned.
+        lost: by position, the commit that dropped a checkpoint there.
+    """
+
+    tokens: Tokens
+    number: int = 0
+    asked: Prompt = field(default_factory=lambda: Prompt.of(()))
+    match: int = 0
+    lost: dict[int, int] = field(default_factory=dict)
+
+
+class Resumption:
+    """Follows the checkpoints of a strategy, beside its twin that needs none.
+
+    Args:
+        strategy: a fresh one, for a model with checkpoints.
+
+    Attributes:
+        evictions: what the twin evicted.
+    """
+
+    def __init__(self, strategy: Strategy) -> None:
+        self._strategy = strategy
+        self._twin = _cut_anywhere(strategy)
+        self.evictions = Evictions(self._twin)
+        self._sequences: list[_Sequence] = []
+        self._held: dict[Handle, tuple[_Sequence, int]] = {}
+
+    @property
+    def minimum(self) -> int:
+        """Tokens below which the strategy restores nothing."""
+        name = self._strategy.limits.get(Limit.MINIMUM)
+        return int(self._strategy.parameters[name]) if name else 0
+
+    def reuse(self, prompt: Prompt) -> tuple[int, int]:
+        """Return what the twin restores of a prompt, and what it has in memory."""
+        with quiet():
+            plan = self._twin.plan(prompt)
+        return plan.reused, leading(self._twin, plan)
+
+    def note(
+        self, by: int, request: RenderedRequest, plan: Plan, commit: Commit
+    ) -> None:
+        """Record commit number ``by`` of the strategy, and let the twin follow."""
+        computed = request.computed
+        own = self._sequence_of(computed.tokens)
+        own.number, own.asked = by, request.prompt
+        own.match = leading(self._strategy, plan)
+        for handle in commit.forget:
+            sequence, position = self._held.pop(handle)
+            sequence.lost[position] = by
+        for keep in commit.keep:
+            self._held[keep.handle] = own, keep.position
+        with quiet():
+            evicted = self._twin.commit(computed, self._twin.plan(request.prompt))
+        self.evictions.note(by, computed.tokens, evicted.evicted)
+
+    def lost(self, tokens: Tokens, stop: int) -> NDArray[np.int64]:
+        """Return which commit dropped the last checkpoint behind each position.
+
+        Args:
+            tokens: of a prompt.
+            stop: end of the positions.
+
+        Returns:
+            Numbers of commits, shape ``[stop]``; -1 where there was no checkpoint.
+        """
+        by = np.full(stop, -1, np.int64)
+        for sequence in self._sequences:
+            shared = min(common_prefix(sequence.tokens, tokens), stop)
+            for position, number in sequence.lost.items():
+                if position <= shared:
+                    by[:position] = np.maximum(by[:position], number)
+        return by
+
+    def nearer(self, request: RenderedRequest, start: int, stop: int) -> str:
+        """Return the placement that would have put a checkpoint nearer.
+
+        The placements are asked on the request that shares most with this one.
+
+        Args:
+            request: the request.
+            start: what it resumes from.
+            stop: the last position that it could resume from.
+
+        Returns:
+            A word of placements; the strategy's own, if that placed a checkpoint there
+            which is gone; empty if no placement would have put one there.
+        """
+        tokens = request.prompt.tokens
+        shared = {s: common_prefix(s.tokens, tokens) for s in self._sequences}
+        if not shared:
+            return ""
+        source = max(shared, key=lambda s: (shared[s], s.number))
+        stop = min(stop, shared[source])
+        own = str(self._strategy.parameters.get("checkpoints", ""))
+        chosen, reached = "", start
+        for word in (own, *_WORDS) if own else _WORDS:
+            places = _places(parse_placement(word, request.unit), source)
+            fit = [p for p in places if max(start + 1, self.minimum) <= p <= stop]
+            if fit and max(fit) - reached > _WORTH * (stop - start):
+                chosen, reached = word, max(fit)
+        return chosen
+
+    def _sequence_of(self, tokens: Tokens) -> _Sequence:
+        """Return the sequence that holds ``tokens``, made or extended if need be."""
+        for sequence in self._sequences:
+            shared = common_prefix(sequence.tokens, tokens)
+            if shared == len(sequence.tokens):
+                sequence.tokens = tokens
+                return sequence
+            if shared == len(tokens):
+                return sequence
+        self._sequences.append(_Sequence(tokens))
+        return self._sequences[-1]
+
+
+def _cut_anywhere(strategy: Strategy) -> Strategy:
+    """Return a fresh strategy of this kind, for a model that needs no checkpoints."""
+    ours = {"windows", "checkpoints", "share"}
+    given = {k: v for k, v in strategy.parameters.items() if k not in ours}
+    return type(strategy)(token_bytes=strategy.token_bytes or _ID_BYTES, **given)
+
+
+def _places(placement: Combined, source: _Sequence) -> list[int]:
+    places = placement.places(source.asked, source.match)
+    # The request was the last to extend the sequence, or is a part of it.
+    return [*places, len(source.tokens)] if placement.answer else places

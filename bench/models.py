@@ -33,7 +33,6 @@ from mlxlab.models.layout import CacheKind, CacheLayout, Windows
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.replay.requests import RenderedRequest
 from mlxlab.replay.simulator import Simulator
-from mlxlab.sizes import format_size
 from mlxlab.strategies import parse_strategy
 from tests.support.architectures import configurations, save_architecture
 from tests.support.turns import Turn, turns
@@ -51,12 +50,15 @@ _BY_TOKEN = f"windows={Windows.TOKENS}"
 #: Tokens computed at a time under a strategy.
 CHUNK = 96
 
+NOTHING = CacheLayout(())
+
 WIDTH = 120
 HEADER = (
     f"{'':20} {'':34} {'bytes a':>6} {'check-':>7} {'resumed at':<11} "
     f"{'reused, % of prompt tokens':<29} {'differ-':>7}\n"
     f"{'configuration':<20} {'layers by kind of cache':<34} {'token':>6} {'point':>7} "
-    f"{'':11} {'prefx':>5} {'stat.':>5} {'block':>5} {'paged':>5} {'mlxlm':>5} {'ence':>7}"
+    f"{'':11} {'prefx':>5} {'stat.':>5} {'block':>5} {'paged':>5} {'mlxlm':>5} "
+    f"{'ence':>7}"
 )
 
 #: Differences below this share of the largest logit are rounding.
@@ -96,7 +98,7 @@ class Examination:
 
     name: str
     refusal: str = ""
-    layout: CacheLayout = CacheLayout(())
+    layout: CacheLayout = NOTHING
     replays: tuple[Replay, ...] = ()
 
     @property
@@ -126,7 +128,7 @@ def examine(name: str, config: Mapping[str, Any]) -> Examination:
             return Examination(name, str(error).removeprefix(f"model {folder}: "))
         except (Exception, SystemExit) as error:
             return Examination(name, f"cannot be built: {error!r}")
-    asked = [own for own in _turns() if sum(map(len, own)) <= found.window]
+    asked = [own for own in _turns() if len(own[0]) + len(own[1]) <= found.window]
     engine = Engine(model, parse_strategy("none"))
     uncached = [engine.replay(*own, score=len(own[1])).logits for own in asked]
     replays = tuple(

@@ -1,4 +1,4 @@
-"""Models of all kinds of caches are served exactly, and simulated as they are served."""
+"""Models of all kinds of caches are served exactly, and simulated alike."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ REFUSED = {
     "deepseek_v41": "keeps a LayerCache",
 }
 
-#: Those that the quick tests serve: rows, latents, windows, lists, states, and mixtures.
+#: Those of the quick tests: rows, latents, windows, lists, states, and mixtures.
 QUICK = (
     "gemma2",
     "glm4_moe_lite",

@@ -143,8 +143,8 @@ def _specs(layout: CacheLayout) -> Iterator[str]:
         yield _spec(name, layout, Windows.CHECKPOINTS)
     if layout.windows:
         yield from (_spec(name, layout, Windows.TOKENS) for name in CUT)
-    room = 3 * layout.checkpoint_bytes() + 700 * layout.token_bytes()
-    yield f"paged:capacity={max(room, 2 * layout.checkpoint_bytes())}"
+    room = 4 * layout.checkpoint_bytes() + 700 * layout.token_bytes()
+    yield f"paged:capacity={room}"
 
 
 def _spec(name: str, layout: CacheLayout, windows: Windows) -> str:

@@ -43,7 +43,6 @@ REFUSED = {
 QUICK = (
     "gemma2",
     "glm4_moe_lite",
-    "nemotron-nas+linear",
     "gpt_oss",
     "gemma3",
     "llama4",
@@ -55,7 +54,6 @@ QUICK = (
     "lfm2",
     "mamba",
     "falcon_h1",
-    "recurrent_gemma",
 )
 
 pytestmark = pytest.mark.skipif(

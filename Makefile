@@ -49,8 +49,8 @@ check: $(READY)  ## format, lint, imports and types, notebooks included
 bench: $(READY)  ## speed against the committed bounds
 	$(BIN)/python -m bench.strategies
 
-bench-servers: $(READY)  ## first tokens beside other servers; VLLM_MLX=its python
-	$(BIN)/python -m bench.servers $(if $(VLLM_MLX),--vllm-mlx $(VLLM_MLX))
+bench-servers: $(READY)  ## first tokens beside other servers; MODEL=qwen3_5, VLLM_MLX=its python
+	$(BIN)/python -m bench.servers $(if $(MODEL),--model $(MODEL)) $(if $(VLLM_MLX),--vllm-mlx $(VLLM_MLX))
 
 bench-scale: $(READY)  ## hashed sessions through all exact strategies; TRACES=folder
 	$(BIN)/python -m bench.scale $(TRACES)

@@ -50,8 +50,6 @@ _BY_TOKEN = f"windows={Windows.TOKENS}"
 #: Tokens computed at a time under a strategy.
 CHUNK = 96
 
-NOTHING = CacheLayout(())
-
 WIDTH = 120
 HEADER = (
     f"{'':20} {'':34} {'bytes a':>6} {'check-':>7} {'resumed at':<11} "
@@ -66,6 +64,9 @@ ROUNDING = 1e-4
 
 #: Most noise of another chunk size, as a share of the largest logit.
 MOST = 1e-3
+
+
+_NOTHING = CacheLayout(())
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ class Examination:
 
     name: str
     refusal: str = ""
-    layout: CacheLayout = NOTHING
+    layout: CacheLayout = _NOTHING
     replays: tuple[Replay, ...] = ()
 
     @property

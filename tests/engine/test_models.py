@@ -1,4 +1,4 @@
-"""Models of all kinds of caches are served exactly, and simulated alike."""
+"""Models of all kinds of caches are served exactly, and simulated as served."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mlxlab.engine.trial import try_out
 from mlxlab.errors import ModelError
 from mlxlab.models.folder import find_model
 from mlxlab.models.layout import Windows
-from mlxlab.prompt import Prompt, Tokens
+from mlxlab.prompt import Prompt
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.strategies import Plan, make_strategy
 from tests.support.architectures import NOT_HERE, configurations, save_architecture
@@ -39,7 +39,7 @@ REFUSED = {
     "deepseek_v41": "keeps a LayerCache",
 }
 
-#: Those of the quick tests: rows, latents, windows, lists, states, and mixtures.
+#: Those that the quick tests serve: rows, latents, windows, lists, states, mixtures.
 QUICK = (
     "gemma2",
     "glm4_moe_lite",
@@ -217,7 +217,8 @@ def test_a_cancelled_prefill_is_gone_on_with(name: str, windows: Windows) -> Non
 @every_way
 def test_a_cancelled_answer_is_gone_on_with(name: str, windows: Windows) -> None:
     served, (prompt, _) = live(name, windows), asked()
-    stream, answer = served.stream(prompt, max_tokens=50), []
+    stream = served.stream(prompt, max_tokens=50)
+    answer: list[int] = []
     while len(answer) < 4:
         item = next(stream)
         answer += [item] if isinstance(item, int) else []
@@ -282,7 +283,7 @@ def small(name: str) -> Any:
 
 
 @cache
-def expected(name: str, ids: tuple[int, ...]) -> Tokens:
+def expected(name: str, ids: tuple[int, ...]) -> np.ndarray[Any, Any]:
     model = small(name)
     prompt = Prompt.of(ids)
     return Engine(model, make_strategy("none")).replay(prompt, prompt.tokens[:0]).logits

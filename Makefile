@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help compare test test-all lab notebooks docs picture check bench bench-servers bench-scale models fidelity transcript record clean
+.PHONY: help compare test test-all lab notebooks docs picture check bench bench-servers bench-scale models placements fidelity transcript record clean
 
 BIN := .venv/bin
 READY := .venv/ready
@@ -57,6 +57,9 @@ bench-scale: $(READY)  ## hashed sessions through all exact strategies; TRACES=f
 
 models: $(READY)  ## every architecture of mlx-lm through the strategies: is reuse exact?
 	$(BIN)/python -m bench.models
+
+placements: $(READY)  ## where to keep checkpoints: TRACES=folder adds hashed sessions
+	$(BIN)/python -m bench.placements $(TRACES)
 
 fidelity: $(READY)  ## what reuse does to answers, an hour or two: data/fidelity
 	$(BIN)/python -m bench.fidelity

@@ -34,7 +34,7 @@ _COMMON = {
 }
 
 ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
-    # One layer keeps a recurrent state, one all tokens; the template opens the thinking.
+    # A layer of recurrent state, one of all tokens; the template opens the thinking.
     "qwen3_5": {
         **_COMMON,
         "model_type": "qwen3_5",

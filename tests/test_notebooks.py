@@ -20,6 +20,7 @@ ORDER = [
     "04_tune",
     "05_approximate",
     "06_decoder",
+    "07_any_model",
 ]
 
 #: The largest file, in bytes: diffs and pages stay readable.

@@ -61,6 +61,7 @@ _FORMS: Forms = {
     "of_placement": ("of best\nplacement", "{:.1%}".format),
     "ttft_mean_s": ("TTFT\nest. s", "{:.2f}".format),
     "stored_gib": ("stored\nGiB", "{:.2f}".format),
+    "checkpoints_gib": ("check-\npoints", "{:.2f}".format),
     "evicted_m": ("evicted\nM", "{:.1f}".format),
 }
 
@@ -74,8 +75,8 @@ class Sweep(Result):
             users. Columns: ``strategy`` (with its rules behind ``@`` where not all
             apply), ``rules``, ``users``, ``capacity`` (bytes), ``requests``,
             ``prompt_tokens``, ``reused_tokens``, ``evicted`` (tokens), ``stored_bytes``
-            (peak), and with a cost model ``ttft_s`` (sum of the seconds to first
-            tokens).
+            (peak), ``checkpoint_bytes`` (peak, part of them), and with a cost model
+            ``ttft_s`` (sum of the seconds to first tokens).
         bounds: one row per bound and number of users (column ``users``), and per
             capacity for ``optimal`` and ``placement``.
     """
@@ -97,8 +98,9 @@ class Sweep(Result):
         Columns: ``strategy``, ``users``, ``capacity`` (bytes), ``reused`` (share of all
         prompt tokens), ``of_unlimited``, ``of_optimal``, ``of_position_independent``,
         ``of_placement`` (that share, relative to the bound), ``ttft_mean_s``
-        (estimated), ``stored_bytes`` (peak), ``evicted`` (tokens). Columns without data
-        are dropped.
+        (estimated), ``stored_bytes`` (peak), ``checkpoint_bytes`` (peak, part of them;
+        only for a model that resumes at checkpoints), ``evicted`` (tokens). Columns
+        without data are dropped.
         """
         rows = self.requests
         reused = rows.reused_tokens / rows.prompt_tokens
@@ -112,7 +114,10 @@ class Sweep(Result):
             table[f"of_{name}"] = reused / most.reindex(at).to_numpy()
         if "ttft_s" in rows:
             table["ttft_mean_s"] = rows.ttft_s / rows.requests
-        table = table.assign(stored_bytes=rows.stored_bytes, evicted=rows.evicted)
+        table["stored_bytes"] = rows.stored_bytes
+        if rows.checkpoint_bytes.any():
+            table["checkpoint_bytes"] = rows.checkpoint_bytes
+        table["evicted"] = rows.evicted
         return table.dropna(axis="columns", how="all")
 
     def tables(self) -> list[pd.DataFrame]:
@@ -125,6 +130,8 @@ class Sweep(Result):
             stored_gib=shown.stored_bytes / 2**30,
             evicted_m=shown.evicted / 1e6,
         )
+        if "checkpoint_bytes" in shown:
+            shown = shown.assign(checkpoints_gib=shown.checkpoint_bytes / 2**30)
         if shown.users.nunique() == 1:
             shown = shown.drop(columns="users")
         return [pd.DataFrame(format_columns(shown, _FORMS)), format_bounds(self.bounds)]
@@ -298,6 +305,9 @@ def _simulate(
             total["reused_tokens"] += outcome.reused_tokens
             total["evicted"] += outcome.evicted
             total["stored_bytes"] = max(total["stored_bytes"], outcome.stored_bytes)
+            held = replayer.strategy.stored_checkpoints
+            held *= replayer.strategy.checkpoint_bytes
+            total["checkpoint_bytes"] = max(total["checkpoint_bytes"], held)
             if outcome.ttft_s is not None:
                 total["ttft_s"] += outcome.ttft_s
     for strategy, total in zip(strategies, totals, strict=True):

@@ -156,7 +156,7 @@ class Strategy(ABC):
         33,
         "Most of the capacity that checkpoints take, as a percentage.",
         kind=Kind.PERCENT,
-        tries=(10, 25, 50, 75, 90),
+        tries=(10, 25, 33, 50, 75, 90),
     )
 
     def __init_subclass__(cls) -> None:

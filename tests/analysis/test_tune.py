@@ -195,7 +195,8 @@ def test_places_and_their_share_are_tuned_where_checkpoints_are_needed() -> None
     placed = [own for own in tried if "checkpoints" in own]
     assert len({own["checkpoints"] for own in placed}) > 2
     assert len({own["share"] for own in placed}) > 2
-    defaults = {"checkpoints": DEFAULT, "share": 50, "capacity": 64 << 20}
+    share = STRATEGIES["paged"].declared["share"].default
+    defaults = {"checkpoints": DEFAULT, "share": share, "capacity": 64 << 20}
     assert defaults in tried, "defaults are among what is tried"
     for text in found.requests.strategy:
         parse_strategy(text, layout=CacheLayout.plain(24 << 10, 2 << 20))
@@ -204,6 +205,12 @@ def test_places_and_their_share_are_tuned_where_checkpoints_are_needed() -> None
         assert "checkpoints=" in said
         assert "share=" in said
         assert ".0," not in said
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_each_default_is_among_the_values_to_try(name: str) -> None:
+    for key, own in STRATEGIES[name].declared.items():
+        assert not own.tries or own.default in own.tries, key
 
 
 def test_a_recommendation_for_another_layout_is_no_line_to_serve_this_model() -> None:

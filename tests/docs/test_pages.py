@@ -7,8 +7,9 @@ import pytest
 
 from docs.check_site import find_faults
 from docs.picture import stack
-from mlxlab.prompt import Prompt
+from mlxlab.prompt import Prompt, Role, Segment
 from mlxlab.strategies import STRATEGIES, make_strategy
+from mlxlab.strategies.placements import PLACEMENTS, parse_placement
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -86,3 +87,20 @@ def test_the_strategy_of_the_howto_works() -> None:
     strategy.check_integrity()
     assert strategy.plan(Prompt.of([1, 2, 3, 4, 5, 6, 7])).reused == 4
     assert strategy.plan(Prompt.of([1, 2, 9])).reused == 2
+
+
+def test_the_placement_of_the_howto_works() -> None:
+    page = (ROOT / "docs/howto-placement.md").read_text()
+    [code, *_] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    small, large = (
+        Segment("messages[0]", Role.USER, 0, 3),
+        Segment("messages[1]", Role.TOOL_RESULT, 3, 8),
+    )
+    prompt = Prompt(Prompt.of(range(9)).tokens, (small, large))
+    try:
+        exec(code, {"__name__": "howto"})
+        assert parse_placement("large4").places(prompt, 0) == [8]
+        assert parse_placement("large3").places(prompt, 0) == [3, 8]
+        assert parse_placement("large").places(prompt, 0) == []
+    finally:
+        PLACEMENTS.pop("large", None)

@@ -12,6 +12,7 @@ with needs("plots"):
         plot_shift,
         save_fidelity_plots,
     )
+    from mlxlab.analysis.plots.layouts import plot_layouts
     from mlxlab.analysis.plots.misses import plot_causes, plot_strip, save_misses_plots
     from mlxlab.analysis.plots.planning import plot_capacity, plot_costs, plot_trials
     from mlxlab.analysis.plots.reuse import (
@@ -28,6 +29,7 @@ __all__ = [
     "plot_causes",
     "plot_costs",
     "plot_hit_rate",
+    "plot_layouts",
     "plot_memory",
     "plot_pareto",
     "plot_segments",

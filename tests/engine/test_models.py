@@ -139,13 +139,13 @@ WAYS = [
 every_way = pytest.mark.parametrize(("name", "windows"), WAYS)
 
 
-def live(name: str, windows: Windows) -> Engine:
+def live(name: str, windows: Windows, chunk: int = 64) -> Engine:
     model = built(name)
     by_token = not measure_layout(model).checkpoint_bytes(windows)
     given: dict[str, Any] = {"block": 1} if by_token else {}
     if windows is Windows.TOKENS:
         given["windows"] = windows
-    return engine(model, chunk=64, **given)
+    return engine(model, chunk=chunk, **given)
 
 
 @cache
@@ -167,7 +167,7 @@ def ids_of(engine: Engine, prompt: Prompt, n: int, **options: Any) -> list[int]:
 
 def require_reuse(engine: Engine, prompt: Prompt, reused: int) -> None:
     """Replay a prompt: the tokens are reused, the logits are an uncached run's."""
-    done = engine.replay(prompt, prompt.tokens[:0])
+    done = engine.replay(prompt, prompt.tokens[:0], greedy=2)
     assert done.plan.reused == reused
     whole = Engine(engine.model, make_strategy("none"))
     expected = whole.replay(prompt, prompt.tokens[:0]).logits
@@ -261,11 +261,11 @@ def test_a_checkpoint_holds_no_activations() -> None:
         ("gpt_oss", Windows.TOKENS),
         ("llama4", Windows.CHECKPOINTS),
     ):
-        served = live(name, windows)
+        served = live(name, windows, chunk=2048)
         before = mx.get_active_memory()
         served.replay(prompt, prompt.tokens[:0])
         held = mx.get_active_memory() - before
-        assert held <= 1.1 * served.store.nbytes + (64 << 10), name
+        assert held <= 1.02 * served.store.nbytes + (64 << 10), name
 
 
 #: Small enough that windows of 8 rotate, and that short sequences are evicted.

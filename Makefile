@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help compare test test-all lab notebooks docs picture check bench bench-servers bench-scale placements fidelity transcript record clean
+.PHONY: help compare test test-all lab notebooks docs picture check bench bench-servers bench-scale models placements fidelity transcript record clean
 
 BIN := .venv/bin
 READY := .venv/ready
@@ -49,11 +49,14 @@ check: $(READY)  ## format, lint, imports and types, notebooks included
 bench: $(READY)  ## speed against the committed bounds
 	$(BIN)/python -m bench.strategies
 
-bench-servers: $(READY)  ## first tokens beside other servers; VLLM_MLX=its python
-	$(BIN)/python -m bench.servers $(if $(VLLM_MLX),--vllm-mlx $(VLLM_MLX))
+bench-servers: $(READY)  ## first tokens beside other servers; MODEL=qwen3_5, VLLM_MLX=its python
+	$(BIN)/python -m bench.servers $(if $(MODEL),--model $(MODEL)) $(if $(VLLM_MLX),--vllm-mlx $(VLLM_MLX))
 
 bench-scale: $(READY)  ## hashed sessions through all exact strategies; TRACES=folder
 	$(BIN)/python -m bench.scale $(TRACES)
+
+models: $(READY)  ## every architecture of mlx-lm through the strategies: is reuse exact?
+	$(BIN)/python -m bench.models
 
 placements: $(READY)  ## where to keep checkpoints: TRACES=folder adds hashed sessions
 	$(BIN)/python -m bench.placements $(TRACES)

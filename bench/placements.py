@@ -117,7 +117,7 @@ def tabulate(swept: Sweep, users: int, title: str) -> Table:
     for size in sizes:
         table.add_column(format_size(size), justify="right")
     for name, own in rows.groupby("strategy", sort=False):
-        table.add_row(name.removeprefix(f"{OURS}:"), *map(_cell, own.itertuples()))
+        table.add_row(str(name).removeprefix(f"{OURS}:"), *map(_cell, own.itertuples()))
     bounds = swept.bounds[swept.bounds.users == users]
     for name in (PLACEMENT, "optimal"):
         most = bounds[bounds.bound == name].set_index("memory").reused
@@ -134,7 +134,8 @@ def compare(swept: Sweep, users: int) -> Iterator[str]:
         for peer in PEERS:
             ahead = reused[f"{OURS}:checkpoints={peer}"] - reused[OURS]
             if ahead > MOST_BEHIND:
-                yield f"{peer} is {100 * ahead:.1f} points ahead at {format_size(size)}"
+                memory = format_size(int(str(size)))
+                yield f"{peer} is {100 * ahead:.1f} points ahead at {memory}"
 
 
 def _rows(swept: Sweep, users: int) -> pd.DataFrame:

@@ -1,12 +1,15 @@
 """Compares the time to the first token of several servers on recorded requests.
 
-``python -m bench.servers [--rounds N] [--vllm-mlx PYTHON] [--json FILE]`` starts our
-server, mlx-lm's and, if an interpreter for it is named, vllm-mlx's. They run one at a
-time, with the bundled model, one BLAS and one chunk size. Each answers the trace
-``sessions`` and, after a restart, the trace ``subagents``: one request after the other,
-with one token each. The histories in the requests are the recorded ones, so each turn
-extends the prompt of the turn before it. Rounds alternate the order of servers, and
-the median over the rounds counts.
+``python -m bench.servers [--model MODEL] [--rounds N] [--vllm-mlx PYTHON] [--json
+FILE]`` starts our server, mlx-lm's and, if an interpreter for it is named, vllm-mlx's.
+They run one at a time, with one model, one BLAS and one chunk size. Each answers the
+traces ``sessions``, ``loop`` and ``subagents``, with a restart between them: one
+request after the other, with one token each. The histories in the requests are the
+recorded ones, so each turn extends the prompt of the turn before it. Rounds alternate
+the order of servers, and the median over the rounds counts.
+
+The model is the bundled one, a folder, or a random model of an architecture in
+:mod:`bench.architectures`, most of which cannot be cut at any token.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from bench.architectures import ARCHITECTURES, opened
 from bench.measurement import Kind, measure
 from bench.peers import CHUNK, OURS, mlx_lm_server, our_servers, vllm_mlx_servers
 from bench.processes import Server, common_blas
@@ -32,13 +36,13 @@ from mlxlab import blas
 from mlxlab.analysis.tables import list_records
 from mlxlab.errors import MlxlabError, ServerError
 from mlxlab.files import write_json
-from mlxlab.models.folder import ModelFolder, find_model
+from mlxlab.models.folder import BUNDLED, ModelFolder
 from mlxlab.replay.manifest import describe_run
 from mlxlab.traces import Trace, load_trace
 
 __all__ = ["main", "median_requests", "reuse_table", "run", "seconds_table"]
 
-TRACES = ("sessions", "subagents")
+TRACES = ("sessions", "loop", "subagents")
 
 #: Column, kind of request, aggregation.
 _SECONDS = (
@@ -134,10 +138,13 @@ def _servers(
         return servers, {"vllm-mlx": str(error)}
 
 
-def run(rounds: int, vllm_mlx: str | None, target: Path | None) -> None:
+def run(
+    folder: ModelFolder, rounds: int, vllm_mlx: str | None, target: Path | None
+) -> None:
     """Measure, print, and write.
 
     Args:
+        folder: the model of all servers.
         rounds: number of rounds.
         vllm_mlx: an interpreter that can import vllm-mlx.
         target: file for the samples and their manifest.
@@ -145,7 +152,6 @@ def run(rounds: int, vllm_mlx: str | None, target: Path | None) -> None:
     Raises:
         MlxlabError: our own server failed, or the file cannot be written.
     """
-    folder = find_model()
     traces = [load_trace(name) for name in TRACES]
     servers, missing = _servers(folder, vllm_mlx)
     samples, failed = measure(servers, traces, rounds=rounds, library=common_blas())
@@ -169,6 +175,11 @@ def main() -> None:
     """Read arguments and run; our own errors become one line and exit code 2."""
     parser = ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
+        "--model",
+        default=BUNDLED,
+        help=f"a folder, or one of {', '.join(ARCHITECTURES)}; %(default)s",
+    )
+    parser.add_argument(
         "--rounds", type=int, default=3, metavar="N", help="%(default)s"
     )
     parser.add_argument(
@@ -183,7 +194,8 @@ def main() -> None:
     # As an exception, so that the running server is ended.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        run(options.rounds, options.vllm_mlx, options.json)
+        with opened(options.model) as folder:
+            run(folder, options.rounds, options.vllm_mlx, options.json)
     except MlxlabError as error:
         print(f"bench.servers: {error}", file=sys.stderr)
         sys.exit(2)

@@ -15,8 +15,10 @@ from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -25,6 +27,7 @@ from rich.table import Table
 
 from mlxlab import blas
 from mlxlab.engine import Engine, load_model  # before mlx: it chooses the BLAS
+from mlxlab.engine.layout import measure_layout
 from mlxlab.models.encoder import Encoder
 from mlxlab.models.folder import find_model
 from mlxlab.prompt import Prompt, Role, Segment
@@ -35,12 +38,30 @@ from mlxlab.traces import load_trace
 
 import mlx.core as mx  # isort: skip
 from mlx_lm.generate import generate_step  # isort: skip
+from mlx_lm.models import qwen3_5  # isort: skip
 from mlx_lm.models.cache import KVCache, LRUPromptCache  # isort: skip
 
 LENGTH = 60_000
 SHARED = 1_000
 SIDE = 2_048
 PROMPT = 16_000
+
+#: A small model of recurrent states, which is resumed at checkpoints.
+RESUMED: dict[str, Any] = {
+    "model_type": "qwen3_5",
+    "vocab_size": 8704,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "linear_num_key_heads": 4,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_conv_kernel_dim": 4,
+}
 
 STRATEGIES = ("prefix", "static-prefix", "block-hash", "paged")
 
@@ -143,16 +164,46 @@ def engine_prefill() -> Row:
         steps = generate_step(mx.array(ids), model, max_tokens=1)
         return _seconds(lambda: next(steps))
 
-    # Alternating and equally often, so that both see the machine in one state.
-    runs = [(ours(), theirs()) for _ in range(5)]
-    runs += [(ours(), other) for other in (theirs() for _ in range(5))]
-    mine, other = (min(seconds) for seconds in zip(*runs, strict=True))
-    return Row(
-        f"cold prefill of {PROMPT // 1000}K",
-        mine,
-        other,
-        target=1 / 1.05,
+    mine, other = _alternately(ours, theirs, 5)
+    return Row(f"cold prefill of {PROMPT // 1000}K", mine, other, target=1 / 1.05)
+
+
+def capturing_prefill() -> Row:
+    """Measure a cold prompt of 16,000 tokens with checkpoints, against one without."""
+    model = qwen3_5.Model(qwen3_5.ModelArgs.from_dict(RESUMED))
+    mx.eval(model.parameters())
+    layout, prompt = measure_layout(model), _conversation()
+
+    def seconds(strategy: str) -> float:
+        engine = Engine(model, make_strategy(strategy, layout=layout))
+        return _seconds(lambda: engine.prefill(prompt))
+
+    ours, theirs = _alternately(lambda: seconds("paged"), lambda: seconds("none"), 2)
+    name = f"{PROMPT // 1000}K with checkpoints, without"
+    return Row(name, ours, theirs, target=1 / 1.03)
+
+
+def _conversation() -> Prompt:
+    """Return a prompt of system text, tools, and messages of 100 to 900 tokens."""
+    random = np.random.default_rng(0)
+    roles = {6_000: Role.TOOLS, 1_500: Role.SYSTEM}
+    ends = [*sorted(roles), *np.cumsum(random.integers(100, 900, size=17)) + 6_000]
+    ends = [int(end) for end in ends if end < PROMPT] + [PROMPT]
+    segments = tuple(
+        Segment(f"messages[{i}].text[0]", roles.get(stop, Role.USER), start, stop)
+        for i, (start, stop) in enumerate(pairwise([0, *ends]))
     )
+    return Prompt(random.integers(256, 8_000, PROMPT, dtype=np.int32), segments)
+
+
+def _alternately(
+    ours: Callable[[], float], theirs: Callable[[], float], times: int
+) -> tuple[float, float]:
+    """Return the least of both, run equally often and in one state of the machine."""
+    runs = [(ours(), theirs()) for _ in range(times)]
+    runs += [(ours(), other) for other in (theirs() for _ in range(times))]
+    mine, other = (min(seconds) for seconds in zip(*runs, strict=True))
+    return mine, other
 
 
 def _diverging() -> tuple[Prompt, Prompt]:
@@ -182,6 +233,7 @@ def _rows() -> Iterator[Row]:
         yield plan_commit(name, theirs)
     yield encode_turn()
     yield engine_prefill()
+    yield capturing_prefill()
     if mx.default_device() == mx.Device(mx.cpu):  # elsewhere the BLAS has no effect
         yield matrix_product()
 

@@ -30,7 +30,9 @@ __all__ = ["Checkpoint", "Mark", "WorkingCache"]
 Checkpoint: TypeAlias = tuple[Snapshot, ...]
 """The state and the windows of all layers behind one position."""
 
-Mark: TypeAlias = tuple[int, tuple[Any, ...]]
+Mark: TypeAlias = tuple[int, "_States", tuple[Any, ...]]
+
+_States: TypeAlias = dict[int, list[Snapshot]]
 
 
 class WorkingCache:
@@ -56,7 +58,7 @@ class WorkingCache:
         self._rest = [p for p in self._parts if isinstance(p, StateCache | WindowCache)]
         offsets = (p.cache.offset for p in self._parts if type(p) is TokenCache)
         self.position: int = max(offsets, default=0)
-        self._states: dict[int, list[Snapshot]] = {}  # of the last two positions
+        self._states: _States = {}  # in front of the last single tokens
 
     @classmethod
     def of(cls, model: Any, windows: Windows = Windows.CHECKPOINTS) -> Self:
@@ -89,8 +91,8 @@ class WorkingCache:
             Logits ``[1, n, vocabulary]``, not evaluated: most callers only need the
             caches.
         """
+        self._step(len(tokens))
         logits: mx.array = model(mx.array(tokens)[None], cache=self.layers)
-        self.position += len(tokens)
         self.evaluate()
         mx.clear_cache()
         return logits
@@ -98,27 +100,36 @@ class WorkingCache:
     def decoder(self, model: Any) -> Any:
         """Return the model as mlx-lm's ``generate_step`` calls it, one token a call.
 
-        That is a step ahead of the tokens that it yields. So the state in front of
-        each step is kept until the step behind it.
+        That is a step ahead of the tokens that it yields; see :meth:`checkpoint`.
         """
 
         def step(tokens: mx.array, **arguments: Any) -> mx.array:
-            if self._rest:
-                states = [p.mark() for p in self._rest if isinstance(p, StateCache)]
-                self._states[self.position] = states
-                self._states.pop(self.position - 2, None)
-            self.position += tokens.shape[1]
+            self._step(tokens.shape[1])
             logits: mx.array = model(tokens, **arguments)
             return logits
 
         return step
+
+    def _step(self, tokens: int) -> None:
+        """Count tokens; keep the state in front of a single one."""
+        if tokens > 1:
+            self._states.clear()
+        elif self._rest:
+            states = [p.mark() for p in self._rest if isinstance(p, StateCache)]
+            self._states[self.position] = states
+            self._states.pop(self.position - 2, None)
+        self.position += tokens
 
     def evaluate(self) -> None:
         """Evaluate all arrays."""
         mx.eval([array for part in self._parts for array in part.arrays()])
 
     def checkpoint(self, position: int) -> Checkpoint:
-        """Return the state and windows behind a position: the last, or the one before.
+        """Return the state and windows behind a position.
+
+        Args:
+            position: the last, or the one before if a single token was computed since:
+                decoding runs a step ahead, and a prompt's last token is not stored.
 
         Raises:
             IntegrityError: they have moved further.
@@ -172,11 +183,12 @@ class WorkingCache:
 
     def mark(self) -> Mark:
         """Return what :meth:`rewind` needs to come back to now."""
-        return self.position, tuple(part.mark() for part in self._parts)
+        parts = tuple(part.mark() for part in self._parts)
+        return self.position, dict(self._states), parts
 
     def rewind(self, mark: Mark) -> None:
         """Forget everything since a mark."""
-        self.position, marks = mark
-        self._states.clear()
+        self.position, states, marks = mark
+        self._states = dict(states)
         for part, own in zip(self._parts, marks, strict=True):
             part.rewind(own)

@@ -28,7 +28,7 @@ from mlxlab.errors import ConfigError, MlxlabError, UnknownModelError
 from mlxlab.models.folder import BUNDLED
 from mlxlab.rendering.rules import parse_rules
 from mlxlab.replay.specs import StrategySpec
-from mlxlab.strategies import parse_strategy
+from mlxlab.strategies import check_spec
 
 __all__ = ["Alias", "Aliases", "parse_models"]
 
@@ -42,7 +42,7 @@ _MOST: Mapping[str, float] = {
     "min_p": 1,
 }
 _PARSERS: Mapping[str, Callable[[str], object]] = {
-    "strategy": parse_strategy,
+    "strategy": check_spec,
     "rules": parse_rules,
 }
 

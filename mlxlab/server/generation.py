@@ -90,9 +90,7 @@ def generate(job: Job) -> Iterator[Item]:
     try:
         for item in stream:
             if isinstance(item, Plan):
-                yield PromptPlanned(
-                    item, engine.strategy.restorable_after(len(job.prompt))
-                )
+                yield PromptPlanned(item, engine.strategy.count_kept(item))
             elif isinstance(item, PrefillProgress):
                 yield item
             else:

@@ -24,6 +24,7 @@ from mlxlab.server.model_pool import EngineKey, ModelPool
 from mlxlab.server.prepare import Preparation, Prepared
 from mlxlab.server.scheduler import QueueFullError, Scheduler
 from mlxlab.server.schema import InferenceRequest, TokenCount, TokenCountRequest
+from mlxlab.strategies import parse_strategy
 from mlxlab.traces.recording.script import Script
 from mlxlab.traces.schema import Configuration, Generated
 
@@ -98,6 +99,8 @@ class Service:
 
         Raises:
             ModelError: see :meth:`load`; then nothing changes.
+            StrategyError: the strategy, or one of its parameters, means nothing for
+                the model; then nothing changes.
             ServerError: see :meth:`check`.
         """
         self.check()
@@ -105,6 +108,8 @@ class Service:
         old, new = self.aliases.default, aliases.default
         if old.model != new.model or not new.spec.exact:
             self._load(preparation)
+        elif old.strategy != new.strategy:
+            parse_strategy(new.strategy, layout=preparation.folder.layout)
         self.preparation = preparation
         wanted = {(alias.model, alias.strategy) for alias in aliases.values()}
         self.worker.submit(self._keep_only, wanted)

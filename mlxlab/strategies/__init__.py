@@ -29,6 +29,7 @@ from mlxlab.strategies.plan import (
 )
 from mlxlab.strategies.registry import (
     STRATEGIES,
+    check_spec,
     find_strategy,
     make_strategy,
     parse_parameters,
@@ -52,6 +53,7 @@ __all__ = [
     "Selection",
     "Span",
     "Strategy",
+    "check_spec",
     "find_strategy",
     "make_strategy",
     "parameter",

@@ -253,8 +253,20 @@ class Strategy(ABC):
         return self._match(Prompt(np.append(tokens, np.int32(-1)))).prefix_length
 
     def restorable_after(self, length: int) -> int:
-        """Leading tokens that can be restored right after a commit of ``length``."""
+        """Leading tokens that can be restored right after a commit of ``length``.
+
+        For a model that is resumed at checkpoints, see :meth:`count_kept`.
+        """
         return length
+
+    def count_kept(self, plan: Plan) -> int:
+        """Count the leading tokens of a planned prompt that its computation leaves.
+
+        They can be restored right after its commit, even without an answer.
+        """
+        if self._resumption is None:
+            return self.restorable_after(plan.length)
+        return self._resumption.count_kept(plan)
 
     @property
     def occupancy(self) -> tuple[int, int] | None:

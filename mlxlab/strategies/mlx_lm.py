@@ -66,9 +66,9 @@ class MlxLmLru(Strategy):
     entry arrives.) An exact hit leaves mlx-lm nothing to compute; here the last token
     is computed, as everywhere.
 
-    For a model whose cache cannot be trimmed, the server also inserts the caches at the
-    end of the system text and in front of the generation prompt, as entries of their
-    own, but only if the last message is the user's: not after a tool result.
+    For a model whose cache cannot be trimmed, the caches in front of the prompt's last
+    token stay as an entry of their own. If the last message is the user's, and not a
+    tool's result, so do those at the ends of system text and message.
 
     A commit evicts the positions of all dropped sequences past their longest common
     prefix with the sequences stored afterwards.
@@ -141,7 +141,7 @@ class MlxLmLru(Strategy):
         new: dict[Handle, Tokens] = {}
         for stop in (*taken, len(prompt)):
             kind = "assistant"
-            if stop < len(prompt):
+            if stop in taken and stop < plan.length - 1:
                 kind = "system" if stop in system else "user"
             handle = next(self._handles)
             new[handle] = prompt.tokens[:stop]

@@ -9,10 +9,11 @@ from mlxlab.errors import StrategyError, did_you_mean
 from mlxlab.models.layout import CacheLayout, Windows
 from mlxlab.sizes import UNITS
 from mlxlab.strategies.base import Strategy
-from mlxlab.strategies.parameters import Kind, Limit, ParameterValue
+from mlxlab.strategies.parameters import Kind, Limit, Parameter, ParameterValue
 
 __all__ = [
     "STRATEGIES",
+    "check_spec",
     "find_strategy",
     "make_strategy",
     "parse_parameters",
@@ -123,6 +124,20 @@ def parse_strategy(
     if capacity is not None:
         parameters.setdefault("capacity", capacity)
     return make_strategy(name, layout=layout, unit=unit, **parameters)
+
+
+def check_spec(spec: str) -> None:
+    """Check what ``spec`` says, as far as it does not depend on the model.
+
+    Raises:
+        StrategyError: see :func:`parse_strategy`.
+    """
+    name, given = parse_parameters(spec)
+    parameters = find_strategy(name).check_parameters(given)
+    for key, value in vars(Strategy).items():
+        if isinstance(value, Parameter):
+            parameters.pop(key, None)  # of windows and checkpoints
+    make_strategy(name, layout=BYTE, unit=1, **parameters)
 
 
 def parse_parameters(spec: str) -> tuple[str, dict[str, ParameterValue]]:

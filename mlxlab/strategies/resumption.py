@@ -124,6 +124,14 @@ class Resumption:
             keep=tuple(keep for keep in new if keep.handle in held),
         )
 
+    def count_kept(self, plan: Plan) -> int:
+        """Count the leading tokens of a planned prompt that its computation leaves."""
+        places = [plan.prefix_length, *plan.captures]
+        if self.placement.answer and self._fits(plan.length, places[-1]):
+            places.append(plan.length)
+        stored = self.strategy.restorable_after(plan.length)
+        return max((place for place in places if place <= stored), default=0)
+
     def _places(self, prompt: Prompt, match: int, position: int) -> list[int]:
         """Return where checkpoints are taken behind a position, ascending.
 

@@ -109,7 +109,7 @@ def test_a_run_reports_who_took_part_and_who_did_not(
 ) -> None:
     chosen = [stand_in(name=OURS), stand_in("crash")]
     monkeypatch.setattr(servers, "_servers", lambda *_: (chosen, {"absent": "why"}))
-    run(1, None, tmp_path / "report.json")
+    run(find_model(), 1, None, tmp_path / "report.json")
     printed = capsys.readouterr().out
     assert "left out: absent: why" in printed
     assert "left out: crash: crash ended with code 1" in printed
@@ -124,4 +124,4 @@ def test_a_run_without_ours_compares_nothing(monkeypatch: pytest.MonkeyPatch) ->
     chosen = [stand_in("crash", name=OURS)]
     monkeypatch.setattr(servers, "_servers", lambda *_: (chosen, {}))
     with pytest.raises(ServerError, match="cannot find the model"):
-        run(1, None, None)
+        run(find_model(), 1, None, None)

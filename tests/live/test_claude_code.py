@@ -11,9 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 from mlxlab.cli import app
-from mlxlab.models.folder import find_model
+from mlxlab.models.folder import BUNDLED, find_model
 from mlxlab.server.server import Options, Server, serve
+from tests.support.architectures import save_architecture
 from tests.support.claude import Evidence, Workplace, simulated
+from tests.support.hybrids import HYBRIDS
 
 SCRIPTS = Path(__file__).with_name("scripts")
 STRATEGY, OTHER = "paged", "prefix"
@@ -22,15 +24,29 @@ SMALL = ("--tools", "Bash")
 DELEGATE = ("--tools", "Agent,Read")
 
 
+@pytest.fixture(scope="module", params=[BUNDLED, "qwen3_5", "gpt_oss"])
+def model(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> str:
+    """The bundled model, or a random one that cannot be cut at any token."""
+    if request.param == BUNDLED:
+        return BUNDLED
+    folder = tmp_path_factory.mktemp("model") / request.param
+    save_architecture(folder, HYBRIDS[request.param])
+    return str(folder)
+
+
 @pytest.fixture
 def trace(tmp_path: Path) -> Path:
     return tmp_path / "live.jsonl"
 
 
-def served(script: str, trace: Path, aliases: Path | None = None) -> Server:
+def served(
+    script: str, trace: Path, aliases: Path | None = None, model: str = BUNDLED
+) -> Server:
     """A server that answers from a script, through the real prefill and decoding."""
     options = Options(script=SCRIPTS / f"{script}.json")
-    return serve(strategy=STRATEGY, aliases=aliases, record=trace, options=options)
+    return serve(model, STRATEGY, aliases=aliases, record=trace, options=options)
 
 
 def check(evidence: Evidence) -> None:
@@ -43,19 +59,23 @@ def check(evidence: Evidence) -> None:
     assert evidence.reused == evidence.requests.reused_tokens.tolist()
 
 
-def test_a_tool_loop_edits_the_file(workplace: Workplace, trace: Path) -> None:
-    with served("tools", trace) as server:
+def test_a_tool_loop_edits_the_file(
+    workplace: Workplace, trace: Path, model: str
+) -> None:
+    with served("tools", trace, model=model) as server:
         said = workplace.ask(server, "The sum in calc.py is wrong. Fix it.")
     assert said == "Fixed: 2 and 3 make 5."
     assert "return a + b\n" in (workplace.project / "calc.py").read_text()
     evidence = Evidence.of(trace, server)
     check(evidence)
     assert len(evidence.rendered) == 4
-    assert evidence.reused == simulated(evidence.trace, STRATEGY)
+    assert evidence.reused == simulated(evidence.trace, STRATEGY, model=model)
 
 
-def test_two_agents_work_at_the_same_time(workplace: Workplace, trace: Path) -> None:
-    with served("agents", trace) as server:
+def test_two_agents_work_at_the_same_time(
+    workplace: Workplace, trace: Path, model: str
+) -> None:
+    with served("agents", trace, model=model) as server:
         said = workplace.ask(server, "Look at both files at once.", *DELEGATE)
     assert said == "One returns a difference, one says hello."
     evidence = Evidence.of(trace, server)
@@ -65,11 +85,13 @@ def test_two_agents_work_at_the_same_time(workplace: Workplace, trace: Path) -> 
     assert len(agents) == 2
     assert set(sessions[1:3]) == set(agents)
     assert Counter(sessions) == dict.fromkeys([main, *agents], 2)
-    assert evidence.reused == simulated(evidence.trace, STRATEGY)
+    assert evidence.reused == simulated(evidence.trace, STRATEGY, model=model)
 
 
-def test_reasoning_comes_back_id_for_id(workplace: Workplace, trace: Path) -> None:
-    with served("thinking", trace) as server:
+def test_reasoning_comes_back_id_for_id(
+    workplace: Workplace, trace: Path, model: str
+) -> None:
+    with served("thinking", trace, model=model) as server:
         workplace.ask(server, "What does calc.py print?", *SMALL)
         said = workplace.ask(server, "And why?", *SMALL, "--continue")
     assert said == "Because it subtracts."
@@ -84,7 +106,7 @@ def test_reasoning_comes_back_id_for_id(workplace: Workplace, trace: Path) -> No
     assert [block["thinking"] for block in blocks] == ["", ""]
     prompt = find_model().tokenizer.decode(evidence.rendered[-1].prompt.tokens)
     assert "to run it is surer.\n\nSo I do." in prompt
-    assert evidence.reused == simulated(evidence.trace, STRATEGY)
+    assert evidence.reused == simulated(evidence.trace, STRATEGY, model=model)
 
 
 def test_a_conversation_is_continued(workplace: Workplace, trace: Path) -> None:

@@ -222,3 +222,24 @@ def test_what_is_kept_can_be_restored(row: Row) -> None:
             assert reused == kept if i == 0 else reused >= kept
 
     check()
+
+
+@every_model
+def test_a_plan_says_what_of_its_prompt_is_kept(row: Row) -> None:
+    if row.policy.name == "mlx-lm" and row.checkpoint_bytes:
+        pytest.skip("mlx-lm's cache may drop the end of what it has just got")
+
+    @DETERMINISTIC
+    @given(requests=traffic())
+    def check(requests: list[Request]) -> None:
+        strategy = row.make()
+        for i, request in enumerate(requests):
+            prompt = request.prompt
+            plan = strategy.plan(prompt)
+            kept = strategy.count_kept(plan)
+            strategy.commit(prompt, plan)
+            longer = Prompt.of([*prompt.tokens.tolist(), 10**6])
+            reused = strategy.plan(longer).reused
+            assert reused == kept if i == 0 else reused >= kept
+
+    check()

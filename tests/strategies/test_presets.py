@@ -45,7 +45,7 @@ def conversation(count: int = 5) -> Prompt:
         ("rapid-mlx", [4096, 8192, 10240, 12_100, 12288]),
         ("vllm", [7920, 12144]),
         ("sglang", [5000, 12_288]),
-        ("mlx-lm", [3000, 12_300]),
+        ("mlx-lm", [3000, 12_300, 12_304]),
     ],
 )
 def test_checkpoints_stand_where_the_project_puts_them(
@@ -63,8 +63,9 @@ def test_the_ends_of_answers_and_the_limits_are_those_of_the_projects() -> None:
     assert {n: p.most for n, p in read.items() if p.most} == {"llama.cpp": 32}
 
 
-def test_mlx_lm_keeps_none_within_a_tool_loop() -> None:
-    assert parse_placement("mlx-lm").places(conversation(3), 5000) == []
+def test_mlx_lm_keeps_only_the_last_token_open_within_a_tool_loop() -> None:
+    prompt = conversation(3)
+    assert parse_placement("mlx-lm").places(prompt, 5000) == [len(prompt) - 1]
 
 
 def test_llama_cpp_keeps_the_last_user_message_however_near_another_is() -> None:

@@ -19,7 +19,7 @@ import pandas as pd
 
 from data.record import TOOLS
 from mlxlab.analysis.compare import compare
-from mlxlab.models.folder import find_model
+from mlxlab.models.folder import BUNDLED, find_model
 from mlxlab.prompt import common_prefix
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.replay.requests import RenderedRequest, render_trace
@@ -92,7 +92,8 @@ class Evidence:
     def of(cls, path: Path, server: Server) -> Evidence:
         """Read the records of a stopped server, whose trace is complete."""
         trace = read_trace(path)
-        rendered = render_trace(trace, Renderer(find_model()))
+        model = find_model(server.aliases.default.model)
+        rendered = render_trace(trace, Renderer(model))
         return cls(trace, rendered, server.requests.sort_values("t"))
 
     @property
@@ -149,11 +150,16 @@ class Evidence:
 
 
 def simulated(
-    trace: Trace, strategy: str, exchanges: Sequence[Exchange] | None = None
+    trace: Trace,
+    strategy: str,
+    exchanges: Sequence[Exchange] | None = None,
+    model: str = BUNDLED,
 ) -> list[int]:
     """Simulate the reused tokens of each request, of some exchanges or of all."""
     part = trace if exchanges is None else replace(trace, exchanges=tuple(exchanges))
-    rows = compare(part, strategies=strategy, simulate=True, progress=False)
+    rows = compare(
+        part, model=model, strategies=strategy, simulate=True, progress=False
+    )
     return [int(n) for n in rows.requests.reused_tokens]
 
 

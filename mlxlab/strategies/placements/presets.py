@@ -161,22 +161,25 @@ class SgLang(Preset):
 
 @register
 class MlxLm(Placement):
-    """At the ends of system text and prompt behind a user's message; at the answer.
+    """In front of the prompt's last token, and at the answer.
 
-    So the turns of a tool loop leave one at the answer only. The server keeps whole
+    Where the user spoke last, also at the ends of system text and message. So a tool
+    loop that drops its thinking has none to go on from. The server keeps whole
     sequences, ten by default; the least recently used goes, system text last.
     """
 
     name = "mlx-lm"
-    summary = "mlx-lm: system text, the prompt if the user spoke last, the answer"
-    source = "mlx-lm 0.32.2, mlx_lm/server.py"
+    summary = "mlx-lm: the last token, the answer; system text if the user spoke"
+    source = "mlx-lm 0.32.2, mlx_lm/server.py and BatchGenerator.insert_segments"
     answer = True
 
     def places(self, prompt: Prompt, match: int) -> Iterable[int]:
+        last = len(prompt) - 1
         asked = [s.role for s in prompt.segments if s.role not in _GLUE]
         if asked[-1:] != [Role.USER]:
-            return ()
-        return [*System().places(prompt, match), *PromptEnd().places(prompt, match)]
+            return (last,)
+        spoken = PromptEnd().places(prompt, match)
+        return [*System().places(prompt, match), *spoken, last]
 
 
 def _thinned(places: Iterable[int], most: int) -> list[int]:

@@ -67,6 +67,7 @@ class Checkpoints:
         self._tree: RadixTree[Checkpoint | None] = RadixTree(None)
         self._held: dict[Handle, _Node] = {}
         self._now = 0
+        self._end: Handle | None = None  # the last of the latest commit
 
     def __len__(self) -> int:
         return len(self._held)
@@ -129,6 +130,7 @@ class Checkpoints:
                 self._held[handle] = node
                 new.append(Keep(handle, position))
             node.value.resumed = self._now
+            self._end = node.value.handle
         self._limit_path(tokens)
         while len(self) > self.limit:
             self.evict()
@@ -185,9 +187,11 @@ class Checkpoints:
     def _worth(self, node: _Node) -> tuple[float, int]:
         assert node.value is not None
         saved = node.stop - self._previous(node)
+        resumed = node.value.resumed == self._now
+        # The next turn goes on here.
+        if node.value.handle == self._end or (resumed and not node.children):
+            return float("inf"), node.stop
         if not node.children:
-            if node.value.resumed == self._now:  # the next turn goes on here
-                return float("inf"), node.stop
             saved *= _AT_AN_END
         life = self._now - node.value.taken
         return saved * (node.value.uses + 1) / (life + 1), node.stop

@@ -210,7 +210,8 @@ def test_many_variants_of_one_strategy_are_told_apart() -> None:
 def test_layouts_are_drawn_with_both_sizes() -> None:
     names = ("gpt-oss-20b", "DeepSeek-V3.1", "Qwen3-Coder-Next")
     left, right = plot_layouts({name: known_layout(name) for name in names}).axes
-    widths = [[bar.get_width() for bar in axes.patches] for axes in (left, right)]
+    bars: list[list[Any]] = [list(axes.patches) for axes in (left, right)]
+    widths = [[bar.get_width() for bar in own] for own in bars]
     assert widths[0] == pytest.approx([24, 61 * 1152 / 1024, 24])
     assert widths[1] == pytest.approx([128, 0, 36 * 2146304 / (24 << 10)])
     notes = [text.get_text() for text in right.texts]

@@ -28,7 +28,8 @@ def plot_layouts(layouts: Mapping[str, CacheLayout]) -> Picture:
     tokens = [layout.token_bytes() / _KIB for layout in layouts.values()]
     checkpoints = [layout.checkpoint_bytes() for layout in layouts.values()]
     sizes = [
-        size / _KIB / (own or 1) for size, own in zip(checkpoints, tokens, strict=True)
+        size / _KIB / own if own else 0  # of a model that keeps nothing for a token
+        for size, own in zip(checkpoints, tokens, strict=True)
     ]
     left.barh(list(layouts), tokens, color=RAMP[0], height=0.6)
     right.barh(list(layouts), sizes, color=ACCENT, height=0.6)

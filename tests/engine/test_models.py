@@ -132,9 +132,19 @@ def test_wrong_restoring_is_refused(
         try_out(model)
 
 
+#: Of the quick families, those whose answers and cancellations are tried quickly too.
+ANSWERED = ("gpt_oss", "llama4", "deepseek_v32", "qwen3_5", "kimi_linear", "mamba")
+
 WAYS = [
-    *((name, Windows.CHECKPOINTS) for name in QUICK),
-    *((name, Windows.TOKENS) for name in ("gpt_oss", "gemma3", "llama4")),
+    *((name, Windows.CHECKPOINTS) for name in ANSWERED),
+    *((name, Windows.TOKENS) for name in ("gpt_oss", "llama4")),
+    *(
+        pytest.param(name, windows, marks=pytest.mark.slow)
+        for name, windows in (
+            *((own, Windows.CHECKPOINTS) for own in QUICK if own not in ANSWERED),
+            ("gemma3", Windows.TOKENS),
+        )
+    ),
 ]
 every_way = pytest.mark.parametrize(("name", "windows"), WAYS)
 

@@ -35,11 +35,10 @@ def test_a_table_has_all_placements_and_bounds(swept: Sweep) -> None:
     text = console.export_text()
     for name in (*PEERS, "every2048", "windows=tokens", "bound placement"):
         assert f"{name} " in text
-    ours = next(own for own in swept.summary().itertuples() if own.strategy == OURS)
+    summary = swept.summary().set_index("strategy")
+    shares = [summary[key][OURS] for key in ("reused", "of_placement", "of_optimal")]
     (line,) = [own for own in text.splitlines() if own.strip().startswith(f"{OURS} ")]
-    assert line.split()[1:4] == [
-        f"{share:.1%}" for share in (ours.reused, ours.of_placement, ours.of_optimal)
-    ]
+    assert line.split()[1:4] == [f"{share:.1%}" for share in shares]
     assert set(PEERS) <= set(PLACEMENTS)
 
 

@@ -299,7 +299,13 @@ def expected(name: str, ids: tuple[int, ...]) -> np.ndarray[Any, Any]:
     return Engine(model, make_strategy("none")).replay(prompt, prompt.tokens[:0]).logits
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *SMALL[:2],
+        *(pytest.param(name, marks=pytest.mark.slow) for name in SMALL[2:]),
+    ],
+)
 @pytest.mark.parametrize("policy", ["prefix", "paged", "mlx-lm"])
 def test_random_traffic_gives_the_logits_of_uncached_runs(
     name: str, policy: str

@@ -51,7 +51,16 @@ SCRIPT = {
 }
 
 
-@pytest.fixture(scope="module", params=HYBRIDS)
+#: A state and a window; the others run in make test-all.
+MODELS = [
+    name
+    if name in ("qwen3_5", "gpt_oss")
+    else pytest.param(name, marks=pytest.mark.slow)
+    for name in HYBRIDS
+]
+
+
+@pytest.fixture(scope="module", params=MODELS)
 def model(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> str:
@@ -224,7 +233,13 @@ def test_what_means_nothing_here_is_refused_in_one_line(
 @pytest.mark.parametrize(
     ("model", "strategy"),
     [
-        *((name, "paged") for name in HYBRIDS),
+        ("qwen3_5", "paged"),
+        ("gpt_oss", "paged"),
+        *(
+            pytest.param(name, "paged", marks=pytest.mark.slow)
+            for name in HYBRIDS
+            if name not in ("qwen3_5", "gpt_oss")
+        ),
         ("qwen3_5", "prefix"),
         ("qwen3_5", "paged:checkpoints=every64"),
         ("gpt_oss", "static-prefix:windows=tokens"),

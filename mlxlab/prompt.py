@@ -10,7 +10,15 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["STATIC_ROLES", "Prompt", "Role", "Segment", "Tokens", "common_prefix"]
+__all__ = [
+    "GLUE_ROLES",
+    "STATIC_ROLES",
+    "Prompt",
+    "Role",
+    "Segment",
+    "Tokens",
+    "common_prefix",
+]
 
 Tokens: TypeAlias = NDArray[np.int32]
 
@@ -33,6 +41,9 @@ class Role(StrEnum):
 
 #: Roles at the beginning of every prompt of one agent.
 STATIC_ROLES = frozenset({Role.ATTRIBUTION, Role.SYSTEM, Role.TOOLS})
+
+#: Roles of the text that the template adds around the blocks.
+GLUE_ROLES = frozenset({Role.TEMPLATE, Role.GENERATION})
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,8 +60,6 @@ _PLACES = (
     "every2048+prompt+answer",
 )
 
-#: Bytes of a token's id, which limit the tokens that are held where nothing else does.
-_ID_BYTES = 4
 _BUDGET: Parameter = parameter(CAPACITY, "Most bytes to hold.", Limit.CAPACITY)
 
 

@@ -7,15 +7,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from mlxlab.prompt import Prompt, Role, Segment
+from mlxlab.prompt import GLUE_ROLES, Prompt, Segment
 from mlxlab.strategies.approximate import Approximate, Naive
 from mlxlab.strategies.base import Example
 from mlxlab.strategies.registry import register
 from mlxlab.strategies.sequences.matches import CachedSequence, Run
 
 __all__ = ["Segmented", "SegmentedNaive"]
-
-GLUE = frozenset({Role.TEMPLATE, Role.GENERATION})
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +93,11 @@ def _units(prompt: Prompt) -> Iterator[_Unit]:
     """Yield blocks and messages, each of neighbouring segments, and the glue."""
     for _, group in groupby(prompt.segments, key=_unit_label):
         segments = list(group)
-        yield _Unit(segments[0].start, segments[-1].stop, segments[0].role in GLUE)
+        yield _Unit(
+            segments[0].start, segments[-1].stop, segments[0].role in GLUE_ROLES
+        )
 
 
 def _unit_label(segment: Segment) -> str:
     """Return ``messages[3]`` of ``messages[3].tool_result[0]``."""
-    return "" if segment.role in GLUE else segment.label.partition(".")[0]
+    return "" if segment.role in GLUE_ROLES else segment.label.partition(".")[0]

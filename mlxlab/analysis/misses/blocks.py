@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxlab.analysis.misses.predecessors import grams
-from mlxlab.prompt import Prompt, Role, Segment, Tokens
+from mlxlab.prompt import GLUE_ROLES, Prompt, Segment, Tokens
 
 __all__ = [
-    "GLUE",
     "Decode",
     "Mask",
     "PromptBlocks",
@@ -28,7 +27,6 @@ Decode: TypeAlias = Callable[[Tokens], str]
 Mask: TypeAlias = NDArray[np.bool_]
 
 #: Roles of the text that the template adds around blocks.
-GLUE = frozenset({Role.TEMPLATE, Role.GENERATION})
 
 
 class PromptBlocks:
@@ -42,7 +40,7 @@ class PromptBlocks:
     def blocks(self, start: int) -> list[Segment]:
         """Return the blocks that end after ``start``, without template text."""
         segments = self.prompt.segments
-        return [s for s in segments if s.stop > start and s.role not in GLUE]
+        return [s for s in segments if s.stop > start and s.role not in GLUE_ROLES]
 
     def ids(self, segment: Segment) -> Tokens:
         return self.prompt.tokens[segment.start : segment.stop]

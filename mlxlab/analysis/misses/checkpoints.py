@@ -16,6 +16,7 @@ from mlxlab.prompt import Prompt, Tokens, common_prefix
 from mlxlab.replay.requests import RenderedRequest
 from mlxlab.strategies import Commit, Handle, Limit, Plan, Strategy
 from mlxlab.strategies.placements import Combined, parse_placement
+from mlxlab.strategies.resumption import ID_BYTES
 
 __all__ = ["Resumption"]
 
@@ -27,9 +28,6 @@ _WORDS = (
 
 #: Share of the lost tokens that a word has to save beyond those in front of it.
 _WORTH = 0.25
-
-#: Bytes of a token's id: all that is kept for a token beside a recurrent state.
-_ID_BYTES = 4
 
 
 @dataclass(slots=True, eq=False)
@@ -160,7 +158,7 @@ def _cut_anywhere(strategy: Strategy) -> Strategy:
     """Return a fresh strategy of this kind, for a model that needs no checkpoints."""
     ours = {"windows", "checkpoints", "share"}
     given = {k: v for k, v in strategy.parameters.items() if k not in ours}
-    return type(strategy)(token_bytes=strategy.token_bytes or _ID_BYTES, **given)
+    return type(strategy)(token_bytes=strategy.token_bytes or ID_BYTES, **given)
 
 
 def _places(placement: Combined, source: _Sequence) -> list[int]:

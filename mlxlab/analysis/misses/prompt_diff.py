@@ -14,7 +14,6 @@ from itertools import pairwise, product
 import numpy as np
 
 from mlxlab.analysis.misses.blocks import (
-    GLUE,
     Decode,
     Mask,
     PromptBlocks,
@@ -24,7 +23,7 @@ from mlxlab.analysis.misses.blocks import (
 from mlxlab.analysis.misses.causes import Cause
 from mlxlab.analysis.misses.classify import Change, ChangeClassifier
 from mlxlab.analysis.misses.predecessors import Predecessor
-from mlxlab.prompt import Prompt, Role, Segment, Tokens, common_prefix
+from mlxlab.prompt import GLUE_ROLES, Prompt, Role, Segment, Tokens, common_prefix
 
 __all__ = ["ChangedSpan", "PromptDiff", "diff_prompts"]
 
@@ -306,7 +305,7 @@ class _DiffBuilder:
     def _fill_glue(self) -> None:
         """Give the template's text around blocks the change of the text before it."""
         for segment in self.after.prompt.segments:
-            if segment.role in GLUE and segment.start >= self.shared:
+            if segment.role in GLUE_ROLES and segment.start >= self.shared:
                 before = segment.start - 1
                 known = before >= self.shared and bool(self.known[before])
                 behind = self.behind[before] if before >= 0 else -1

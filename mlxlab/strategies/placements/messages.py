@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
-from mlxlab.prompt import STATIC_ROLES, Prompt, Role, Segment
+from mlxlab.prompt import GLUE_ROLES, STATIC_ROLES, Prompt, Role, Segment
 from mlxlab.strategies.placements.base import Placement, register
 
 __all__ = ["Answer", "Messages", "PromptEnd", "Tail", "Turns", "Users", "turn_starts"]
 
-_GLUE = STATIC_ROLES | {Role.TEMPLATE, Role.GENERATION}
+_GLUE = STATIC_ROLES | GLUE_ROLES
 
 
 @register

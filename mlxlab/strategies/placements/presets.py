@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import ClassVar
 
-from mlxlab.prompt import Prompt, Role
+from mlxlab.prompt import GLUE_ROLES, Prompt, Role
 from mlxlab.strategies.placements.base import Placement, parse_placement, register
 from mlxlab.strategies.placements.blocks import System
 from mlxlab.strategies.placements.every import Every
@@ -28,8 +28,6 @@ __all__ = [
     "SgLang",
     "Vllm",
 ]
-
-_GLUE = frozenset({Role.TEMPLATE, Role.GENERATION})
 
 
 class Preset(Placement):
@@ -175,7 +173,7 @@ class MlxLm(Placement):
 
     def places(self, prompt: Prompt, match: int) -> Iterable[int]:
         last = len(prompt) - 1
-        asked = [s.role for s in prompt.segments if s.role not in _GLUE]
+        asked = [s.role for s in prompt.segments if s.role not in GLUE_ROLES]
         if asked[-1:] != [Role.USER]:
             return (last,)
         spoken = PromptEnd().places(prompt, match)

@@ -137,7 +137,7 @@ def _measure(live: LiveModel, engine: Engine, tokens: Tokens) -> Point:
     return Point(
         start=done.plan.reused,
         stop=len(prompt),
-        restore_s=done.restore_s,
+        restore_s=done.prefill.restore_s,
         prefill_s=done.prefill_s,
     )
 

@@ -193,7 +193,7 @@ def _points(live: LiveModel, window: int) -> Iterator[Point]:
                 yield Point(
                     start=done.plan.reused,
                     stop=len(prompt),
-                    restore_s=done.restore_s,
+                    restore_s=done.prefill.restore_s,
                     prefill_s=done.prefill_s,
                 )
 

@@ -85,6 +85,12 @@ def serve(
             metavar="N", min=0, help="Let this many requests wait; 32 by default."
         ),
     ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Answer this many requests at once; 8 by default."
+        ),
+    ] = None,
 ) -> None:
     """Serve the Messages API.
 
@@ -108,7 +114,7 @@ def serve(
         token=find_token(token, token_file),
         memory=memory,
         script=script,
-        **given(chunk=chunk, queue=queue),
+        **given(chunk=chunk, queue=queue, batch=batch),
     )
     models = parse_models(alias or ())
     os.environ.pop(TOKEN_VARIABLE, None)  # what the server starts does not need it

@@ -12,16 +12,22 @@ blas.preload()
 with needs("running a model", "cpu"):
     from mlxlab.engine.engine import (
         Engine,
-        LogitsProcessor,
         Prefill,
         PrefillProgress,
         Replayed,
-        Sampler,
         device_name,
     )
     from mlxlab.engine.kv_store import KVStore
     from mlxlab.engine.loading import load_model
-    from mlxlab.engine.samplers import Barred, BoundedThinking, Forced
+    from mlxlab.engine.runner import Request, Runner
+    from mlxlab.engine.samplers import (
+        Barred,
+        BoundedThinking,
+        Forced,
+        LogitsProcessor,
+        Sampler,
+    )
+    from mlxlab.engine.trial import try_batch
     from mlxlab.engine.worker import Worker
 
 __all__ = [
@@ -34,8 +40,11 @@ __all__ = [
     "Prefill",
     "PrefillProgress",
     "Replayed",
+    "Request",
+    "Runner",
     "Sampler",
     "Worker",
     "device_name",
     "load_model",
+    "try_batch",
 ]

@@ -5,19 +5,22 @@ Everything here evaluates arrays and must run on the worker thread.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Container, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any, TypeAlias
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import KVCache
 
-from mlxlab.engine.kv_store import KVStore
+from mlxlab.engine.batch import Batch
+from mlxlab.engine.kv_store import Held, KVStore
 from mlxlab.engine.recompute import select
 from mlxlab.engine.rope import Positions, Rope
+from mlxlab.engine.runner import Request, Runner
+from mlxlab.engine.samplers import LogitsProcessor, Sampler, greedy
 from mlxlab.engine.scattered_prefill import ScatteredPrefill
 from mlxlab.engine.working_cache import Checkpoint, WorkingCache
 from mlxlab.errors import IntegrityError, ModelError
@@ -27,19 +30,13 @@ from mlxlab.strategies import Commit, Plan, Strategy
 
 __all__ = [
     "Engine",
-    "LogitsProcessor",
     "Prefill",
     "PrefillProgress",
     "Replayed",
-    "Sampler",
     "device_name",
 ]
 
-Sampler: TypeAlias = Callable[[mx.array], mx.array]
-"""Maps log probabilities ``[1, vocabulary]`` to a token id ``[1]``."""
-
-LogitsProcessor: TypeAlias = Callable[[mx.array, mx.array], mx.array]
-"""Maps the ids so far and logits ``[1, vocabulary]`` to new logits."""
+T = TypeVar("T")
 
 #: Smaller chunks leave the device idle between them.
 _LEAST_CHUNK = 64
@@ -67,6 +64,7 @@ class Prefill:
 
     Attributes:
         caches: the caches of all layers.
+        held: what the plan restores.
         restore_s: seconds spent so far on the plan and on copying reused positions.
         compute_s: seconds spent so far on computing the other positions.
         taken: checkpoints taken so far, by position.
@@ -75,6 +73,7 @@ class Prefill:
     prompt: Prompt
     plan: Plan
     caches: WorkingCache = field(repr=False)
+    held: Held = field(repr=False)
     restore_s: float
     compute_s: float = 0.0
     taken: dict[int, Checkpoint] = field(default_factory=dict, repr=False)
@@ -88,6 +87,16 @@ class Prefill:
     def layers(self) -> list[KVCache]:
         """The caches of a model that keeps plain keys and values only."""
         return self.caches.layers
+
+    def computed(self, answer: int) -> int:
+        """Count the tokens of prompt and answer that were fed to the model.
+
+        The last token of an answer never is. An abandoned prefill has filled fewer.
+
+        Args:
+            answer: tokens of the answer.
+        """
+        return min(self.position, len(self.prompt) + answer - 1)
 
     def advance(self, position: int) -> None:
         """Mark all positions before this one as filled, in plain caches."""
@@ -104,19 +113,23 @@ class Replayed:
         logits: float32, shape ``[scored, vocabulary]``. Row i holds the prediction at
             the answer's token i.
         greedy: ids of the model's own greedy answer.
-        restore_s: see :class:`Prefill`.
+        prefill: of the prompt; its caches hold the answer too.
+        commit: empty if it was left to the caller.
         prefill_s: seconds to compute the tokens that were not restored, the last one
             included.
         ttft_s: seconds from the prompt's arrival to the first token's logits.
     """
 
-    plan: Plan
+    prefill: Prefill
     commit: Commit
     logits: np.ndarray[Any, np.dtype[np.float32]]
     greedy: tuple[int, ...]
-    restore_s: float
     prefill_s: float
     ttft_s: float
+
+    @property
+    def plan(self) -> Plan:
+        return self.prefill.plan
 
 
 @dataclass(slots=True)
@@ -157,6 +170,11 @@ class Engine:
         window: longest sequence of the model, in tokens.
         chunk_s: seconds that a chunk may take, so that callers see progress and can
             cancel. A slower chunk halves the size of the next.
+        batched: whether answers of this model may decode together.
+
+    Attributes:
+        commits: number of commits so far.
+        users: requests that wait or run.
 
     Raises:
         ModelError: the strategy moves keys and values, and this model's keys and
@@ -171,6 +189,7 @@ class Engine:
         chunk: int = 2048,
         window: int = 2**31,
         chunk_s: float = float("inf"),
+        batched: bool = True,
     ) -> None:
         self._rope = None if strategy.exact else Rope(model)
         self.model = model
@@ -179,6 +198,9 @@ class Engine:
         self.chunk = chunk
         self.window = window
         self.chunk_s = chunk_s
+        self.batched = batched
+        self.commits = 0
+        self.users = 0
 
     def prefill(
         self, prompt: Prompt, progress: Callable[[int], object] | None = None
@@ -193,8 +215,8 @@ class Engine:
         Raises:
             ModelError: the prompt is longer than the model's window.
         """
-        prefill = self._begin(prompt)
-        for done in self._fill(prefill):
+        prefill = self.begin(prompt)
+        for done in self.fill(prefill):
             if progress:
                 progress(done.tokens)
         return prefill
@@ -208,6 +230,7 @@ class Engine:
         score: int = 1,
         greedy: int = 0,
         stop: Container[int] = frozenset(),
+        commit: bool = True,
     ) -> Replayed:
         """Prefill, then feed a recorded answer instead of sampling one.
 
@@ -218,6 +241,7 @@ class Engine:
             score: number of the answer's tokens to return logits for, at least 1.
             greedy: most tokens to decode greedily from this prefill.
             stop: ids that end the greedy answer. The last id is part of the answer.
+            commit: whether to cache the tokens; see :meth:`commit`.
         """
         prefill = self.prefill(prompt, progress)
         started = perf_counter()
@@ -240,11 +264,10 @@ class Engine:
             logits = caches.compute(self.model, fed)
             rows.append(logits[0, : max(score - 1 - start, 0)].astype(mx.float32))
         return Replayed(
-            plan=prefill.plan,
-            commit=self._commit(prefill, answer),
+            prefill=prefill,
+            commit=self.commit(prefill, answer) if commit else Commit(),
             logits=np.array(mx.concatenate(rows)),
             greedy=own,
-            restore_s=prefill.restore_s,
             prefill_s=prefill.compute_s + last_s,
             ttft_s=prefill.restore_s + prefill.compute_s + last_s,
         )
@@ -276,23 +299,27 @@ class Engine:
         Raises:
             ModelError: the prompt is longer than the model's window.
         """
-        prefill = self._begin(prompt)
-        answer: list[int] = []
+        items: deque[Plan | PrefillProgress | int] = deque()
+        request = Request(
+            self, prompt, max_tokens, sampler or greedy, processors, stop, items.append
+        )
+        runner = Runner()
+        runner.add(request)
         try:
-            yield prefill.plan
-            yield from self._fill(prefill)
-            if max_tokens > 0:
-                for token in self._decode(prefill, max_tokens, sampler, processors):
-                    answer.append(token)
-                    yield token
-                    if token in stop:
-                        break
-        except GeneratorExit:
-            self._commit(prefill, answer)
-            raise
-        self._commit(prefill, answer)
+            while runner.step():
+                yield from _taken(items)
+            if request.error is not None:
+                raise request.error
+            yield from _taken(items)
+        finally:
+            runner.cancel(request)
 
-    def _begin(self, prompt: Prompt) -> Prefill:
+    def begin(self, prompt: Prompt) -> Prefill:
+        """Plan a prompt, and hold what the plan restores.
+
+        Raises:
+            ModelError: the prompt is longer than the model's window.
+        """
         if len(prompt) > self.window:
             raise ModelError(
                 f"prompt is too long: {len(prompt)} tokens > {self.window} maximum"
@@ -300,14 +327,17 @@ class Engine:
         started = perf_counter()
         plan = self.strategy.plan(prompt)
         caches = WorkingCache.of(self.model, Windows(self.strategy.windows))
-        return Prefill(prompt, plan, caches, perf_counter() - started)
+        held = self.store.hold(plan)
+        return Prefill(prompt, plan, caches, held, perf_counter() - started)
 
-    def _fill(self, prefill: Prefill) -> Iterator[PrefillProgress]:
+    def fill(self, prefill: Prefill) -> Iterator[PrefillProgress]:
+        """Restore and compute all tokens but the last, one chunk an item."""
         plan = prefill.plan
         moved = next((span.target for span in plan.spans if span.moved), plan.length)
         yield from self._append(prefill, plan.head(moved))
         if moved < plan.length:
             yield from self._prefill_scattered(prefill)
+        prefill.held = Held()  # what is dropped from the store is free from now on
 
     def _append(self, prefill: Prefill, plan: Plan) -> Iterator[PrefillProgress]:
         """Restore and compute a plan without moved spans, from left to right."""
@@ -317,7 +347,7 @@ class Engine:
             run = [s for s in plan.spans if prefill.position <= s.target < start]
             if run:
                 started = perf_counter()
-                self.store.restore(run, prefill.caches, plan.resume)
+                prefill.held.restore(run, prefill.caches, plan.resume)
                 prefill.restore_s += perf_counter() - started
                 yield PrefillProgress(sum(span.length for span in run))
             to_compute = np.arange(start, min(stop, last))
@@ -338,7 +368,7 @@ class Engine:
         started = perf_counter()
         spans = [span for span in plan.spans if span.target >= prefill.position]
         move = rope.move if plan.rotate else _unmoved
-        self.store.scatter(spans, cache, plan.length, move)
+        prefill.held.scatter(spans, cache, plan.length, move)
         prefill.restore_s += perf_counter() - started
         started = perf_counter()
         scattered = ScatteredPrefill.of(plan, prefill.prompt.tokens, cache, rope)
@@ -361,41 +391,46 @@ class Engine:
         self, prefill: Prefill, most: int, stop: Container[int]
     ) -> Iterator[int]:
         """Decode after a prefilled prompt."""
-        for token in self._decode(prefill, most, None, ()):
+        batch = Batch(self.model)
+        number = batch.add(prefill.caches, int(prefill.prompt.tokens[-1]), greedy)
+        for _ in range(most):
+            token = batch.step()[number]
+            if isinstance(token, Exception):
+                raise token
             yield token
             if token in stop:
                 break
+        batch.remove(number)
 
-    def _decode(
+    def commit(
         self,
         prefill: Prefill,
-        max_tokens: int,
-        sampler: Sampler | None,
-        processors: Sequence[LogitsProcessor],
-    ) -> Iterator[int]:
-        steps = generate_step(
-            mx.array(prefill.prompt.tokens[-1:]),
-            prefill.caches.decoder(self.model),
-            max_tokens=max_tokens,
-            sampler=sampler,
-            logits_processors=list(processors),
-            prompt_cache=prefill.caches.layers,
-            prefill_step_size=self.chunk,
-        )
-        try:
-            for token, _ in steps:
-                yield int(token)
-        finally:
-            steps.close()
+        answer: Sequence[int] | Tokens = (),
+        *,
+        length: int | None = None,
+        caches: WorkingCache | None = None,
+    ) -> Commit:
+        """Cache tokens that were fed to the model.
 
-    def _commit(self, prefill: Prefill, answer: Sequence[int] | Tokens) -> Commit:
-        """Cache all tokens that were fed to the model: all but the answer's last."""
+        Args:
+            prefill: of the prompt.
+            answer: ids of the answer so far; the last has not been fed.
+            length: leading tokens to cache, where the answer goes on; see
+                :meth:`~mlxlab.strategies.Strategy.count_shared`. All if None.
+            caches: that hold them; the prefill's if None.
+        """
         ids = np.asarray(answer, dtype=np.int32)
-        sequence = prefill.prompt.extended(ids)
-        # An abandoned prefill has filled fewer positions.
-        length = min(prefill.position, len(sequence) - 1)
+        if length is None:
+            length = prefill.computed(len(ids))
         if length == 0:
             return Commit()
-        commit = self.strategy.commit(sequence.head(length), prefill.plan.head(length))
-        self.store.apply(commit, prefill.caches, prefill.taken)
+        sequence = prefill.prompt.extended(ids).head(length)
+        commit = self.strategy.commit(sequence, prefill.plan.head(length))
+        self.store.apply(commit, caches or prefill.caches, prefill.taken)
+        self.commits += 1
         return commit
+
+
+def _taken(items: deque[T]) -> Iterator[T]:
+    while items:
+        yield items.popleft()

@@ -16,9 +16,9 @@ from mlxlab.engine.layer_caches import TokenRows
 from mlxlab.engine.rope import kept
 from mlxlab.engine.working_cache import Checkpoint, WorkingCache
 from mlxlab.errors import IntegrityError
-from mlxlab.strategies import Commit, Cut, Handle, Span
+from mlxlab.strategies import Commit, Cut, Handle, Plan, Span
 
-__all__ = ["KVStore", "Move"]
+__all__ = ["Held", "KVStore", "Move"]
 
 Move: TypeAlias = Callable[[int, mx.array, int], mx.array]
 """Maps a layer, its stored keys and a shift to the moved keys.
@@ -27,13 +27,122 @@ Keys have shape ``[1, kv_heads, positions, head_dim]``; the shift is in position
 """
 
 
-class KVStore:
+Rows: TypeAlias = tuple[TokenRows | None, ...]
+"""Rows of one sequence, one for each cache; None for a cache that stays empty."""
+
+
+class Held:
+    """Rows and checkpoints by handle, to be restored.
+
+    Arrays are immutable. So what one plan holds stays as it is until it is restored,
+    whatever is dropped meanwhile.
+    """
+
+    def __init__(
+        self,
+        entries: dict[Handle, Rows] | None = None,
+        checkpoints: dict[Handle, Checkpoint] | None = None,
+    ) -> None:
+        self._entries = {} if entries is None else entries
+        self._checkpoints = {} if checkpoints is None else checkpoints
+
+    def restore(
+        self, spans: Iterable[Span], cache: WorkingCache, resume: Handle | None = None
+    ) -> None:
+        """Append stored positions to ``cache``. The spans must follow on from it.
+
+        Args:
+            spans: in order.
+            cache: receives the positions.
+            resume: the checkpoint behind the last of them.
+
+        Raises:
+            IntegrityError: a span or the checkpoint is not held, or leaves a gap.
+        """
+        spans = list(spans)
+        position = cache.position
+        for span in spans:
+            if span.target != position:
+                raise IntegrityError(
+                    f"store: {span} does not follow position {position}"
+                )
+            position += span.length
+        held = [self._held(span) for span in spans]
+        layers = [
+            None
+            if rows[0] is None
+            else TokenRows.joined(
+                [_part(own, span) for own, span in zip(rows, spans, strict=True)]
+            )
+            for rows in zip(*held, strict=True)
+        ]
+        cache.append(layers, position - cache.position)
+        if resume is not None:
+            cache.resume(self._checkpoint(resume), position)
+        cache.evaluate()
+
+    def scatter(
+        self, spans: Iterable[Span], cache: Sequence[KVCache], length: int, move: Move
+    ) -> None:
+        """Put stored positions at their targets in caches of ``length`` positions.
+
+        Positions outside the spans are zero until they are computed. The caches'
+        offsets do not change.
+
+        Args:
+            spans: at least one, in order, all after the caches' offsets.
+            cache: one per layer.
+            length: positions that the caches hold afterwards.
+            move: see :data:`Move`.
+
+        Raises:
+            IntegrityError: a span is not held.
+        """
+        runs = list(_runs(spans))
+        for i, layer_cache in enumerate(cache):
+            offset = layer_cache.offset
+            like = self._plain(runs[0][0], i)
+            keys, values = [], []
+            if offset:
+                before = kept(layer_cache)
+                keys, values = [before[0]], [before[1]]
+            position = offset
+            for run in runs:
+                rows = TokenRows.joined(
+                    [_part(self._plain(span, i), span) for span in run]
+                )
+                hole = run[0].target - position
+                keys += [_zeros(like.keys, hole), move(i, rows.keys, run[0].shift)]
+                values += [_zeros(like.values, hole), rows.values]
+                position = run[-1].target + run[-1].length
+            keys.append(_zeros(like.keys, length - position))
+            values.append(_zeros(like.values, length - position))
+            layer_cache.state = (_joined(keys), _joined(values), offset)
+        mx.eval([(c.keys, c.values) for c in cache])
+
+    def _checkpoint(self, handle: Handle) -> Checkpoint:
+        if handle not in self._checkpoints:
+            raise IntegrityError(f"store: checkpoint {handle} is not held")
+        return self._checkpoints[handle]
+
+    def _held(self, span: Span) -> Rows:
+        if span.handle not in self._entries:
+            raise IntegrityError(f"store: handle {span.handle} planned but not held")
+        return self._entries[span.handle]
+
+    def _plain(self, span: Span, layer: int) -> TokenRows:
+        rows = self._held(span)[layer]
+        if rows is None:
+            raise IntegrityError(f"store: layer {layer} of {span} is empty")
+        return rows
+
+
+class KVStore(Held):
     """Maps each handle to rows of all layers, or to a checkpoint."""
 
     def __init__(self) -> None:
-        self._entries: dict[Handle, tuple[TokenRows | None, ...]] = {}
+        super().__init__()
         self._lengths: dict[Handle, int] = {}
-        self._checkpoints: dict[Handle, Checkpoint] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -97,81 +206,16 @@ class KVStore:
             found = taken.get(keep.position) or cache.checkpoint(keep.position)
             self._checkpoints[keep.handle] = found
 
-    def restore(
-        self, spans: Iterable[Span], cache: WorkingCache, resume: Handle | None = None
-    ) -> None:
-        """Append stored positions to ``cache``. The spans must follow on from it.
-
-        Args:
-            spans: in order.
-            cache: receives the positions.
-            resume: the checkpoint behind the last of them.
+    def hold(self, plan: Plan) -> Held:
+        """Return what a plan restores.
 
         Raises:
-            IntegrityError: a span or the checkpoint is not held, or leaves a gap.
+            IntegrityError: a span or the checkpoint is not held.
         """
-        spans = list(spans)
-        position = cache.position
-        for span in spans:
-            if span.target != position:
-                raise IntegrityError(
-                    f"store: {span} does not follow position {position}"
-                )
-            position += span.length
-        held = [self._held(span) for span in spans]
-        layers = [
-            None
-            if rows[0] is None
-            else TokenRows.joined(
-                [_part(own, span) for own, span in zip(rows, spans, strict=True)]
-            )
-            for rows in zip(*held, strict=True)
-        ]
-        cache.append(layers, position - cache.position)
-        if resume is not None:
-            if resume not in self._checkpoints:
-                raise IntegrityError(f"store: checkpoint {resume} is not held")
-            cache.resume(self._checkpoints[resume], position)
-        cache.evaluate()
-
-    def scatter(
-        self, spans: Iterable[Span], cache: Sequence[KVCache], length: int, move: Move
-    ) -> None:
-        """Put stored positions at their targets in caches of ``length`` positions.
-
-        Positions outside the spans are zero until they are computed. The caches'
-        offsets do not change.
-
-        Args:
-            spans: at least one, in order, all after the caches' offsets.
-            cache: one per layer.
-            length: positions that the caches hold afterwards.
-            move: see :data:`Move`.
-
-        Raises:
-            IntegrityError: a span is not held.
-        """
-        runs = list(_runs(spans))
-        for i, layer_cache in enumerate(cache):
-            offset = layer_cache.offset
-            like = self._plain(runs[0][0], i)
-            keys, values = [], []
-            if offset:
-                before = kept(layer_cache)
-                keys, values = [before[0]], [before[1]]
-            position = offset
-            for run in runs:
-                rows = TokenRows.joined(
-                    [_part(self._plain(span, i), span) for span in run]
-                )
-                hole = run[0].target - position
-                keys += [_zeros(like.keys, hole), move(i, rows.keys, run[0].shift)]
-                values += [_zeros(like.values, hole), rows.values]
-                position = run[-1].target + run[-1].length
-            keys.append(_zeros(like.keys, length - position))
-            values.append(_zeros(like.values, length - position))
-            layer_cache.state = (_joined(keys), _joined(values), offset)
-        mx.eval([(c.keys, c.values) for c in cache])
+        entries = {span.handle: self._held(span) for span in plan.spans}
+        if plan.resume is None:
+            return Held(entries)
+        return Held(entries, {plan.resume: self._checkpoint(plan.resume)})
 
     def _hold(
         self, handle: Handle, rows: Sequence[TokenRows | None], start: int, stop: int
@@ -189,17 +233,6 @@ class KVStore:
         if not 0 <= cut.start < cut.stop <= length:
             raise IntegrityError(f"store: {cut} is outside the held sequence")
         self._hold(cut.handle, self._entries[cut.handle], cut.start, cut.stop)
-
-    def _held(self, span: Span) -> tuple[TokenRows | None, ...]:
-        if span.handle not in self._entries:
-            raise IntegrityError(f"store: handle {span.handle} planned but not held")
-        return self._entries[span.handle]
-
-    def _plain(self, span: Span, layer: int) -> TokenRows:
-        rows = self._held(span)[layer]
-        if rows is None:
-            raise IntegrityError(f"store: layer {layer} of {span} is empty")
-        return rows
 
 
 def _runs(spans: Iterable[Span]) -> Iterator[list[Span]]:

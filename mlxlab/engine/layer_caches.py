@@ -71,6 +71,13 @@ class TokenRows:
 class CacheView(ABC):
     """One of mlx-lm's cache objects."""
 
+    cache: Any
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether mlx-lm can put it into one batch with others."""
+        return hasattr(self.cache, "merge")
+
     @abstractmethod
     def mark(self) -> Any:
         """Return what :meth:`rewind` needs to come back to now."""
@@ -269,6 +276,10 @@ class KeptWindow(TokenCache):
         super().__init__(cache)
         self.cache.kept = []
         self._window = WindowCache(cache)
+
+    @property
+    def mergeable(self) -> bool:
+        return False  # a batch keeps a window only
 
     def rows(self) -> TokenRows | None:
         if not self.cache.kept:

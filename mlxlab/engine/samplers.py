@@ -7,16 +7,33 @@ sampler here waits for a value.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
 
 import mlx.core as mx
 
-from mlxlab.engine.engine import Sampler
+__all__ = [
+    "Barred",
+    "BoundedThinking",
+    "Forced",
+    "LogitsProcessor",
+    "Sampler",
+    "greedy",
+]
 
-__all__ = ["Barred", "BoundedThinking", "Forced"]
+Sampler: TypeAlias = Callable[[mx.array], mx.array]
+"""Maps log probabilities ``[1, vocabulary]`` to a token id ``[1]``."""
+
+LogitsProcessor: TypeAlias = Callable[[mx.array, mx.array], mx.array]
+"""Maps the ids so far and logits ``[1, vocabulary]`` to new logits."""
 
 #: Thinking opens at the start of an answer, after white space at most.
 _OPENS_WITHIN = 3
+
+
+def greedy(logprobs: mx.array) -> mx.array:
+    """Return the likeliest id."""
+    return mx.argmax(logprobs, axis=-1)
 
 
 class Forced:

@@ -14,18 +14,23 @@ import numpy as np
 from mlx.utils import tree_flatten
 from numpy.typing import NDArray
 
+from mlxlab.engine.batch import Batch
 from mlxlab.engine.kv_store import KVStore
+from mlxlab.engine.samplers import Sampler
 from mlxlab.engine.working_cache import WorkingCache
 from mlxlab.errors import ModelError
 from mlxlab.models.layout import Windows
 from mlxlab.prompt import Tokens
 from mlxlab.strategies import Commit, Keep, Put, Span
 
-__all__ = ["try_out"]
+__all__ = ["try_batch", "try_out"]
 
 #: Tokens in front of the cut, and behind it.
 _BEFORE, _BEHIND = 23, 17
 _CHUNK = 9
+
+#: Steps between two answers that join a batch.
+_TOGETHER = 2
 
 #: Windows up to this size are filled before the cut.
 _SMALL_WINDOW = 128
@@ -75,6 +80,76 @@ def try_out(model: Any) -> None:
         raise ModelError(f"its caches cannot be tried out: {why}") from error
 
 
+def try_batch(model: Any) -> bool:
+    """Decode prompts of unequal lengths together, and compare them with each alone.
+
+    They join and leave at different times. One that has left goes on from its caches.
+
+    Args:
+        model: that :func:`try_out` has accepted.
+
+    Returns:
+        Whether answers of this model may share a batch. mlx-lm has no batched caches
+        for some models, and wrong ones for others.
+    """
+    try:
+        fresh = WorkingCache.of(model)
+        if not fresh.mergeable:
+            return False
+        window = min(fresh.windows, default=0)
+        longest = _BEFORE + (window if window <= _SMALL_WINDOW else 0)
+        tokens = np.arange(1, longest + _BEHIND + 1, dtype=np.int32)
+        alone = _computed(model, fresh, tokens)
+        half = _is_half(model)
+        for at, together in _decoded(
+            model, tokens, (longest, _BEFORE // 2, longest - 5)
+        ):
+            off = _differences(_normal(alone[at : at + len(together)]), together)
+            if not (np.median(off) if half else off.max()) <= _CHUNKED[half]:
+                return False
+    except (Exception, SystemExit):
+        return False
+    return True
+
+
+def _decoded(
+    model: Any, tokens: Tokens, cuts: Sequence[int]
+) -> Iterator[tuple[int, mx.array]]:
+    """Feed the tokens behind each cut in one batch, and the last ones afterwards.
+
+    Yields:
+        A position, and the log probabilities behind it and its successors.
+    """
+    batch = Batch(model, shared=True)
+    seen: dict[int, list[mx.array]] = {cut: [] for cut in cuts}
+
+    def sampler(cut: int) -> Sampler:
+        def fed(logprobs: mx.array) -> mx.array:
+            seen[cut].append(logprobs)
+            return mx.array(tokens[cut + len(seen[cut]) - 1 : cut + len(seen[cut])])
+
+        return fed
+
+    numbers = {}
+    for cut in cuts:
+        caches = WorkingCache.of(model)
+        _computed(model, caches, tokens[: cut - 1])
+        numbers[cut] = batch.add(caches, int(tokens[cut - 1]), sampler(cut))
+        for _ in range(_TOGETHER):
+            batch.step()
+    for cut in cuts:
+        left = batch.remove(numbers[cut])
+        yield cut - 1, mx.concatenate(seen[cut])
+        at = left.position
+        rest = left.compute(model, tokens[at : at + _TOGETHER])[0]
+        yield at, _normal(rest.astype(mx.float32))
+        batch.step()
+
+
+def _normal(logits: mx.array) -> mx.array:
+    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+
+
 def _is_half(model: Any) -> bool:
     """Whether some weights, or the scales of packed ones, are of half precision."""
     weights: Any = tree_flatten(model.parameters())
@@ -110,9 +185,8 @@ def _restored(
     first.compute(model, tokens[:middle])
     taken = {} if first.resumable else {middle: first.checkpoint(middle)}
     first.compute(model, tokens[middle : cut - 1])
-    decode = first.decoder(model)
     for at in (cut - 1, cut):  # a step further than is stored
-        mx.eval(decode(mx.array(tokens[at : at + 1])[None], cache=first.layers))
+        first.compute(model, tokens[at : at + 1])
     keep = () if first.resumable else (Keep(1, middle), Keep(2, cut))
     store.apply(Commit(put=(Put(1, 0, cut),), keep=keep), first, taken)
     first.compute(model, tokens[cut + 1 :])

@@ -80,6 +80,11 @@ class WorkingCache:
         """Whether the sequence can be cut at any token."""
         return not self._rest
 
+    @property
+    def mergeable(self) -> bool:
+        """Whether mlx-lm has batched caches for all of these."""
+        return all(part.mergeable for part in self._parts)
+
     def compute(self, model: Any, tokens: Tokens) -> mx.array:
         """Compute tokens behind the last position.
 
@@ -97,19 +102,6 @@ class WorkingCache:
         mx.clear_cache()
         return logits
 
-    def decoder(self, model: Any) -> Any:
-        """Return the model as mlx-lm's ``generate_step`` calls it, one token a call.
-
-        That is a step ahead of the tokens that it yields; see :meth:`checkpoint`.
-        """
-
-        def step(tokens: mx.array, **arguments: Any) -> mx.array:
-            self._step(tokens.shape[1])
-            logits: mx.array = model(tokens, **arguments)
-            return logits
-
-        return step
-
     def _step(self, tokens: int) -> None:
         """Count tokens; keep the state in front of a single one."""
         if tokens > 1:
@@ -119,6 +111,16 @@ class WorkingCache:
             self._states[self.position] = states
             self._states.pop(self.position - 2, None)
         self.position += tokens
+
+    def settle(self, position: int, states: list[Snapshot]) -> None:
+        """Take over what a batch has decoded.
+
+        Args:
+            position: tokens seen by now.
+            states: of all recurrent layers, in front of the last token.
+        """
+        self.position = position
+        self._states = {position - 1: states}
 
     def evaluate(self) -> None:
         """Evaluate all arrays."""

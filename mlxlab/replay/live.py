@@ -12,9 +12,10 @@ from mlxlab import blas
 from mlxlab.engine import Engine, Worker, device_name, load_model
 from mlxlab.models.folder import ModelFolder
 from mlxlab.prompt import Prompt
+from mlxlab.replay.commits import Commits
 from mlxlab.replay.requests import RenderedRequest
 from mlxlab.replay.simulator import Outcome, Progress
-from mlxlab.strategies import Strategy, make_strategy
+from mlxlab.strategies import Commit, Strategy, make_strategy
 
 __all__ = ["LiveModel", "LiveReplay", "live_model"]
 
@@ -37,16 +38,26 @@ class LiveReplay:
         self.worker = worker
         self.engine = engine
         self.progress = progress
+        self._commits: Commits[Commit] = Commits()
 
     def replay(self, request: RenderedRequest) -> Outcome:
-        done = self.worker.call(
-            self.engine.replay, request.prompt, request.answer, self.progress
+        return self.worker.call(self._replay, request)
+
+    def _replay(self, request: RenderedRequest) -> Outcome:
+        commits = self._commits.before(request)
+        done = self.engine.replay(
+            request.prompt, request.answer, self.progress, commit=False
         )
+
+        def store(length: int) -> Commit:
+            return self.engine.commit(done.prefill, request.answer, length=length)
+
+        commits += self._commits.after(request, store)
         return Outcome(
             reused_tokens=done.plan.reused,
             stored_bytes=self.engine.store.nbytes,
-            evicted=done.commit.evicted,
-            restore_s=done.restore_s,
+            evicted=sum(commit.evicted for commit in commits),
+            restore_s=done.prefill.restore_s,
             prefill_s=done.prefill_s,
             ttft_s=done.ttft_s,
         )

@@ -11,7 +11,7 @@ from mlxlab.errors import ModelError, RequestError
 from mlxlab.prompt import Prompt, Tokens, common_prefix
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.traces import Exchange, Trace
-from mlxlab.traces.schema import Json
+from mlxlab.traces.schema import Json, Order
 
 __all__ = ["RenderedRequest", "label_sessions", "render_trace"]
 
@@ -26,6 +26,9 @@ class RenderedRequest:
         answer: ids of the answer, the end of turn included; empty if the trace has no
             answer.
         unit: tokens that an id of the prompt stands for.
+        trace: name of the trace.
+        order: when it was planned and stored among other requests of its trace, if our
+            own server recorded it.
         side: whether this is a side request, such as one for a title. It is not a turn
             of the session's conversation, which its prompt does not show.
     """
@@ -35,6 +38,8 @@ class RenderedRequest:
     prompt: Prompt
     answer: Tokens
     unit: int = 1
+    trace: str = ""
+    order: Order | None = None
     side: bool = False
 
     @property
@@ -127,7 +132,14 @@ def _render(trace: Trace, exchange: Exchange, renderer: Renderer) -> RenderedReq
             f"model {renderer.model.name}"
         )
     agent = f"/{exchange.agent[:8]}" if exchange.agent else ""
-    return RenderedRequest(exchange.session + agent, exchange.id, prompt, answer)
+    return RenderedRequest(
+        exchange.session + agent,
+        exchange.id,
+        prompt,
+        answer,
+        trace=trace.name,
+        order=response.order if response else None,
+    )
 
 
 def _is_side_request(exchange: Exchange, equipped: Collection[str]) -> bool:

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+from mlxlab.replay.commits import Commits
 from mlxlab.replay.cost_model import CostModel
 from mlxlab.replay.requests import RenderedRequest
-from mlxlab.strategies import Strategy
+from mlxlab.strategies import Commit, Strategy
 
 __all__ = ["Outcome", "Progress", "Replayer", "Simulator"]
 
@@ -23,7 +24,8 @@ class Outcome:
     Attributes:
         reused_tokens: prompt tokens restored from the cache.
         stored_bytes: keys and values held after the request.
-        evicted: tokens that could be restored before the request, but not after it.
+        evicted: tokens that could be restored after the request before, but not after
+            this one.
         restore_s: seconds to find and restore them; None in a simulation without costs.
         prefill_s: seconds to compute the others; None in a simulation without costs.
         ttft_s: seconds to the first token's logits; None in a simulation without costs.
@@ -41,7 +43,10 @@ class Replayer(Protocol):
     """Replays a trace's requests in order."""
 
     def replay(self, request: RenderedRequest) -> Outcome:
-        """Answer ``request.prompt`` with ``request.answer`` and report the cost."""
+        """Answer ``request.prompt`` with ``request.answer`` and report the cost.
+
+        Requests that ran at once are stored in their recorded order.
+        """
         ...
 
 
@@ -63,15 +68,22 @@ class Simulator:
         self.strategy = strategy
         self.progress = progress
         self.costs = costs
+        self._commits: Commits[Commit] = Commits()
 
     def replay(self, request: RenderedRequest) -> Outcome:
+        done = self._commits.before(request)
         plan = self.strategy.plan(request.prompt)
-        commit = self.strategy.commit(request.computed, plan)
+
+        def store(length: int) -> Commit:
+            computed = request.computed.head(length)
+            return self.strategy.commit(computed, plan.head(length))
+
+        done += self._commits.after(request, store)
         if self.progress:
             self.progress(request.tokens)
         # The last token is always computed, but hashed prompts end with whole units.
         reused = min(plan.reused * request.unit, request.tokens - 1)
-        evicted = commit.evicted * request.unit
+        evicted = sum(commit.evicted for commit in done) * request.unit
         stored = self.strategy.stored_bytes
         if self.costs is None:
             return Outcome(reused, stored, evicted)

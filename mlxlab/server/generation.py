@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from mlxlab.decoding import CallEnd, Decoder, Event
-from mlxlab.engine import Engine, LogitsProcessor, PrefillProgress, Sampler
+from mlxlab.engine import Engine, LogitsProcessor, PrefillProgress, Request, Sampler
 from mlxlab.prompt import Prompt
 from mlxlab.strategies import Plan
 
-__all__ = ["Completed", "Item", "Job", "PromptPlanned", "StopReason", "generate"]
+__all__ = ["Completed", "Item", "Job", "PromptPlanned", "StopReason", "request_of"]
 
 StopReason: TypeAlias = Literal[
     "end_turn",
@@ -75,47 +75,48 @@ Item: TypeAlias = PromptPlanned | PrefillProgress | tuple[Event, ...] | Complete
 """One item per id, with the events that the id completed; tuples may be empty."""
 
 
-def generate(job: Job) -> Iterator[Item]:
-    """Run a job; closed early, it keeps the computed tokens."""
-    engine = job.engine()
-    decoder = job.decoder()
-    answer = _Answer(job, decoder)
-    stream = engine.stream(
-        job.prompt,
-        max_tokens=job.max_tokens,
-        sampler=job.sampler(),
-        processors=[make() for make in job.processors],
-        stop=job.stop,
-    )
-    try:
-        for item in stream:
-            if isinstance(item, Plan):
-                yield PromptPlanned(item, engine.strategy.count_kept(item))
-            elif isinstance(item, PrefillProgress):
-                yield item
-            else:
-                yield answer.take(item)
-                if answer.reason:
-                    break
-    finally:
+def request_of(job: Job, put: Callable[[Item], object]) -> Request:
+    """Return the request for a job's tokens; its items are put as they come."""
+    engine, answer = job.engine(), _Answer(job)
+
+    def take(item: Plan | PrefillProgress | int) -> bool:
+        if isinstance(item, Plan):
+            put(PromptPlanned(item, engine.strategy.count_kept(item)))
+        elif isinstance(item, PrefillProgress):
+            put(item)
+        else:
+            put(answer.take(item))
+        return answer.reason is not None
+
+    def done() -> None:
         # The computed tokens are cached before any caller sees the end.
-        stream.close()
-    yield answer.finish()
-    yield Completed(answer.stop_reason, decoder.stopped, tuple(answer.ids))
+        if request.error is None and not request.cancelled:
+            put(answer.finish())
+            put(answer.completed(request.answer))
+
+    request = Request(
+        engine,
+        job.prompt,
+        job.max_tokens,
+        job.sampler(),
+        [make() for make in job.processors],
+        job.stop,
+        take,
+        done,
+    )
+    return request
 
 
 class _Answer:
     """Collects ids and decides the stop reason."""
 
-    def __init__(self, job: Job, decoder: Decoder) -> None:
+    def __init__(self, job: Job) -> None:
         self.job = job
-        self.decoder = decoder
-        self.ids: list[int] = []
+        self.decoder = job.decoder()
         self.reason: StopReason | None = None
         self.called = False
 
     def take(self, id: int) -> tuple[Event, ...]:
-        self.ids.append(id)
         if id in self.job.stop:
             self.reason = "end_turn"
             return ()
@@ -128,6 +129,9 @@ class _Answer:
 
     def finish(self) -> tuple[Event, ...]:
         return self._seen(self.decoder.finish())
+
+    def completed(self, ids: Sequence[int]) -> Completed:
+        return Completed(self.stop_reason, self.decoder.stopped, tuple(ids))
 
     @property
     def stop_reason(self) -> StopReason:

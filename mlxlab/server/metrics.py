@@ -77,6 +77,9 @@ class Metrics:
         self._queue = Gauge(
             "mlxlab_queue_depth", "Waiting requests", registry=self._registry
         )
+        self._running = Gauge(
+            "mlxlab_running", "Requests being answered", registry=self._registry
+        )
         self._stored = Gauge(
             "mlxlab_stored_bytes", "Keys and values held", by, registry=self._registry
         )
@@ -100,8 +103,11 @@ class Metrics:
         """Count a request that was refused because the queue was full."""
         self._refused.inc()
 
-    def text(self, queue: int, stored: Mapping[tuple[str, str], int]) -> bytes:
+    def text(
+        self, running: int, queue: int, stored: Mapping[tuple[str, str], int]
+    ) -> bytes:
         """Return the exposition format, with the current state."""
+        self._running.set(running)
         self._queue.set(queue)
         self._stored.clear()
         for at, nbytes in stored.items():

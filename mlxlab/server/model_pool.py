@@ -14,7 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxlab.engine import Engine, load_model
+from mlxlab.engine import Engine, load_model, try_batch
 from mlxlab.errors import ModelError
 from mlxlab.models.folder import ModelFolder
 from mlxlab.strategies import parse_strategy
@@ -40,7 +40,12 @@ class EngineKey:
 class _Loaded:
     model: Any
     weights: int
+    batched: bool
     engines: OrderedDict[EngineKey, Engine] = field(default_factory=OrderedDict)
+
+    @property
+    def is_used(self) -> bool:
+        return any(engine.users for engine in self.engines.values())
 
     @property
     def nbytes(self) -> int:
@@ -86,8 +91,9 @@ class ModelPool:
             loaded.engines[key] = self._new_engine(loaded, folder, key.strategy)
         loaded.engines.move_to_end(key)
         self._make_room(0, keep=folder.name)
-        while self.nbytes > self.budget and len(loaded.engines) > 1:
-            loaded.engines.popitem(last=False)
+        idle = [k for k, own in loaded.engines.items() if k != key and not own.users]
+        while self.nbytes > self.budget and idle:
+            del loaded.engines[idle.pop(0)]
         return loaded.engines[key]
 
     def load(self, folder: ModelFolder, strategy: str) -> None:
@@ -119,6 +125,7 @@ class ModelPool:
             chunk=self.chunk,
             window=folder.window,
             chunk_s=_CHUNK_S,
+            batched=loaded.batched,
         )
 
     def _load(self, folder: ModelFolder) -> _Loaded:
@@ -132,13 +139,21 @@ class ModelPool:
                 f"memory budget is {self.budget // _MIB} MiB; raise --memory"
             )
         self._make_room(weights)
-        loaded = _Loaded(load_model(folder), weights)
+        model = load_model(folder)
+        loaded = _Loaded(model, weights, try_batch(model))
+        if not loaded.batched:
+            log.warning(
+                "model %s: answers do not share a batch: mlx-lm decodes several of "
+                "them wrongly, or not at all",
+                folder.name,
+            )
         self._loaded[folder.name] = loaded
         return loaded
 
     def _make_room(self, needed: int, keep: str | None = None) -> None:
         while self.nbytes + needed > self.budget:
-            name = next((n for n in self._loaded if n != keep), None)
+            idle = (n for n, own in self._loaded.items() if not own.is_used)
+            name = next((n for n in idle if n != keep), None)
             if name is None:
                 break
             log.warning("model %s unloaded to make room", name)

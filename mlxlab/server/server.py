@@ -66,6 +66,7 @@ class Options:
             None.
         chunk: tokens computed at a time. Cancelling waits for one chunk.
         queue: most requests that may wait.
+        batch: most answers that run at once.
         script: answers that replace sampled ones.
         answer_s: most seconds from a request's arrival to the end of its answer.
 
@@ -79,13 +80,14 @@ class Options:
     memory: int | None = None
     chunk: int = 2048
     queue: int = 32
+    batch: int = 8
     script: str | Path | None = None
     answer_s: float = 3600.0
 
     def __post_init__(self) -> None:
         if self.token is not None:
             check_token(self.token, self.host)
-        for name, least in (("memory", 1), ("chunk", 1), ("queue", 0)):
+        for name, least in (("memory", 1), ("chunk", 1), ("queue", 0), ("batch", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ServerError(f"{name}: {value} is too little; give {least}")
@@ -98,11 +100,13 @@ class Status:
     Attributes:
         server: the text that shows the server.
         requests: the latest, one per row, oldest first: see :class:`Served`.
+        running: requests that are being answered.
         waiting: requests in the queue.
     """
 
     server: str
     requests: pd.DataFrame
+    running: int
     waiting: int
 
     def __repr__(self) -> str:
@@ -110,7 +114,7 @@ class Status:
         share = self.requests.reused_tokens.sum() / prompt if prompt else 0.0
         return (
             f"{self.server}: {len(self.requests)} requests, {share:.1%} of {prompt:,} "
-            f"prompt tokens reused, {self.waiting} waiting"
+            f"prompt tokens reused, {self.running} running, {self.waiting} waiting"
         )
 
     def plot(self) -> Picture:
@@ -147,7 +151,12 @@ class Server:
         self._worker = Worker("mlxlab-server")
         pool = ModelPool(options.memory or default_budget(), chunk=options.chunk)
         self._service = Service(
-            aliases, self._worker, pool, queue=options.queue, script=script
+            aliases,
+            self._worker,
+            pool,
+            queue=options.queue,
+            batch=options.batch,
+            script=script,
         )
         self._tee = Tee(create_app(self._service, answer_s=options.answer_s))
         guard = Guard(self._tee, [options.host])
@@ -222,8 +231,9 @@ class Server:
 
     def status(self) -> Status:
         """Return the requests served so far."""
-        waiting = self._service.scheduler.waiting
-        return Status(repr(self), self.requests, waiting)
+        scheduler = self._service.scheduler
+        running = scheduler.unfinished - scheduler.waiting
+        return Status(repr(self), self.requests, running, scheduler.waiting)
 
     def record(self, path: str | Path | None) -> None:
         """Record later requests of clients in a new trace; None ends the recording.

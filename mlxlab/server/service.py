@@ -6,19 +6,19 @@ Takes parsed requests and yields events of the Messages API.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 
-from mlxlab.engine import Engine, Worker
+from mlxlab.engine import Engine, Request, Runner, Worker
 from mlxlab.errors import ServerError
 from mlxlab.models.folder import ModelFolder
 from mlxlab.server.aliases import Aliases
 from mlxlab.server.events import AnswerWriter, WireEvent
-from mlxlab.server.generation import Completed, Item, Job, generate
+from mlxlab.server.generation import Completed, Item, Job, request_of
 from mlxlab.server.metrics import Metrics, Served
 from mlxlab.server.model_pool import EngineKey, ModelPool
 from mlxlab.server.prepare import Preparation, Prepared
@@ -26,7 +26,7 @@ from mlxlab.server.scheduler import QueueFullError, Scheduler
 from mlxlab.server.schema import InferenceRequest, TokenCount, TokenCountRequest
 from mlxlab.strategies import parse_strategy
 from mlxlab.traces.recording.script import Script
-from mlxlab.traces.schema import Configuration, Generated
+from mlxlab.traces.schema import Configuration, Generated, Order
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,6 +44,7 @@ class Service:
         worker: the thread that evaluates arrays.
         pool: models in memory.
         queue: most requests that may wait.
+        batch: most answers that run at once.
         script: see :class:`Preparation`.
     """
 
@@ -54,11 +55,12 @@ class Service:
         pool: ModelPool,
         *,
         queue: int = 32,
+        batch: int = 8,
         script: Script | None = None,
     ) -> None:
         self.worker = worker
         self.pool = pool
-        self.scheduler = Scheduler(worker, limit=queue)
+        self.scheduler = Scheduler(worker, Runner(batch), limit=queue)
         self.metrics = Metrics()
         self.preparation = Preparation(aliases, script)
         self._one_at_a_time = CapacityLimiter(1)
@@ -144,8 +146,8 @@ class Service:
             request: the parsed request.
             credential: the caches of this credential may be used.
             note: called with further facts for a recording: ``configuration`` before
-                the
-                first events, ``generated`` before the last.
+                the first events, ``generated`` and ``order`` before the last, or when
+                the iterator has been closed.
 
         Raises:
             MlxlabError: see the methods of :class:`Preparation`.
@@ -173,14 +175,15 @@ class Service:
             edits=prepared.edits,
         )
         request_log = _RequestLog(arrived, clock, prepared)
+        made: list[Request] = []
         self._check_queue()  # other requests may have come first
-        items = self.scheduler.stream(partial(self._run, job))
+        items = self.scheduler.stream(partial(self._request, job, made))
         try:
             async for item in items:
                 if item is not None:
                     request_log.record(item)
                     if isinstance(item, Completed):
-                        note(generated=_generated(prepared, item))
+                        _note_generated(note, prepared, made[0])
                     for event in writer.write(item):
                         yield event
                 # A prefill and hidden thinking are items without events.
@@ -190,6 +193,8 @@ class Service:
             raise
         finally:
             await items.aclose()  # type: ignore[attr-defined]
+            if made:
+                _note_generated(note, prepared, made[0])
             self.metrics.add(request_log.served(writer))
 
     def tokenizer(self, digest: str) -> PreTrainedTokenizerBase | None:
@@ -198,7 +203,9 @@ class Service:
 
     def exposition(self) -> bytes:
         """Return the metrics in Prometheus' text format."""
-        return self.metrics.text(self.scheduler.waiting, self._stored)
+        waiting = self.scheduler.waiting
+        running = self.scheduler.unfinished - waiting
+        return self.metrics.text(running, waiting, self._stored)
 
     async def _prepared(
         self, request: TokenCountRequest, preparation: Preparation
@@ -219,12 +226,20 @@ class Service:
             self.metrics.refuse()
             raise
 
-    def _run(self, job: Job) -> Iterator[Item]:
-        try:
-            yield from generate(job)
-        finally:
+    def _request(
+        self, job: Job, made: list[Request], put: Callable[[Item], object]
+    ) -> Request:
+        request = request_of(job, put)
+        made.append(request)
+        done = request.done
+
+        def count_stored() -> None:
             # Counted when the stores change, read from any thread.
             self._stored = self.pool.stored
+            done()
+
+        request.done = count_stored
+        return request
 
     def _load(self, preparation: Preparation) -> None:
         strategy = preparation.aliases.default.strategy
@@ -238,11 +253,19 @@ class Service:
         return self.pool.engine(folder, EngineKey(strategy, credential))
 
 
-def _generated(prepared: Prepared, finished: Completed) -> Generated:
-    return Generated(
-        tokenizer=prepared.folder.tokenizer_digest,
-        ids=finished.ids,
-        thinking=prepared.thinking,
+def _note_generated(
+    note: Callable[..., object], prepared: Prepared, request: Request
+) -> None:
+    """Note what a request has generated, and when it was planned and stored."""
+    if request.planned is None:
+        return
+    note(
+        generated=Generated(
+            tokenizer=prepared.folder.tokenizer_digest,
+            ids=tuple(request.answer),
+            thinking=prepared.thinking,
+        ),
+        order=Order(planned=request.planned, stored=tuple(request.stored)),
     )
 
 

@@ -214,16 +214,25 @@ class Strategy(ABC):
     def plan(self, prompt: Prompt) -> Plan:
         """Return what to restore for ``prompt``. Changes nothing; logs a HIT or MISS.
 
+        Other plans and commits may come before this prompt's own commit.
+
+        Raises:
+            StrategyError: the prompt is empty.
+        """
+        plan = self.preview(prompt)
+        _log_outcome(plan, self.occupancy)
+        return plan
+
+    def preview(self, prompt: Prompt) -> Plan:
+        """Return the plan of a prompt that has to wait; logs nothing.
+
         Raises:
             StrategyError: the prompt is empty.
         """
         if len(prompt) == 0:
             raise StrategyError(f"{self.name}: an empty prompt has no plan")
         plan = self._match(prompt)
-        if self._resumption is not None:
-            plan = self._resumption.plan(prompt, plan)
-        _log_outcome(plan, self.occupancy)
-        return plan
+        return plan if self._resumption is None else self._resumption.plan(prompt, plan)
 
     def commit(self, prompt: Prompt, plan: Plan) -> Commit:
         """Store a sequence whose keys and values have all been computed.
@@ -265,6 +274,20 @@ class Strategy(ABC):
         if self._resumption is None:
             return self.restorable_after(plan.length)
         return self._resumption.count_kept(plan)
+
+    def count_shared(self, plan: Plan, length: int) -> int:
+        """Count the leading tokens of a planned prompt that another can reuse.
+
+        So many could be committed at once, when they have been computed.
+
+        Args:
+            plan: of the one that computes them.
+            length: leading tokens that both have in common.
+        """
+        stored = self.restorable_after(min(length, plan.length))
+        if not self.checkpoint_bytes:
+            return stored
+        return max((place for place in plan.captures if place <= stored), default=0)
 
     @property
     def occupancy(self) -> tuple[int, int] | None:

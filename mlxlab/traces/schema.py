@@ -162,6 +162,22 @@ class Configuration(_Closed):
     rules: str
 
 
+class Order(_Closed):
+    """When our own server planned a request and stored its tokens.
+
+    Several requests run at once. So these numbers, from one count of all plans and
+    commits of a server, say what was stored when a prompt was planned.
+
+    Attributes:
+        planned: number of the plan.
+        stored: number of each commit, and the leading tokens of prompt and answer that
+            it stored, in order.
+    """
+
+    planned: int
+    stored: tuple[tuple[int, int], ...] = ()
+
+
 class ResponseLine(_Closed):
     """An answer; a streamed one is joined to one message.
 
@@ -173,6 +189,7 @@ class ResponseLine(_Closed):
         script: True if a script wrote it; the usage is an estimate then.
         generated: what was generated, if the recorder could see it.
         configuration: what the server was set to, likewise.
+        order: when it was planned and stored, likewise.
     """
 
     kind: Literal["response"] = "response"
@@ -184,6 +201,7 @@ class ResponseLine(_Closed):
     script: bool = False
     generated: Generated | None = None
     configuration: Configuration | None = None
+    order: Order | None = None
 
 
 Line: TypeAlias = HeaderLine | BodyLine | RequestLine | ResponseLine

@@ -22,6 +22,7 @@ from mlxlab.traces.schema import (
     HeaderLine,
     Json,
     Line,
+    Order,
     RequestLine,
     ResponseLine,
     body_hash,
@@ -50,6 +51,7 @@ class Response:
     script: bool = False
     generated: Generated | None = None
     configuration: Configuration | None = None
+    order: Order | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +290,7 @@ class _Reader:
             line.script,
             line.generated,
             line.configuration,
+            line.order,
         )
 
     def _restored(self, line: RequestLine) -> dict[str, Json] | None:

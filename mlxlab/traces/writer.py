@@ -219,6 +219,8 @@ class _Lines:
             line["generated"] = response.generated.to_json()
         if response.configuration:
             line["configuration"] = response.configuration.model_dump(mode="json")
+        if response.order:
+            line["order"] = response.order.model_dump(mode="json")
         return encode(line) + b"\n"
 
     def _named(self, items: Json) -> tuple[str | list[str], dict[str, bytes]]:

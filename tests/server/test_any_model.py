@@ -13,13 +13,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from mlxlab import compare
 from mlxlab.engine import Engine
 from mlxlab.errors import StrategyError
-from mlxlab.server import service
 from mlxlab.server.server import Server
-from tests.server.test_cancellation import Watched, leave
+from tests.server.test_cancellation import leave
 from tests.support import wire
 from tests.support.architectures import save_architecture
 from tests.support.endpoint import PATIENCE_S, Client, ask, raw_request, served, words
 from tests.support.hybrids import HYBRIDS
+from tests.support.paced import Paced
 
 ALIASES = {
     "aliases": {
@@ -90,10 +90,8 @@ def client(server: Server) -> Iterator[Client]:
 
 
 @pytest.fixture
-def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
-    watched = Watched()
-    monkeypatch.setattr(service, "generate", watched)
-    return watched
+def watched(monkeypatch: pytest.MonkeyPatch) -> Paced:
+    return Paced(monkeypatch)
 
 
 def usage(message: dict[str, Any]) -> tuple[int, int, int]:
@@ -180,7 +178,7 @@ def test_forms_and_budgets_hold(client: Client) -> None:
 
 
 def test_leaving_in_prefill_leaves_a_checkpoint(
-    server: Server, client: Client, watched: Watched
+    server: Server, client: Client, watched: Paced
 ) -> None:
     body = ask(words(300, 4000), max_tokens=2, stream=True)
     connection = raw_request(server, body)
@@ -193,7 +191,7 @@ def test_leaving_in_prefill_leaves_a_checkpoint(
 
 
 def test_leaving_in_decode_leaves_the_prompt(
-    server: Server, client: Client, watched: Watched
+    server: Server, client: Client, watched: Paced
 ) -> None:
     body = ask(f"Go on. {words(30, 5000)}", stream=True)
     connection = raw_request(server, body | {"max_tokens": 20_000})

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import socket
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from mlxlab.engine import PrefillProgress
-from mlxlab.server import service
-from mlxlab.server.generation import Item, Job, generate
 from mlxlab.server.server import Server
 from tests.support.endpoint import (
     PATIENCE_S,
@@ -26,6 +22,7 @@ from tests.support.endpoint import (
     words,
 )
 from tests.support.models import save_model
+from tests.support.paced import Paced
 
 #: Seconds within which work has to stop.
 SOON_S = 2.0
@@ -40,38 +37,11 @@ CASES = (
 )
 
 
-class Watched:
-    """Stands in for ``generate`` and tells when a job is well in prefill or decode.
-
-    Its pace, seconds an item, makes sure that no job ends before it is cancelled.
-    """
-
-    def __init__(self) -> None:
-        self.in_prefill = threading.Event()
-        self.in_decode = threading.Event()
-        self.started = 0
-        self.pace_s = 0.01
-
-    def __call__(self, job: Job) -> Iterator[Item]:
-        self.started += 1
-        with closing(generate(job)) as items:  # type: ignore[type-var]
-            taken_in = 0
-            for item in items:
-                if isinstance(item, PrefillProgress):
-                    taken_in += item.tokens
-                    if taken_in > 100:
-                        self.in_prefill.set()
-                elif isinstance(item, tuple):
-                    self.in_decode.set()
-                time.sleep(self.pace_s)
-                yield item
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     # Its answers never end by themselves.
     model = save_model(tmp_path_factory.mktemp("model"))
-    with served(str(model), chunk=16) as server:
+    with served(str(model), chunk=16, batch=1) as server:
         yield server
 
 
@@ -82,10 +52,8 @@ def client(server: Server) -> Iterator[Client]:
 
 
 @pytest.fixture
-def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
-    watched = Watched()
-    monkeypatch.setattr(service, "generate", watched)
-    return watched
+def watched(monkeypatch: pytest.MonkeyPatch) -> Paced:
+    return Paced(monkeypatch)
 
 
 def unfinished(server: Server) -> int:
@@ -109,7 +77,7 @@ def reused(message: dict[str, Any]) -> int:
 
 @pytest.mark.parametrize(("strategy", "stream"), CASES)
 def test_leaving_in_prefill_stops_it_and_keeps_what_was_computed(
-    server: Server, client: Client, watched: Watched, strategy: str, stream: bool
+    server: Server, client: Client, watched: Paced, strategy: str, stream: bool
 ) -> None:
     server.configure(strategy=strategy)
     body = ask(f"{stream} {strategy} {words(300)}", max_tokens=2, stream=stream)
@@ -124,7 +92,7 @@ def test_leaving_in_prefill_stops_it_and_keeps_what_was_computed(
 
 @pytest.mark.parametrize(("strategy", "stream"), CASES[:3])
 def test_leaving_in_decode_stops_it_and_keeps_the_prompt(
-    server: Server, client: Client, watched: Watched, strategy: str, stream: bool
+    server: Server, client: Client, watched: Paced, strategy: str, stream: bool
 ) -> None:
     server.configure(strategy=strategy)
     body = ask(f"Go on. {stream} {strategy} {words(30)}", stream=stream)
@@ -137,7 +105,7 @@ def test_leaving_in_decode_stops_it_and_keeps_the_prompt(
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_leaving_while_queued_never_starts(
-    server: Server, client: Client, watched: Watched, stream: bool
+    server: Server, client: Client, watched: Paced, stream: bool
 ) -> None:
     before = len(server.requests)
     with ExitStack() as connections:
@@ -198,7 +166,7 @@ def heard(connection: socket.socket, wanted: bytes) -> bytes:
 
 
 def test_a_prefill_of_many_small_chunks_is_heard_of(
-    server: Server, watched: Watched, monkeypatch: pytest.MonkeyPatch
+    server: Server, watched: Paced, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mlxlab.server.app._PING_S", 0.05)
     with raw_request(server, ask(words(200), max_tokens=1, stream=True)) as connection:
@@ -207,7 +175,7 @@ def test_a_prefill_of_many_small_chunks_is_heard_of(
     assert before.count(b"event: ping") >= 5
 
 
-def test_an_answer_has_an_end_however_small_its_steps(watched: Watched) -> None:
+def test_an_answer_has_an_end_however_small_its_steps(watched: Paced) -> None:
     with served(chunk=16, answer_s=0.3) as server, Client(server.url) as client:
         status, message = client.refusal(ask(words(300)))
         assert (status, "takes too long" in message) == (504, True)
@@ -218,8 +186,8 @@ def test_an_answer_has_an_end_however_small_its_steps(watched: Watched) -> None:
 
 
 @pytest.mark.parametrize("phase", ["prefill", "decode", "queue"])
-def test_a_stop_ends_open_answers_soon(watched: Watched, phase: str) -> None:
-    with served(chunk=16) as server, ExitStack() as connections:
+def test_a_stop_ends_open_answers_soon(watched: Paced, phase: str) -> None:
+    with served(chunk=16, batch=1) as server, ExitStack() as connections:
         bodies = [ask(words(300) if phase == "prefill" else "Go on.", max_tokens=20000)]
         bodies += [ask("I wait.")] * (phase == "queue")
         for body in bodies:

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from mlxlab.decoding import CallStart, Text
-from mlxlab.engine import Engine, Worker, load_model
+from mlxlab.engine import Engine, Runner, Worker, load_model
 from mlxlab.errors import ModelError, RequestError, UnknownModelError
 from mlxlab.models.folder import ModelFolder
 from mlxlab.prompt import common_prefix
 from mlxlab.server.aliases import Alias, Aliases
 from mlxlab.server.events import AnswerWriter
-from mlxlab.server.generation import Completed, Job, generate
+from mlxlab.server.generation import Completed, Item, Job, request_of
 from mlxlab.server.prepare import Preparation, Prepared
 from mlxlab.server.schema import InferenceRequest, TokenCountRequest
 from mlxlab.strategies import make_strategy
@@ -103,7 +103,14 @@ class Answer:
         accumulator = MessageAccumulator()
         self.deltas: list[str] = []
         self.ids: tuple[int, ...] = ()
-        for item in generate(job):
+        items: list[Item] = []
+        request, runner = request_of(job, items.append), Runner()
+        runner.add(request)
+        while runner.step():
+            pass
+        if request.error is not None:
+            raise request.error
+        for item in items:
             if isinstance(item, Completed):
                 self.ids = item.ids
             for event in writer.write(item):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from mlxlab.server.generation import generate
+from mlxlab.engine import Request
+from mlxlab.server.generation import Item, Job, request_of
 from mlxlab.server.server import Server
 from tests.support import wire
 from tests.support.endpoint import Client, ask, error_of, served, until, words
@@ -215,10 +217,10 @@ def test_requests_that_wait_when_the_worker_ends_are_answered() -> None:
 def test_a_call_that_fails_on_the_worker_is_one_failed_request(
     server: Server, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(job: Any) -> Iterator[Any]:
+    def broken(job: Job, put: Callable[[Item], object]) -> Request:
         raise MemoryError("on purpose")
 
-    monkeypatch.setattr("mlxlab.server.service.generate", broken)
+    monkeypatch.setattr("mlxlab.server.service.request_of", broken)
     status, message = client.refusal(ask())
     assert (status, message) == (500, "internal error: MemoryError; see the log")
     assert server.requests.outcome.iloc[-1] == "error"
@@ -230,13 +232,17 @@ def test_a_call_that_fails_on_the_worker_is_one_failed_request(
 def test_an_error_in_the_middle_of_a_stream_is_an_event(
     server: Server, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def breaking(job: Any) -> Iterator[Any]:
-        for n, item in enumerate(generate(job)):
-            yield item
-            if n == 4:
+    def breaking(job: Job, put: Callable[[Item], object]) -> Request:
+        seen = count()
+
+        def fail_at_last(item: Item) -> None:
+            put(item)
+            if next(seen) == 4:
                 raise MemoryError("on purpose")
 
-    monkeypatch.setattr("mlxlab.server.service.generate", breaking)
+        return request_of(job, fail_at_last)
+
+    monkeypatch.setattr("mlxlab.server.service.request_of", breaking)
     answer = client.post("/v1/messages", json=ask(stream=True))
     assert answer.status_code == 200
     *_, last = answer.text.strip().split("\n\n")

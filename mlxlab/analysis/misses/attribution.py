@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -21,6 +22,7 @@ from mlxlab.analysis.misses.predecessors import Predecessor, PredecessorIndex
 from mlxlab.analysis.misses.prompt_diff import diff_prompts
 from mlxlab.prompt import Role, Segment
 from mlxlab.replay.bounds import UnlimitedMemory
+from mlxlab.replay.commits import Commits
 from mlxlab.replay.requests import RenderedRequest
 from mlxlab.strategies import Plan, Strategy
 
@@ -104,8 +106,10 @@ class _Attributor:
         )
         self.predecessors = PredecessorIndex()
         self.requests: list[RenderedRequest] = []
+        self.commits: Commits[None] = Commits()
 
     def attribute(self, request: RenderedRequest) -> RequestAttribution:
+        self.commits.before(request)
         plan = self.strategy.plan(request.prompt)
         known = restorable(self.memory, request.prompt.tokens)
         predecessor = self.predecessors.find(request)
@@ -120,19 +124,20 @@ class _Attributor:
             change,
             tuple(_split(_with_spans(parts, plan), request.prompt.segments)),
         )
-        self._commit(request, plan)
+        self.commits.after(request, partial(self._commit, request, plan))
         return attribution
 
-    def _commit(self, request: RenderedRequest, plan: Plan) -> None:
-        computed = request.computed
-        commit = self.strategy.commit(computed, plan)
+    def _commit(self, request: RenderedRequest, plan: Plan, length: int) -> None:
+        computed = request.computed.head(length)
+        commit = self.strategy.commit(computed, plan.head(length))
         number = len(self.requests)
         if self.resumption:
-            self.resumption.note(number, request, plan, commit)
+            self.resumption.note(number, request, computed, plan, commit)
         else:
             self.evictions.note(number, computed.tokens, commit.evicted)
         self.memory.commit(computed, Plan(len(computed)))
-        self.predecessors.add(request)
+        if request.order is None or length == request.order.stored[-1][1]:
+            self.predecessors.add(request)
         self.requests.append(request)
 
     def _known_parts(

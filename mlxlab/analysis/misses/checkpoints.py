@@ -78,10 +78,22 @@ class Resumption:
         return plan.reused, leading(self._twin, plan)
 
     def note(
-        self, by: int, request: RenderedRequest, plan: Plan, commit: Commit
+        self,
+        by: int,
+        request: RenderedRequest,
+        computed: Prompt,
+        plan: Plan,
+        commit: Commit,
     ) -> None:
-        """Record commit number ``by`` of the strategy, and let the twin follow."""
-        computed = request.computed
+        """Record commit number ``by`` of the strategy, and let the twin follow.
+
+        Args:
+            by: number of the commit.
+            request: that was planned.
+            computed: what of it was stored.
+            plan: of the request.
+            commit: what the strategy changed.
+        """
         own = self._sequence_of(computed.tokens)
         own.number, own.asked = by, request.prompt
         own.match = leading(self._strategy, plan)

@@ -36,9 +36,10 @@ class Tee:
     Expects the whole body in one message, as :class:`mlxlab.web.guard.Guard` sends it.
 
     An application that answers from a script says so in ``scope["state"]["script"]``;
-    one that sees what a model generates puts a :class:`~mlxlab.traces.schema.Generated`
-    in ``scope["state"]["generated"]``, and what it is set to as a
-    :class:`~mlxlab.traces.schema.Configuration` in ``scope["state"]["configuration"]``.
+    one that sees what a model generates puts into it, under their names in lower case,
+    a :class:`~mlxlab.traces.schema.Generated`, what it is set to as a
+    :class:`~mlxlab.traces.schema.Configuration`, and the
+    :class:`~mlxlab.traces.schema.Order` of its plans and commits.
 
     Args:
         app: answers.
@@ -149,6 +150,7 @@ class _Exchange:
             script=self.scope["state"].get("script", False),
             generated=self.scope["state"].get("generated"),
             configuration=self.scope["state"].get("configuration"),
+            order=self.scope["state"].get("order"),
         )
         try:
             self.writer.response(id, response)

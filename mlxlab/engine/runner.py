@@ -1,0 +1,312 @@
+"""Runs several answers at once, on the worker thread.
+
+A step decodes one token of every running answer, then computes one chunk of one prompt.
+So a running answer never waits for longer than a chunk, and a short prompt does not
+wait for a long one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from mlxlab.engine.batch import Batch
+from mlxlab.engine.samplers import LogitsProcessor, Sampler
+from mlxlab.prompt import Prompt, common_prefix
+
+if TYPE_CHECKING:
+    from mlxlab.engine.engine import Engine, Prefill, PrefillProgress
+    from mlxlab.strategies import Plan
+
+__all__ = ["Request", "Runner"]
+
+#: Answers that run at once, by default.
+_MOST = 8
+#: Tokens a second of prefill, before any was measured.
+_RATE = 1000.0
+#: Share of the latest chunk in the measured rate.
+_LATEST = 0.3
+#: A prompt waits for another that computes at least this many of its tokens.
+_LEAST_SHARED = 64
+
+
+@dataclass(eq=False)
+class Request:
+    """One answer to compute.
+
+    Args:
+        engine: whose model and caches are used.
+        prompt: the rendered prompt.
+        max_tokens: most tokens of the answer; 0 only fills the cache.
+        sampler: chooses tokens.
+        processors: applied to the logits before the sampler, in order.
+        stop: ids that end the answer. The stop id is part of it.
+        put: called with the plan, the progress of the prefill, then ids. True ends the
+            answer.
+        done: called at the end, when all computed tokens are cached.
+
+    Attributes:
+        answer: the ids so far.
+        planned: number of its plan; a runner counts plans and commits together.
+        stored: number of each commit, and the leading tokens that it stored.
+        cancelled: whether it was ended by its caller.
+        error: why it ended early, if it failed.
+    """
+
+    engine: Engine
+    prompt: Prompt
+    max_tokens: int
+    sampler: Sampler
+    processors: Sequence[LogitsProcessor]
+    stop: Container[int]
+    put: Callable[[Plan | PrefillProgress | int], object]
+    done: Callable[[], object] = lambda: None
+    answer: list[int] = field(default_factory=list, init=False)
+    planned: int | None = field(default=None, init=False)
+    stored: list[tuple[int, int]] = field(default_factory=list, init=False)
+    cancelled: bool = field(default=False, init=False)
+    error: Exception | None = field(default=None, init=False)
+
+
+class Runner:
+    """Decides whose turn it is.
+
+    The shortest remaining prefill comes first. Each second of waiting counts like a
+    second less of work, so nothing waits for ever.
+
+    Args:
+        most: answers that run at once; further ones wait.
+        clock: seconds.
+    """
+
+    def __init__(
+        self, most: int = _MOST, clock: Callable[[], float] = monotonic
+    ) -> None:
+        self.most = most
+        self._clock = clock
+        self._live: list[_Running] = []  # in order of arrival
+        self._batches: list[Batch] = []
+        self._rate = _RATE
+        self._order = count()
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    @property
+    def running(self) -> int:
+        """Answers that have begun."""
+        return sum(own.prefill is not None for own in self._live)
+
+    def add(self, request: Request) -> None:
+        """Queue a request."""
+        request.engine.users += 1
+        self._live.append(_Running(request, self._clock()))
+
+    def cancel(self, request: Request) -> None:
+        """End a request now; computed tokens are cached. It may have ended already."""
+        for own in [own for own in self._live if own.request is request]:
+            request.cancelled = True
+            self._end(own)
+
+    def close(self, error: Exception) -> None:
+        """End all requests with an error."""
+        for own in list(self._live):
+            self._end(own, error)
+
+    def step(self) -> bool:
+        """Decode one token of each answer, and compute one chunk of one prompt.
+
+        Returns:
+            Whether there is more to do.
+        """
+        for batch in list(self._batches):
+            self._decode(batch)
+        chosen = self._choose()
+        if chosen is not None:
+            try:
+                self._fill(chosen)
+            except Exception as error:
+                self._end(chosen, error)
+        return bool(self._live)
+
+    def _decode(self, batch: Batch) -> None:
+        members = {own.number: own for own in self._live if own.batch is batch}
+        try:
+            found = batch.step()
+        except Exception as error:
+            self._batches.remove(batch)
+            for own in members.values():
+                own.batch = None
+                self._end(own, error)
+            return
+        for number, token in found.items():
+            own = members[number]
+            if isinstance(token, Exception):
+                self._end(own, token)
+            else:
+                self._take(own, token)
+
+    def _take(self, own: _Running, token: int) -> None:
+        request = own.request
+        request.answer.append(token)
+        try:
+            ended = request.put(token)
+        except Exception as error:
+            self._end(own, error)
+            return
+        if ended or token in request.stop or len(request.answer) >= request.max_tokens:
+            self._end(own)
+
+    def _fill(self, own: _Running) -> None:
+        """Compute a chunk; then, or if none is left, let the answer begin."""
+        request = own.request
+        if own.prefill is None:
+            own.prefill = request.engine.begin(request.prompt)
+            request.planned = next(self._order)
+            own.chunks = request.engine.fill(own.prefill)
+            request.put(own.prefill.plan)
+        before = own.prefill.compute_s
+        done = next(own.chunks, None)
+        if done is not None:
+            request.put(done)
+            self._measure(done.tokens, own.prefill.compute_s - before)
+        if not own.remaining:
+            for done in own.chunks:
+                request.put(done)
+            self._join(own, own.prefill)
+
+    def _join(self, own: _Running, prefill: Prefill) -> None:
+        request = own.request
+        if request.max_tokens <= 0:
+            self._end(own)
+            return
+        model = request.engine.model
+        shared = request.engine.batched and prefill.caches.mergeable
+        alike = (b for b in self._batches if shared and b.accepts(model))
+        batch = next(alike, None) or Batch(model, shared=shared)
+        last = int(request.prompt.tokens[-1])
+        own.number = batch.add(
+            prefill.caches, last, request.sampler, request.processors
+        )
+        own.batch = batch
+        if batch not in self._batches:
+            self._batches.append(batch)
+
+    def _end(self, own: _Running, error: Exception | None = None) -> None:
+        self._live.remove(own)
+        own.request.engine.users -= 1
+        request, prefill, batch = own.request, own.prefill, own.batch
+        try:
+            if prefill is not None and batch is not None:
+                prefill.caches = batch.remove(own.number)
+                if not batch:
+                    self._batches.remove(batch)
+            if prefill is not None and error is None:
+                request.engine.commit(prefill, request.answer)
+                length = prefill.computed(len(request.answer))
+                request.stored.append((next(self._order), length))
+        except Exception as failure:
+            error = error or failure
+        request.error = error
+        request.done()
+
+    def _choose(self) -> _Running | None:
+        """Return the prompt to compute next."""
+        full = self.running >= self.most
+        waiting = [
+            own
+            for own in self._live
+            if own.batch is None and not (full and own.prefill is None)
+        ]
+        if not waiting:
+            return None
+        now = self._clock()
+        chosen = min(
+            waiting, key=lambda own: own.to_compute / self._rate - (now - own.arrived)
+        )
+        if chosen.prefill is None and (first := self._shared(chosen)):
+            return first
+        return chosen
+
+    def _shared(self, waiting: _Running) -> _Running | None:
+        """Share with another prompt what both begin with and nothing has stored.
+
+        Returns:
+            The other, if it has still to compute that. Else it is stored now.
+        """
+        engine, most, other = waiting.request.engine, 0, None
+        for own in self._live:
+            if own.prefill is not None and own.request.engine is engine:
+                common = common_prefix(
+                    own.request.prompt.tokens, waiting.request.prompt.tokens[:-1]
+                )
+                shared = engine.strategy.count_shared(own.prefill.plan, common)
+                if shared > most:
+                    most, other = shared, own
+        if other is None or most < waiting.stored + _LEAST_SHARED:
+            return None
+        assert other.prefill is not None
+        if other.filled < most:
+            return other
+        self._store(other, most)
+        return None
+
+    def _store(self, own: _Running, length: int) -> None:
+        """Cache the first tokens of a prompt before its answer has ended."""
+        assert own.prefill is not None
+        caches = own.prefill.caches
+        if own.batch is not None:
+            caches = own.batch.caches(own.number)
+        own.request.engine.commit(own.prefill, length=length, caches=caches)
+        own.request.stored.append((next(self._order), length))
+
+    def _measure(self, tokens: int, seconds: float) -> None:
+        if seconds > 0:
+            self._rate += _LATEST * (tokens / seconds - self._rate)
+
+
+@dataclass(eq=False)
+class _Running:
+    """A request on its way.
+
+    Attributes:
+        arrived: by the runner's clock.
+        prefill: None before its turn.
+        chunks: computes the rest of the prompt.
+        batch: that its answer is decoded in, as ``number``; None before.
+    """
+
+    request: Request
+    arrived: float
+    prefill: Prefill | None = None
+    chunks: Iterator[PrefillProgress] = field(default_factory=lambda: iter(()))
+    batch: Batch | None = None
+    number: int = -1
+    _stored: tuple[int, int] = (-1, 0)
+
+    @property
+    def filled(self) -> int:
+        """Tokens of the prompt that are computed."""
+        return 0 if self.prefill is None else self.prefill.position
+
+    @property
+    def remaining(self) -> int:
+        """Tokens to compute before the last one."""
+        return max(len(self.request.prompt) - 1 - self.filled, 0)
+
+    @property
+    def to_compute(self) -> int:
+        """As far as it is known now."""
+        return self.remaining - (self.stored if self.prefill is None else 0)
+
+    @property
+    def stored(self) -> int:
+        """Tokens that a plan would reuse now."""
+        engine = self.request.engine
+        if self._stored[0] != engine.commits:
+            plan = engine.strategy.preview(self.request.prompt)
+            self._stored = engine.commits, plan.reused
+        return self._stored[1]

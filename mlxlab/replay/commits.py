@@ -1,0 +1,56 @@
+"""When requests that ran at once were stored: a replay follows the recorded order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Generic, TypeVar
+
+from mlxlab.replay.requests import RenderedRequest
+
+__all__ = ["Commits"]
+
+T = TypeVar("T")
+
+
+class Commits(Generic[T]):
+    """Stores requests in the order in which they were stored when they were recorded.
+
+    A request without a recorded order is stored before the next one is planned.
+    """
+
+    def __init__(self) -> None:
+        self._due: dict[str, dict[int, Callable[[], T]]] = {}  # by trace and number
+
+    def before(self, request: RenderedRequest) -> list[T]:
+        """Store what had been stored when a request was planned.
+
+        Returns:
+            What storing returned, in order.
+        """
+        if request.order is None:
+            return []
+        due = self._due.get(request.trace, {})
+        numbers = sorted(n for n in due if n < request.order.planned)
+        return [due.pop(number)() for number in numbers]
+
+    def after(self, request: RenderedRequest, store: Callable[[int], T]) -> list[T]:
+        """Store what was stored between a request's plan and the next one.
+
+        Args:
+            request: has just been planned.
+            store: stores as many of its first tokens as it is called with.
+
+        Returns:
+            What storing returned, in order.
+        """
+        if request.order is None:
+            return [store(len(request.computed))]
+        due = self._due.setdefault(request.trace, {})
+        due |= {number: partial(store, n) for number, n in request.order.stored}
+        done = []
+        number = request.order.planned + 1
+        while number in due:
+            done.append(due.pop(number)())
+            number += 1
+        return done

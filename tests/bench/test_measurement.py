@@ -9,8 +9,9 @@ import httpx
 import pytest
 
 from bench import processes
+from bench.answers import ask
 from bench.dialects import Usage
-from bench.measurement import Kind, ask, kinds_of, measure
+from bench.measurement import Kind, kinds_of, measure
 from bench.processes import running
 from mlxlab.errors import ServerError
 from mlxlab.traces import Exchange, Trace, load_trace
@@ -48,9 +49,9 @@ def test_kinds_of_sub_agents() -> None:
 def test_the_first_token_is_timed_and_usage_read() -> None:
     server = stand_in()
     with running(server, None) as client:
-        ttft_s, usage = ask(server, client, BODY)
-    assert 0.05 <= ttft_s < 5
-    assert usage == Usage(prompt=2, reused=2)
+        answer = ask(server, client, BODY)
+    assert 0.05 <= answer.ttft_s < 5
+    assert answer.usage == Usage(prompt=2, reused=2)
 
 
 def test_a_server_has_gone_after_the_block() -> None:

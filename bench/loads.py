@@ -8,7 +8,7 @@ start begin differently, so that no load profits from the one before.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -16,17 +16,16 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event
-from typing import Any, TypeAlias
-
-import httpx
+from typing import TypeAlias
 
 from bench.answers import WARM_UP, Answer, ask
 from bench.memory import Memory
 from bench.processes import Server, running
 from bench.prompts import Prompts
 from bench.rounds import visit_all
+from mlxlab.errors import ServerError
 
-__all__ = ["Load", "Loaded", "Part", "Visit", "put_on"]
+__all__ = ["Load", "LoadSample", "Loaded", "Part", "Refused", "Visit", "put_on"]
 
 #: Chunks of a stream after which its answer is surely being decoded.
 _BEGUN = 16
@@ -42,9 +41,10 @@ class Load(StrEnum):
     """What a server has to do."""
 
     AGENTS = "agents"
-    STALL = "answer beside a long prefill"
-    BEHIND = "short request behind a long prefill"
-    RESTART = "restart"
+    STALL = "beside a long prefill"
+    BEHIND = "behind a long prefill"
+    RESTART = "after a restart"
+    ALL = "all loads"
 
 
 class Part(StrEnum):
@@ -78,10 +78,10 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """The cost of all loads but the restart, in one round.
+    """What all loads but the restart took, in one round.
 
     Attributes:
-        peak_bytes: the server's most resident memory, of so many samples.
+        peak_bytes: the server's most resident memory.
         samples: how often memory was sampled.
         client: the client's processor time, as a share of the seconds.
     """
@@ -93,12 +93,24 @@ class Visit:
     client: float
 
 
-_Answers: TypeAlias = Iterator[tuple[Load, int, Part, Answer]]
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A load that a server did not take, and its reason."""
+
+    server: str
+    round: int
+    load: Load
+    agents: int
+    reason: str
+
+
+LoadSample: TypeAlias = Loaded | Refused | Visit
+_Job: TypeAlias = tuple[Load, int, Callable[[], Iterable[tuple[Part, Answer]]]]
 
 
 def put_on(
     servers: Sequence[Server], prompts: Prompts, *, rounds: int, library: Path | None
-) -> tuple[list[Loaded | Visit], dict[str, str]]:
+) -> tuple[list[LoadSample], dict[str, str]]:
     """Put all loads on every server in every round.
 
     Args:
@@ -111,45 +123,49 @@ def put_on(
         The samples, and the reason for each server that was left out.
     """
 
-    def visit(server: Server, number: int) -> Iterator[Loaded | Visit]:
+    def visit(server: Server, number: int) -> Iterator[LoadSample]:
         memory = Memory()
         began_s, began_client_s = time.perf_counter(), time.process_time()
         with running(server, library, memory=memory) as client:
-            for found in _loads(server, client, prompts):
-                yield Loaded(server.name, number, *found)
+            asking = partial(ask, server, client)
+            asking(WARM_UP, max_tokens=prompts.sizes.answer)
+            for job in _jobs(asking, prompts):
+                yield from _samples(server, number, job)
         seconds = time.perf_counter() - began_s
         share = (time.process_time() - began_client_s) / seconds
         yield Visit(server.name, number, memory.peak, memory.samples, share)
-        for found in _restart(server, prompts, library):
-            yield Loaded(server.name, number, *found)
+        restart = partial(_restart, server.keeping, prompts, library)
+        yield from _samples(server, number, (Load.RESTART, 1, restart))
 
     return visit_all(servers, rounds, visit)
 
 
-def _loads(server: Server, client: httpx.Client, prompts: Prompts) -> _Answers:
-    asking = partial(ask, server, client)
-    asking(WARM_UP, max_tokens=prompts.sizes.answer)
+def _samples(server: Server, number: int, job: _Job) -> Iterator[Loaded | Refused]:
+    load, agents, call = job
+    try:
+        for part, answer in call():
+            yield Loaded(server.name, number, load, agents, part, answer)
+    except ServerError as error:
+        yield Refused(server.name, number, load, agents, str(error))
+
+
+def _jobs(asking: partial[Answer], prompts: Prompts) -> Iterator[_Job]:
     for number in prompts.sizes.agents:
-        for answer in _at_once(asking, prompts.agents(number), prompts.sizes.answer):
-            yield Load.AGENTS, number, Part.AGENT, answer
-    running, long = _stall(asking, prompts)
-    yield Load.STALL, 2, Part.RUNNING, running
-    yield Load.STALL, 2, Part.LONG, long
-    time.sleep(_IDLE_S)
-    short, long = _behind(asking, prompts)
-    yield Load.BEHIND, 2, Part.SHORT, short
-    yield Load.BEHIND, 2, Part.LONG, long
+        yield Load.AGENTS, number, partial(_agents, asking, prompts, number)
+    yield Load.STALL, 2, partial(_stall, asking, prompts)
+    yield Load.BEHIND, 2, partial(_behind, asking, prompts)
 
 
-def _at_once(
-    asking: partial[Answer], bodies: Sequence[Mapping[str, Any]], max_tokens: int
-) -> list[Answer]:
-    with ThreadPoolExecutor(len(bodies)) as pool:
-        return list(pool.map(partial(asking, max_tokens=max_tokens), bodies))
+def _agents(
+    asking: partial[Answer], prompts: Prompts, number: int
+) -> list[tuple[Part, Answer]]:
+    asking = partial(asking, max_tokens=prompts.sizes.answer)
+    with ThreadPoolExecutor(number) as pool:
+        return [(Part.AGENT, a) for a in pool.map(asking, prompts.agents(number))]
 
 
-def _stall(asking: partial[Answer], prompts: Prompts) -> tuple[Answer, Answer]:
-    """Return an answer that runs, and the first token of a long prompt beside it."""
+def _stall(asking: partial[Answer], prompts: Prompts) -> list[tuple[Part, Answer]]:
+    """Let an answer run, and compute the first token of a long prompt beside it."""
     begun, ended = Event(), Event()
 
     def stop(arrived: int) -> bool:
@@ -166,29 +182,32 @@ def _stall(asking: partial[Answer], prompts: Prompts) -> tuple[Answer, Answer]:
             long = asking(prompts.long("another user"))
         finally:
             ended.set()
-        return running.result(), long
+        found = [(Part.RUNNING, running.result()), (Part.LONG, long)]
+    time.sleep(_IDLE_S)
+    return found
 
 
-def _behind(asking: partial[Answer], prompts: Prompts) -> tuple[Answer, Answer]:
-    """Return a short request's first token, and that of a long prompt before it."""
+def _behind(asking: partial[Answer], prompts: Prompts) -> list[tuple[Part, Answer]]:
+    """Compute the first token of a short request that comes behind a long prompt."""
     with ThreadPoolExecutor(1) as pool:
         long = pool.submit(asking, prompts.long("a third user"))
         time.sleep(_UNDER_WAY_S)
         short = asking(prompts.short("a fourth user"))
-        return short, long.result()
+        return [(Part.SHORT, short), (Part.LONG, long.result())]
 
 
-def _restart(server: Server, prompts: Prompts, library: Path | None) -> _Answers:
-    """Yield a session's turn before a restart, and its next one after it."""
-    server = server.keeping
+def _restart(
+    server: Server, prompts: Prompts, library: Path | None
+) -> Iterator[tuple[Part, Answer]]:
+    """Compute a session's turn before a restart, and its next one after it."""
     first, second, third = prompts.turns("a fifth user", 3)
     with TemporaryDirectory() as home:
         with running(server, library, home=Path(home)) as client:
             ask(server, client, first)
-            yield Load.RESTART, 1, Part.WARM, ask(server, client, second)
+            yield Part.WARM, ask(server, client, second)
             time.sleep(_IDLE_S)
         started_s = time.perf_counter()
         with running(server, library, home=Path(home)) as client:
             answer = ask(server, client, third)
-    yield Load.RESTART, 1, Part.RESTARTED, answer
-    yield Load.RESTART, 1, Part.STARTED, replace(answer, sent_s=started_s)
+    yield Part.RESTARTED, answer
+    yield Part.STARTED, replace(answer, sent_s=started_s)

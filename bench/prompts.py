@@ -101,7 +101,12 @@ class Prompts:
 def _body(system: str, said: Sequence[str]) -> Body:
     roles = ("user", "assistant")
     messages = [{"role": roles[i % 2], "content": t} for i, t in enumerate(said)]
-    return {"system": system, "messages": messages, "temperature": 0}
+    return {
+        "model": "any",
+        "system": system,
+        "messages": messages,
+        "temperature": 0,
+    }
 
 
 def _texts() -> Iterator[str]:

@@ -1,15 +1,19 @@
-"""Compares the time to the first token of several servers on recorded requests.
+"""Compares servers: first tokens of recorded requests, and loads of several agents.
 
-``python -m bench.servers [--model MODEL] [--rounds N] [--vllm-mlx PYTHON] [--json
-FILE]`` starts our server, mlx-lm's and, if an interpreter for it is named, vllm-mlx's.
-They run one at a time, with one model, one BLAS and one chunk size. Each answers the
-traces ``sessions``, ``loop`` and ``subagents``, with a restart between them: one
-request after the other, with one token each. The histories in the requests are the
-recorded ones, so each turn extends the prompt of the turn before it. Rounds alternate
-the order of servers, and the median over the rounds counts.
+``python -m bench.servers`` starts our server, mlx-lm's and, if an interpreter for it is
+named, vllm-mlx's. They run one at a time, with one model, one BLAS and one chunk size.
+Rounds alternate the order of servers.
 
-The model is the bundled one, a folder, or a random model of an architecture in
-:mod:`bench.architectures`, most of which cannot be cut at any token.
+First each answers the traces ``sessions``, ``loop`` and ``subagents``, with a restart
+between them: one request after the other, with one token each. The histories in the
+requests are the recorded ones, so each turn extends the prompt of the turn before it.
+The median over the rounds counts. Then come the loads of :mod:`bench.loads`, on our
+server with all rules.
+
+The model is the bundled one, ``smollm2``, a folder, or a random model of an
+architecture in :mod:`bench.architectures`, most of which cannot be cut at any token.
+Answers do not end by themselves, so that all servers generate the same number of
+tokens.
 """
 
 from __future__ import annotations
@@ -17,9 +21,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +33,26 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.architectures import ARCHITECTURES, opened
-from bench.measurement import Kind, measure
-from bench.peers import CHUNK, OURS, mlx_lm_server, our_servers, vllm_mlx_servers
+from bench.endless import endless
+from bench.figures import figures_of, load_table
+from bench.loads import LoadSample, Refused, Visit, put_on
+from bench.measurement import Kind, Sample, measure
+from bench.peers import (
+    CHUNK,
+    OURS,
+    PEER,
+    mlx_lm_server,
+    our_servers,
+    vllm_mlx_servers,
+)
+from bench.pictures import draw
 from bench.processes import Server, common_blas
+from bench.prompts import Prompts, Sizes
 from mlxlab import blas
 from mlxlab.analysis.tables import list_records
 from mlxlab.errors import MlxlabError, ServerError
 from mlxlab.files import write_json
-from mlxlab.models.folder import BUNDLED, ModelFolder
+from mlxlab.models.folder import BUNDLED, SMOLLM2, ModelFolder
 from mlxlab.replay.manifest import describe_run
 from mlxlab.traces import Trace, load_trace
 

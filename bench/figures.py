@@ -17,11 +17,11 @@ from bench.answers import Answer
 from bench.loads import Load, Loaded, LoadSample, Part, Visit
 from bench.peers import CHUNK
 
-__all__ = ["FIRST_TOKEN", "GAP_95", "RATE", "Figure", "figures_of", "load_table"]
+__all__ = ["FIRST_TOKEN", "ITL_95", "RATE", "Figure", "figures_of", "load_table"]
 
 RATE = "tokens/s in all"
 FIRST_TOKEN = "first token, s"
-GAP_95 = "between tokens, 95 %, ms"
+ITL_95 = "ITL p95, ms"
 
 _Round: TypeAlias = Mapping[Part, Sequence[Answer]]
 _Values: TypeAlias = tuple[float, int]
@@ -104,47 +104,43 @@ def _agents(rounds: Sequence[_Round], long: int) -> _Measured:
         "decode, tokens/s": _median(decode) if alone else None,
         RATE: _median([_rate(own[Part.AGENT]) for own in rounds]),
         FIRST_TOKEN: _median([answer.ttft_s for answer in answers]),
-        "between tokens, 50 %, ms": _quantile(gaps, 0.5),
-        GAP_95: _quantile(gaps, 0.95),
+        "ITL p50, ms": _quantile(gaps, 0.5),
+        ITL_95: _quantile(gaps, 0.95),
     }
 
 
-def _stall(rounds: Sequence[_Round], long: int) -> _Measured:
+def _long(rounds: Sequence[_Round], long: int) -> _Measured:
     gaps = [1000 * gap for own in rounds for gap in _gaps_beside(own)]
-    return {
-        GAP_95: _quantile(gaps, 0.95),
-        "between tokens, longest, ms": _quantile(gaps, 1.0),
-    }
-
-
-def _behind(rounds: Sequence[_Round], long: int) -> _Measured:
-    shorts, longs = _answers(rounds, Part.SHORT), _answers(rounds, Part.LONG)
-    chunks = ceil(long / CHUNK)
     waited = [
-        short.ttft_s * chunks / answer.ttft_s
-        for short, answer in zip(shorts, longs, strict=False)
+        own[Part.SHORT][0].ttft_s * ceil(long / CHUNK) / own[Part.LONG][0].ttft_s
+        for own in rounds
     ]
     return {
-        FIRST_TOKEN: _median([short.ttft_s for short in shorts]),
-        f"first token, chunks of {CHUNK:,}": _median(waited),
+        "running, tokens/s": (1000 * len(gaps) / sum(gaps), len(gaps))
+        if gaps
+        else None,
+        f"running, {ITL_95}": _quantile(gaps, 0.95),
+        "running, ITL longest, ms": _quantile(gaps, 1.0),
+        f"short, {FIRST_TOKEN}": _median(_seconds(rounds, Part.SHORT)),
+        "short, first token, chunks": _median(waited),
+        f"long, {FIRST_TOKEN}": _median(_seconds(rounds, Part.LONG)),
     }
 
 
 def _restart(rounds: Sequence[_Round], long: int) -> _Measured:
     restarted = _seconds(rounds, Part.RESTARTED)
     warm = _seconds(rounds, Part.WARM)
-    times = [after / before for after, before in zip(restarted, warm, strict=False)]
+    times = [after / before for after, before in zip(restarted, warm, strict=True)]
     return {
         FIRST_TOKEN: _median(restarted),
-        "first token, times a warm turn": _median(times),
-        "from start to first token, s": _median(_seconds(rounds, Part.STARTED)),
+        "first token, warm turns": _median(times),
+        "start to first token, s": _median(_seconds(rounds, Part.STARTED)),
     }
 
 
 _MEASURES: Mapping[Load, Callable[[Sequence[_Round], int], _Measured]] = {
     Load.AGENTS: _agents,
-    Load.STALL: _stall,
-    Load.BEHIND: _behind,
+    Load.LONG: _long,
     Load.RESTART: _restart,
 }
 
@@ -176,12 +172,11 @@ def _rate(answers: Sequence[Answer]) -> float:
 
 
 def _gaps_beside(own: _Round) -> Iterator[float]:
-    """Yield the seconds between tokens while the long prompt was being computed."""
-    for long in own.get(Part.LONG, ()):
-        for running in own[Part.RUNNING]:
-            for begin, end in running.gaps:
-                if end > long.sent_s and begin < long.tokens_s[0]:
-                    yield end - begin
+    """Yield the seconds between tokens while the long prompt waited or was computed."""
+    (running,), (long,) = own[Part.RUNNING], own[Part.LONG]
+    for begin, end in running.gaps:
+        if end > long.sent_s and begin < long.tokens_s[0]:
+            yield end - begin
 
 
 def _median(values: Sequence[float]) -> _Values | None:

@@ -1,14 +1,14 @@
 """Puts loads of several agents on servers.
 
-One start of a server answers agents at once, decodes beside a long prefill, and answers
-a short request behind one. Two more starts show what a restart costs. All prompts of a
+One start of a server answers agents at once. Then it decodes an answer beside a long
+prefill, behind which a short request waits. Two more starts show what a restart costs. All prompts of a
 start begin differently, so that no load profits from the one before.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -31,7 +31,7 @@ __all__ = ["Load", "LoadSample", "Loaded", "Part", "Refused", "Visit", "put_on"]
 _BEGUN = 16
 #: Seconds after which a long prefill is surely under way.
 _UNDER_WAY_S = 0.3
-#: Seconds for a server to notice a closed connection, or to write its cache.
+#: Seconds for a server to write its cache.
 _IDLE_S = 2.0
 #: Most tokens of an answer that runs beside a prefill.
 _RUNNING = 600
@@ -41,8 +41,7 @@ class Load(StrEnum):
     """What a server has to do."""
 
     AGENTS = "agents"
-    STALL = "beside a long prefill"
-    BEHIND = "behind a long prefill"
+    LONG = "long prefill"
     RESTART = "after a restart"
     ALL = "all loads"
 
@@ -105,7 +104,7 @@ class Refused:
 
 
 LoadSample: TypeAlias = Loaded | Refused | Visit
-_Job: TypeAlias = tuple[Load, int, Callable[[], Iterable[tuple[Part, Answer]]]]
+_Job: TypeAlias = tuple[Load, int, Callable[[], list[tuple[Part, Answer]]]]
 
 
 def put_on(
@@ -152,8 +151,7 @@ def _samples(server: Server, number: int, job: _Job) -> Iterator[Loaded | Refuse
 def _jobs(asking: partial[Answer], prompts: Prompts) -> Iterator[_Job]:
     for number in prompts.sizes.agents:
         yield Load.AGENTS, number, partial(_agents, asking, prompts, number)
-    yield Load.STALL, 2, partial(_stall, asking, prompts)
-    yield Load.BEHIND, 2, partial(_behind, asking, prompts)
+    yield Load.LONG, 3, partial(_long, asking, prompts)
 
 
 def _agents(
@@ -164,8 +162,8 @@ def _agents(
         return [(Part.AGENT, a) for a in pool.map(asking, prompts.agents(number))]
 
 
-def _stall(asking: partial[Answer], prompts: Prompts) -> list[tuple[Part, Answer]]:
-    """Let an answer run, and compute the first token of a long prompt beside it."""
+def _long(asking: partial[Answer], prompts: Prompts) -> list[tuple[Part, Answer]]:
+    """Let an answer run, begin a long prompt beside it, and ask shortly behind that."""
     begun, ended = Event(), Event()
 
     def stop(arrived: int) -> bool:
@@ -173,41 +171,33 @@ def _stall(asking: partial[Answer], prompts: Prompts) -> list[tuple[Part, Answer
             begun.set()
         return ended.is_set()
 
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(2) as pool:
         body = prompts.short("a user who waits")
         running = pool.submit(asking, body, max_tokens=_RUNNING, stop=stop)
         running.add_done_callback(lambda _: begun.set())
         begun.wait()
         try:
-            long = asking(prompts.long("another user"))
+            long = pool.submit(asking, prompts.long("another user"))
+            time.sleep(_UNDER_WAY_S)
+            found = [(Part.SHORT, asking(prompts.short("a third user")))]
+            found.append((Part.LONG, long.result()))
         finally:
             ended.set()
-        found = [(Part.RUNNING, running.result()), (Part.LONG, long)]
-    time.sleep(_IDLE_S)
-    return found
-
-
-def _behind(asking: partial[Answer], prompts: Prompts) -> list[tuple[Part, Answer]]:
-    """Compute the first token of a short request that comes behind a long prompt."""
-    with ThreadPoolExecutor(1) as pool:
-        long = pool.submit(asking, prompts.long("a third user"))
-        time.sleep(_UNDER_WAY_S)
-        short = asking(prompts.short("a fourth user"))
-        return [(Part.SHORT, short), (Part.LONG, long.result())]
+        return [(Part.RUNNING, running.result()), *found]
 
 
 def _restart(
     server: Server, prompts: Prompts, library: Path | None
-) -> Iterator[tuple[Part, Answer]]:
+) -> list[tuple[Part, Answer]]:
     """Compute a session's turn before a restart, and its next one after it."""
-    first, second, third = prompts.turns("a fifth user", 3)
+    first, second, third = prompts.turns("a fourth user", 3)
     with TemporaryDirectory() as home:
         with running(server, library, home=Path(home)) as client:
             ask(server, client, first)
-            yield Part.WARM, ask(server, client, second)
+            warm = ask(server, client, second)
             time.sleep(_IDLE_S)
         started_s = time.perf_counter()
         with running(server, library, home=Path(home)) as client:
             answer = ask(server, client, third)
-    yield Part.RESTARTED, answer
-    yield Part.STARTED, replace(answer, sent_s=started_s)
+    started = replace(answer, sent_s=started_s)
+    return [(Part.WARM, warm), (Part.RESTARTED, answer), (Part.STARTED, started)]

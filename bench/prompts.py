@@ -16,6 +16,8 @@ Body: TypeAlias = dict[str, Any]
 #: The window that a prompt leaves for its answer, as a share.
 _SPARE = 4
 _THOUSAND = 1000
+#: A long prompt is so many times the text that agents share.
+_SHARED = 12
 _TASKS = (
     "Find where the configuration is read and explain every step.",
     "Search for tests that are skipped and list the reasons.",
@@ -39,13 +41,13 @@ class Sizes:
     """
 
     agents: tuple[int, ...] = (1, 2, 4, 8)
-    answer: int = 64
+    answer: int = 48
     long: int = 16_000
 
     @property
     def shared(self) -> int:
         """Tokens of the system text that agents share."""
-        return self.long // 8
+        return self.long // _SHARED
 
     def within(self, window: int) -> Sizes:
         """Return sizes with a long prompt for which a model's window has room."""

@@ -1,8 +1,8 @@
 """Puts loads of several agents on servers.
 
 One start of a server answers agents at once. Then it decodes an answer beside a long
-prefill, behind which a short request waits. Two more starts show what a restart costs. All prompts of a
-start begin differently, so that no load profits from the one before.
+prefill, behind which a short request waits. Two more starts show what a restart costs.
+All prompts of a start begin differently, so that no load profits from the one before.
 """
 
 from __future__ import annotations

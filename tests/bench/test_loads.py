@@ -1,9 +1,17 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
 import pytest
 
 from bench import loads
 from bench.loads import Load, Loaded, LoadSample, Part, Refused, Visit, put_on
+from bench.processes import Server, running
 from bench.prompts import Prompts, Sizes
 from mlxlab.models.folder import find_model
 from tests.support.bench_samples import stand_in
@@ -66,13 +74,31 @@ def test_the_start_of_the_process_counts_from_before_the_request() -> None:
 def test_a_load_that_a_server_refuses_leaves_the_others() -> None:
     samples = samples_of("busy")
     refused = [(s.load, s.agents) for s in samples if isinstance(s, Refused)]
-    assert refused == [(Load.AGENTS, 3)]
+    assert refused == [(Load.AGENTS, 3), (Load.LONG, 3)]
     measured = {(s.load, s.agents) for s in samples if isinstance(s, Loaded)}
     assert (Load.AGENTS, 1) in measured
     assert (Load.RESTART, 1) in measured
 
 
-def test_a_restart_keeps_the_home() -> None:
-    server = stand_in()
-    assert server.keeping.command == server.command
-    assert stand_in(keep=("good",)).keeping.command[-1] == "good"
+def test_a_restart_keeps_the_home_and_uses_the_options_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[tuple[str, Path | None]] = []
+
+    @contextmanager
+    def noted(
+        server: Server, library: Path | None, *, home: Path | None = None, **others: Any
+    ) -> Iterator[httpx.Client]:
+        started.append((server.command[-1], home))
+        with running(server, library, home=home, **others) as client:
+            yield client
+
+    monkeypatch.setattr(loads, "running", noted)
+    prompts = Prompts(find_model(), SIZES)
+    server = replace(stand_in(), keep=("busy",))
+    put_on([server], prompts, rounds=1, library=None)
+    (first, _), (before, home), (after, same) = started
+    assert first != "busy"
+    assert before == after == "busy"
+    assert home is not None
+    assert home == same

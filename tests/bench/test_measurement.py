@@ -54,6 +54,30 @@ def test_the_first_token_is_timed_and_usage_read() -> None:
     assert answer.usage == Usage(prompt=2, reused=2)
 
 
+def test_each_piece_of_an_answer_is_timed() -> None:
+    server = stand_in()
+    with running(server, None) as client:
+        answer = ask(server, client, BODY, max_tokens=5)
+    assert answer.generated == len(answer.tokens_s) == 5
+    assert len(answer.gaps) == 4
+    assert list(answer.tokens_s) == sorted(answer.tokens_s)
+
+
+def test_an_answer_can_be_broken_off() -> None:
+    server = stand_in()
+    with running(server, None) as client:
+        answer = ask(server, client, BODY, max_tokens=10**6, stop=lambda n: n >= 3)
+    assert answer.generated is None
+    assert 1 <= len(answer.tokens_s) < 10**6
+
+
+def test_a_server_can_have_a_home_that_stays(tmp_path: Path) -> None:
+    with running(stand_in(), None, home=tmp_path) as client:
+        answer = client.post("/v1/messages", json=BODY).text
+    assert f"'{tmp_path}'" in answer
+    assert tmp_path.exists()
+
+
 def test_a_server_has_gone_after_the_block() -> None:
     with suppress(RuntimeError), running(stand_in(), None) as client:
         assert is_open(client)

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from bench import loads, servers
+from bench import loads, peers, servers
 from bench.loads import Load
 from bench.measurement import Kind
 from bench.peers import OURS, mlx_lm_server, our_servers, vllm_mlx_servers
@@ -92,6 +92,16 @@ def test_all_servers_read_one_model_in_equal_chunks() -> None:
     for server in chosen:
         assert str(folder.path) in server.command
         assert "2048" in server.command
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_our_server_keeps_its_cache_on_disk_where_it_can(
+    monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    monkeypatch.setattr(peers, "_has_disk", lambda: known)
+    ours = next(our_servers(find_model()))
+    assert ours.command[-2] != "--disk"
+    assert (ours.keeping.command[-2] == "--disk") is known
 
 
 def test_an_interpreter_without_the_peer_is_named() -> None:

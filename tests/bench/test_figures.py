@@ -44,7 +44,9 @@ def found(pace: float = 1.0) -> dict[tuple[str, str], tuple[float, int]]:
     ],
 )
 def test_a_figure(load: str, measure: str, value: float, n: int) -> None:
-    assert found()[load, measure] == (pytest.approx(value), n)
+    measured, samples = found()[load, measure]
+    assert measured == pytest.approx(value)
+    assert samples == n
 
 
 def test_several_agents_have_no_rate_alone() -> None:

@@ -62,6 +62,7 @@ TRACES = ("sessions", "loop", "subagents")
 #: The recorded requests do not fit a smaller window.
 _WINDOW = 32_768
 _PARTS = ("turns", "loads")
+_WIDTH = 110
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,7 @@ def _report(
     base: str,
     manifest: Mapping[str, Any],
 ) -> None:
-    console = Console(highlight=False)
+    console = Console(width=_WIDTH, highlight=False)
     cpus = f"CPUs: {os.cpu_count()}, {blas.preload()}"
     console.print(f"{title}, rounds: {comparison.rounds}, {cpus}")
     rows = pd.DataFrame([asdict(sample) for sample in found.turns])

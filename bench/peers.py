@@ -11,11 +11,13 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from bench.dialects import ChatCompletions, Messages
 from bench.processes import Server
 from mlxlab.client.discovery import TOKEN_VARIABLE
 from mlxlab.errors import ServerError
+from mlxlab.files import cache_folder
 from mlxlab.models.folder import ModelFolder
 
 __all__ = ["CHUNK", "OURS", "PEER", "mlx_lm_server", "our_servers", "vllm_mlx_servers"]
@@ -45,6 +47,10 @@ def our_servers(folder: ModelFolder) -> Iterator[Server]:
     token = secrets.token_urlsafe()
     command = [sys.executable, "-m", "mlxlab", "serve", "--model", str(folder.path)]
     command += ["--strategy", "paged", "--chunk", str(CHUNK)]
+    # Measured at the first start with a model, which would count at every start here.
+    record = Path("mlxlab", "layouts", f"{folder.digest}.json")
+    known = cache_folder().parent / record
+    files = {str(".cache" / record): known} if known.exists() else {}
     keep = ("--disk", _DISK) if _has_disk() else ()
     for suffix, rules in (("", "all"), (", order as sent", "-environment-first")):
         yield Server(
@@ -55,6 +61,7 @@ def our_servers(folder: ModelFolder) -> Iterator[Server]:
             headers={"x-api-key": token},
             environment={TOKEN_VARIABLE: token},
             packages=_versions(sys.executable),
+            files=files,
             keep=keep,
         )
 

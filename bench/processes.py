@@ -9,6 +9,7 @@ between starts.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -46,6 +47,7 @@ class Server:
         headers: sent with every request.
         environment: variables that it is started with, besides ours.
         packages: versions of its packages.
+        files: files that its home has from the beginning, by their path in it.
         keep: options with which it keeps its cache across a restart.
     """
 
@@ -56,6 +58,7 @@ class Server:
     headers: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     packages: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
     keep: tuple[str, ...] = ()
 
     @property
@@ -90,6 +93,10 @@ def running(
     port = _free_port()
     with ExitStack() as stack:
         home = home or Path(stack.enter_context(TemporaryDirectory()))
+        for place, file in server.files.items():
+            target = home / place
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
         output = home / "output"
         process = stack.enter_context(_started(server, port, library, home, output))
         if memory is not None:

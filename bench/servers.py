@@ -52,6 +52,7 @@ from mlxlab.analysis.tables import list_records
 from mlxlab.errors import MlxlabError, ServerError
 from mlxlab.files import write_json
 from mlxlab.models.folder import BUNDLED, SMOLLM2, ModelFolder
+from mlxlab.models.layout_record import find_record
 from mlxlab.replay.manifest import describe_run
 from mlxlab.traces import Trace, load_trace
 
@@ -204,7 +205,12 @@ def _manifest(
 def _servers(
     folder: ModelFolder, vllm_mlx: str | None
 ) -> tuple[list[Server], dict[str, str]]:
-    """Return the servers, and the reason for each that is left out."""
+    """Return the servers, and the reason for each that is left out.
+
+    Raises:
+        ModelError: the model cannot be served.
+    """
+    find_record(folder.path, folder.digest).require(folder.name)
     servers = [*our_servers(folder), mlx_lm_server(folder)]
     if vllm_mlx is None:
         return servers, {"vllm-mlx": "name an interpreter that has it with --vllm-mlx"}

@@ -3,6 +3,7 @@ from __future__ import annotations
 import socket
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -71,11 +72,15 @@ def test_an_answer_can_be_broken_off() -> None:
     assert 1 <= len(answer.tokens_s) < 10**6
 
 
-def test_a_server_can_have_a_home_that_stays(tmp_path: Path) -> None:
-    with running(stand_in(), None, home=tmp_path) as client:
+def test_a_server_can_have_a_home_that_stays_with_files(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (tmp_path / "record").write_text("known")
+    server = replace(stand_in(), files={".cache/a/b": tmp_path / "record"})
+    with running(server, None, home=home) as client:
         answer = client.post("/v1/messages", json=BODY).text
-    assert f"'{tmp_path}'" in answer
-    assert tmp_path.exists()
+    assert f"'{home}'" in answer
+    assert (home / ".cache/a/b").read_text() == "known"
 
 
 def test_a_server_has_gone_after_the_block() -> None:

@@ -104,6 +104,19 @@ def test_our_server_keeps_its_cache_on_disk_where_it_can(
     assert (ours.keeping.command[-2] == "--disk") is known
 
 
+def test_our_server_does_not_measure_a_known_model_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = find_model()
+    assert not next(our_servers(folder)).files
+    known = tmp_path / "mlxlab/layouts" / f"{folder.digest}.json"
+    known.parent.mkdir(parents=True)
+    known.touch()
+    place = f".cache/mlxlab/layouts/{folder.digest}.json"
+    assert next(our_servers(folder)).files == {place: known}
+
+
 def test_an_interpreter_without_the_peer_is_named() -> None:
     with pytest.raises(ServerError, match="has no vllm-mlx"):
         list(vllm_mlx_servers(find_model(), sys.executable))

@@ -27,6 +27,8 @@ from mlxlab.errors import ServerError
 
 __all__ = ["Load", "LoadSample", "Loaded", "Part", "Refused", "Visit", "put_on"]
 
+#: An answer alone is longer by this factor: there is only one to measure.
+_ALONE = 4
 #: Chunks of a stream after which its answer is surely being decoded.
 _BEGUN = 16
 #: Seconds after which a long prefill is surely under way.
@@ -157,7 +159,8 @@ def _jobs(asking: partial[Answer], prompts: Prompts) -> Iterator[_Job]:
 def _agents(
     asking: partial[Answer], prompts: Prompts, number: int
 ) -> list[tuple[Part, Answer]]:
-    asking = partial(asking, max_tokens=prompts.sizes.answer)
+    longer = _ALONE if number == 1 else 1
+    asking = partial(asking, max_tokens=longer * prompts.sizes.answer)
     with ThreadPoolExecutor(number) as pool:
         return [(Part.AGENT, a) for a in pool.map(asking, prompts.agents(number))]
 

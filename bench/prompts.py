@@ -9,14 +9,16 @@ from typing import Any, TypeAlias
 from mlxlab.models.folder import ModelFolder
 from mlxlab.traces import load_trace
 
-__all__ = ["Prompts", "Sizes"]
+__all__ = ["Prompts", "Sizes", "usual_answer"]
 
 Body: TypeAlias = dict[str, Any]
 
 #: The window that a prompt leaves for its answer, as a share.
 _SPARE = 4
 _THOUSAND = 1000
-#: A long prompt is so many times the text that agents share.
+#: Weights in bytes of a model that is fast without an accelerator.
+_SMALL = 2**26
+#: Length of a long prompt, in system texts that agents share.
 _SHARED = 12
 _TASKS = (
     "Find where the configuration is read and explain every step.",
@@ -36,12 +38,12 @@ class Sizes:
 
     Attributes:
         agents: numbers of agents that ask at once.
-        answer: tokens of an agent's answer.
+        answer: tokens of an agent's answer; one that is alone has four times as many.
         long: tokens of the long prompt.
     """
 
     agents: tuple[int, ...] = (1, 2, 4, 8)
-    answer: int = 48
+    answer: int = 256
     long: int = 16_000
 
     @property
@@ -54,6 +56,12 @@ class Sizes:
         room = window - window // _SPARE
         long = min(self.long, max(room // _THOUSAND * _THOUSAND, room % _THOUSAND))
         return Sizes(self.agents, self.answer, long)
+
+
+def usual_answer(folder: ModelFolder) -> int:
+    """Return tokens of an answer that take seconds, not minutes, on two CPUs."""
+    weights = sum(file.stat().st_size for file in folder.path.glob("*.safetensors"))
+    return Sizes().answer if weights < _SMALL else Sizes().answer // 8
 
 
 class Prompts:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -45,7 +45,7 @@ from bench.peers import (
 )
 from bench.pictures import draw
 from bench.processes import Server, common_blas
-from bench.prompts import Prompts, Sizes
+from bench.prompts import Prompts, Sizes, usual_answer
 from bench.tables import median_requests, reuse_table, seconds_table
 from mlxlab import blas
 from mlxlab.analysis.tables import list_records
@@ -249,9 +249,8 @@ def _parser() -> ArgumentParser:
     add(
         "--answer",
         type=_positive,
-        default=sizes.answer,
         metavar="N",
-        help="tokens of an agent's answer; %(default)s",
+        help=f"tokens of an agent's answer; {sizes.answer}, less for large models",
     )
     add(
         "--long",
@@ -273,22 +272,26 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def main() -> None:
-    """Read arguments and run; our own errors become one line and exit code 2."""
-    options = _parser().parse_args()
-    comparison = Comparison(
+def _comparison(options: Namespace, folder: ModelFolder) -> Comparison:
+    answer = options.answer or usual_answer(folder)
+    return Comparison(
         options.rounds,
         (options.only,) if options.only else _PARTS,
-        Sizes(options.agents, options.answer, options.long),
+        Sizes(options.agents, answer, options.long),
         options.vllm_mlx,
         options.json,
         options.plot,
     )
+
+
+def main() -> None:
+    """Read arguments and run; our own errors become one line and exit code 2."""
+    options = _parser().parse_args()
     # As an exception, so that the running server is ended.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with opened(options.model) as folder:
-            run(folder, comparison)
+            run(folder, _comparison(options, folder))
     except MlxlabError as error:
         print(f"bench.servers: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench.endless import endless
-from bench.prompts import Prompts, Sizes
-from mlxlab.models.folder import find_model
+from bench.prompts import Prompts, Sizes, usual_answer
+from mlxlab.models.folder import ModelFolder, find_model
 from mlxlab.prompt import common_prefix
 from mlxlab.rendering.renderer import Renderer
 
@@ -51,6 +52,15 @@ def test_turns_repeat_the_turns_before() -> None:
 )
 def test_a_long_prompt_fits_the_window(window: int, long: int) -> None:
     assert Sizes().within(window).long == long
+
+
+@pytest.mark.parametrize(("weights", "tokens"), [(2**20, 256), (2**27, 32)])
+def test_a_large_model_answers_briefly(
+    tmp_path: Path, weights: int, tokens: int
+) -> None:
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.truncate(weights)
+    assert usual_answer(ModelFolder("large", tmp_path, {})) == tokens
 
 
 def test_a_copy_does_not_end_its_turns() -> None:

@@ -35,8 +35,8 @@ _BEGUN = 16
 _UNDER_WAY_S = 0.3
 #: Seconds for a server to write its cache.
 _IDLE_S = 2.0
-#: Most tokens of an answer that runs beside a prefill.
-_RUNNING = 600
+#: So much longer than an agent's answer is one that runs beside a prefill, at most.
+_RUNNING = 20
 
 
 class Load(StrEnum):
@@ -176,7 +176,8 @@ def _long(asking: partial[Answer], prompts: Prompts) -> list[tuple[Part, Answer]
 
     with ThreadPoolExecutor(2) as pool:
         body = prompts.short("a user who waits")
-        running = pool.submit(asking, body, max_tokens=_RUNNING, stop=stop)
+        most = _RUNNING * prompts.sizes.answer
+        running = pool.submit(asking, body, max_tokens=most, stop=stop)
         running.add_done_callback(lambda _: begun.set())
         begun.wait()
         try:

@@ -110,6 +110,7 @@ def _read(
     usage: Usage | None = None
     generated: int | None = None
     event: dict[str, Any] = {}
+    fault: Any = None
     for time_s, event in _events(arrived):
         if dialect.has_text(event):
             texts_s.append(time_s)
@@ -117,10 +118,11 @@ def _read(
             end_s = time_s
         usage = dialect.usage(event) or usage
         generated = dialect.generated(event) or generated
+        fault = event.get("error") or fault
     if end_s is not None and not texts_s:
         texts_s = [end_s]
     if not texts_s:
-        raise ServerError(f"{server.name} gave no token; its last event: {event}")
+        raise ServerError(f"{server.name} gave no token: {fault or event}")
     return Answer(sent_s, tuple(texts_s), generated, usage)
 
 

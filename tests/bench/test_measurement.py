@@ -123,6 +123,7 @@ def test_rounds_alternate() -> None:
         ("crash", "crash ended with code 1: cannot find the model"),
         ("refuse", "refuse refused a request: 422 no such role"),
         ("silent", "silent gave no token"),
+        ("fail", "fail gave no token: {'message': 'out of memory'}"),
     ],
 )
 def test_a_server_that_fails_is_left_out(fault: str, reason: str) -> None:

@@ -54,7 +54,10 @@ class Handler(BaseHTTPRequestHandler):
         seen = os.environ.get("LD_PRELOAD", ""), os.environ["HOME"]
         delta = {"type": "content_block_delta", "text": f"\u2028{seen}"}
         self._send(start)
-        if self.fault != "silent":
+        if self.fault == "fail":
+            self._send({"type": "error", "error": {"message": "out of memory"}})
+            self._send({"type": "message_stop"})
+        elif self.fault != "silent":
             time.sleep(0.05)
             tokens = body.get("max_tokens", 1)
             for _ in range(tokens):

@@ -223,13 +223,17 @@ class Runner:
         ]
         if not waiting:
             return None
-        now = self._clock()
-        chosen = min(
-            waiting, key=lambda own: own.to_compute / self._rate - (now - own.arrived)
-        )
+        chosen = waiting[0]
+        if len(waiting) > 1:
+            now = self._clock()
+            chosen = min(waiting, key=lambda own: self._urgency(own, now))
         if chosen.prefill is None and (first := self._shared(chosen)):
             return first
         return chosen
+
+    def _urgency(self, own: _Running, now: float) -> float:
+        """Return seconds of work left, less the seconds of waiting; least is first."""
+        return own.to_compute / self._rate - (now - own.arrived)
 
     def _shared(self, waiting: _Running) -> _Running | None:
         """Share with another prompt what both begin with and nothing has stored.

@@ -63,6 +63,7 @@ class Prefill:
     """A prompt while its cache is being filled, up to all tokens but the last.
 
     Attributes:
+        chunk: tokens to compute next, at most.
         caches: the caches of all layers.
         held: what the plan restores.
         restore_s: seconds spent so far on the plan and on copying reused positions.
@@ -72,6 +73,7 @@ class Prefill:
 
     prompt: Prompt
     plan: Plan
+    chunk: int
     caches: WorkingCache = field(repr=False)
     held: Held = field(repr=False)
     restore_s: float
@@ -132,32 +134,19 @@ class Replayed:
         return self.prefill.plan
 
 
-@dataclass(slots=True)
-class _Pace:
-    """Cuts positions into chunks, and halves the chunk when one takes too long."""
-
-    chunk: int
-    most_s: float
-
-    def pieces(
-        self, positions: Positions, stops: Sequence[int] = ()
-    ) -> Iterator[Positions]:
-        """Yield neighbours, in chunks that end at ``stops`` too."""
-        start = 0
-        while start < len(positions):
-            piece = positions[start : start + self.chunk]
-            first, last = int(piece[0]), int(piece[-1])
-            stop = next((stop for stop in stops if first < stop <= last), None)
-            if stop is not None:
-                piece = piece[: stop - first]
-            yield piece
-            start += len(piece)
-
-    def record(self, taken_s: float) -> float:
-        """Record the duration of a chunk and return it."""
-        if taken_s > self.most_s:
-            self.chunk = max(self.chunk // 2, _LEAST_CHUNK)
-        return taken_s
+def _pieces(
+    positions: Positions, prefill: Prefill, stops: Sequence[int] = ()
+) -> Iterator[Positions]:
+    """Yield neighbours, in chunks that end at ``stops`` too."""
+    start = 0
+    while start < len(positions):
+        piece = positions[start : start + prefill.chunk]
+        first, last = int(piece[0]), int(piece[-1])
+        stop = next((stop for stop in stops if first < stop <= last), None)
+        if stop is not None:
+            piece = piece[: stop - first]
+        yield piece
+        start += len(piece)
 
 
 class Engine:
@@ -328,7 +317,8 @@ class Engine:
         plan = self.strategy.plan(prompt)
         caches = WorkingCache.of(self.model, Windows(self.strategy.windows))
         held = self.store.hold(plan)
-        return Prefill(prompt, plan, caches, held, perf_counter() - started)
+        took = perf_counter() - started
+        return Prefill(prompt, plan, self.chunk, caches, held, took)
 
     def fill(self, prefill: Prefill) -> Iterator[PrefillProgress]:
         """Restore and compute all tokens but the last, one chunk an item."""
@@ -342,7 +332,6 @@ class Engine:
     def _append(self, prefill: Prefill, plan: Plan) -> Iterator[PrefillProgress]:
         """Restore and compute a plan without moved spans, from left to right."""
         last = len(prefill.prompt) - 1
-        pace = _Pace(self.chunk, self.chunk_s)
         for start, stop in [*plan.gaps, (plan.length, plan.length)]:
             run = [s for s in plan.spans if prefill.position <= s.target < start]
             if run:
@@ -351,13 +340,13 @@ class Engine:
                 prefill.restore_s += perf_counter() - started
                 yield PrefillProgress(sum(span.length for span in run))
             to_compute = np.arange(start, min(stop, last))
-            for piece in pace.pieces(to_compute, plan.captures):
+            for piece in _pieces(to_compute, prefill, plan.captures):
                 started = perf_counter()
                 prefill.caches.compute(self.model, prefill.prompt.tokens[piece])
                 if prefill.position in plan.captures:
                     checkpoint = prefill.caches.checkpoint(prefill.position)
                     prefill.taken[prefill.position] = checkpoint
-                prefill.compute_s += pace.record(perf_counter() - started)
+                self._record(prefill, perf_counter() - started)
                 yield PrefillProgress(len(piece))
 
     def _prefill_scattered(self, prefill: Prefill) -> Iterator[PrefillProgress]:
@@ -378,14 +367,19 @@ class Engine:
         prefill.compute_s += perf_counter() - started
         yield PrefillProgress(sum(span.length for span in spans) - plan.recompute)
         positions = np.flatnonzero(open_[:-1])
-        pace = _Pace(self.chunk, self.chunk_s)
-        for piece in pace.pieces(positions):
+        for piece in _pieces(positions, prefill):
             prefill.advance(int(piece[0]))
             started = perf_counter()
             scattered.compute(piece)
-            prefill.compute_s += pace.record(perf_counter() - started)
+            self._record(prefill, perf_counter() - started)
             yield PrefillProgress(len(piece))
         prefill.advance(plan.length - 1)
+
+    def _record(self, prefill: Prefill, taken_s: float) -> None:
+        """Record the duration of a chunk; a slow one halves the size of the next."""
+        prefill.compute_s += taken_s
+        if taken_s > self.chunk_s:
+            prefill.chunk = max(prefill.chunk // 2, _LEAST_CHUNK)
 
     def _greedy(
         self, prefill: Prefill, most: int, stop: Container[int]

@@ -7,18 +7,19 @@ wait for a long one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from mlxlab.engine.batch import Batch
+from mlxlab.engine.executor import Computation, Executor
 from mlxlab.engine.samplers import LogitsProcessor, Sampler
 from mlxlab.prompt import Prompt, common_prefix
 
 if TYPE_CHECKING:
-    from mlxlab.engine.engine import Engine, Prefill, PrefillProgress
+    from mlxlab.engine.engine import Engine, PrefillProgress
     from mlxlab.strategies import Plan
 
 __all__ = ["Request", "Runner"]
@@ -80,15 +81,19 @@ class Runner:
     Args:
         most: answers that run at once; further ones wait.
         clock: seconds.
+        executor: carries out the decisions; a new one if None.
     """
 
     def __init__(
-        self, most: int = _MOST, clock: Callable[[], float] = monotonic
+        self,
+        most: int = _MOST,
+        clock: Callable[[], float] = monotonic,
+        executor: Executor | None = None,
     ) -> None:
         self.most = most
         self._clock = clock
+        self._executor = executor or Executor()
         self._live: list[_Running] = []  # in order of arrival
-        self._batches: list[Batch] = []
         self._rate = _RATE
         self._order = count()
 
@@ -98,7 +103,7 @@ class Runner:
     @property
     def running(self) -> int:
         """Answers that have begun."""
-        return sum(own.prefill is not None for own in self._live)
+        return sum(own.begun is not None for own in self._live)
 
     def add(self, request: Request) -> None:
         """Queue a request."""
@@ -122,7 +127,7 @@ class Runner:
         Returns:
             Whether there is more to do.
         """
-        for batch in list(self._batches):
+        for batch in list(self._executor.batches):
             self._decode(batch)
         chosen = self._choose()
         if chosen is not None:
@@ -133,13 +138,15 @@ class Runner:
         return bool(self._live)
 
     def _decode(self, batch: Batch) -> None:
-        members = {own.number: own for own in self._live if own.batch is batch}
+        members = {
+            own.begun.row: own
+            for own in self._live
+            if own.begun is not None and own.begun.batch is batch
+        }
         try:
-            found = batch.step()
+            found = self._executor.step(batch)
         except Exception as error:
-            self._batches.remove(batch)
             for own in members.values():
-                own.batch = None
                 self._end(own, error)
             return
         for number, token in found.items():
@@ -163,51 +170,34 @@ class Runner:
     def _fill(self, own: _Running) -> None:
         """Compute a chunk; then, or if none is left, let the answer begin."""
         request = own.request
-        if own.prefill is None:
-            own.prefill = request.engine.begin(request.prompt)
+        if own.begun is None:
+            own.begun = self._executor.begin(request.engine, request.prompt)
             request.planned = next(self._order)
-            own.chunks = request.engine.fill(own.prefill)
-            request.put(own.prefill.plan)
-        before = own.prefill.compute_s
-        done = next(own.chunks, None)
-        if done is not None:
-            request.put(done)
-            self._measure(done.tokens, own.prefill.compute_s - before)
+            request.put(own.begun.prefill.plan)
+        before = own.begun.prefill.compute_s
+        done = self._executor.compute(own.begun)
+        if done:
+            tokens = sum(progress.tokens for progress in done)
+            self._measure(tokens, own.begun.prefill.compute_s - before)
+        for progress in done:
+            request.put(progress)
         if not own.remaining:
-            for done in own.chunks:
-                request.put(done)
-            self._join(own, own.prefill)
-
-    def _join(self, own: _Running, prefill: Prefill) -> None:
-        request = own.request
-        if request.max_tokens <= 0:
-            self._end(own)
-            return
-        model = request.engine.model
-        shared = request.engine.batched and prefill.caches.mergeable
-        alike = (b for b in self._batches if shared and b.accepts(model))
-        batch = next(alike, None) or Batch(model, shared=shared)
-        last = int(request.prompt.tokens[-1])
-        own.number = batch.add(
-            prefill.caches, last, request.sampler, request.processors
-        )
-        own.batch = batch
-        if batch not in self._batches:
-            self._batches.append(batch)
+            if request.max_tokens > 0:
+                self._executor.join(own.begun, request.sampler, request.processors)
+            else:
+                self._end(own)
 
     def _end(self, own: _Running, error: Exception | None = None) -> None:
         self._live.remove(own)
-        own.request.engine.users -= 1
-        request, prefill, batch = own.request, own.prefill, own.batch
+        request, begun = own.request, own.begun
+        request.engine.users -= 1
         try:
-            if prefill is not None and batch is not None:
-                prefill.caches = batch.remove(own.number)
-                if not batch:
-                    self._batches.remove(batch)
-            if prefill is not None and error is None:
-                request.engine.commit(prefill, request.answer)
-                length = prefill.computed(len(request.answer))
-                request.stored.append((next(self._order), length))
+            if begun is not None:
+                answer = request.answer if error is None else None
+                self._executor.end(begun, answer)
+                if error is None:
+                    length = begun.prefill.computed(len(request.answer))
+                    request.stored.append((next(self._order), length))
         except Exception as failure:
             error = error or failure
         request.error = error
@@ -219,7 +209,7 @@ class Runner:
         waiting = [
             own
             for own in self._live
-            if own.batch is None and not (full and own.prefill is None)
+            if not own.answers and not (full and own.begun is None)
         ]
         if not waiting:
             return None
@@ -227,7 +217,7 @@ class Runner:
         chosen = min(
             waiting, key=lambda own: own.to_compute / self._rate - (now - own.arrived)
         )
-        if chosen.prefill is None and (first := self._shared(chosen)):
+        if chosen.begun is None and (first := self._shared(chosen)):
             return first
         return chosen
 
@@ -239,29 +229,22 @@ class Runner:
         """
         engine, most, other = waiting.request.engine, 0, None
         for own in self._live:
-            if own.prefill is not None and own.request.engine is engine:
+            if own.begun is not None and own.request.engine is engine:
                 common = common_prefix(
                     own.request.prompt.tokens, waiting.request.prompt.tokens[:-1]
                 )
-                shared = engine.strategy.count_shared(own.prefill.plan, common)
+                plan = own.begun.prefill.plan
+                shared = engine.strategy.count_shared(plan, common)
                 if shared > most:
                     most, other = shared, own
         if other is None or most < waiting.stored + _LEAST_SHARED:
             return None
-        assert other.prefill is not None
-        if other.filled < most:
+        assert other.begun is not None
+        if other.begun.position < most:
             return other
-        self._store(other, most)
+        self._executor.store(other.begun, most)
+        other.request.stored.append((next(self._order), most))
         return None
-
-    def _store(self, own: _Running, length: int) -> None:
-        """Cache the first tokens of a prompt before its answer has ended."""
-        assert own.prefill is not None
-        caches = own.prefill.caches
-        if own.batch is not None:
-            caches = own.batch.caches(own.number)
-        own.request.engine.commit(own.prefill, length=length, caches=caches)
-        own.request.stored.append((next(self._order), length))
 
     def _measure(self, tokens: int, seconds: float) -> None:
         if seconds > 0:
@@ -274,33 +257,30 @@ class _Running:
 
     Attributes:
         arrived: by the runner's clock.
-        prefill: None before its turn.
-        chunks: computes the rest of the prompt.
-        batch: that its answer is decoded in, as ``number``; None before.
+        begun: None before its turn.
     """
 
     request: Request
     arrived: float
-    prefill: Prefill | None = None
-    chunks: Iterator[PrefillProgress] = field(default_factory=lambda: iter(()))
-    batch: Batch | None = None
-    number: int = -1
+    begun: Computation | None = None
     _stored: tuple[int, int] = (-1, 0)
 
     @property
-    def filled(self) -> int:
-        """Tokens of the prompt that are computed."""
-        return 0 if self.prefill is None else self.prefill.position
+    def answers(self) -> bool:
+        """Whether its prompt is computed."""
+        return self.begun is not None and self.begun.batch is not None
 
     @property
     def remaining(self) -> int:
         """Tokens to compute before the last one."""
-        return max(len(self.request.prompt) - 1 - self.filled, 0)
+        if self.begun is not None:
+            return self.begun.remaining
+        return max(len(self.request.prompt) - 1, 0)
 
     @property
     def to_compute(self) -> int:
         """As far as it is known now."""
-        return self.remaining - (self.stored if self.prefill is None else 0)
+        return self.remaining - (self.stored if self.begun is None else 0)
 
     @property
     def stored(self) -> int:

@@ -44,7 +44,7 @@ class Service:
         worker: the thread that evaluates arrays.
         pool: models in memory.
         queue: most requests that may wait.
-        batch: most answers that run at once.
+        runner: runs several answers at once; a new one if None.
         script: see :class:`Preparation`.
     """
 
@@ -55,12 +55,14 @@ class Service:
         pool: ModelPool,
         *,
         queue: int = 32,
-        batch: int = 8,
+        runner: Runner | None = None,
         script: Script | None = None,
     ) -> None:
         self.worker = worker
         self.pool = pool
-        self.scheduler = Scheduler(worker, Runner(batch), limit=queue)
+        self.scheduler = Scheduler(
+            worker, Runner() if runner is None else runner, limit=queue
+        )
         self.metrics = Metrics()
         self.preparation = Preparation(aliases, script)
         self._one_at_a_time = CapacityLimiter(1)

@@ -101,7 +101,7 @@ def serve(
     from mlxlab.client.launch import environment_lines
 
     with needs("serve"):
-        from mlxlab.engine.ranks import Ranks, follow
+        from mlxlab.engine.ranks import Follower, Ranks
         from mlxlab.server.aliases import parse_models
         from mlxlab.server.credentials import find_token
         from mlxlab.server.server import Options
@@ -110,7 +110,7 @@ def serve(
 
     with Ranks.join() or nullcontext() as ranks:
         if ranks is not None and ranks.rank > 0:
-            follow(ranks)
+            Follower(ranks).run()
             return
         if token is not None:
             typer.echo(_EXPOSED, err=True)

@@ -4,8 +4,8 @@ Rank 0 serves and decides. It sends the others each of its decisions, and they c
 out the same calls on their part. mlx adds up what the parts compute.
 """
 
-from mlxlab.engine.ranks.follower import follow
+from mlxlab.engine.ranks.follower import Follower
 from mlxlab.engine.ranks.leader import LeadingExecutor, LeadingLoader
 from mlxlab.engine.ranks.ranks import Ranks
 
-__all__ = ["LeadingExecutor", "LeadingLoader", "Ranks", "follow"]
+__all__ = ["Follower", "LeadingExecutor", "LeadingLoader", "Ranks"]

@@ -27,29 +27,32 @@ from mlxlab.engine.samplers import greedy
 from mlxlab.errors import IntegrityError, ModelError
 from mlxlab.models.folder import find_model
 
-__all__ = ["follow"]
+__all__ = ["Follower"]
 
 
-def follow(ranks: Ranks) -> None:
-    """Carry out what rank 0 decides, until it ends."""
-    follower = _Follower(ranks)
-    while not isinstance(message := ranks.inbox.get(), Stop):
-        try:
-            with ranks.waiting(), mx.stream(generation_stream):
-                follower.carry_out(message)
-        except Exception as error:
-            ranks.fail_by(error)
+class Follower:
+    """Carries out what rank 0 decides, on this rank's part.
 
-
-class _Follower:
-    """The models, engines and computations of one rank, by rank 0's numbers."""
+    Attributes:
+        engines: by rank 0's numbers.
+    """
 
     def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
         self._loader = Loader(ranks.group)
         # Zeros are added to the ids that rank 0 samples.
         self._executor = Executor(lambda ids: ranks.sum(mx.zeros_like(ids) * ids))
         self._models: dict[int, LoadedModel] = {}
-        self._engines: dict[int, Engine] = {}
+        self.engines: dict[int, Engine] = {}
+
+    def run(self) -> None:
+        """Follow rank 0 until it ends."""
+        while not isinstance(message := self._ranks.inbox.get(), Stop):
+            try:
+                with self._ranks.waiting(), mx.stream(generation_stream):
+                    self.carry_out(message)
+            except Exception as error:
+                self._ranks.fail_by(error)
 
     def carry_out(self, message: Message) -> None:
         """Make the calls of one message.
@@ -64,7 +67,7 @@ class _Follower:
                 self._open(message)
             case Keep(models, engines):
                 self._models = {n: self._models[n] for n in models}
-                self._engines = {n: self._engines[n] for n in engines}
+                self.engines = {n: self.engines[n] for n in engines}
                 mx.clear_cache()
             case _:
                 self._compute(message)
@@ -88,14 +91,14 @@ class _Follower:
             loaded, message.strategy, chunk=message.chunk, chunk_s=float("inf")
         )
         engine.batched = message.batched
-        self._engines[message.engine] = engine
+        self.engines[message.engine] = engine
 
     def _compute(self, message: Message) -> None:
         executor = self._executor
         begun = executor.computations
         match message:
             case Begin():
-                engine = self._engines[message.engine]
+                engine = self.engines[message.engine]
                 made = executor.begin(engine, message.prompt.prompt())
                 _compare(engine, digest_of(made.prefill.plan), message.plan)
             case Compute(number, chunk):

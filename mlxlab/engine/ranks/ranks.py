@@ -255,8 +255,12 @@ class Ranks:
             self._lose(rank, error)
 
     def _lose(self, rank: int, error: LostError) -> None:
-        if not self._ending:
-            self.fail(f"rank {rank} was lost: {error}; the server has ended")
+        if self._ending:
+            return
+        reason = f"rank {rank} was lost: {error}; the server has ended"
+        if rank == 0:
+            self._end_process(reason, 1)
+        self.fail(reason)
 
     def _end_process(self, reason: str | None, code: int) -> None:
         if reason is not None:

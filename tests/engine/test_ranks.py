@@ -1,0 +1,256 @@
+"""A model on two processes: the answers of one, and no process is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx_lm.utils import load_model as load_mlx_model
+
+from mlxlab.engine import Engine, Runner, load_model
+from mlxlab.engine.ranks.channel import Channel, LostError
+from mlxlab.engine.ranks.messages import Begin, Stop, WirePrompt
+from mlxlab.engine.sharding import shard, weight_bytes
+from mlxlab.errors import ModelError
+from mlxlab.models.folder import find_model
+from mlxlab.prompt import Prompt, Role, Segment
+from mlxlab.strategies import make_strategy
+from tests.support.models import save_model
+from tests.support.rank import CANCELLED, LONGEST, conversation, prompt
+
+#: No case takes this long, even on a busy machine.
+PATIENCE_S = 90.0
+
+ring = pytest.mark.skipif(
+    not mx.distributed.is_available("ring"), reason="mlx has no ring backend here"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of two heads of keys and values."""
+    path = tmp_path_factory.mktemp("models") / "two"
+    return save_model(path, num_attention_heads=4, num_key_value_heads=2)
+
+
+class Pair:
+    """Two processes, rank 0 first; killed at the end."""
+
+    def __init__(self, folder: Path, case: str, scratch: Path) -> None:
+        hosts = scratch / "hosts.json"
+        hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(2)]))
+        command = [sys.executable, "-m", "tests.support.rank", str(folder), case]
+        self.processes = [
+            subprocess.Popen(
+                command,
+                env=os.environ | {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(2)
+        ]
+
+    def wait_for(self, line: str) -> None:
+        out = self.processes[0].stdout
+        assert out is not None
+        assert out.readline() == f"{line}\n", self.processes[0].communicate()[1]
+
+    def results(self) -> list[tuple[int, str, list[str]]]:
+        """Return exit code, output and lines of each; without those of mlx's ring."""
+        found = []
+        for process in self.processes:
+            out, err = process.communicate(timeout=PATIENCE_S)
+            lines = [line for line in err.splitlines() if not line.startswith("[ring]")]
+            found.append((process.returncode, out, lines))
+        return found
+
+
+def free_ports(number: int) -> list[int]:
+    with ExitStack() as stack:
+        bound = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for own in bound:
+            own.bind(("127.0.0.1", 0))
+        return [own.getsockname()[1] for own in bound]
+
+
+@pytest.fixture
+def pair(folder: Path, tmp_path: Path) -> Iterator[Callable[[str], Pair]]:
+    started: list[Pair] = []
+
+    def start(case: str) -> Pair:
+        started.append(Pair(folder, case, tmp_path))
+        return started[-1]
+
+    yield start
+    for process in [own for one in started for own in one.processes]:
+        process.kill()
+        process.communicate()
+
+
+@ring
+def test_two_processes_answer_like_one(
+    pair: Callable[[str], Pair], folder: Path
+) -> None:
+    started = pair("conversation")
+    model, layout = load_model(find_model(str(folder))), find_model(str(folder)).layout
+    alone = Engine(model, make_strategy("paged", layout=layout), chunk=64)
+    expected = conversation(alone, Runner())
+    (code, out, errors), (other, follows, said) = started.results()
+    assert (code, errors, other, said) == (0, [], 0, [])
+    found = json.loads(out)
+    state = found.pop("state")
+    assert found == expected
+    assert [len(ids) for ids in found["answers"]] == [LONGEST, 15, CANCELLED, LONGEST]
+    assert found["errors"] == []
+    assert found["reused"] > 200
+    # Both ranks hold the same, and each of them half of what one process does.
+    assert json.loads(follows)["state"] == state
+    assert state["nbytes"] == state["stored_bytes"] == alone.store.nbytes // 2
+    assert 2 * state["token_bytes"] == alone.strategy.token_bytes
+
+
+@ring
+@pytest.mark.parametrize(
+    ("victim", "kind", "news"),
+    [
+        (1, signal.SIGKILL, "mlxlab: rank 1 was lost: "),
+        (1, signal.SIGSTOP, "mlxlab: rank 1 was lost: no sign of life for 2 s"),
+        (0, signal.SIGKILL, "mlxlab: rank 1: rank 0 was lost: "),
+    ],
+)
+def test_a_lost_process_ends_the_other(
+    pair: Callable[[str], Pair], victim: int, kind: signal.Signals, news: str
+) -> None:
+    started = pair("long")
+    started.wait_for("answering")
+    os.kill(started.processes[victim].pid, kind)
+    survivor = started.processes[1 - victim]
+    out, err = survivor.communicate(timeout=PATIENCE_S)
+    lines = [line for line in err.splitlines() if not line.startswith("[ring]")]
+    assert (survivor.returncode, out) == (1, "")
+    assert len(lines) == 1
+    assert lines[0].startswith(news)
+
+
+@ring
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("case", "news"),
+    [
+        ("version", r"rank 1 has mlxlab 0\.0\.1, rank 0 has .*; install the same"),
+        ("files", "rank 1: model .*: its files are not those of rank 0"),
+        ("chance", "rank 1: paged: decided otherwise than on rank 0"),
+    ],
+)
+def test_ranks_that_differ_end_with_one_line(
+    pair: Callable[[str], Pair], case: str, news: str
+) -> None:
+    (code, _, errors), (other, _, said) = pair(case).results()
+    assert (code > 0, other > 0) == (True, True)
+    assert len([*errors, *said]) == 1
+    assert re.match(f"mlxlab: {news}", errors[0])
+
+
+def group(size: int) -> Any:
+    """A group as far as dividing a model needs it."""
+    return SimpleNamespaceGroup(size=lambda: size, rank=lambda: 0)
+
+
+class SimpleNamespaceGroup(SimpleNamespace):
+    """Can be a key."""
+
+    __hash__ = object.__hash__
+
+
+def test_a_part_weighs_a_part(folder: Path) -> None:
+    model, _ = load_mlx_model(folder, lazy=True)
+    whole = weight_bytes(model)
+    embedding = model.model.embed_tokens.weight.nbytes
+    shard(model, group(2))
+    part = weight_bytes(model)
+    assert embedding + (whole - embedding) // 2 <= part < embedding + whole // 2
+
+
+@pytest.mark.parametrize(
+    ("heads", "size", "why"),
+    [
+        ((1, 1), 2, "n_heads is 1"),
+        ((4, 2), 4, "n_kv_heads is 2"),
+        ((9, 3), 2, "n_heads is 9"),
+    ],
+)
+def test_heads_that_do_not_divide_are_refused(
+    tmp_path: Path, heads: tuple[int, int], size: int, why: str
+) -> None:
+    path = save_model(
+        tmp_path, num_attention_heads=heads[0], num_key_value_heads=heads[1]
+    )
+    model, _ = load_mlx_model(path, lazy=True)
+    refused = f"cannot be divided among {size} processes: {why}"
+    with pytest.raises(ModelError, match=refused):
+        shard(model, group(size))
+
+
+def test_a_kind_that_mlx_lm_does_not_divide_is_refused() -> None:
+    with pytest.raises(ModelError, match="cannot divide a model of this kind among 3"):
+        shard(object(), group(3))
+
+
+@contextmanager
+def channels(silence_s: float) -> Iterator[tuple[Channel, Channel]]:
+    one, other = (Channel(end, silence_s) for end in socket.socketpair())
+    try:
+        yield one, other
+    finally:
+        one.close()
+        other.close()
+
+
+def test_a_prompt_travels_whole() -> None:
+    segments = (Segment("system[0]", Role.SYSTEM, 0, 30), *prompt(1, 9).segments[1:])
+    given = Prompt(prompt(1, 30).tokens, segments, exact_segments=False)
+    with channels(5.0) as (one, other):
+        one.beat()
+        one.send(Begin(3, WirePrompt.of(given), "plan"))
+        found = other.receive()
+    assert isinstance(found, Begin)
+    came = found.prompt.prompt()
+    assert came.tokens.dtype == given.tokens.dtype
+    assert came.tokens.tolist() == given.tokens.tolist()
+    assert (came.segments, came.exact_segments) == (segments, False)
+
+
+def test_signs_of_life_keep_a_silent_channel_open() -> None:
+    with channels(0.2) as (one, other):
+        one.beat()
+        one.send(Stop(3))
+        assert other.receive() == Stop(3)
+        with pytest.raises(LostError, match="no sign of life for"):
+            other.receive()
+
+
+def test_a_closed_channel_is_lost() -> None:
+    with channels(5.0) as (one, other):
+        one.close()
+        with pytest.raises(LostError, match="closed"):
+            other.receive()
+
+
+def test_what_is_no_message_is_not_followed() -> None:
+    with channels(5.0) as (one, other):
+        one._send(b'{"kind": "open", "model": "x"}')
+        with pytest.raises(LostError, match="engine"):
+            other.receive()

@@ -107,7 +107,7 @@ def test_two_processes_answer_like_one(
     started = pair("conversation")
     model, layout = load_model(find_model(str(folder))), find_model(str(folder)).layout
     alone = Engine(model, make_strategy("paged", layout=layout), chunk=64)
-    expected = conversation(alone, Runner())
+    expected = json.loads(json.dumps(conversation(alone, Runner())))
     (code, out, errors), (other, follows, said) = started.results()
     assert (code, errors, other, said) == (0, [], 0, [])
     found = json.loads(out)
@@ -127,8 +127,14 @@ def test_two_processes_answer_like_one(
     ("victim", "kind", "news"),
     [
         (1, signal.SIGKILL, "mlxlab: rank 1 was lost: "),
-        (1, signal.SIGSTOP, "mlxlab: rank 1 was lost: no sign of life for 2 s"),
-        (0, signal.SIGKILL, "mlxlab: rank 1: rank 0 was lost: "),
+        pytest.param(
+            *(1, signal.SIGSTOP, "mlxlab: rank 1 was lost: no sign of life for 5 s"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *(0, signal.SIGKILL, "mlxlab: rank 1: rank 0 was lost: "),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_lost_process_ends_the_other(
@@ -153,6 +159,7 @@ def test_a_lost_process_ends_the_other(
         ("version", r"rank 1 has mlxlab 0\.0\.1, rank 0 has .*; install the same"),
         ("files", "rank 1: model .*: its files are not those of rank 0"),
         ("chance", "rank 1: paged: decided otherwise than on rank 0"),
+        ("stuck", "the other ranks did not answer for 2 s"),
     ],
 )
 def test_ranks_that_differ_end_with_one_line(
@@ -211,7 +218,10 @@ def test_a_kind_that_mlx_lm_does_not_divide_is_refused() -> None:
 
 @contextmanager
 def channels(silence_s: float) -> Iterator[tuple[Channel, Channel]]:
-    one, other = (Channel(end, silence_s) for end in socket.socketpair())
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        calling = socket.create_connection(listening.getsockname())
+        one = Channel(calling, silence_s)
+        other = Channel(listening.accept()[0], silence_s)
     try:
         yield one, other
     finally:

@@ -12,9 +12,9 @@ import pytest
 
 from mlxlab import compare
 from mlxlab.client.discovery import running
+from mlxlab.engine import Loader
 from mlxlab.errors import MlxlabError, ModelError, ServerError, TraceError
 from mlxlab.models import tiny
-from mlxlab.engine import Loader
 from mlxlab.server.server import Options, Server, serve
 from mlxlab.traces import load_trace
 from tests.support import wire

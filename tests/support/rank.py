@@ -1,4 +1,4 @@
-"""One of two processes that share a model: ``python -m tests.support.rank FOLDER CASE``.
+"""One of two processes that share a model: its folder and a case are arguments.
 
 Prints JSON: what rank 0 has answered, and the state of each rank's strategy and store.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -29,10 +30,12 @@ from mlxlab.prompt import Prompt
 from mlxlab.strategies import Plan
 from mlxlab.strategies.paged import Paged
 
-__all__ = ["CANCELLED", "HEAD", "LONGEST", "answer", "conversation", "prompt"]
+__all__ = ["CANCELLED", "LONGEST", "SILENCE_S", "conversation", "prompt"]
 
 #: Tokens of the answers: of those that end, and of the one that is cancelled.
 LONGEST, CANCELLED = 24, 7
+#: Long enough for a busy machine.
+SILENCE_S = 5.0
 
 
 def prompt(seed: int, length: int, head: Sequence[int] = ()) -> Prompt:
@@ -44,13 +47,15 @@ HEAD = prompt(0, 150).tokens.tolist()
 
 
 def odd(tokens: mx.array, logits: mx.array) -> mx.array:
-    """Make the first answer's calls differ from those of a rank that only follows."""
+    """Choose other ids than a rank would that sampled by itself."""
     return mx.roll(logits, 1, axis=-1)
 
 
 def answer(engine: Engine, given: Prompt, n: int = LONGEST, **more: Any) -> Request:
     sampler, processors = more.get("sampler", greedy), more.get("processors", ())
-    return Request(engine, given, n, sampler, processors, frozenset(), lambda item: None)
+    return Request(
+        engine, given, n, sampler, processors, frozenset(), lambda item: None
+    )
 
 
 def conversation(engine: Engine, runner: Runner) -> dict[str, Any]:
@@ -104,31 +109,36 @@ def lead(ranks: Ranks, folder: ModelFolder, case: str) -> dict[str, Any]:
     return {}
 
 
+def follow(ranks: Ranks, folder: ModelFolder, case: str) -> dict[str, Any]:
+    if case == "chance":
+        other = Plan(90, best_match=1)
+        patch.object(Paged, "_match", lambda self, given: other).start()
+    elif case == "files":
+        object.__setattr__(folder, "digest", "other")
+        patch("mlxlab.engine.ranks.follower.find_model", lambda name: folder).start()
+    elif case == "stuck":
+        patch.object(Follower, "carry_out", lambda *_: threading.Event().wait()).start()
+    follower = Follower(ranks)
+    follower.run()
+    (engine,) = follower.engines.values()
+    return {"state": state(engine)}
+
+
 def main(path: str, case: str) -> None:
     folder = find_model(path)
     leads = os.environ["MLX_RANK"] == "0"
-    with patch("mlxlab.engine.ranks.ranks.SILENCE_S", 2.0):
-        if case == "version" and not leads:
-            other = {"mlxlab": "0.0.1", "mlx": "0", "mlx-lm": "0"}
-            patch("mlxlab.engine.ranks.ranks._versions", lambda: other).start()
-        ranks = Ranks.join()
-    if ranks is None:
-        sys.exit("mlx has no ring backend")
+    if case == "version" and not leads:
+        other = {"mlxlab": "0.0.1", "mlx": "0", "mlx-lm": "0"}
+        patch("mlxlab.engine.ranks.ranks._versions", lambda: other).start()
+    ranks = Ranks.join(silence_s=SILENCE_S, wait_s=2.0 if case == "stuck" else 60.0)
+    assert ranks is not None
     with ranks:
         if leads:
             with Worker() as worker:
                 found = worker.call(lead, ranks, folder, case)
-            print(json.dumps(found))
-            return
-        if case == "chance":
-            patch.object(Paged, "_match", lambda self, given: Plan(len(given), best_match=7)).start()
-        if case == "files":
-            object.__setattr__(folder, "digest", "other")
-            patch("mlxlab.engine.ranks.follower.find_model", lambda name: folder).start()
-        follower = Follower(ranks)
-        follower.run()
-        (engine,) = follower.engines.values()
-        print(json.dumps({"state": state(engine)}))
+        else:
+            found = follow(ranks, folder, case)
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
+from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock, Thread
 from types import TracebackType
@@ -61,8 +62,8 @@ class Ranks:
         self,
         group: mx.distributed.Group,
         *,
-        silence_s: float = SILENCE_S,
-        wait_s: float = WAIT_S,
+        silence_s: float,
+        wait_s: float,
     ) -> None:
         self.group = group
         self.rank: int = group.rank()
@@ -76,8 +77,14 @@ class Ranks:
         self._failing = Lock()
 
     @classmethod
-    def join(cls) -> Ranks | None:
+    def join(
+        cls, *, silence_s: float = SILENCE_S, wait_s: float = WAIT_S
+    ) -> Ranks | None:
         """Join the group that ``mlx.launch`` has started; None for a single process.
+
+        Args:
+            silence_s: see :class:`Ranks`.
+            wait_s: see :class:`Ranks`.
 
         Raises:
             ServerError: the others cannot be reached, or run other versions.
@@ -88,7 +95,7 @@ class Ranks:
             why = " ".join(str(error).split())
             raise ServerError(f"mlx.distributed: {why}") from None
         if group.size() > 1:
-            ranks = cls(group)
+            ranks = cls(group, silence_s=silence_s, wait_s=wait_s)
             ranks.connect()
             return ranks
         if os.environ.get("MLX_RANK", "0") != "0":
@@ -272,8 +279,8 @@ class Ranks:
 def _hosts() -> list[str]:
     """Return addresses at which other machines may reach this one, rank 0."""
     if (file := os.environ.get("MLX_HOSTFILE")) is not None:
-        with open(file) as hostfile:
-            given = [address.rpartition(":")[0] for address in json.load(hostfile)[0]]
+        addresses = json.loads(Path(file).read_text())[0]
+        given = [address.rpartition(":")[0] for address in addresses]
     else:
         coordinator = os.environ.get("MLX_JACCL_COORDINATOR", "").rpartition(":")[0]
         given = [coordinator or os.environ.get("NCCL_HOST_IP", "")]

@@ -21,7 +21,7 @@ from mlxlab.models.folder import ModelFolder
 from mlxlab.models.layout import CacheLayout
 from mlxlab.strategies import parse_strategy
 
-__all__ = ["LoadedModel", "Loader", "load_model", "outline_layout"]
+__all__ = ["LoadedModel", "Loader", "load_model", "outline_layout", "outline_model"]
 
 _TYPES = {"float16": mx.float16, "float32": mx.float32}
 
@@ -146,12 +146,23 @@ def _read(folder: ModelFolder, group: mx.distributed.Group | None) -> Any:
 def outline_layout(folder: ModelFolder) -> CacheLayout:
     """Return the layout of a model whose weights are not read and take no memory.
 
+    Raises:
+        ModelError: the model cannot be loaded or run, or keeps caches of an unknown
+            class.
+    """
+    model = outline_model(folder)
+    with _refusing(folder, "cannot be run: "):
+        return measure_layout(model)
+
+
+def outline_model(folder: ModelFolder) -> Any:
+    """Return a model whose weights are not read and take no memory.
+
     Shapes and types are those of the loaded model: the headers of the weight files
     decide them. Without such files, weights have the type that the configuration names.
 
     Raises:
-        ModelError: the model cannot be loaded or run, or keeps caches of an unknown
-            class.
+        ModelError: the model cannot be loaded.
     """
     with _refusing(folder, "cannot be loaded: "):
         if any(folder.path.glob("model*.safetensors")):
@@ -160,8 +171,7 @@ def outline_layout(folder: ModelFolder) -> CacheLayout:
             model = _without_weights(folder)
         # Some models evaluate a part of their pass, and would read weights for it.
         model.update(tree_map(_blank, model.parameters()))
-    with _refusing(folder, "cannot be run: "):
-        return measure_layout(model)
+    return model
 
 
 def _without_weights(folder: ModelFolder) -> Any:

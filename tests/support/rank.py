@@ -48,7 +48,7 @@ HEAD = prompt(0, 150).tokens.tolist()
 
 def odd(tokens: mx.array, logits: mx.array) -> mx.array:
     """Choose other ids than a rank would that sampled by itself."""
-    return mx.roll(logits, 1, axis=-1)
+    return mx.roll(logits, 1, -1)
 
 
 def answer(engine: Engine, given: Prompt, n: int = LONGEST, **more: Any) -> Request:

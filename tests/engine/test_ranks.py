@@ -3,112 +3,49 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import pytest
 from mlx_lm.utils import load_model as load_mlx_model
 
-from mlxlab.engine import Engine, Runner, load_model
+from mlxlab.engine import Loader, Runner
 from mlxlab.engine.ranks.channel import Channel, LostError
 from mlxlab.engine.ranks.messages import Begin, Stop, WirePrompt
 from mlxlab.engine.sharding import shard, weight_bytes
 from mlxlab.errors import ModelError
 from mlxlab.models.folder import find_model
 from mlxlab.prompt import Prompt, Role, Segment
-from mlxlab.strategies import make_strategy
 from tests.support.models import save_model
+from tests.support.pair import Pair, needs_ring, save_two_heads
 from tests.support.rank import CANCELLED, LONGEST, conversation, prompt
-
-#: No case takes this long, even on a busy machine.
-PATIENCE_S = 90.0
-
-ring = pytest.mark.skipif(
-    not mx.distributed.is_available("ring"), reason="mlx has no ring backend here"
-)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of two heads of keys and values."""
-    path = tmp_path_factory.mktemp("models") / "two"
-    return save_model(path, num_attention_heads=4, num_key_value_heads=2)
+    return save_two_heads(tmp_path_factory.mktemp("models") / "two")
 
 
-class Pair:
-    """Two processes, rank 0 first; killed at the end."""
-
-    def __init__(self, folder: Path, case: str, scratch: Path) -> None:
-        hosts = scratch / "hosts.json"
-        hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(2)]))
-        command = [sys.executable, "-m", "tests.support.rank", str(folder), case]
-        self.processes = [
-            subprocess.Popen(
-                command,
-                env=os.environ | {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(2)
-        ]
-
-    def wait_for(self, line: str) -> None:
-        out = self.processes[0].stdout
-        assert out is not None
-        assert out.readline() == f"{line}\n", self.processes[0].communicate()[1]
-
-    def results(self) -> list[tuple[int, str, list[str]]]:
-        """Return exit code, output and lines of each; without those of mlx's ring."""
-        found = []
-        for process in self.processes:
-            out, err = process.communicate(timeout=PATIENCE_S)
-            lines = [line for line in err.splitlines() if not line.startswith("[ring]")]
-            found.append((process.returncode, out, lines))
-        return found
+def running(case: str, folder: Path, scratch: Path) -> Pair:
+    return Pair(["tests.support.rank", str(folder), case], scratch)
 
 
-def free_ports(number: int) -> list[int]:
-    with ExitStack() as stack:
-        bound = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for own in bound:
-            own.bind(("127.0.0.1", 0))
-        return [own.getsockname()[1] for own in bound]
-
-
-@pytest.fixture
-def pair(folder: Path, tmp_path: Path) -> Iterator[Callable[[str], Pair]]:
-    started: list[Pair] = []
-
-    def start(case: str) -> Pair:
-        started.append(Pair(folder, case, tmp_path))
-        return started[-1]
-
-    yield start
-    for process in [own for one in started for own in one.processes]:
-        process.kill()
-        process.communicate()
-
-
-@ring
-def test_two_processes_answer_like_one(
-    pair: Callable[[str], Pair], folder: Path
-) -> None:
-    started = pair("conversation")
-    model, layout = load_model(find_model(str(folder))), find_model(str(folder)).layout
-    alone = Engine(model, make_strategy("paged", layout=layout), chunk=64)
-    expected = json.loads(json.dumps(conversation(alone, Runner())))
-    (code, out, errors), (other, follows, said) = started.results()
+@needs_ring
+def test_two_processes_answer_like_one(folder: Path, tmp_path: Path) -> None:
+    with running("conversation", folder, tmp_path) as pair:
+        loader = Loader()
+        loaded = loader.load(find_model(str(folder)))
+        alone = loader.open(loaded, "paged", chunk=64, chunk_s=1.0)
+        expected = json.loads(json.dumps(conversation(alone, Runner())))
+        code, out, errors = pair.result(0)
+        other, follows, said = pair.result(1)
     assert (code, errors, other, said) == (0, [], 0, [])
     found = json.loads(out)
     state = found.pop("state")
@@ -122,7 +59,7 @@ def test_two_processes_answer_like_one(
     assert 2 * state["token_bytes"] == alone.strategy.token_bytes
 
 
-@ring
+@needs_ring
 @pytest.mark.parametrize(
     ("victim", "kind", "news"),
     [
@@ -138,20 +75,17 @@ def test_two_processes_answer_like_one(
     ],
 )
 def test_a_lost_process_ends_the_other(
-    pair: Callable[[str], Pair], victim: int, kind: signal.Signals, news: str
+    folder: Path, tmp_path: Path, victim: int, kind: signal.Signals, news: str
 ) -> None:
-    started = pair("long")
-    started.wait_for("answering")
-    os.kill(started.processes[victim].pid, kind)
-    survivor = started.processes[1 - victim]
-    out, err = survivor.communicate(timeout=PATIENCE_S)
-    lines = [line for line in err.splitlines() if not line.startswith("[ring]")]
-    assert (survivor.returncode, out) == (1, "")
-    assert len(lines) == 1
-    assert lines[0].startswith(news)
+    with running("long", folder, tmp_path) as pair:
+        pair.wait_for("answering")
+        pair.processes[victim].send_signal(kind)
+        code, out, errors = pair.result(1 - victim)
+    assert (code, out, len(errors)) == (1, "", 1)
+    assert errors[0].startswith(news)
 
 
-@ring
+@needs_ring
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "news"),
@@ -163,10 +97,13 @@ def test_a_lost_process_ends_the_other(
     ],
 )
 def test_ranks_that_differ_end_with_one_line(
-    pair: Callable[[str], Pair], case: str, news: str
+    folder: Path, tmp_path: Path, case: str, news: str
 ) -> None:
-    (code, _, errors), (other, _, said) = pair(case).results()
-    assert (code > 0, other > 0) == (True, True)
+    with running(case, folder, tmp_path) as pair:
+        code, _, errors = pair.result(0)
+        other, _, said = pair.result(1)
+    assert code > 0
+    assert other > 0
     assert len([*errors, *said]) == 1
     assert re.match(f"mlxlab: {news}", errors[0])
 

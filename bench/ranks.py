@@ -142,19 +142,23 @@ def _exchanging(machines: int) -> Iterator[tuple[list[int], list[int]]]:
 
 
 def table(models: Sequence[str], machines: Sequence[int]) -> Iterator[str]:
-    """Yield the lines of a Markdown table."""
-    links = [f"1,000 tokens over {name}, s" for name in LINKS]
+    """Yield the lines of a Markdown table; why a model is left out goes to stderr.
+
+    The last columns are seconds to exchange 1,000 tokens of a prompt, for each of
+    :data:`LINKS`.
+    """
     heads = ["model", "machines", "weights, GiB", "KV a token, KiB", "checkpoint, MiB"]
     heads += ["exchanges", "sent a prompt token, KiB", "sent a decoded token, KiB"]
-    yield "| " + " | ".join([*heads, *links]) + " |"
-    yield "|---|" + "---:|" * (len(heads) + len(links) - 1)
+    yield "| " + " | ".join([*heads, *LINKS]) + " |"
+    yield "|---|" + "---:|" * (len(heads) + len(LINKS) - 1)
     configs = json.loads(CONFIGS.read_text())
     for name in models or configs:
         for number in machines:
             try:
                 cells = _cells(divide(configs[name]["config"], number))
             except ModelError as error:
-                cells = [str(error), *[""] * (len(heads) + len(links) - 3)]
+                print(f"{name}: {error}", file=sys.stderr)
+                continue
             yield "| " + " | ".join([name, str(number), *cells]) + " |"
 
 
@@ -163,10 +167,10 @@ def _cells(part: Part) -> list[str]:
     return [
         f"{part.weights / 2**30:.1f}",
         f"{part.token / 2**10:g}",
-        f"{part.checkpoint / 2**20:.1f}",
+        f"{part.checkpoint / 2**20:.1f}" if part.checkpoint else "",
         str(part.exchanges),
-        f"{part.prefilled / 2**10:.0f}",
-        f"{part.decoded / 2**10:.0f}",
+        f"{part.prefilled / 2**10:,.0f}",
+        f"{part.decoded / 2**10:,.0f}",
         *(seconds if part.machines > 1 else ["" for _ in LINKS]),
     ]
 

@@ -20,6 +20,7 @@ with needs("running a model", "cpu"):
     from mlxlab.engine.executor import Executor
     from mlxlab.engine.kv_store import KVStore
     from mlxlab.engine.loading import LoadedModel, Loader, load_model
+    from mlxlab.engine.memory import Memory
     from mlxlab.engine.runner import Request, Runner
     from mlxlab.engine.samplers import (
         Barred,
@@ -40,6 +41,7 @@ __all__ = [
     "LoadedModel",
     "Loader",
     "LogitsProcessor",
+    "Memory",
     "Prefill",
     "PrefillProgress",
     "Replayed",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Container, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from mlx_lm.models.cache import KVCache
 
 from mlxlab.engine.batch import Batch
 from mlxlab.engine.kv_store import Held, KVStore
+from mlxlab.engine.memory import Memory
 from mlxlab.engine.recompute import select
 from mlxlab.engine.rope import Positions, Rope
 from mlxlab.engine.runner import Request, Runner
@@ -63,12 +65,13 @@ class Prefill:
     """A prompt while its cache is being filled, up to all tokens but the last.
 
     Attributes:
-        chunk: tokens to compute next, at most.
+        chunk: most tokens to compute at once; halved when that takes too long.
         caches: the caches of all layers.
         held: what the plan restores.
         restore_s: seconds spent so far on the plan and on copying reused positions.
         compute_s: seconds spent so far on computing the other positions.
         taken: checkpoints taken so far, by position.
+        given: tokens of the next chunk; None where the engine decides.
     """
 
     prompt: Prompt
@@ -79,6 +82,7 @@ class Prefill:
     restore_s: float
     compute_s: float = 0.0
     taken: dict[int, Checkpoint] = field(default_factory=dict, repr=False)
+    given: int | None = None
 
     @property
     def position(self) -> int:
@@ -134,21 +138,6 @@ class Replayed:
         return self.prefill.plan
 
 
-def _pieces(
-    positions: Positions, prefill: Prefill, stops: Sequence[int] = ()
-) -> Iterator[Positions]:
-    """Yield neighbours, in chunks that end at ``stops`` too."""
-    start = 0
-    while start < len(positions):
-        piece = positions[start : start + prefill.chunk]
-        first, last = int(piece[0]), int(piece[-1])
-        stop = next((stop for stop in stops if first < stop <= last), None)
-        if stop is not None:
-            piece = piece[: stop - first]
-        yield piece
-        start += len(piece)
-
-
 class Engine:
     """Prefills and decodes under one strategy.
 
@@ -160,6 +149,7 @@ class Engine:
         chunk_s: seconds that a chunk may take, so that callers see progress and can
             cancel. A slower chunk halves the size of the next.
         batched: whether answers of this model may decode together.
+        memory: the budget that all engines share; None for no limit.
 
     Attributes:
         commits: number of commits so far.
@@ -179,6 +169,7 @@ class Engine:
         window: int = 2**31,
         chunk_s: float = float("inf"),
         batched: bool = True,
+        memory: Memory | None = None,
     ) -> None:
         self._rope = None if strategy.exact else Rope(model)
         self.model = model
@@ -188,6 +179,7 @@ class Engine:
         self.window = window
         self.chunk_s = chunk_s
         self.batched = batched
+        self.memory = memory
         self.commits = 0
         self.users = 0
 
@@ -340,13 +332,12 @@ class Engine:
                 prefill.restore_s += perf_counter() - started
                 yield PrefillProgress(sum(span.length for span in run))
             to_compute = np.arange(start, min(stop, last))
-            for piece in _pieces(to_compute, prefill, plan.captures):
-                started = perf_counter()
-                prefill.caches.compute(self.model, prefill.prompt.tokens[piece])
-                if prefill.position in plan.captures:
-                    checkpoint = prefill.caches.checkpoint(prefill.position)
-                    prefill.taken[prefill.position] = checkpoint
-                self._record(prefill, perf_counter() - started)
+            for piece in self._pieces(to_compute, prefill, plan.captures):
+                with self._measured(prefill, piece):
+                    prefill.caches.compute(self.model, prefill.prompt.tokens[piece])
+                    if prefill.position in plan.captures:
+                        checkpoint = prefill.caches.checkpoint(prefill.position)
+                        prefill.taken[prefill.position] = checkpoint
                 yield PrefillProgress(len(piece))
 
     def _prefill_scattered(self, prefill: Prefill) -> Iterator[PrefillProgress]:
@@ -367,19 +358,48 @@ class Engine:
         prefill.compute_s += perf_counter() - started
         yield PrefillProgress(sum(span.length for span in spans) - plan.recompute)
         positions = np.flatnonzero(open_[:-1])
-        for piece in _pieces(positions, prefill):
+        for piece in self._pieces(positions, prefill):
             prefill.advance(int(piece[0]))
-            started = perf_counter()
-            scattered.compute(piece)
-            self._record(prefill, perf_counter() - started)
+            with self._measured(prefill, piece):
+                scattered.compute(piece)
             yield PrefillProgress(len(piece))
         prefill.advance(plan.length - 1)
 
-    def _record(self, prefill: Prefill, taken_s: float) -> None:
-        """Record the duration of a chunk; a slow one halves the size of the next."""
+    def next_chunk(self, prefill: Prefill, position: int) -> int:
+        """Return how many tokens may be computed at once, behind a position."""
+        if self.memory is None:
+            return prefill.chunk
+        growth = self.strategy.token_bytes
+        return self.memory.chunk(self.model, prefill.chunk, position, growth)
+
+    def _pieces(
+        self, positions: Positions, prefill: Prefill, stops: Sequence[int] = ()
+    ) -> Iterator[Positions]:
+        """Yield neighbours, in chunks that end at ``stops`` too."""
+        start = 0
+        while start < len(positions):
+            chunk = prefill.given or self.next_chunk(prefill, int(positions[start]))
+            piece = positions[start : start + chunk]
+            first, last = int(piece[0]), int(piece[-1])
+            stop = next((stop for stop in stops if first < stop <= last), None)
+            if stop is not None:
+                piece = piece[: stop - first]
+            yield piece
+            start += len(piece)
+
+    @contextmanager
+    def _measured(self, prefill: Prefill, piece: Positions) -> Iterator[None]:
+        """Measure the computation of a chunk; a slow one halves the next."""
+        if self.memory is not None:
+            self.memory.begin()
+        started = perf_counter()
+        yield
+        taken_s = perf_counter() - started
         prefill.compute_s += taken_s
         if taken_s > self.chunk_s:
             prefill.chunk = max(prefill.chunk // 2, _LEAST_CHUNK)
+        if self.memory is not None:
+            self.memory.record(self.model, len(piece), int(piece[-1]) + 1)
 
     def _greedy(
         self, prefill: Prefill, most: int, stop: Container[int]

@@ -89,24 +89,34 @@ class Executor:
         found = [] if done is None else [done]
         return found if own.remaining else [*found, *own.chunks]
 
+    def alike(self, own: Computation) -> Iterator[Batch]:
+        """Yield the batches that the answer of a whole prompt may join."""
+        if own.engine.batched and own.prefill.caches.mergeable:
+            yield from (b for b in self.batches if b.accepts(own.engine.model))
+
     def join(
         self,
         own: Computation,
         sampler: Sampler,
         processors: Sequence[LogitsProcessor] = (),
+        batch: Batch | None = None,
     ) -> None:
-        """Let the answer of a whole prompt begin, beside others of its model."""
+        """Let the answer of a whole prompt begin.
+
+        Args:
+            own: its prompt is computed.
+            sampler: chooses tokens.
+            processors: applied to the logits before the sampler, in order.
+            batch: one of :meth:`alike`; a new one if None.
+        """
         engine, caches = own.engine, own.prefill.caches
-        shared = engine.batched and caches.mergeable
-        alike = (b for b in self.batches if shared and b.accepts(engine.model))
-        batch = next(alike, None)
         if batch is None:
+            shared = engine.batched and caches.mergeable
             batch = Batch(engine.model, shared=shared, share=self._share)
+            self.batches.append(batch)
         last = int(own.prefill.prompt.tokens[-1])
         own.row = batch.add(caches, last, sampler, processors)
         own.batch = batch
-        if batch not in self.batches:
-            self.batches.append(batch)
 
     def step(self, batch: Batch) -> dict[int, int | Exception]:
         """Decode a token of each answer; by row, see :meth:`Batch.step`.

@@ -14,6 +14,7 @@ from mlx_lm.utils import load_model as load_mlx_model
 
 from mlxlab.engine.engine import Engine
 from mlxlab.engine.layout import measure_layout
+from mlxlab.engine.memory import Memory
 from mlxlab.engine.sharding import shard, weight_bytes
 from mlxlab.engine.trial import try_batch, try_out
 from mlxlab.errors import ModelError
@@ -75,7 +76,13 @@ class Loader:
         return LoadedModel(folder, model, layout, try_batch(model))
 
     def open(
-        self, loaded: LoadedModel, strategy: str, *, chunk: int, chunk_s: float
+        self,
+        loaded: LoadedModel,
+        strategy: str,
+        *,
+        chunk: int,
+        chunk_s: float,
+        memory: Memory | None = None,
     ) -> Engine:
         """Open an engine with an empty store.
 
@@ -84,6 +91,7 @@ class Loader:
             strategy: as ``name[:key=value,...]``.
             chunk: see :class:`Engine`.
             chunk_s: see :class:`Engine`.
+            memory: see :class:`Engine`.
 
         Raises:
             ModelError: the model cannot be run under this strategy, or a group cannot.
@@ -101,6 +109,7 @@ class Loader:
             window=loaded.folder.window,
             chunk_s=chunk_s,
             batched=loaded.batched,
+            memory=memory,
         )
 
 

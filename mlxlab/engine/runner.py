@@ -7,6 +7,8 @@ wait for a long one.
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -15,7 +17,9 @@ from typing import TYPE_CHECKING
 
 from mlxlab.engine.batch import Batch
 from mlxlab.engine.executor import Computation, Executor
+from mlxlab.engine.memory import LEAST
 from mlxlab.engine.samplers import LogitsProcessor, Sampler
+from mlxlab.errors import RequestError
 from mlxlab.prompt import Prompt, common_prefix
 
 if TYPE_CHECKING:
@@ -24,6 +28,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Request", "Runner"]
 
+log = logging.getLogger(__name__)
+
+#: Tokens of an answer that memory is kept for; a longer one takes what is free.
+_EXPECTED = 4096
+#: mlx-lm's caches grow by this many tokens at a time.
+_STEP = 256
 #: Answers that run at once, by default.
 _MOST = 8
 #: Tokens a second of prefill, before any was measured.
@@ -78,8 +88,13 @@ class Runner:
     The shortest remaining prefill comes first. Each second of waiting counts like a
     second less of work, so nothing waits for ever.
 
+    A prompt begins when memory has room for it and for its answer. Where a long answer
+    takes more than expected, caches that no request uses are released, then the
+    youngest answer ends.
+
     Args:
         most: answers that run at once; further ones wait.
+        release: frees stored tokens that no request uses; whether there were any.
         clock: seconds.
         executor: carries out the decisions; a new one if None.
     """
@@ -87,10 +102,12 @@ class Runner:
     def __init__(
         self,
         most: int = _MOST,
+        release: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = monotonic,
         executor: Executor | None = None,
     ) -> None:
         self.most = most
+        self._release = release
         self._clock = clock
         self._executor = executor or Executor()
         self._live: list[_Running] = []  # in order of arrival
@@ -127,6 +144,7 @@ class Runner:
         Returns:
             Whether there is more to do.
         """
+        self._stay_within()
         for batch in list(self._executor.batches):
             self._decode(batch)
         chosen = self._choose()
@@ -141,7 +159,7 @@ class Runner:
         members = {
             own.begun.row: own
             for own in self._live
-            if own.begun is not None and own.begun.batch is batch
+            if own.begun is not None and own.batch is batch
         }
         try:
             found = self._executor.step(batch)
@@ -182,10 +200,16 @@ class Runner:
         for progress in done:
             request.put(progress)
         if not own.remaining:
-            if request.max_tokens > 0:
-                self._executor.join(own.begun, request.sampler, request.processors)
-            else:
-                self._end(own)
+            self._join(own, own.begun)
+
+    def _join(self, own: _Running, begun: Computation) -> None:
+        request, executor = own.request, self._executor
+        if request.max_tokens <= 0:
+            self._end(own)
+            return
+        alike = executor.alike(begun)
+        batch = next((b for b in alike if self._joins(own, b)), None)
+        executor.join(begun, request.sampler, request.processors, batch)
 
     def _end(self, own: _Running, error: Exception | None = None) -> None:
         self._live.remove(own)
@@ -209,17 +233,72 @@ class Runner:
         waiting = [
             own
             for own in self._live
-            if not own.answers and not (full and own.begun is None)
+            if own.batch is None and not (full and own.begun is None)
         ]
         if not waiting:
             return None
-        now = self._clock()
-        chosen = min(
-            waiting, key=lambda own: own.to_compute / self._rate - (now - own.arrived)
-        )
-        if chosen.begun is None and (first := self._shared(chosen)):
-            return first
-        return chosen
+        if len(waiting) > 1:
+            now = self._clock()
+            waiting.sort(key=lambda own: self._urgency(own, now))
+        for chosen in waiting:
+            if chosen.begun is not None:
+                return chosen
+            if first := self._shared(chosen):
+                return first
+            if self._admits(chosen):
+                return chosen
+        return None
+
+    def _admits(self, own: _Running) -> bool:
+        """Whether memory has room for a request; a lonely one that has none fails."""
+        memory = own.request.engine.memory
+        if memory is None:
+            return True
+        prompt = len(own.request.prompt)
+        beside = memory.needed(own.request.engine.model, LEAST, prompt)
+        running = [other for other in self._live if other.begun is not None]
+        while (wanted := _growth([*running, own]) + beside) > memory.room:
+            if self._release():
+                continue
+            if not running:
+                error = RequestError(
+                    f"prompt is too long: {prompt} tokens and an answer take "
+                    f"{wanted >> 20} MiB, where {max(memory.room, 0) >> 20} MiB of "
+                    "--memory are free; a smaller capacity leaves more"
+                )
+                self._end(own, error)
+            return False
+        return True
+
+    def _joins(self, own: _Running, batch: Batch) -> bool:
+        """Whether memory has room for a batch padded to its longest answer."""
+        memory = own.request.engine.memory
+        if memory is None:
+            return True
+        lengths = [m.position for m in self._live if m.batch is batch]
+        lengths.append(own.position)
+        padding = max(lengths) * len(lengths) - sum(lengths)
+        padded = padding * own.request.engine.strategy.token_bytes
+        running = [other for other in self._live if other.begun is not None]
+        return padded <= memory.room - _growth(running)
+
+    def _stay_within(self) -> None:
+        """Release what is not used, or end an answer, before memory runs out."""
+        while self._executor.batches:
+            running = [own for own in self._live if own.batch is not None]
+            memory = running[-1].request.engine.memory
+            if memory is None:
+                return
+            step = sum(_STEP * o.request.engine.strategy.token_bytes for o in running)
+            if memory.room >= step:
+                return
+            if not self._release():
+                log.warning("an answer ends early: the memory budget is used up")
+                self._end(running[-1])
+
+    def _urgency(self, own: _Running, now: float) -> float:
+        """Return seconds of work left, less the seconds of waiting; least is first."""
+        return own.to_compute / self._rate - (now - own.arrived)
 
     def _shared(self, waiting: _Running) -> _Running | None:
         """Share with another prompt what both begin with and nothing has stored.
@@ -266,9 +345,9 @@ class _Running:
     _stored: tuple[int, int] = (-1, 0)
 
     @property
-    def answers(self) -> bool:
-        """Whether its prompt is computed."""
-        return self.begun is not None and self.begun.batch is not None
+    def batch(self) -> Batch | None:
+        """The batch that its answer is decoded in; None before."""
+        return None if self.begun is None else self.begun.batch
 
     @property
     def remaining(self) -> int:
@@ -276,6 +355,29 @@ class _Running:
         if self.begun is not None:
             return self.begun.remaining
         return max(len(self.request.prompt) - 1, 0)
+
+    @property
+    def position(self) -> int:
+        """Tokens in the working caches."""
+        if self.batch is not None:
+            return len(self.request.prompt) + len(self.request.answer)
+        return 0 if self.begun is None else self.begun.position
+
+    @property
+    def whole_bytes(self) -> int:
+        """Bytes of the working caches at the end of the answer, as far as expected."""
+        request, strategy = self.request, self.request.engine.strategy
+        answer = min(request.max_tokens, max(_EXPECTED, len(request.answer) + _STEP))
+        tokens = -(-(len(request.prompt) + answer) // _STEP) * _STEP
+        return tokens * strategy.token_bytes + strategy.checkpoint_bytes
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the working caches now."""
+        if self.begun is None:
+            return 0
+        strategy = self.request.engine.strategy
+        return self.position * strategy.token_bytes + strategy.checkpoint_bytes
 
     @property
     def to_compute(self) -> int:
@@ -290,3 +392,17 @@ class _Running:
             plan = engine.strategy.preview(self.request.prompt)
             self._stored = engine.commits, plan.reused
         return self._stored[1]
+
+
+def _growth(running: Sequence[_Running]) -> int:
+    """Return the bytes that caches and stores will grow by until all have ended."""
+    growth = 0
+    to_store: Counter[Engine] = Counter()
+    for own in running:
+        growth += max(own.whole_bytes - own.held_bytes, 0)
+        if own.request.engine.strategy.max_sequences != 0:
+            to_store[own.request.engine] += own.whole_bytes
+    for engine, whole in to_store.items():
+        free = engine.strategy.capacity - engine.strategy.stored_bytes
+        growth += min(max(free, 0), whole)
+    return growth

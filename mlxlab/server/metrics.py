@@ -80,6 +80,12 @@ class Metrics:
         self._running = Gauge(
             "mlxlab_running", "Requests being answered", registry=self._registry
         )
+        self._memory = Gauge(
+            "mlxlab_memory_bytes",
+            "The budget, and the most that was in use",
+            ("kind",),
+            registry=self._registry,
+        )
         self._stored = Gauge(
             "mlxlab_stored_bytes", "Keys and values held", by, registry=self._registry
         )
@@ -104,9 +110,15 @@ class Metrics:
         self._refused.inc()
 
     def text(
-        self, running: int, queue: int, stored: Mapping[tuple[str, str], int]
+        self,
+        running: int,
+        queue: int,
+        memory: Mapping[str, int],
+        stored: Mapping[tuple[str, str], int],
     ) -> bytes:
         """Return the exposition format, with the current state."""
+        for kind, nbytes in memory.items():
+            self._memory.labels(kind).set(nbytes)
         self._running.set(running)
         self._queue.set(queue)
         self._stored.clear()

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 
 import mlx.core as mx
 
-from mlxlab.engine import Engine, LoadedModel, Loader
-from mlxlab.errors import ModelError
+from mlxlab.engine import Engine, LoadedModel, Loader, Memory
+from mlxlab.errors import MemoryFullError, ModelError
 from mlxlab.models.folder import ModelFolder
+from mlxlab.strategies import parse_strategy
 
 __all__ = ["EngineKey", "ModelPool", "default_budget"]
 
@@ -53,7 +54,7 @@ class ModelPool:
     """Loads models on demand and unloads the least recently used ones for room.
 
     Args:
-        budget: bytes for weights and for stored keys and values together.
+        budget: bytes for weights, stored and working caches, and what a prefill needs.
         chunk: tokens that engines compute at a time.
         loader: loads models and opens engines; a new one if None.
     """
@@ -62,6 +63,7 @@ class ModelPool:
         self, budget: int, *, chunk: int = 2048, loader: Loader | None = None
     ) -> None:
         self.budget = budget
+        self.memory = Memory(budget)
         self.chunk = chunk
         self._loader = loader or Loader()
         self._loaded: OrderedDict[str, _Loaded] = OrderedDict()  # least recent first
@@ -91,11 +93,37 @@ class ModelPool:
         if key not in loaded.engines:
             loaded.engines[key] = self._new_engine(loaded, key.strategy)
         loaded.engines.move_to_end(key)
-        self._make_room(0, keep=folder.name)
-        idle = [k for k, own in loaded.engines.items() if k != key and not own.users]
-        while self.nbytes > self.budget and idle:
-            del loaded.engines[idle.pop(0)]
         return loaded.engines[key]
+
+    def release(self) -> bool:
+        """Drop the stored tokens or the model that was not used for longest.
+
+        Returns:
+            Whether there was any that no request uses.
+        """
+        for loaded in self._loaded.values():
+            for key, engine in list(loaded.engines.items()):
+                if not engine.users and engine.store.nbytes:
+                    log.warning(
+                        "stored tokens of %s dropped to make room", key.strategy
+                    )
+                    del loaded.engines[key]
+                    return True
+        return self._unload()
+
+    def spec(self, folder: ModelFolder, strategy: str) -> str:
+        """Return a strategy's spec with the capacity that the budget leaves for it.
+
+        A capacity that the spec names stays as it is. Others are at most half of what
+        the weights leave.
+        """
+        made = parse_strategy(strategy, layout=folder.layout)
+        most = (self.budget - self._loader.weigh(folder)) // 2
+        own = "capacity=" in strategy or "capacity" not in made.declared
+        if own or made.capacity <= most:
+            return strategy
+        joint = "," if ":" in strategy else ":"
+        return f"{strategy}{joint}capacity={max(most // _MIB, 1)}MiB"
 
     def load(self, folder: ModelFolder, strategy: str) -> None:
         """Load a model before the first request for it.
@@ -119,7 +147,11 @@ class ModelPool:
 
     def _new_engine(self, loaded: _Loaded, strategy: str) -> Engine:
         return self._loader.open(
-            loaded.model, strategy, chunk=self.chunk, chunk_s=_CHUNK_S
+            loaded.model,
+            self.spec(loaded.model.folder, strategy),
+            chunk=self.chunk,
+            chunk_s=_CHUNK_S,
+            memory=self.memory,
         )
 
     def _load(self, folder: ModelFolder) -> _Loaded:
@@ -132,7 +164,13 @@ class ModelPool:
                 f"model {folder.name}: its weights take {weights // _MIB} MiB, the "
                 f"memory budget is {self.budget // _MIB} MiB; raise --memory"
             )
-        self._make_room(weights)
+        while weights > self.memory.room and (self._unload() or self.release()):
+            pass
+        if weights > self.memory.room:
+            raise MemoryFullError(
+                f"model {folder.name}: its weights take {weights // _MIB} MiB, and "
+                "running requests leave less of --memory; try again soon"
+            )
         loaded = _Loaded(self._loader.load(folder), weights)
         if not loaded.model.batched:
             log.warning(
@@ -143,15 +181,15 @@ class ModelPool:
         self._loaded[folder.name] = loaded
         return loaded
 
-    def _make_room(self, needed: int, keep: str | None = None) -> None:
-        while self.nbytes + needed > self.budget:
-            idle = (n for n, own in self._loaded.items() if not own.is_used)
-            name = next((n for n in idle if n != keep), None)
-            if name is None:
-                break
-            log.warning("model %s unloaded to make room", name)
-            del self._loaded[name]
-            mx.clear_cache()
+    def _unload(self) -> bool:
+        """Unload the model that was not used for longest, if none needs it."""
+        idle = [name for name, loaded in self._loaded.items() if not loaded.is_used]
+        if len(self._loaded) < 2 or not idle:
+            return False
+        log.warning("model %s unloaded to make room", idle[0])
+        del self._loaded[idle[0]]
+        mx.clear_cache()
+        return True
 
 
 def default_budget() -> int:

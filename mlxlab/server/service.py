@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 
-from mlxlab.engine import Engine, Request, Runner, Worker
+from mlxlab.engine import Engine, Executor, Request, Runner, Worker
 from mlxlab.errors import ServerError
 from mlxlab.models.folder import ModelFolder
 from mlxlab.server.aliases import Aliases
@@ -44,7 +44,8 @@ class Service:
         worker: the thread that evaluates arrays.
         pool: models in memory.
         queue: most requests that may wait.
-        runner: runs several answers at once; a new one if None.
+        batch: most answers that run at once.
+        executor: computes; a new one if None.
         script: see :class:`Preparation`.
     """
 
@@ -55,14 +56,14 @@ class Service:
         pool: ModelPool,
         *,
         queue: int = 32,
-        runner: Runner | None = None,
+        batch: int = 8,
+        executor: Executor | None = None,
         script: Script | None = None,
     ) -> None:
         self.worker = worker
         self.pool = pool
-        self.scheduler = Scheduler(
-            worker, Runner() if runner is None else runner, limit=queue
-        )
+        runner = Runner(batch, pool.release, executor=executor)
+        self.scheduler = Scheduler(worker, runner, limit=queue)
         self.metrics = Metrics()
         self.preparation = Preparation(aliases, script)
         self._one_at_a_time = CapacityLimiter(1)
@@ -163,7 +164,8 @@ class Service:
         arrived, clock = time.time(), time.monotonic()
         prepared = await self._prepared(request, preparation)
         alias = prepared.alias
-        note(configuration=Configuration(strategy=alias.strategy, rules=alias.rules))
+        strategy = self.pool.spec(prepared.folder, alias.strategy)
+        note(configuration=Configuration(strategy=strategy, rules=alias.rules))
         job = await self._alone(
             partial(
                 preparation.job, request, prepared, partial(self._engine, credential)
@@ -207,7 +209,9 @@ class Service:
         """Return the metrics in Prometheus' text format."""
         waiting = self.scheduler.waiting
         running = self.scheduler.unfinished - waiting
-        return self.metrics.text(running, waiting, self._stored)
+        memory = self.pool.memory
+        held = {"budget": memory.budget, "peak": memory.peak}
+        return self.metrics.text(running, waiting, held, self._stored)
 
     async def _prepared(
         self, request: TokenCountRequest, preparation: Preparation

@@ -102,10 +102,11 @@ class Follower:
                 made = executor.begin(engine, message.prompt.prompt())
                 _compare(engine, digest_of(made.prefill.plan), message.plan)
             case Compute(number, chunk):
-                begun[number].prefill.chunk = chunk
+                begun[number].prefill.given = chunk
                 executor.compute(begun[number])
-            case Join(number):
-                executor.join(begun[number], greedy)
+            case Join(number, batch):
+                joined = None if batch is None else executor.batches[batch]
+                executor.join(begun[number], greedy, batch=joined)
             case Step(batch):
                 executor.step(executor.batches[batch])
             case Store(number, length, commit):

@@ -18,6 +18,7 @@ from mlxlab.engine.batch import Batch
 from mlxlab.engine.engine import Engine, PrefillProgress
 from mlxlab.engine.executor import Computation, Executor
 from mlxlab.engine.loading import LoadedModel, Loader
+from mlxlab.engine.memory import Memory
 from mlxlab.engine.ranks.messages import (
     Begin,
     Compute,
@@ -70,7 +71,13 @@ class LeadingLoader(Loader):
         return loaded
 
     def open(
-        self, loaded: LoadedModel, strategy: str, *, chunk: int, chunk_s: float
+        self,
+        loaded: LoadedModel,
+        strategy: str,
+        *,
+        chunk: int,
+        chunk_s: float,
+        memory: Memory | None = None,
     ) -> Engine:
         """Open an engine on all ranks.
 
@@ -78,7 +85,9 @@ class LeadingLoader(Loader):
             ModelError: see :meth:`Loader.open`.
         """
         self.drop()
-        engine = super().open(loaded, strategy, chunk=chunk, chunk_s=chunk_s)
+        engine = super().open(
+            loaded, strategy, chunk=chunk, chunk_s=chunk_s, memory=memory
+        )
         number, model = next(self._numbers), self.models[loaded]
         layout, batched = loaded.layout, loaded.batched
         self.ranks.send(Open(number, model, strategy, chunk, layout, batched))
@@ -113,7 +122,9 @@ class LeadingExecutor(Executor):
         return made
 
     def compute(self, own: Computation) -> list[PrefillProgress]:
-        with together(self._ranks, Compute(own.number, own.prefill.chunk)):
+        chunk = own.engine.next_chunk(own.prefill, own.position)
+        own.prefill.given = chunk
+        with together(self._ranks, Compute(own.number, chunk)):
             return super().compute(own)
 
     def join(
@@ -121,9 +132,11 @@ class LeadingExecutor(Executor):
         own: Computation,
         sampler: Sampler,
         processors: Sequence[LogitsProcessor] = (),
+        batch: Batch | None = None,
     ) -> None:
-        with together(self._ranks, Join(own.number)):
-            super().join(own, sampler, processors)
+        index = None if batch is None else self.batches.index(batch)
+        with together(self._ranks, Join(own.number, index)):
+            super().join(own, sampler, processors, batch)
 
     def step(self, batch: Batch) -> dict[int, int | Exception]:
         with together(self._ranks, Step(self.batches.index(batch))):

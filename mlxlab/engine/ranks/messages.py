@@ -154,9 +154,10 @@ class Compute:
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """Let an answer begin."""
+    """Let an answer begin, in the batch of this index or in a new one."""
 
     computation: int
+    batch: int | None
     kind: Literal["join"] = "join"
 
 

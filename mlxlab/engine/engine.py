@@ -65,23 +65,23 @@ class Prefill:
     """A prompt while its cache is being filled, up to all tokens but the last.
 
     Attributes:
-        chunk: most tokens to compute at once; halved when that takes too long.
         caches: the caches of all layers.
         held: what the plan restores.
         restore_s: seconds spent so far on the plan and on copying reused positions.
         compute_s: seconds spent so far on computing the other positions.
         taken: checkpoints taken so far, by position.
+        halved: how often a chunk took too long, so that the next was half of it.
         given: tokens of the next chunk; None where the engine decides.
     """
 
     prompt: Prompt
     plan: Plan
-    chunk: int
     caches: WorkingCache = field(repr=False)
     held: Held = field(repr=False)
     restore_s: float
     compute_s: float = 0.0
     taken: dict[int, Checkpoint] = field(default_factory=dict, repr=False)
+    halved: int = 0
     given: int | None = None
 
     @property
@@ -309,8 +309,7 @@ class Engine:
         plan = self.strategy.plan(prompt)
         caches = WorkingCache.of(self.model, Windows(self.strategy.windows))
         held = self.store.hold(plan)
-        took = perf_counter() - started
-        return Prefill(prompt, plan, self.chunk, caches, held, took)
+        return Prefill(prompt, plan, caches, held, perf_counter() - started)
 
     def fill(self, prefill: Prefill) -> Iterator[PrefillProgress]:
         """Restore and compute all tokens but the last, one chunk an item."""
@@ -367,10 +366,12 @@ class Engine:
 
     def next_chunk(self, prefill: Prefill, position: int) -> int:
         """Return how many tokens may be computed at once, behind a position."""
+        least = min(self.chunk, _LEAST_CHUNK)
+        most = max(self.chunk >> prefill.halved, least)
         if self.memory is None:
-            return prefill.chunk
+            return most
         growth = self.strategy.token_bytes
-        return self.memory.chunk(self.model, prefill.chunk, position, growth)
+        return self.memory.chunk(self.model, most, position, growth)
 
     def _pieces(
         self, positions: Positions, prefill: Prefill, stops: Sequence[int] = ()
@@ -396,8 +397,7 @@ class Engine:
         yield
         taken_s = perf_counter() - started
         prefill.compute_s += taken_s
-        if taken_s > self.chunk_s:
-            prefill.chunk = max(prefill.chunk // 2, _LEAST_CHUNK)
+        prefill.halved += taken_s > self.chunk_s
         if self.memory is not None:
             self.memory.record(self.model, len(piece), int(piece[-1]) + 1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -100,35 +101,41 @@ def serve(
     from mlxlab.client.launch import environment_lines
 
     with needs("serve"):
+        from mlxlab.engine.ranks import Follower, Ranks
         from mlxlab.server.aliases import parse_models
         from mlxlab.server.credentials import find_token
         from mlxlab.server.server import Options
         from mlxlab.server.server import serve as start
         from mlxlab.web.background import wait_for_signal
 
-    if token is not None:
-        typer.echo(_EXPOSED, err=True)
-    options = Options(
-        host=host,
-        port=port,
-        token=find_token(token, token_file),
-        memory=memory,
-        script=script,
-        **given(chunk=chunk, queue=queue, batch=batch),
-    )
-    models = parse_models(alias or ())
-    os.environ.pop(TOKEN_VARIABLE, None)  # what the server starts does not need it
-    with start(
-        model,
-        strategy,
-        rules=rules,
-        aliases=aliases,
-        models=models,
-        record=record,
-        options=options,
-    ) as server:
-        shown = [*server.notices, *environment_lines(server.endpoint)]
-        wait_for_signal(lambda: _print_server(repr(server), server.url, shown))
+    with Ranks.join() or nullcontext() as ranks:
+        if ranks is not None and ranks.rank > 0:
+            Follower(ranks).run()
+            return
+        if token is not None:
+            typer.echo(_EXPOSED, err=True)
+        options = Options(
+            host=host,
+            port=port,
+            token=find_token(token, token_file),
+            memory=memory,
+            script=script,
+            **given(chunk=chunk, queue=queue, batch=batch),
+        )
+        models = parse_models(alias or ())
+        os.environ.pop(TOKEN_VARIABLE, None)  # what the server starts does not need it
+        with start(
+            model,
+            strategy,
+            rules=rules,
+            aliases=aliases,
+            models=models,
+            record=record,
+            options=options,
+            ranks=ranks,
+        ) as server:
+            shown = [*server.notices, *environment_lines(server.endpoint)]
+            wait_for_signal(lambda: _print_server(repr(server), server.url, shown))
 
 
 @app.command(

@@ -17,8 +17,9 @@ with needs("running a model", "cpu"):
         Replayed,
         device_name,
     )
+    from mlxlab.engine.executor import Executor
     from mlxlab.engine.kv_store import KVStore
-    from mlxlab.engine.loading import load_model
+    from mlxlab.engine.loading import LoadedModel, Loader, load_model
     from mlxlab.engine.memory import Memory
     from mlxlab.engine.runner import Request, Runner
     from mlxlab.engine.samplers import (
@@ -28,15 +29,17 @@ with needs("running a model", "cpu"):
         LogitsProcessor,
         Sampler,
     )
-    from mlxlab.engine.trial import try_batch
     from mlxlab.engine.worker import Worker
 
 __all__ = [
     "Barred",
     "BoundedThinking",
     "Engine",
+    "Executor",
     "Forced",
     "KVStore",
+    "LoadedModel",
+    "Loader",
     "LogitsProcessor",
     "Memory",
     "Prefill",
@@ -48,5 +51,4 @@ __all__ = [
     "Worker",
     "device_name",
     "load_model",
-    "try_batch",
 ]

@@ -5,7 +5,7 @@ Everything here evaluates arrays and must run on the worker thread.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, TypeAlias
@@ -36,11 +36,21 @@ class Batch:
     Args:
         model: of all answers.
         shared: whether several answers may join.
+        share: maps the ids that were sampled for all rows to those that are used.
     """
 
-    def __init__(self, model: Any, *, shared: bool = False) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        shared: bool = False,
+        share: Callable[[mx.array], mx.array] = lambda ids: ids,
+    ) -> None:
         self._model = model
         self._shared = shared
+        self._share = share
+        self._sampled: list[_Guard] = []  # of the rows of the step under way
+        self._sampler = self._sample  # the same object for all rows
         self._running: Any = None
         self._members: dict[int, _Member] = {}
         self._numbers = count()
@@ -74,14 +84,15 @@ class Batch:
         member = _Member(caches, _Guard(sampler, processors))
         with mx.stream(generation_stream):
             member.advance(_states(caches.layers))
+            self._sampled = [member.guard]
             joining = GenerationBatch(
                 self._model,
                 [number],
                 mx.array([token]),
                 list(caches.layers),
                 [[]],
-                [member.guard.sample],
-                member.guard.sample,
+                [self._sampler],
+                self._sampler,
                 [[member.guard.process] if processors else []],
                 [StopSequences()],
                 [_ENDLESS],
@@ -120,13 +131,23 @@ class Batch:
             return {}
         with mx.stream(generation_stream):
             before = _states(self._running.prompt_cache)
-            for row, number in enumerate(self._running.uids):
-                self._members[number].advance(before, row)
+            members = [self._members[number] for number in self._running.uids]
+            for row, member in enumerate(members):
+                member.advance(before, row)
+            self._sampled = [member.guard for member in members]
             found = self._running.next()
         return {
             answer.uid: self._members[answer.uid].guard.error or answer.token
             for answer in found
         }
+
+    def _sample(self, logprobs: mx.array) -> mx.array:
+        """Sample all rows, so that their ids are shared in one piece."""
+        ids = [
+            guard.sample(logprobs[row : row + 1])
+            for row, guard in enumerate(self._sampled)
+        ]
+        return self._share(mx.concatenate(ids))
 
     def caches(self, number: int) -> WorkingCache:
         """Return the caches of an answer as they are now: a copy if it is not alone."""

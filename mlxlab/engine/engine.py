@@ -70,6 +70,8 @@ class Prefill:
         restore_s: seconds spent so far on the plan and on copying reused positions.
         compute_s: seconds spent so far on computing the other positions.
         taken: checkpoints taken so far, by position.
+        halved: how often a chunk took too long, so that the next was half of it.
+        given: tokens of the next chunk; None where the engine decides.
     """
 
     prompt: Prompt
@@ -79,6 +81,8 @@ class Prefill:
     restore_s: float
     compute_s: float = 0.0
     taken: dict[int, Checkpoint] = field(default_factory=dict, repr=False)
+    halved: int = 0
+    given: int | None = None
 
     @property
     def position(self) -> int:
@@ -132,56 +136,6 @@ class Replayed:
     @property
     def plan(self) -> Plan:
         return self.prefill.plan
-
-
-@dataclass(slots=True)
-class _Pace:
-    """Cuts positions into chunks that take neither too long nor too much memory.
-
-    Attributes:
-        chunk: tokens of the next chunk; halved when one takes too long.
-        most_s: seconds that a chunk may take.
-        memory: None for no limit.
-        token_bytes: that the caches grow by for a token.
-    """
-
-    model: Any
-    chunk: int
-    most_s: float
-    memory: Memory | None
-    token_bytes: int
-
-    def pieces(
-        self, positions: Positions, stops: Sequence[int] = ()
-    ) -> Iterator[Positions]:
-        """Yield neighbours, in chunks that end at ``stops`` too."""
-        start = 0
-        while start < len(positions):
-            chunk = self.chunk
-            if self.memory is not None:
-                at = int(positions[start])
-                chunk = self.memory.chunk(self.model, chunk, at, self.token_bytes)
-            piece = positions[start : start + chunk]
-            first, last = int(piece[0]), int(piece[-1])
-            stop = next((stop for stop in stops if first < stop <= last), None)
-            if stop is not None:
-                piece = piece[: stop - first]
-            yield piece
-            start += len(piece)
-
-    @contextmanager
-    def measured(self, prefill: Prefill, piece: Positions) -> Iterator[None]:
-        """Measure the computation of a chunk."""
-        if self.memory is not None:
-            self.memory.begin()
-        started = perf_counter()
-        yield
-        taken_s = perf_counter() - started
-        prefill.compute_s += taken_s
-        if taken_s > self.most_s:
-            self.chunk = max(self.chunk // 2, _LEAST_CHUNK)
-        if self.memory is not None:
-            self.memory.record(self.model, len(piece), int(piece[-1]) + 1)
 
 
 class Engine:
@@ -369,7 +323,6 @@ class Engine:
     def _append(self, prefill: Prefill, plan: Plan) -> Iterator[PrefillProgress]:
         """Restore and compute a plan without moved spans, from left to right."""
         last = len(prefill.prompt) - 1
-        pace = self._pace()
         for start, stop in [*plan.gaps, (plan.length, plan.length)]:
             run = [s for s in plan.spans if prefill.position <= s.target < start]
             if run:
@@ -378,8 +331,8 @@ class Engine:
                 prefill.restore_s += perf_counter() - started
                 yield PrefillProgress(sum(span.length for span in run))
             to_compute = np.arange(start, min(stop, last))
-            for piece in pace.pieces(to_compute, plan.captures):
-                with pace.measured(prefill, piece):
+            for piece in self._pieces(to_compute, prefill, plan.captures):
+                with self._measured(prefill, piece):
                     prefill.caches.compute(self.model, prefill.prompt.tokens[piece])
                     if prefill.position in plan.captures:
                         checkpoint = prefill.caches.checkpoint(prefill.position)
@@ -404,17 +357,49 @@ class Engine:
         prefill.compute_s += perf_counter() - started
         yield PrefillProgress(sum(span.length for span in spans) - plan.recompute)
         positions = np.flatnonzero(open_[:-1])
-        pace = self._pace()
-        for piece in pace.pieces(positions):
+        for piece in self._pieces(positions, prefill):
             prefill.advance(int(piece[0]))
-            with pace.measured(prefill, piece):
+            with self._measured(prefill, piece):
                 scattered.compute(piece)
             yield PrefillProgress(len(piece))
         prefill.advance(plan.length - 1)
 
-    def _pace(self) -> _Pace:
+    def next_chunk(self, prefill: Prefill, position: int) -> int:
+        """Return how many tokens may be computed at once, behind a position."""
+        least = min(self.chunk, _LEAST_CHUNK)
+        most = max(self.chunk >> prefill.halved, least)
+        if self.memory is None:
+            return most
         growth = self.strategy.token_bytes
-        return _Pace(self.model, self.chunk, self.chunk_s, self.memory, growth)
+        return self.memory.chunk(self.model, most, position, growth)
+
+    def _pieces(
+        self, positions: Positions, prefill: Prefill, stops: Sequence[int] = ()
+    ) -> Iterator[Positions]:
+        """Yield neighbours, in chunks that end at ``stops`` too."""
+        start = 0
+        while start < len(positions):
+            chunk = prefill.given or self.next_chunk(prefill, int(positions[start]))
+            piece = positions[start : start + chunk]
+            first, last = int(piece[0]), int(piece[-1])
+            stop = next((stop for stop in stops if first < stop <= last), None)
+            if stop is not None:
+                piece = piece[: stop - first]
+            yield piece
+            start += len(piece)
+
+    @contextmanager
+    def _measured(self, prefill: Prefill, piece: Positions) -> Iterator[None]:
+        """Measure the computation of a chunk; a slow one halves the next."""
+        if self.memory is not None:
+            self.memory.begin()
+        started = perf_counter()
+        yield
+        taken_s = perf_counter() - started
+        prefill.compute_s += taken_s
+        prefill.halved += taken_s > self.chunk_s
+        if self.memory is not None:
+            self.memory.record(self.model, len(piece), int(piece[-1]) + 1)
 
     def _greedy(
         self, prefill: Prefill, most: int, stop: Container[int]

@@ -1,9 +1,10 @@
-"""Loads models: with their weights, or as an outline whose weights are never read."""
+"""Loads models: whole, a group's part, or an outline whose weights are never read."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
@@ -11,48 +12,166 @@ from mlx.utils import tree_map
 from mlx_lm.utils import _get_classes, load_config
 from mlx_lm.utils import load_model as load_mlx_model
 
+from mlxlab.engine.engine import Engine
 from mlxlab.engine.layout import measure_layout
-from mlxlab.engine.trial import try_out
+from mlxlab.engine.memory import Memory
+from mlxlab.engine.sharding import shard, weight_bytes
+from mlxlab.engine.trial import try_batch, try_out
 from mlxlab.errors import ModelError
 from mlxlab.models.folder import ModelFolder
 from mlxlab.models.layout import CacheLayout
+from mlxlab.strategies import parse_strategy
 
-__all__ = ["load_model", "outline_layout"]
+__all__ = ["LoadedModel", "Loader", "load_model", "outline_layout", "outline_model"]
 
 _TYPES = {"float16": mx.float16, "float32": mx.float32}
 
 
-def load_model(folder: ModelFolder) -> Any:
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class LoadedModel:
+    """A model in memory.
+
+    Attributes:
+        folder: its files.
+        layout: what its caches keep in this process.
+        batched: whether its answers may decode together.
+    """
+
+    folder: ModelFolder
+    model: Any = field(repr=False)
+    layout: CacheLayout
+    batched: bool
+
+
+class Loader:
+    """Loads models, whole or a group's part of them, and opens engines on them.
+
+    Args:
+        group: the processes that share each model; None for a single one.
+    """
+
+    def __init__(self, group: mx.distributed.Group | None = None) -> None:
+        self.group = group
+
+    def weigh(self, folder: ModelFolder) -> int:
+        """Return the bytes of a model's weights in this process; reads none of them.
+
+        Raises:
+            ModelError: the group cannot share this model.
+        """
+        if self.group is None:
+            return sum(
+                file.stat().st_size for file in folder.path.glob("*.safetensors")
+            )
+        return weight_bytes(_read(folder, self.group))
+
+    def load(self, folder: ModelFolder) -> LoadedModel:
+        """Load a model.
+
+        Raises:
+            ModelError: see :func:`load_model`.
+        """
+        model = load_model(folder, self.group)
+        layout = folder.layout if self.group is None else measure_layout(model)
+        return LoadedModel(folder, model, layout, try_batch(model))
+
+    def open(
+        self,
+        loaded: LoadedModel,
+        strategy: str,
+        *,
+        chunk: int,
+        chunk_s: float,
+        memory: Memory | None = None,
+    ) -> Engine:
+        """Open an engine with an empty store.
+
+        Args:
+            loaded: from :meth:`load`.
+            strategy: as ``name[:key=value,...]``.
+            chunk: see :class:`Engine`.
+            chunk_s: see :class:`Engine`.
+            memory: see :class:`Engine`.
+
+        Raises:
+            ModelError: the model cannot be run under this strategy, or a group cannot.
+        """
+        made = parse_strategy(strategy, layout=loaded.layout)
+        if self.group is not None and not made.exact:
+            raise ModelError(
+                f"{made.name}: moves keys and values by what a whole model attends "
+                "to; choose an exact strategy for a model on several machines"
+            )
+        return Engine(
+            loaded.model,
+            made,
+            chunk=chunk,
+            window=loaded.folder.window,
+            chunk_s=chunk_s,
+            batched=loaded.batched,
+            memory=memory,
+        )
+
+
+def load_model(folder: ModelFolder, group: mx.distributed.Group | None = None) -> Any:
     """Load a model and its weights into memory, without running code from its folder.
 
-    The layout, or the refusal, is kept for simulations.
+    The layout, or the refusal, of a whole model is kept for simulations.
+
+    Args:
+        folder: the model's files.
+        group: the processes that share the model; each loads its part.
 
     Raises:
         ModelError: the weights are missing or broken, mlx-lm does not know the
-            architecture, or the model's caches cannot be restored.
+            architecture, the group cannot share it, or the model's caches cannot be
+            restored.
     """
+    model = _read(folder, group)
     with _refusing(folder, "cannot be loaded: "):
-        model, _ = load_mlx_model(folder.path)
+        mx.eval(model.parameters())
     try:
         with _refusing(folder, "cannot be run: "):
             layout = measure_layout(model)
             try_out(model)
     except ModelError as error:
-        folder.keep_layout(error)
+        if group is None:
+            folder.keep_layout(error)
         raise
-    folder.keep_layout(layout)
+    if group is None:
+        folder.keep_layout(layout)
+    return model
+
+
+def _read(folder: ModelFolder, group: mx.distributed.Group | None) -> Any:
+    """Read a model; the weights of a part are read when they are needed."""
+    with _refusing(folder, "cannot be loaded: "):
+        model, _ = load_mlx_model(folder.path, lazy=group is not None)
+        if group is not None:
+            shard(model, group)
     return model
 
 
 def outline_layout(folder: ModelFolder) -> CacheLayout:
     """Return the layout of a model whose weights are not read and take no memory.
 
+    Raises:
+        ModelError: the model cannot be loaded or run, or keeps caches of an unknown
+            class.
+    """
+    model = outline_model(folder)
+    with _refusing(folder, "cannot be run: "):
+        return measure_layout(model)
+
+
+def outline_model(folder: ModelFolder) -> Any:
+    """Return a model whose weights are not read and take no memory.
+
     Shapes and types are those of the loaded model: the headers of the weight files
     decide them. Without such files, weights have the type that the configuration names.
 
     Raises:
-        ModelError: the model cannot be loaded or run, or keeps caches of an unknown
-            class.
+        ModelError: the model cannot be loaded.
     """
     with _refusing(folder, "cannot be loaded: "):
         if any(folder.path.glob("model*.safetensors")):
@@ -61,8 +180,7 @@ def outline_layout(folder: ModelFolder) -> CacheLayout:
             model = _without_weights(folder)
         # Some models evaluate a part of their pass, and would read weights for it.
         model.update(tree_map(_blank, model.parameters()))
-    with _refusing(folder, "cannot be run: "):
-        return measure_layout(model)
+    return model
 
 
 def _without_weights(folder: ModelFolder) -> Any:

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from mlxlab.engine.batch import Batch
+from mlxlab.engine.executor import Computation, Executor
 from mlxlab.engine.memory import LEAST
 from mlxlab.engine.samplers import LogitsProcessor, Sampler
 from mlxlab.errors import RequestError
 from mlxlab.prompt import Prompt, common_prefix
 
 if TYPE_CHECKING:
-    from mlxlab.engine.engine import Engine, Prefill, PrefillProgress
+    from mlxlab.engine.engine import Engine, PrefillProgress
     from mlxlab.strategies import Plan
 
 __all__ = ["Request", "Runner"]
@@ -95,6 +96,7 @@ class Runner:
         most: answers that run at once; further ones wait.
         release: frees stored tokens that no request uses; whether there were any.
         clock: seconds.
+        executor: carries out the decisions; a new one if None.
     """
 
     def __init__(
@@ -102,12 +104,13 @@ class Runner:
         most: int = _MOST,
         release: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = monotonic,
+        executor: Executor | None = None,
     ) -> None:
         self.most = most
         self._release = release
         self._clock = clock
+        self._executor = executor or Executor()
         self._live: list[_Running] = []  # in order of arrival
-        self._batches: list[Batch] = []
         self._rate = _RATE
         self._order = count()
 
@@ -117,7 +120,7 @@ class Runner:
     @property
     def running(self) -> int:
         """Answers that have begun."""
-        return sum(own.prefill is not None for own in self._live)
+        return sum(own.begun is not None for own in self._live)
 
     def add(self, request: Request) -> None:
         """Queue a request."""
@@ -142,7 +145,7 @@ class Runner:
             Whether there is more to do.
         """
         self._stay_within()
-        for batch in list(self._batches):
+        for batch in list(self._executor.batches):
             self._decode(batch)
         chosen = self._choose()
         if chosen is not None:
@@ -153,13 +156,15 @@ class Runner:
         return bool(self._live)
 
     def _decode(self, batch: Batch) -> None:
-        members = {own.number: own for own in self._live if own.batch is batch}
+        members = {
+            own.begun.row: own
+            for own in self._live
+            if own.begun is not None and own.batch is batch
+        }
         try:
-            found = batch.step()
+            found = self._executor.step(batch)
         except Exception as error:
-            self._batches.remove(batch)
             for own in members.values():
-                own.batch = None
                 self._end(own, error)
             return
         for number, token in found.items():
@@ -183,52 +188,40 @@ class Runner:
     def _fill(self, own: _Running) -> None:
         """Compute a chunk; then, or if none is left, let the answer begin."""
         request = own.request
-        if own.prefill is None:
-            own.prefill = request.engine.begin(request.prompt)
+        if own.begun is None:
+            own.begun = self._executor.begin(request.engine, request.prompt)
             request.planned = next(self._order)
-            own.chunks = request.engine.fill(own.prefill)
-            request.put(own.prefill.plan)
-        before = own.prefill.compute_s
-        done = next(own.chunks, None)
-        if done is not None:
-            request.put(done)
-            self._measure(done.tokens, own.prefill.compute_s - before)
+            request.put(own.begun.prefill.plan)
+        before = own.begun.prefill.compute_s
+        done = self._executor.compute(own.begun)
+        if done:
+            tokens = sum(progress.tokens for progress in done)
+            self._measure(tokens, own.begun.prefill.compute_s - before)
+        for progress in done:
+            request.put(progress)
         if not own.remaining:
-            for done in own.chunks:
-                request.put(done)
-            self._join(own, own.prefill)
+            self._join(own, own.begun)
 
-    def _join(self, own: _Running, prefill: Prefill) -> None:
-        request = own.request
+    def _join(self, own: _Running, begun: Computation) -> None:
+        request, executor = own.request, self._executor
         if request.max_tokens <= 0:
             self._end(own)
             return
-        model = request.engine.model
-        shared = request.engine.batched and prefill.caches.mergeable
-        alike = (b for b in self._batches if shared and b.accepts(model))
+        alike = executor.alike(begun)
         batch = next((b for b in alike if self._joins(own, b)), None)
-        batch = batch or Batch(model, shared=shared)
-        last = int(request.prompt.tokens[-1])
-        own.number = batch.add(
-            prefill.caches, last, request.sampler, request.processors
-        )
-        own.batch = batch
-        if batch not in self._batches:
-            self._batches.append(batch)
+        executor.join(begun, request.sampler, request.processors, batch)
 
     def _end(self, own: _Running, error: Exception | None = None) -> None:
         self._live.remove(own)
-        own.request.engine.users -= 1
-        request, prefill, batch = own.request, own.prefill, own.batch
+        request, begun = own.request, own.begun
+        request.engine.users -= 1
         try:
-            if prefill is not None and batch is not None:
-                prefill.caches = batch.remove(own.number)
-                if not batch:
-                    self._batches.remove(batch)
-            if prefill is not None and error is None:
-                request.engine.commit(prefill, request.answer)
-                length = prefill.computed(len(request.answer))
-                request.stored.append((next(self._order), length))
+            if begun is not None:
+                answer = request.answer if error is None else None
+                self._executor.end(begun, answer)
+                if error is None:
+                    length = begun.prefill.computed(len(request.answer))
+                    request.stored.append((next(self._order), length))
         except Exception as failure:
             error = error or failure
         request.error = error
@@ -240,7 +233,7 @@ class Runner:
         waiting = [
             own
             for own in self._live
-            if own.batch is None and not (full and own.prefill is None)
+            if own.batch is None and not (full and own.begun is None)
         ]
         if not waiting:
             return None
@@ -248,7 +241,7 @@ class Runner:
             now = self._clock()
             waiting.sort(key=lambda own: self._urgency(own, now))
         for chosen in waiting:
-            if chosen.prefill is not None:
+            if chosen.begun is not None:
                 return chosen
             if first := self._shared(chosen):
                 return first
@@ -263,7 +256,7 @@ class Runner:
             return True
         prompt = len(own.request.prompt)
         beside = memory.needed(own.request.engine.model, LEAST, prompt)
-        running = [other for other in self._live if other.prefill is not None]
+        running = [other for other in self._live if other.begun is not None]
         while (wanted := _growth([*running, own]) + beside) > memory.room:
             if self._release():
                 continue
@@ -286,12 +279,12 @@ class Runner:
         lengths.append(own.position)
         padding = max(lengths) * len(lengths) - sum(lengths)
         padded = padding * own.request.engine.strategy.token_bytes
-        running = [other for other in self._live if other.prefill is not None]
+        running = [other for other in self._live if other.begun is not None]
         return padded <= memory.room - _growth(running)
 
     def _stay_within(self) -> None:
         """Release what is not used, or end an answer, before memory runs out."""
-        while self._batches:
+        while self._executor.batches:
             running = [own for own in self._live if own.batch is not None]
             memory = running[-1].request.engine.memory
             if memory is None:
@@ -315,29 +308,22 @@ class Runner:
         """
         engine, most, other = waiting.request.engine, 0, None
         for own in self._live:
-            if own.prefill is not None and own.request.engine is engine:
+            if own.begun is not None and own.request.engine is engine:
                 common = common_prefix(
                     own.request.prompt.tokens, waiting.request.prompt.tokens[:-1]
                 )
-                shared = engine.strategy.count_shared(own.prefill.plan, common)
+                plan = own.begun.prefill.plan
+                shared = engine.strategy.count_shared(plan, common)
                 if shared > most:
                     most, other = shared, own
         if other is None or most < waiting.stored + _LEAST_SHARED:
             return None
-        assert other.prefill is not None
-        if other.filled < most:
+        assert other.begun is not None
+        if other.begun.position < most:
             return other
-        self._store(other, most)
+        self._executor.store(other.begun, most)
+        other.request.stored.append((next(self._order), most))
         return None
-
-    def _store(self, own: _Running, length: int) -> None:
-        """Cache the first tokens of a prompt before its answer has ended."""
-        assert own.prefill is not None
-        caches = own.prefill.caches
-        if own.batch is not None:
-            caches = own.batch.caches(own.number)
-        own.request.engine.commit(own.prefill, length=length, caches=caches)
-        own.request.stored.append((next(self._order), length))
 
     def _measure(self, tokens: int, seconds: float) -> None:
         if seconds > 0:
@@ -350,35 +336,32 @@ class _Running:
 
     Attributes:
         arrived: by the runner's clock.
-        prefill: None before its turn.
-        chunks: computes the rest of the prompt.
-        batch: that its answer is decoded in, as ``number``; None before.
+        begun: None before its turn.
     """
 
     request: Request
     arrived: float
-    prefill: Prefill | None = None
-    chunks: Iterator[PrefillProgress] = field(default_factory=lambda: iter(()))
-    batch: Batch | None = None
-    number: int = -1
+    begun: Computation | None = None
     _stored: tuple[int, int] = (-1, 0)
 
     @property
-    def filled(self) -> int:
-        """Tokens of the prompt that are computed."""
-        return 0 if self.prefill is None else self.prefill.position
+    def batch(self) -> Batch | None:
+        """The batch that its answer is decoded in; None before."""
+        return None if self.begun is None else self.begun.batch
 
     @property
     def remaining(self) -> int:
         """Tokens to compute before the last one."""
-        return max(len(self.request.prompt) - 1 - self.filled, 0)
+        if self.begun is not None:
+            return self.begun.remaining
+        return max(len(self.request.prompt) - 1, 0)
 
     @property
     def position(self) -> int:
         """Tokens in the working caches."""
-        if self.batch is None:
-            return self.filled
-        return len(self.request.prompt) + len(self.request.answer)
+        if self.batch is not None:
+            return len(self.request.prompt) + len(self.request.answer)
+        return 0 if self.begun is None else self.begun.position
 
     @property
     def whole_bytes(self) -> int:
@@ -391,7 +374,7 @@ class _Running:
     @property
     def held_bytes(self) -> int:
         """Bytes of the working caches now."""
-        if self.prefill is None:
+        if self.begun is None:
             return 0
         strategy = self.request.engine.strategy
         return self.position * strategy.token_bytes + strategy.checkpoint_bytes
@@ -399,7 +382,7 @@ class _Running:
     @property
     def to_compute(self) -> int:
         """As far as it is known now."""
-        return self.remaining - (self.stored if self.prefill is None else 0)
+        return self.remaining - (self.stored if self.begun is None else 0)
 
     @property
     def stored(self) -> int:

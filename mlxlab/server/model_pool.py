@@ -1,6 +1,6 @@
 """Models in memory and their engines, under one memory budget.
 
-All functions but :func:`folder_bytes` must run on the worker thread.
+All functions must run on the worker thread.
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ import os
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any
 
 import mlx.core as mx
 
-from mlxlab.engine import Engine, Memory, load_model, try_batch
+from mlxlab.engine import Engine, LoadedModel, Loader, Memory
 from mlxlab.errors import MemoryFullError, ModelError
 from mlxlab.models.folder import ModelFolder
 from mlxlab.strategies import parse_strategy
 
-__all__ = ["EngineKey", "ModelPool", "default_budget", "folder_bytes"]
+__all__ = ["EngineKey", "ModelPool", "default_budget"]
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +37,8 @@ class EngineKey:
 
 @dataclass(slots=True)
 class _Loaded:
-    model: Any
+    model: LoadedModel
     weights: int
-    batched: bool
     engines: OrderedDict[EngineKey, Engine] = field(default_factory=OrderedDict)
 
     @property
@@ -58,12 +56,16 @@ class ModelPool:
     Args:
         budget: bytes for weights, stored and working caches, and what a prefill needs.
         chunk: tokens that engines compute at a time.
+        loader: loads models and opens engines; a new one if None.
     """
 
-    def __init__(self, budget: int, *, chunk: int = 2048) -> None:
+    def __init__(
+        self, budget: int, *, chunk: int = 2048, loader: Loader | None = None
+    ) -> None:
         self.budget = budget
         self.memory = Memory(budget)
         self.chunk = chunk
+        self._loader = loader or Loader()
         self._loaded: OrderedDict[str, _Loaded] = OrderedDict()  # least recent first
 
     @property
@@ -89,7 +91,7 @@ class ModelPool:
         """
         loaded = self._load(folder)
         if key not in loaded.engines:
-            loaded.engines[key] = self._new_engine(loaded, folder, key.strategy)
+            loaded.engines[key] = self._new_engine(loaded, key.strategy)
         loaded.engines.move_to_end(key)
         return loaded.engines[key]
 
@@ -116,7 +118,7 @@ class ModelPool:
         the weights leave.
         """
         made = parse_strategy(strategy, layout=folder.layout)
-        most = (self.budget - folder_bytes(folder)) // 2
+        most = (self.budget - self._loader.weigh(folder)) // 2
         own = "capacity=" in strategy or "capacity" not in made.declared
         if own or made.capacity <= most:
             return strategy
@@ -131,7 +133,7 @@ class ModelPool:
                 be
                 run under this strategy.
         """
-        self._new_engine(self._load(folder), folder, strategy)
+        self._new_engine(self._load(folder), strategy)
 
     def keep_only(self, wanted: Collection[tuple[str, str]]) -> None:
         """Drop engines whose model and strategy no alias names any more."""
@@ -143,16 +145,12 @@ class ModelPool:
                 del self._loaded[name]
         mx.clear_cache()
 
-    def _new_engine(
-        self, loaded: _Loaded, folder: ModelFolder, strategy: str
-    ) -> Engine:
-        return Engine(
+    def _new_engine(self, loaded: _Loaded, strategy: str) -> Engine:
+        return self._loader.open(
             loaded.model,
-            parse_strategy(self.spec(folder, strategy), layout=folder.layout),
+            self.spec(loaded.model.folder, strategy),
             chunk=self.chunk,
-            window=folder.window,
             chunk_s=_CHUNK_S,
-            batched=loaded.batched,
             memory=self.memory,
         )
 
@@ -160,7 +158,7 @@ class ModelPool:
         if folder.name in self._loaded:
             self._loaded.move_to_end(folder.name)
             return self._loaded[folder.name]
-        weights = folder_bytes(folder)
+        weights = self._loader.weigh(folder)
         if weights > self.budget:
             raise ModelError(
                 f"model {folder.name}: its weights take {weights // _MIB} MiB, the "
@@ -173,9 +171,8 @@ class ModelPool:
                 f"model {folder.name}: its weights take {weights // _MIB} MiB, and "
                 "running requests leave less of --memory; try again soon"
             )
-        model = load_model(folder)
-        loaded = _Loaded(model, weights, try_batch(model))
-        if not loaded.batched:
+        loaded = _Loaded(self._loader.load(folder), weights)
+        if not loaded.model.batched:
             log.warning(
                 "model %s: answers do not share a batch: mlx-lm decodes several of "
                 "them wrongly, or not at all",
@@ -193,11 +190,6 @@ class ModelPool:
         del self._loaded[idle[0]]
         mx.clear_cache()
         return True
-
-
-def folder_bytes(folder: ModelFolder) -> int:
-    """Return the bytes of a model's weight files."""
-    return sum(file.stat().st_size for file in folder.path.glob("*.safetensors"))
 
 
 def default_budget() -> int:

@@ -16,7 +16,8 @@ import pandas as pd
 
 from mlxlab.client.discovery import Endpoint, publish, withdraw
 from mlxlab.client.launch import client_environment, environment_lines
-from mlxlab.engine import Worker
+from mlxlab.engine import Executor, Loader, Worker
+from mlxlab.engine.ranks import LeadingExecutor, LeadingLoader, Ranks
 from mlxlab.errors import ServerError
 from mlxlab.server.aliases import Aliases
 from mlxlab.server.app import create_app
@@ -149,19 +150,28 @@ class Server:
         trace: the recorded trace, None without a recording.
     """
 
-    def __init__(self, aliases: Aliases, options: Options) -> None:
+    def __init__(
+        self, aliases: Aliases, options: Options, ranks: Ranks | None = None
+    ) -> None:
         script = read_script(options.script) if options.script else None
         self.token = options.token or secrets.token_urlsafe(24)
         self.trace: Path | None = None
         self._endpoint: Endpoint | None = None
         self._worker = Worker("mlxlab-server")
-        pool = ModelPool(options.memory or default_budget(), chunk=options.chunk)
+        executor, loader = Executor(), Loader()
+        if ranks is not None:
+            loader = LeadingLoader(ranks)
+            executor = LeadingExecutor(loader)
+        pool = ModelPool(
+            options.memory or default_budget(), chunk=options.chunk, loader=loader
+        )
         self._service = Service(
             aliases,
             self._worker,
             pool,
             queue=options.queue,
             batch=options.batch,
+            executor=executor,
             script=script,
         )
         self._tee = Tee(create_app(self._service, answer_s=options.answer_s))
@@ -373,6 +383,7 @@ def serve(
     models: Mapping[str, str] | None = None,
     record: str | Path | None = None,
     options: Options | None = None,
+    ranks: Ranks | None = None,
 ) -> Server:
     """Start a Messages endpoint in this process.
 
@@ -385,6 +396,7 @@ def serve(
         models: further aliases, by name; see :meth:`Aliases.with_models`.
         record: a new trace file for the requests of clients.
         options: address, token, memory, limits.
+        ranks: the processes that share each model; this one is rank 0.
 
     Raises:
         MlxlabError: a bad argument, or an address in use; then nothing runs.
@@ -394,7 +406,7 @@ def serve(
         .with_models(models or {})
         .with_default(model=model, strategy=strategy, rules=rules)
     )
-    server = Server(served, options or Options())
+    server = Server(served, options or Options(), ranks)
     server.start()
     try:
         server.record(record)

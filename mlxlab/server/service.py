@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 
-from mlxlab.engine import Engine, Request, Runner, Worker
+from mlxlab.engine import Engine, Executor, Request, Runner, Worker
 from mlxlab.errors import ServerError
 from mlxlab.models.folder import ModelFolder
 from mlxlab.server.aliases import Aliases
@@ -45,6 +45,7 @@ class Service:
         pool: models in memory.
         queue: most requests that may wait.
         batch: most answers that run at once.
+        executor: computes; a new one if None.
         script: see :class:`Preparation`.
     """
 
@@ -56,11 +57,13 @@ class Service:
         *,
         queue: int = 32,
         batch: int = 8,
+        executor: Executor | None = None,
         script: Script | None = None,
     ) -> None:
         self.worker = worker
         self.pool = pool
-        self.scheduler = Scheduler(worker, Runner(batch, pool.release), limit=queue)
+        runner = Runner(batch, pool.release, executor=executor)
+        self.scheduler = Scheduler(worker, runner, limit=queue)
         self.metrics = Metrics()
         self.preparation = Preparation(aliases, script)
         self._one_at_a_time = CapacityLimiter(1)

@@ -12,9 +12,9 @@ import pytest
 
 from mlxlab import compare
 from mlxlab.client.discovery import running
+from mlxlab.engine import Loader
 from mlxlab.errors import MlxlabError, ModelError, ServerError, TraceError
 from mlxlab.models import tiny
-from mlxlab.server.model_pool import folder_bytes
 from mlxlab.server.server import Options, Server, serve
 from mlxlab.traces import load_trace
 from tests.support import wire
@@ -414,4 +414,4 @@ def test_what_is_shown_is_escaped(tmp_path: Path) -> None:
 
 
 def test_the_bundled_model_weighs_what_its_file_does(server: Server) -> None:
-    assert folder_bytes(server._service.preparation.folder) == WEIGHTS
+    assert Loader().weigh(server._service.preparation.folder) == WEIGHTS

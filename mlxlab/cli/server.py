@@ -95,7 +95,8 @@ def serve(
 ) -> None:
     """Serve the Messages API.
 
-    `mlxlab claude` then starts a client on it.
+    `mlxlab claude` then starts a client on it. Started by `mlx.launch`, it serves a
+    model on several machines.
     """
     from mlxlab.client.discovery import TOKEN_VARIABLE
     from mlxlab.client.launch import environment_lines

@@ -93,7 +93,7 @@ def test_a_lost_process_ends_the_other(
         ("version", r"rank 1 has mlxlab 0\.0\.1, rank 0 has .*; install the same"),
         ("files", "rank 1: model .*: its files are not those of rank 0"),
         ("chance", "rank 1: paged: decided otherwise than on rank 0"),
-        ("stuck", "the other ranks did not answer for 2 s"),
+        ("stuck", "(rank 1: )?the other ranks did not answer for 2 s"),
     ],
 )
 def test_ranks_that_differ_end_with_one_line(

@@ -196,11 +196,12 @@ class Ranks:
             self._agree(json.dumps([hosts, port, key]).encode())
             while len(self._channels) < self.size - 1:
                 channel = Channel(listening.accept()[0], self.silence_s)
-                with suppress(LostError):
-                    hello = channel.receive()
-                    if isinstance(hello, Hello) and hello.key == key:
-                        self._channels[hello.rank] = channel
-                        self._check(hello)
+                hello = _hello(channel)
+                if hello is None or not secrets.compare_digest(hello.key, key):
+                    channel.close()  # another program's
+                    continue
+                self._channels[hello.rank] = channel
+                self._check(hello)
 
     def _check(self, hello: Hello) -> None:
         own = _versions()
@@ -274,6 +275,14 @@ class Ranks:
             where = "" if self.rank == 0 else f"rank {self.rank}: "
             print(f"mlxlab: {where}{reason}", file=sys.stderr, flush=True)
         os._exit(code)
+
+
+def _hello(channel: Channel) -> Hello | None:
+    try:
+        message = channel.receive()
+    except LostError:
+        return None
+    return message if isinstance(message, Hello) else None
 
 
 def _hosts() -> list[str]:

@@ -60,6 +60,7 @@ class LiveReplay:
             restore_s=done.prefill.restore_s,
             prefill_s=done.prefill_s,
             ttft_s=done.ttft_s,
+            disk_tokens=done.plan.disk_tokens,
         )
 
 

@@ -73,6 +73,8 @@ class Disk:
         index: bytes of the empty index.
 
     Attributes:
+        budget: see above.
+        unit: see above.
         pays: whether loading positions ``[start, stop)`` is faster than computing them.
 
     Raises:
@@ -94,6 +96,7 @@ class Disk:
         self.token_bytes = token_bytes + _ID_BYTES * unit
         self.checkpoint_bytes = checkpoint_bytes
         self.overhead = overhead
+        self.unit = unit
         self.pays: Callable[[int, int], bool] = lambda start, stop: True
         self._segment = max(segment // unit, 1)
         self._least = -(-least // unit)
@@ -127,6 +130,14 @@ class Disk:
     def nbytes(self) -> int:
         """Bytes of all files and of the index, at most."""
         return self._index + self._held
+
+    def size(self, start: int, stop: int) -> int:
+        """Return the bytes that are read to restore positions ``[start, stop)``."""
+        return (stop - start) * self.token_bytes + self.checkpoint_bytes
+
+    def loaded_bytes(self, plan: Plan) -> int:
+        """Return the bytes that a plan reads; 0 if it reads nothing."""
+        return self.size(0, plan.disk_tokens) if plan.disk_tokens else 0
 
     @property
     def handles(self) -> frozenset[Handle]:

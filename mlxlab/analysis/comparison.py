@@ -70,7 +70,8 @@ class Comparison(Result):
         Columns: ``reused`` (share of all prompt tokens); ``of_unlimited``,
         ``of_optimal``, ``of_position_independent`` and ``of_placement`` (that share,
         relative to the bound under the default rules); ``from_disk`` (share of all
-        prompt tokens, where a disk was used); ``new_session`` (reused share of the first requests of all sessions but each trace's first; sub-agents count as
+        prompt tokens, where a disk was used); ``new_session`` (reused share of the
+        first requests of all sessions but each trace's first; sub-agents count as
         sessions);
         ``ttft_median_s``, ``ttft_max_s``, ``prefill_s`` and ``restore_s`` (sums),
         ``stored_mib`` (peak), ``evicted`` (tokens).

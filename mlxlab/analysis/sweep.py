@@ -99,8 +99,8 @@ class Sweep(Result):
 
         Columns: ``strategy``, ``users``, ``capacity`` (bytes), ``reused`` (share of all
         prompt tokens), ``of_unlimited``, ``of_optimal``, ``of_position_independent``,
-        ``of_placement`` (that share, relative to the bound), ``from_disk`` (share of all
-        prompt tokens; only with a disk that was used), ``ttft_mean_s``
+        ``of_placement`` (that share, relative to the bound), ``from_disk`` (share of
+        all prompt tokens; only with a disk that was used), ``ttft_mean_s``
         (estimated), ``stored_bytes`` (peak), ``checkpoint_bytes`` (peak, part of them;
         only for a model that resumes at checkpoints), ``evicted`` (tokens). Columns
         without data are dropped.

@@ -124,7 +124,11 @@ class Disk:
                 f"least {self._index + one} bytes"
             )
         self.budget = budget
-        return DiskCommit(erase=tuple(self._make_room(0)))
+        return self.shrink(budget)
+
+    def shrink(self, size: int) -> DiskCommit:
+        """Return what has to go for this many bytes, the least recent first."""
+        return DiskCommit(erase=tuple(self._make_room(self.budget - size)))
 
     @property
     def nbytes(self) -> int:
@@ -143,6 +147,18 @@ class Disk:
     def handles(self) -> frozenset[Handle]:
         """What is held."""
         return frozenset(self._entries)
+
+    def record(self, handle: Handle) -> Record:
+        """Return what is held under a handle.
+
+        Raises:
+            KeyError: nothing is.
+        """
+        return self._entries[handle].record
+
+    def record_bytes(self, record: Record) -> int:
+        """Return the bytes that a record may take on disk, beside the index."""
+        return self._size(record.start, record.stop)
 
     def extend(self, prompt: Prompt, plan: Plan) -> Plan:
         """Return the plan with what memory lacks of the prompt's prefix."""
@@ -356,7 +372,7 @@ class Disk:
     def _make_room(self, needed: int) -> list[Handle]:
         """Remove the least recent entries until this many bytes are free."""
         erased = []
-        while self.nbytes + needed > self.budget:
+        while self._entries and self.nbytes + needed > self.budget:
             entry = next(iter(self._entries.values()))
             self._remove(entry)
             erased.append(entry.record.handle)

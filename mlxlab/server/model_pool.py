@@ -10,14 +10,17 @@ import os
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-from mlxlab.engine import Engine, load_model, try_batch
-from mlxlab.errors import ModelError
+from mlxlab.engine import DiskFolder, DiskStore, Engine, load_model, try_batch
+from mlxlab.errors import DiskError, ModelError
+from mlxlab.files import cache_folder
 from mlxlab.models.folder import ModelFolder
-from mlxlab.strategies import parse_strategy
+from mlxlab.replay.cost_model import recall_costs
+from mlxlab.strategies import Strategy, parse_strategy
 
 __all__ = ["EngineKey", "ModelPool", "default_budget", "folder_bytes"]
 
@@ -58,11 +61,17 @@ class ModelPool:
     Args:
         budget: bytes for weights and for stored keys and values together.
         chunk: tokens that engines compute at a time.
+        disk: where strategies with a disk write; a folder of the user's cache if None.
     """
 
-    def __init__(self, budget: int, *, chunk: int = 2048) -> None:
+    def __init__(
+        self, budget: int, *, chunk: int = 2048, disk: Path | None = None
+    ) -> None:
         self.budget = budget
         self.chunk = chunk
+        self._disk_path = disk
+        self._disk: DiskFolder | None = None
+        self._has_no_disk = False  # it was said why
         self._loaded: OrderedDict[str, _Loaded] = OrderedDict()  # least recent first
 
     @property
@@ -88,7 +97,7 @@ class ModelPool:
         """
         loaded = self._load(folder)
         if key not in loaded.engines:
-            loaded.engines[key] = self._new_engine(loaded, folder, key.strategy)
+            loaded.engines[key] = self._new_engine(loaded, folder, key)
         loaded.engines.move_to_end(key)
         self._make_room(0, keep=folder.name)
         idle = [k for k, own in loaded.engines.items() if k != key and not own.users]
@@ -104,7 +113,7 @@ class ModelPool:
                 be
                 run under this strategy.
         """
-        self._new_engine(self._load(folder), folder, strategy)
+        self._new_engine(self._load(folder), folder, EngineKey(strategy, ""))
 
     def keep_only(self, wanted: Collection[tuple[str, str]]) -> None:
         """Drop engines whose model and strategy no alias names any more."""
@@ -116,17 +125,47 @@ class ModelPool:
                 del self._loaded[name]
         mx.clear_cache()
 
+    def close(self) -> None:
+        """Write what waits for the disk."""
+        if self._disk is not None:
+            self._disk.close()
+
     def _new_engine(
-        self, loaded: _Loaded, folder: ModelFolder, strategy: str
+        self, loaded: _Loaded, folder: ModelFolder, key: EngineKey
     ) -> Engine:
+        strategy = parse_strategy(key.strategy, layout=folder.layout)
+        store = self._open_disk(strategy, folder, key.credential)
+        strategy.tier = store.disk if store else None
         return Engine(
             loaded.model,
-            parse_strategy(strategy, layout=folder.layout),
+            strategy,
+            disk=store,
             chunk=self.chunk,
             window=folder.window,
             chunk_s=_CHUNK_S,
             batched=loaded.batched,
         )
+
+    def _open_disk(
+        self, strategy: Strategy, folder: ModelFolder, credential: str
+    ) -> DiskStore | None:
+        """Return the store that strategies of a model share; None without a disk."""
+        if strategy.tier is None or not credential or self._has_no_disk:
+            return None
+        costs = recall_costs(folder.digest, self.chunk)
+        if costs is not None:
+            strategy.tier.pays = costs.loading_pays(strategy.tier)
+        try:
+            if self._disk is None:
+                path = self._disk_path or cache_folder() / "disk"
+                self._disk = DiskFolder(path, strategy.disk)
+            self._disk.size = max(self._disk.size, strategy.disk)
+            parts = (folder.digest, folder.layout, strategy.windows, credential)
+            return self._disk.open(repr(parts), strategy.tier)
+        except (DiskError, OSError) as error:
+            log.warning("%s", error)
+            self._has_no_disk = True
+            return None
 
     def _load(self, folder: ModelFolder) -> _Loaded:
         if folder.name in self._loaded:

@@ -64,6 +64,8 @@ class Options:
             on loopback only.
         memory: bytes for models, keys and values; three quarters of the device's if
             None.
+        disk: bytes on disk behind memory, for exact strategies; none if None.
+        disk_folder: where; a folder of the user's cache if None.
         chunk: tokens computed at a time. Cancelling waits for one chunk.
         queue: most requests that may wait.
         batch: most answers that run at once.
@@ -78,6 +80,8 @@ class Options:
     port: int = 0
     token: str | None = field(default=None, repr=False)
     memory: int | None = None
+    disk: int | None = None
+    disk_folder: Path | None = None
     chunk: int = 2048
     queue: int = 32
     batch: int = 8
@@ -87,7 +91,13 @@ class Options:
     def __post_init__(self) -> None:
         if self.token is not None:
             check_token(self.token, self.host)
-        for name, least in (("memory", 1), ("chunk", 1), ("queue", 0), ("batch", 1)):
+        for name, least in (
+            ("memory", 1),
+            ("disk", 1),
+            ("chunk", 1),
+            ("queue", 0),
+            ("batch", 1),
+        ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ServerError(f"{name}: {value} is too little; give {least}")
@@ -149,11 +159,16 @@ class Server:
         self.trace: Path | None = None
         self._endpoint: Endpoint | None = None
         self._worker = Worker("mlxlab-server")
-        pool = ModelPool(options.memory or default_budget(), chunk=options.chunk)
+        self._disk = options.disk
+        self._pool = ModelPool(
+            options.memory or default_budget(),
+            chunk=options.chunk,
+            disk=options.disk_folder,
+        )
         self._service = Service(
-            aliases,
+            aliases.with_disk(options.disk),
             self._worker,
-            pool,
+            self._pool,
             queue=options.queue,
             batch=options.batch,
             script=script,
@@ -225,7 +240,7 @@ class Server:
             MlxlabError: an unknown model, strategy or rule; then nothing changes.
         """
         changed = self.aliases.with_default(model=model, strategy=strategy, rules=rules)
-        self._service.configure(changed)
+        self._service.configure(changed.with_disk(self._disk))
         self._publish()
         return self
 
@@ -279,6 +294,7 @@ class Server:
         self._http.stop()
         self.record(None)
         self._worker.close()
+        self._pool.close()
 
     def __enter__(self) -> Self:
         return self

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from io import BytesIO
+from typing import Any
 
 import mlx.core as mx
 
@@ -19,7 +20,7 @@ __all__ = ["pack_checkpoint", "pack_rows", "unpack_checkpoint", "unpack_rows"]
 
 def pack_rows(rows: Sequence[TokenRows | None], start: int, stop: int) -> bytes:
     """Return positions ``[start, stop)`` of the rows of all caches."""
-    arrays = {}
+    arrays: dict[str, mx.array] = {}
     for i, own in enumerate(rows):
         if own is not None:
             part = own.part(start, stop)
@@ -80,13 +81,13 @@ def unpack_checkpoint(data: bytes) -> Checkpoint:
 
 def _pack(arrays: dict[str, mx.array], facts: dict[str, str]) -> bytes:
     file = BytesIO()
-    mx.save_safetensors(file, arrays, facts)  # type: ignore[arg-type]
+    mx.save_safetensors(file, arrays, facts)
     return file.getvalue()
 
 
 def _unpack(data: bytes) -> tuple[dict[str, mx.array], dict[str, str]]:
     try:
-        found = mx.load(BytesIO(data), format="safetensors", return_metadata=True)
+        found: Any = mx.load(BytesIO(data), format="safetensors", return_metadata=True)
         arrays, facts = found
         mx.eval(list(arrays.values()))
     except RuntimeError as error:

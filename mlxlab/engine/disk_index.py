@@ -106,7 +106,8 @@ class DiskIndex:
         for *numbers, ids, size, digest, seal in self._database.execute(_ALL):
             if not _is_row([*numbers, size], ids, digest):
                 continue
-            record = Record(*numbers, ids)
+            handle, parent_handle, start, stop, used = numbers
+            record = Record(handle, parent_handle, start, stop, used, ids)
             parent = found.get(record.parent)
             row = Row.of(record, size, digest, parent.seal if parent else b"")
             if row.seal == seal and (parent is None) == (record.parent == 0):

@@ -39,7 +39,7 @@ Matrix: TypeAlias = NDArray[np.float64]
 #: Tokens computed at a time, by default.
 CHUNK = 2048
 
-#: Seconds a byte: a slow NVMe disk, files not in memory.
+#: Seconds a byte, where none were measured: a slow NVMe disk.
 _LOAD = 1 / (1 << 30)
 _ROUNDS = 20  # of reweighting; it settles in fewer
 _CPU_INFO = Path("/proc/cpuinfo")

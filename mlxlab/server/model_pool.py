@@ -62,14 +62,22 @@ class ModelPool:
         budget: bytes for weights and for stored keys and values together.
         chunk: tokens that engines compute at a time.
         disk: where strategies with a disk write; a folder of the user's cache if None.
+        generated: name of a credential that was made at the start. On disk all such
+            credentials are one, since each server makes another.
     """
 
     def __init__(
-        self, budget: int, *, chunk: int = 2048, disk: Path | None = None
+        self,
+        budget: int,
+        *,
+        chunk: int = 2048,
+        disk: Path | None = None,
+        generated: str | None = None,
     ) -> None:
         self.budget = budget
         self.chunk = chunk
         self._disk_path = disk
+        self._generated = generated
         self._disk: DiskFolder | None = None
         self._has_no_disk = False  # it was said why
         self._loaded: OrderedDict[str, _Loaded] = OrderedDict()  # least recent first
@@ -160,7 +168,8 @@ class ModelPool:
                 path = self._disk_path or cache_folder() / "disk"
                 self._disk = DiskFolder(path, strategy.disk)
             self._disk.size = max(self._disk.size, strategy.disk)
-            parts = (folder.digest, folder.layout, strategy.windows, credential)
+            owner = "generated" if credential == self._generated else credential
+            parts = (folder.digest, folder.layout, strategy.windows, owner)
             return self._disk.open(repr(parts), strategy.tier)
         except (DiskError, OSError) as error:
             log.warning("%s", error)

@@ -20,7 +20,7 @@ from mlxlab.engine import Worker
 from mlxlab.errors import ServerError
 from mlxlab.server.aliases import Aliases
 from mlxlab.server.app import create_app
-from mlxlab.server.auth import Authentication
+from mlxlab.server.auth import Authentication, name_of
 from mlxlab.server.credentials import check_token, is_short
 from mlxlab.server.metrics import Served
 from mlxlab.server.model_pool import ModelPool, default_budget
@@ -164,6 +164,7 @@ class Server:
             options.memory or default_budget(),
             chunk=options.chunk,
             disk=options.disk_folder,
+            generated=None if options.token else name_of(self.token.encode()),
         )
         self._service = Service(
             aliases.with_disk(options.disk),

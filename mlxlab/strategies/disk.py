@@ -170,7 +170,7 @@ class Disk:
             plan,
             spans=plan.spans + tuple(_spans(path, start, end)),
             best_match=max(plan.best_match, end),
-            resume=resume and resume.record.handle,
+            resume=resume.record.handle if resume else None,
             resume_tier=Tier.DISK if resume else Tier.MEMORY,
             captures=tuple(place for place in plan.captures if place > end),
         )

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 from mlxlab.engine import DiskFolder, Engine, load_model
-from mlxlab.engine import disk_store as module
 from mlxlab.errors import DiskError
+from mlxlab.files import replaced
 from mlxlab.models.folder import ModelFolder, find_model
 from mlxlab.prompt import Prompt
 from mlxlab.strategies import make_strategy
@@ -152,13 +152,12 @@ def test_what_waits_to_be_written_can_be_loaded(
     expected: list[list[int]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    written = module.replaced
 
     def late(path: Path) -> Any:
         time.sleep(0.5)
-        return written(path)
+        return replaced(path)
 
-    monkeypatch.setattr(module, "replaced", late)
+    monkeypatch.setattr("mlxlab.engine.disk_store.replaced", late)
     with Served(tmp_path, model, name="none") as served:
         assert served.ask(PROMPTS[0]).loaded == 0
         assert not data_files(tmp_path)
@@ -259,14 +258,12 @@ def test_the_size_is_kept_at_every_moment(
 ) -> None:
     size = 4 * MIB
     largest = [0]
-    for owner, name in ((module, "replaced"), (module.os, "lstat")):
-        original = getattr(owner, name)
 
-        def sampled(*given: Any, original: Callable[..., Any] = original) -> Any:
-            largest[0] = max(largest[0], size_of(tmp_path))
-            return original(*given)
+    def sampled(path: Path) -> Any:
+        largest[0] = max(largest[0], size_of(tmp_path))
+        return replaced(path)
 
-        monkeypatch.setattr(owner, name, sampled)
+    monkeypatch.setattr("mlxlab.engine.disk_store.replaced", sampled)
     with Served(tmp_path, model, size=size, capacity=2 * MIB) as served:
         other = served.open("paged", size, "b", capacity=2 * MIB)
         for seed in range(30):
@@ -366,14 +363,14 @@ def test_a_full_disk_is_a_miss(
     warnings: Callable[[], list[str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    written, count = module.replaced, iter(range(10**6))
+    count = iter(range(10**6))
 
     def full(path: Path) -> Any:
         if next(count) >= after:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        return written(path)
+        return replaced(path)
 
-    monkeypatch.setattr(module, "replaced", full)
+    monkeypatch.setattr("mlxlab.engine.disk_store.replaced", full)
     with Served(tmp_path, model, name="none") as served:
         for _ in range(2):
             for own, ids in zip(PROMPTS, expected, strict=True):
@@ -397,13 +394,12 @@ def test_no_more_waits_to_be_written_than_allowed(
     warnings: Callable[[], list[str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    written = module.replaced
 
     def slow(path: Path) -> Any:
         time.sleep(0.2)
-        return written(path)
+        return replaced(path)
 
-    monkeypatch.setattr(module, "replaced", slow)
+    monkeypatch.setattr("mlxlab.engine.disk_store.replaced", slow)
     with Served(tmp_path, model, name="none", backlog=1) as served:
         for own, ids in zip(PROMPTS, expected, strict=True):
             assert served.ask(own).ids == ids

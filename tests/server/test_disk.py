@@ -61,6 +61,17 @@ def test_tokens_and_models_share_nothing(tmp_path: Path) -> None:
             assert usage["cache_read_input_tokens"] == 0
 
 
+def test_a_generated_token_finds_what_the_last_one_stored(tmp_path: Path) -> None:
+    reused = []
+    for _ in range(2):
+        with served(token=None, disk=SIZE, disk_folder=tmp_path / "disk") as server:
+            with Client(server.url, server.token) as client:
+                usage = turn(client, "What is two and two?")
+            reused.append(usage["cache_read_input_tokens"])
+    assert reused[0] == 0
+    assert reused[1] > 200
+
+
 def test_strategies_of_one_model_share_a_disk(tmp_path: Path) -> None:
     with served(disk=SIZE, disk_folder=tmp_path / "disk") as server:
         warm = talk(server)[1]["cache_read_input_tokens"]
@@ -73,7 +84,7 @@ def test_a_second_server_runs_without(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, logger="mlxlab")
-    given = {"disk": SIZE, "disk_folder": tmp_path / "disk"}
+    given: dict[str, Any] = {"disk": SIZE, "disk_folder": tmp_path / "disk"}
     with served(**given) as one, served(**given) as two:
         talk(one)
         usages = talk(two)

@@ -153,7 +153,7 @@ def test_plans_and_commits_may_alternate_in_any_order(row: Row) -> None:
         begun: list[tuple[Request, Plan]] = []
         for request in requests:
             begun.append((request, ledger.plan(strategy, request)))
-            while begun and data.draw(st.booleans()):
+            while len(begun) > 0 and data.draw(st.booleans()):
                 some = data.draw(st.integers(0, len(begun) - 1))
                 ledger.commit(strategy, *begun.pop(some))
         for request, plan in begun:

@@ -97,6 +97,11 @@ class ModelPool:
                 stored[at] = stored.get(at, 0) + engine.store.nbytes
         return stored
 
+    @property
+    def on_disk(self) -> int:
+        """Bytes that the disk takes at most."""
+        return self._disk.nbytes if self._disk is not None else 0
+
     def engine(self, folder: ModelFolder, key: EngineKey) -> Engine:
         """Return the engine for a model, a strategy and a credential.
 

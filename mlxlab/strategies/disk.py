@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 
@@ -413,18 +414,17 @@ class Disk:
 
 def _spans(path: Iterable[_Node], start: int, end: int) -> Iterator[Span]:
     """Yield a path's positions ``[start, end)``, one span a segment."""
-    nodes = [node for node in path if node.start < end and node.stop > start]
-    entries = dict.fromkeys(node.value for node in nodes if node.value is not None)
-    for entry in entries:
-        own = [node for node in nodes if node.value is entry]
+    nodes = (node for node in path if node.start < end and node.stop > start)
+    for record, group in groupby(nodes, key=_record_of):
+        own = list(group)
         first, stop = max(own[0].start, start), min(own[-1].stop, end)
-        yield Span(
-            entry.record.handle,
-            first - entry.record.start,
-            first,
-            stop - first,
-            tier=Tier.DISK,
-        )
+        source = first - record.start
+        yield Span(record.handle, source, first, stop - first, tier=Tier.DISK)
+
+
+def _record_of(node: _Node) -> Record:
+    assert node.value is not None
+    return node.value.record
 
 
 def _subtree(top: _Node) -> Iterator[_Node]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,12 @@ def test_a_restart_reuses_what_was_stored(tmp_path: Path) -> None:
             server.record(trace)
             usages = talk(server)
             assert server.aliases.default.strategy == "paged:disk=64MiB"
+            loaded = server.requests.disk_tokens.tolist()
+            assert (loaded[0] > 200) == (trace is again)
+            assert loaded[1] == 0  # memory holds it by now
+            metrics = server._service.exposition().decode()
+            (line,) = re.findall(r"^mlxlab_disk_bytes (\S+)$", metrics, re.MULTILINE)
+            assert 1 << 20 < float(line) <= SIZE
             if trace is first:
                 assert usages[0]["cache_read_input_tokens"] == 0
                 warm = usages[1]["cache_read_input_tokens"]

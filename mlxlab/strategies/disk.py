@@ -367,7 +367,6 @@ class Disk:
 
     def _touch(self, entries: Iterable[_Entry]) -> None:
         for entry in sorted(entries, key=lambda own: own.depth, reverse=True):
-            entry.record = replace(entry.record, used=self._now)
             self._entries.move_to_end(entry.record.handle)
 
     def _make_room(self, needed: int) -> list[Handle]:

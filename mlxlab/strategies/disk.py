@@ -7,18 +7,15 @@ to disk, so that a restart finds it.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
-
-import numpy as np
 
 from mlxlab.errors import IntegrityError, StrategyError
 from mlxlab.prompt import Prompt, Tokens
 from mlxlab.sizes import format_size
 from mlxlab.strategies.plan import DiskCommit, Handle, Plan, Record, Span, Tier
-from mlxlab.strategies.sequences.radix_tree import Node, RadixTree
+from mlxlab.strategies.sequences.disk_tree import DiskEntry, DiskTree, Path
 
 __all__ = ["Disk"]
 
@@ -33,35 +30,11 @@ _INDEX = 1 << 20
 _ID_BYTES = 4
 
 
-@dataclass(slots=True, eq=False)
-class _Entry:
-    """A segment or a checkpoint.
-
-    Attributes:
-        size: bytes on disk.
-        last: the node that it ends at. The nodes of a segment share it as their value.
-    """
-
-    record: Record
-    size: int
-    last: Node[_Entry | None]
-
-    @property
-    def depth(self) -> tuple[int, bool]:
-        """Greater than that of all entries that this one depends on."""
-        return self.record.start, self.record.is_checkpoint
-
-
-_Node = Node[_Entry | None]
-
-
 class Disk:
     """Decides what is written and erased; the least recently used leaves go first.
 
-    Every commit uses the segments of its path from the end to the root. So a segment is
-    always more recent than what depends on it, and the least recent entry of all is a
-    leaf. Of the checkpoints on the path only those that were taken, or resumed from,
-    are used.
+    Every commit uses the segments of its path. Of the checkpoints on the path it uses
+    only those that were taken, or resumed from.
 
     Args:
         budget: most bytes, with headers and the index.
@@ -101,12 +74,9 @@ class Disk:
         self.pays: Callable[[int, int], bool] = lambda start, stop: True
         self._segment = max(segment // unit, 1)
         self._least = -(-least // unit)
-        self._tree: RadixTree[_Entry | None] = RadixTree(None)
-        self._entries: OrderedDict[Handle, _Entry] = OrderedDict()  # oldest first
-        self._checkpoints: dict[_Node, _Entry] = {}  # by the node that they end
+        self._tree = DiskTree()
         self._handle = 0
         self._now = 0
-        self._held = 0
         self._index = index
         self.resize(budget)
 
@@ -134,7 +104,7 @@ class Disk:
     @property
     def nbytes(self) -> int:
         """Bytes of all files and of the index, at most."""
-        return self._index + self._held
+        return self._index + self._tree.held
 
     def size(self, start: int, stop: int) -> int:
         """Return the bytes that are read to restore positions ``[start, stop)``."""
@@ -147,7 +117,7 @@ class Disk:
     @property
     def handles(self) -> frozenset[Handle]:
         """What is held."""
-        return frozenset(self._entries)
+        return frozenset(entry.handle for entry in self._tree)
 
     def record(self, handle: Handle) -> Record:
         """Return what is held under a handle.
@@ -155,7 +125,10 @@ class Disk:
         Raises:
             KeyError: nothing is.
         """
-        return self._entries[handle].record
+        entry = self._tree.get(handle)
+        if entry is None:
+            raise KeyError(f"{handle} is not held")
+        return entry.record
 
     def record_bytes(self, record: Record) -> int:
         """Return the bytes that a record may take on disk, beside the index."""
@@ -171,7 +144,7 @@ class Disk:
             plan,
             spans=plan.spans + tuple(_spans(path, start, end)),
             best_match=max(plan.best_match, end),
-            resume=resume.record.handle if resume else None,
+            resume=resume.handle if resume else None,
             resume_tier=Tier.DISK if resume else Tier.MEMORY,
             captures=tuple(place for place in plan.captures if place > end),
         )
@@ -185,38 +158,28 @@ class Disk:
         """
         self._now += 1
         places = self._places(len(tokens), plan)
-        path = self._resident(tokens, places)
+        path = self._tree.cut(tokens, places)
         used = self._used(path, places, plan)
-        for entry in used:
-            self._entries.move_to_end(entry.record.handle)
+        self._tree.touch(used)  # so that none of these has to make room
         room = self.budget - self._index - sum(entry.size for entry in used)
-        pieces = list(self._fitting(self._missing(path, places, len(tokens)), room))
+        pieces = self._fitting(self._missing(path, places, len(tokens)), room)
         erased = self._make_room(sum(self._size(*piece) for piece in pieces))
         written = [self._add(path, tokens, *piece) for piece in pieces]
-        self._touch([*used, *written])
+        self._tree.touch([*used, *written])
         return DiskCommit(
             erase=tuple(erased),
-            used=tuple(entry.record.handle for entry in used),
+            used=tuple(entry.handle for entry in used),
             number=self._now,
             write=tuple(entry.record for entry in written),
         )
 
     def lose(self, handle: Handle) -> DiskCommit:
         """Forget what could not be written or read, with all that depends on it."""
-        lost = self._entries.get(handle)
-        if lost is None:
-            return DiskCommit()
-        erased = [lost]
-        if not lost.record.is_checkpoint:
-            top = lost.last
-            while top.parent is not None and top.parent.value is lost:
-                top = top.parent
-            below = set(_subtree(top))
-            erased = [e for e in self._entries.values() if e.last in below]
-        erased.sort(key=lambda own: own.depth, reverse=True)
-        for entry in erased:
-            self._remove(entry)
-        return DiskCommit(erase=tuple(entry.record.handle for entry in erased))
+        lost = self._tree.get(handle)
+        gone = [] if lost is None else self._tree.dependents(lost)
+        for entry in gone:
+            self._tree.remove(entry)
+        return DiskCommit(erase=tuple(entry.handle for entry in gone))
 
     def load(self, records: Iterable[Record]) -> DiskCommit:
         """Hold what an earlier process has written.
@@ -227,21 +190,13 @@ class Disk:
         """
         unknown: list[Handle] = []
         for record in sorted(records, key=lambda own: (own.start, own.is_checkpoint)):
-            node = self._node_at(record.parent, record.start)
             self._handle = max(self._handle, record.handle)
             self._now = max(self._now, record.used)
-            if node is None:
+            if self._tree.attach(record, self.record_bytes(record)) is None:
                 unknown.append(record.handle)
-                continue
-            if not record.is_checkpoint:
-                tokens = np.frombuffer(record.ids, np.int32)
-                node = self._tree.append(node, tokens, None)
-            self._hold(record, node)
-        ordered = sorted(
-            self._entries.values(), key=lambda e: (-e.record.used, *e.depth)
-        )
-        for entry in reversed(ordered):
-            self._entries.move_to_end(entry.record.handle)
+        by_use = sorted(self._tree, key=lambda entry: entry.record.used)
+        for _, entries in groupby(by_use, key=lambda entry: entry.record.used):
+            self._tree.touch(entries)
         return DiskCommit(erase=(*unknown, *self._make_room(0)))
 
     def check(self) -> None:
@@ -251,31 +206,21 @@ class Disk:
             IntegrityError: counts disagree, the budget is exceeded, or an entry is less
                 recent than one that depends on it.
         """
-        nodes = list(self._tree)
-        found = {node.value for node in nodes} | set(self._checkpoints.values())
-        size = sum(self._size(e.record.start, e.record.stop) for e in found if e)
-        if found != set(self._entries.values()) or size != self._held:
-            raise IntegrityError(f"disk: {size} bytes, {self._held} booked")
         if self.nbytes > self.budget:
             raise IntegrityError(f"disk: {self.nbytes} bytes in {self.budget}")
-        age = {handle: i for i, handle in enumerate(self._entries)}
-        for entry in self._entries.values():
-            record = entry.record
-            if record.parent and age[record.parent] < age[record.handle]:
-                raise IntegrityError(f"disk: {record.handle} outlives its parent")
-        covered = sum(len(node.tokens) for node in nodes)
-        if covered != sum(len(e.record.ids) for e in self._entries.values()) // 4:
-            raise IntegrityError("disk: segments and tree disagree")
+        if any(self.record_bytes(e.record) != e.size for e in self._tree):
+            raise IntegrityError("disk: an entry of another size")
+        self._tree.check()
 
-    def _find(self, tokens: Tokens) -> tuple[list[_Node], int, _Entry | None]:
+    def _find(self, tokens: Tokens) -> tuple[Path, int, DiskEntry | None]:
         """Return the path of ``tokens``, where it can be resumed, and from what."""
         path, end, resume = [], 0, None
         for node, length in self._tree.walk(tokens):
             path.append(node)
             if not self.checkpoint_bytes:
                 end = node.start + length
-            elif length == len(node.tokens) and node in self._checkpoints:
-                end, resume = node.stop, self._checkpoints[node]
+            elif length == len(node.tokens) and (kept := self._tree.checkpoint(node)):
+                end, resume = node.stop, kept
         return path, end, resume
 
     def _places(self, length: int, plan: Plan) -> list[int]:
@@ -285,40 +230,25 @@ class Disk:
         own = plan.in_memory.captures
         return sorted({*(place for place in own if place <= length), length} - {0})
 
-    def _resident(self, tokens: Tokens, places: Iterable[int]) -> list[_Node]:
-        """Return the path of ``tokens``, with nodes that end at its end and places."""
-        path: list[_Node] = []
-        cuts = set(places)
-        for node, length in list(self._tree.walk(tokens)):
-            ends = sorted(p for p in cuts if node.start < p < node.start + length)
-            for stop in (*ends, node.start + length):
-                if stop < node.stop:
-                    path.append(self._tree.split(node, stop - node.start))
-                else:
-                    path.append(node)
-        return path
-
-    def _used(
-        self, path: list[_Node], places: Iterable[int], plan: Plan
-    ) -> list[_Entry]:
+    def _used(self, path: Path, places: Iterable[int], plan: Plan) -> list[DiskEntry]:
         """Return the entries of a path that a commit uses, each once."""
         resumed = plan.resume if plan.resume_tier is Tier.DISK else None
-        found: dict[_Entry, None] = {}
+        found: dict[DiskEntry, None] = {}
         taken = set(places)
         for node in path:
             assert node.value is not None
             found[node.value] = None
-            kept = self._checkpoints.get(node)
-            if kept and (kept.record.handle == resumed or node.stop in taken):
+            kept = self._tree.checkpoint(node)
+            if kept and (kept.handle == resumed or node.stop in taken):
                 found[kept] = None
         return list(found)
 
     def _missing(
-        self, path: list[_Node], places: list[int], length: int
+        self, path: Path, places: list[int], length: int
     ) -> Iterator[tuple[int, int]]:
         """Yield the pieces of a sequence that are not held, front to back."""
         held = path[-1].stop if path else 0
-        kept = {node.stop for node in path if node in self._checkpoints}
+        kept = {node.stop for node in path if self._tree.checkpoint(node)}
         yield from ((p, p) for p in places if p <= held and p not in kept)
         further = [place for place in places if place > held]
         for stop in further if self.checkpoint_bytes else [length]:
@@ -342,68 +272,23 @@ class Disk:
             chosen.pop()
         return chosen
 
-    def _add(self, path: list[_Node], tokens: Tokens, start: int, stop: int) -> _Entry:
-        """Hold a piece, and put the node of a segment at the end of the path."""
-        at = next((node for node in path if node.stop == start), self._tree.root)
+    def _add(self, path: Path, tokens: Tokens, start: int, stop: int) -> DiskEntry:
+        """Hold a piece of a sequence; its path grows by a segment."""
+        at = next((node.value for node in path if node.stop == start), None)
+        parent = at.handle if at is not None else 0
         self._handle += 1
-        parent = at.value.record.handle if at.value is not None else 0
-        ids = tokens[start:stop]
-        if start < stop:
-            at = self._tree.append(at, ids, None)
-            path.append(at)
-        return self._hold(
-            Record(self._handle, parent, start, stop, self._now, ids.tobytes()), at
-        )
-
-    def _hold(self, record: Record, node: _Node) -> _Entry:
-        entry = _Entry(record, self._size(record.start, record.stop), node)
-        if record.is_checkpoint:
-            self._checkpoints[node] = entry
-        else:
-            node.value = entry
-        self._entries[record.handle] = entry
-        self._held += entry.size
-        return entry
-
-    def _touch(self, entries: Iterable[_Entry]) -> None:
-        for entry in sorted(entries, key=lambda own: own.depth, reverse=True):
-            self._entries.move_to_end(entry.record.handle)
+        ids = tokens[start:stop].tobytes()
+        record = Record(self._handle, parent, start, stop, self._now, ids)
+        return self._tree.add(path, record, self._size(start, stop))
 
     def _make_room(self, needed: int) -> list[Handle]:
         """Remove the least recent entries until this many bytes are free."""
         erased = []
-        while self._entries and self.nbytes + needed > self.budget:
-            entry = next(iter(self._entries.values()))
-            self._remove(entry)
-            erased.append(entry.record.handle)
+        while len(self._tree) and self.nbytes + needed > self.budget:
+            entry = next(iter(self._tree))
+            self._tree.remove(entry)
+            erased.append(entry.handle)
         return erased
-
-    def _remove(self, entry: _Entry) -> None:
-        node = entry.last
-        if entry.record.is_checkpoint:
-            del self._checkpoints[node]
-        else:
-            while node.value is entry and node.parent is not None:
-                parent = node.parent
-                self._tree.trim(node, 0)
-                node = parent
-        del self._entries[entry.record.handle]
-        self._held -= entry.size
-
-    def _node_at(self, handle: Handle, position: int) -> _Node | None:
-        """Return the node of a segment that ends at a position; None if none can."""
-        if handle == 0:
-            return self._tree.root if position == 0 else None
-        entry = self._entries.get(handle)
-        if entry is None or not entry.record.start < position <= entry.record.stop:
-            return None
-        node = entry.last
-        while node.start >= position:
-            assert node.parent is not None
-            node = node.parent
-        if position < node.stop:
-            node = self._tree.split(node, position - node.start)
-        return node
 
     def _size(self, start: int, stop: int) -> int:
         """Return the bytes of a segment, or of a checkpoint."""
@@ -411,24 +296,12 @@ class Disk:
         return (rows or self.checkpoint_bytes) + self.overhead
 
 
-def _spans(path: Iterable[_Node], start: int, end: int) -> Iterator[Span]:
+def _spans(path: Path, start: int, end: int) -> Iterator[Span]:
     """Yield a path's positions ``[start, end)``, one span a segment."""
-    nodes = (node for node in path if node.start < end and node.stop > start)
-    for record, group in groupby(nodes, key=_record_of):
+    nodes = [node for node in path if node.start < end and node.stop > start]
+    for entry, group in groupby(nodes, key=lambda node: node.value):
+        assert entry is not None
         own = list(group)
         first, stop = max(own[0].start, start), min(own[-1].stop, end)
-        source = first - record.start
-        yield Span(record.handle, source, first, stop - first, tier=Tier.DISK)
-
-
-def _record_of(node: _Node) -> Record:
-    assert node.value is not None
-    return node.value.record
-
-
-def _subtree(top: _Node) -> Iterator[_Node]:
-    waiting = [top]
-    while waiting:
-        node = waiting.pop()
-        waiting += node.children.values()
-        yield node
+        source = first - entry.record.start
+        yield Span(entry.handle, source, first, stop - first, tier=Tier.DISK)

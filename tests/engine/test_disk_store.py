@@ -322,6 +322,27 @@ def test_flipped_bytes_are_a_miss(
         assert len(damaged) >= 12
 
 
+@pytest.mark.slow
+def test_a_thousand_flipped_bytes_cost_no_token(
+    tmp_path: Path, model: tuple[ModelFolder, Any], expected: list[list[int]]
+) -> None:
+    drawn, loaded, flipped = random.Random(1), 0, 0
+    fill(tmp_path, model)
+    while flipped < 1000:
+        for path in drawn.choices(files(tmp_path), k=10):
+            data = bytearray(path.read_bytes())
+            if data:
+                data[drawn.randrange(len(data))] ^= 1 << drawn.randrange(8)
+                path.write_bytes(data)
+                flipped += 1
+        with Served(tmp_path, model) as served:
+            for own, ids in zip(PROMPTS, expected, strict=True):
+                answer = served.ask(own)
+                assert answer.ids == ids
+                loaded += answer.loaded
+    assert loaded > 0
+
+
 def test_an_index_that_is_no_database_begins_anew(
     tmp_path: Path,
     model: tuple[ModelFolder, Any],

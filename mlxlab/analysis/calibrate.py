@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import random
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -125,10 +126,10 @@ def _read_s(data: bytes) -> float:
     with TemporaryFile(dir=cache_folder(), buffering=0) as file:
         file.write(data)
         os.fsync(file.fileno())
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        else:
+        if sys.platform == "darwin":
             fcntl.fcntl(file.fileno(), fcntl.F_NOCACHE, 1)
+        else:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         file.seek(0)
         started = perf_counter()
         sha256(file.read()).digest()

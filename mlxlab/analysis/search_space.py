@@ -46,7 +46,7 @@ class SearchSpace:
             )
         for policy in policies:
             given = self.defaults(policy, 1) | self.capacity(policy)
-            if self.disk:
+            if self.disk and "disk" in policy.declared:
                 given["disk"] = self.disk
             StrategySpec(policy, given, ()).make(self.layout)
 
@@ -86,7 +86,7 @@ class SearchSpace:
         }
         if "share" in found:
             found["share"] = self._shares(kept, found["share"])
-        if self.disk and policy.exact:
+        if self.disk and policy.exact and "disk" in policy.declared:
             found["disk"] = (0, self.disk)
         if (block := policy.limits.get(Limit.BLOCK)) in found:
             found[block] = self._blocks(kept, found[block])

@@ -140,8 +140,8 @@ class _Search:
         for name, spec in candidates.items():
             first = self._first(spec.policy) if spec.exact else {}
             study.enqueue_trial({"strategy": name, **first}, skip_if_exists=True)
-            if spec.exact and self.space.disk:
-                disk = {key: self.space.disk for key in first if key.endswith(".disk")}
+            disk = {key: self.space.disk for key in first if key.endswith(".disk")}
+            if disk:
                 study.enqueue_trial({"strategy": name, **first, **disk})
         with tqdm(total=trials, desc="tuning", disable=not progress) as bar:
             least = len(candidates) * (2 if self.space.disk else 1)

@@ -85,7 +85,9 @@ class DiskIndex:
         )
         try:
             run = self._database.execute
+            run("PRAGMA auto_vacuum=FULL")  # what is erased takes no place
             run("PRAGMA journal_mode=WAL")
+            run(f"PRAGMA journal_size_limit={_LOG_PAGES << 12}")
             run("PRAGMA synchronous=NORMAL")
             run(f"PRAGMA wal_autocheckpoint={_LOG_PAGES}")
             self._database.executescript(_TABLES)

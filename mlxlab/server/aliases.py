@@ -275,8 +275,8 @@ def parse_models(texts: Iterable[str]) -> dict[str, str]:
 
 def _with_disk(strategy: str, size: int) -> str:
     name, given = parse_parameters(strategy)
-    # ``none`` says that nothing is stored.
-    if "disk" in given or name == "none" or not find_strategy(name).exact:
+    policy = find_strategy(name)
+    if "disk" in given or "disk" not in policy.declared or not policy.exact:
         return strategy
     return f"{strategy}{',' if given else ':'}disk={format_size(size)}"
 

@@ -23,7 +23,7 @@ from mlxlab.errors import DiskError
 from mlxlab.files import replaced
 from mlxlab.models.folder import ModelFolder, find_model
 from mlxlab.prompt import Prompt
-from mlxlab.strategies import make_strategy
+from mlxlab.strategies import Disk, make_strategy
 from tests.support.architectures import save_architecture
 from tests.support.hybrids import HYBRIDS
 
@@ -50,9 +50,9 @@ class Served:
 
     def open(self, name: str, size: int, owner: str, **given: Any) -> Engine:
         found, model = self.model
-        strategy = make_strategy(name, layout=found.layout, disk=size, **given)
-        assert strategy.tier is not None
-        store = self.folder.open(f"{found.digest} {owner}", strategy.tier)
+        strategy = make_strategy(name, layout=found.layout, **given)
+        tier = Disk(size, strategy.token_bytes, strategy.checkpoint_bytes)
+        store = self.folder.open(f"{found.digest} {owner}", tier)
         strategy.tier = store.disk
         return Engine(model, strategy, chunk=128, disk=store)
 

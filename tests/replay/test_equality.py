@@ -40,7 +40,7 @@ def test_simulated_equals_live(name: str) -> None:
 @pytest.mark.parametrize(
     "spec",
     [
-        "none:disk=64MiB",
+        "prefix:capacity=1,disk=64MiB",
         f"paged:{SMALL},disk=64MiB",
         f"paged:{SMALL},disk=3MiB",
         "block-hash:block=32,slots=2,minimum=64,disk=64MiB",

@@ -14,13 +14,18 @@ help:  ## this list
 compare: $(READY)  ## every strategy on the recorded traces: table, JSON and plots
 	$(BIN)/mlxlab compare --json reports/compare.json --plots reports
 
+# One file at a time on each core. The models of the tests are so small that further
+# threads of the BLAS only wait.
+test test-all: export OPENBLAS_NUM_THREADS ?= 1
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
 test: $(READY)  ## quick tests, then every notebook against its stored outputs
-	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest --nbval notebooks
+	$(PYTEST)
+	$(PYTEST) --nbval notebooks
 
 test-all: $(READY)  ## the same with the slow tests
-	$(BIN)/python -m pytest -m ''
-	$(BIN)/python -m pytest --nbval notebooks
+	$(PYTEST) -m ''
+	$(PYTEST) --nbval notebooks
 
 lab: $(READY)  ## JupyterLab on the notebooks; ARGS="--port 9999 ..."
 	$(BIN)/python -m jupyter lab notebooks $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
@@ -49,8 +54,13 @@ check: $(READY)  ## format, lint, imports and types, notebooks included
 bench: $(READY)  ## speed against the committed bounds
 	$(BIN)/python -m bench.strategies
 
-bench-servers: $(READY)  ## first tokens beside other servers; MODEL=qwen3_5, VLLM_MLX=its python
-	$(BIN)/python -m bench.servers $(if $(MODEL),--model $(MODEL)) $(if $(VLLM_MLX),--vllm-mlx $(VLLM_MLX))
+bench-servers: $(READY)  ## several agents, other servers; MODEL="tiny qwen3_5", VLLM_MLX=its python, ARGS
+	@mkdir -p reports
+	for model in $(or $(MODEL),tiny smollm2); do \
+	    report=reports/servers-$$(basename "$$model"); \
+	    $(BIN)/python -m bench.servers --model "$$model" --json $$report.json \
+	        --plot $$report.svg $(if $(VLLM_MLX),--vllm-mlx $(VLLM_MLX)) $(ARGS) || exit; \
+	done
 
 bench-scale: $(READY)  ## hashed sessions through all exact strategies; TRACES=folder
 	$(BIN)/python -m bench.scale $(TRACES)

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 __all__ = [
     "ConfigError",
     "IntegrityError",
+    "MemoryFullError",
     "MissingExtraError",
     "MlxlabError",
     "ModelError",
@@ -64,6 +65,10 @@ class NotebookError(MlxlabError):
 
 class RequestError(MlxlabError):
     """A request that is not a valid Messages request."""
+
+
+class MemoryFullError(MlxlabError):
+    """A request for which running ones leave no memory; it may be sent again."""
 
 
 class TraceError(MlxlabError):

@@ -19,6 +19,7 @@ from mlxlab.models.layout import CacheLayout
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.rendering.rules import parse_rules
 from mlxlab.replay.bounds import Bounds, find_bounds, tabulate_bounds
+from mlxlab.replay.commits import order_as_planned
 from mlxlab.replay.cost_model import CHUNK, CostModel, Machine, Point, fit_costs
 from mlxlab.replay.manifest import describe_run
 from mlxlab.replay.requests import RenderedRequest, label_sessions, render_trace
@@ -101,9 +102,14 @@ def compare(
             bar.set_description(spec.name)
             for requests in rendered[spec.rules]:
                 replayer = stage.replayer(spec, bar.update)
+                outcomes = {
+                    request.id: replayer.replay(request)
+                    for request in order_as_planned(requests)
+                }
                 rows += [
-                    _row(spec, capacities[spec], request, replayer.replay(request))
+                    _row(spec, capacities[spec], request, outcomes[request.id])
                     for request in requests
+                    if request.id in outcomes
                 ]
     frame = pd.DataFrame(rows)
     costs = costs if simulate else _fitted(frame, specs, stage) or costs

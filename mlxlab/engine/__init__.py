@@ -21,6 +21,7 @@ with needs("running a model", "cpu"):
     )
     from mlxlab.engine.kv_store import KVStore
     from mlxlab.engine.loading import load_model
+    from mlxlab.engine.memory import Memory
     from mlxlab.engine.runner import Request, Runner
     from mlxlab.engine.samplers import (
         Barred,
@@ -41,6 +42,7 @@ __all__ = [
     "Forced",
     "KVStore",
     "LogitsProcessor",
+    "Memory",
     "Prefill",
     "PrefillProgress",
     "Replayed",

@@ -89,12 +89,26 @@ class Batch:
             if self._running is None:
                 self._running = joining
             else:
-                for batch in (self._running, joining):
-                    if len(batch) == 1:
-                        batch.prompt_cache = [c.merge([c]) for c in batch.prompt_cache]
-                self._running.extend(joining)
+                self._join(joining, member)
         self._members[number] = member
         return number
+
+    def _join(self, joining: Any, member: _Member) -> None:
+        """Merge a layer at a time, so that only one layer is held twice."""
+        layers = self._running.prompt_cache
+        if len(self) == 1:
+            (other,) = self._members.values()
+            other.caches.release()
+        member.caches.release()
+        for i, joins in enumerate(joining.prompt_cache):
+            if len(self) == 1:
+                layers[i] = layers[i].merge([layers[i]])
+            layers[i].extend(joins.merge([joins]))
+            joining.prompt_cache[i] = None
+            mx.eval(_arrays(layers[i]))
+        self._running.prompt_cache, joining.prompt_cache = [], []
+        self._running.extend(joining)
+        self._running.prompt_cache = layers
 
     def step(self) -> dict[int, int | Exception]:
         """Compute a step and return each answer's next token, by number.
@@ -125,19 +139,41 @@ class Batch:
 
     def remove(self, number: int) -> WorkingCache:
         """Let an answer leave, and return its caches."""
-        caches = self.caches(number)
-        rest = [i for i, uid in enumerate(self._running.uids) if uid != number]
-        del self._members[number]
-        if not rest:
+        if len(self) == 1:
+            caches = self.caches(number)
+            self._members.clear()
             self._running = None
-        else:
-            self._running.filter(rest)
+            return caches
+        rest = [i for i, uid in enumerate(self._running.uids) if uid != number]
+        left = self._split(self._running.uids.index(number), rest)
+        member = self._members.pop(number)
+        layers, self._running.prompt_cache = self._running.prompt_cache, []
+        self._running.filter(rest)
+        self._running.prompt_cache = layers
         if len(rest) == 1:
-            layers = [_extract(layer, 0) for layer in self._running.prompt_cache]
-            self._running.prompt_cache = layers
-            (member,) = self._members.values()
-            member.caches = WorkingCache(layers)
-        return caches
+            (other,) = self._members.values()
+            other.caches = WorkingCache(layers)
+        return member.settled(WorkingCache(left))
+
+    def _split(self, row: int, rest: list[int]) -> list[Any]:
+        """Take a row out of all caches, a layer at a time.
+
+        Args:
+            row: leaves.
+            rest: stay; a single one gets plain caches.
+
+        Returns:
+            The caches of the row.
+        """
+        layers, left = self._running.prompt_cache, []
+        for i, layer in enumerate(layers):
+            left.append(_extract(layer, row))
+            if len(rest) == 1:
+                layers[i] = _extract(layer, rest[0])
+            else:
+                layer.filter(rest)
+            mx.eval(_arrays(left[i]), _arrays(layers[i]))
+        return left
 
 
 _States: TypeAlias = list[Snapshot]
@@ -214,6 +250,14 @@ def _recurrent(layers: Sequence[Any]) -> Iterator[ArraysCache]:
             yield from _recurrent(layer.caches)
         elif isinstance(layer, ArraysCache):
             yield layer
+
+
+def _arrays(layer: Any) -> list[mx.array]:
+    """Return the arrays of a cache, batched or not."""
+    if isinstance(layer, CacheList):
+        return [array for part in layer.caches for array in _arrays(part)]
+    held = layer.cache if isinstance(layer, ArraysCache) else (layer.keys, layer.values)
+    return [array for array in held if array is not None]
 
 
 def _extract(layer: Any, row: int) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Container, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from mlx_lm.models.cache import KVCache
 from mlxlab.engine.batch import Batch
 from mlxlab.engine.disk_store import DiskStore
 from mlxlab.engine.kv_store import Held, KVStore
+from mlxlab.engine.memory import Memory
 from mlxlab.engine.recompute import select
 from mlxlab.engine.rope import Positions, Rope
 from mlxlab.engine.runner import Request, Runner
@@ -138,10 +140,20 @@ class Replayed:
 
 @dataclass(slots=True)
 class _Pace:
-    """Cuts positions into chunks, and halves the chunk when one takes too long."""
+    """Cuts positions into chunks that take neither too long nor too much memory.
 
+    Attributes:
+        chunk: tokens of the next chunk; halved when one takes too long.
+        most_s: seconds that a chunk may take.
+        memory: None for no limit.
+        token_bytes: that the caches grow by for a token.
+    """
+
+    model: Any
     chunk: int
     most_s: float
+    memory: Memory | None
+    token_bytes: int
 
     def pieces(
         self, positions: Positions, stops: Sequence[int] = ()
@@ -149,7 +161,11 @@ class _Pace:
         """Yield neighbours, in chunks that end at ``stops`` too."""
         start = 0
         while start < len(positions):
-            piece = positions[start : start + self.chunk]
+            chunk = self.chunk
+            if self.memory is not None:
+                at = int(positions[start])
+                chunk = self.memory.chunk(self.model, chunk, at, self.token_bytes)
+            piece = positions[start : start + chunk]
             first, last = int(piece[0]), int(piece[-1])
             stop = next((stop for stop in stops if first < stop <= last), None)
             if stop is not None:
@@ -157,11 +173,19 @@ class _Pace:
             yield piece
             start += len(piece)
 
-    def record(self, taken_s: float) -> float:
-        """Record the duration of a chunk and return it."""
+    @contextmanager
+    def measured(self, prefill: Prefill, piece: Positions) -> Iterator[None]:
+        """Measure the computation of a chunk."""
+        if self.memory is not None:
+            self.memory.begin()
+        started = perf_counter()
+        yield
+        taken_s = perf_counter() - started
+        prefill.compute_s += taken_s
         if taken_s > self.most_s:
             self.chunk = max(self.chunk // 2, _LEAST_CHUNK)
-        return taken_s
+        if self.memory is not None:
+            self.memory.record(self.model, len(piece), int(piece[-1]) + 1)
 
 
 class Engine:
@@ -175,6 +199,7 @@ class Engine:
         chunk_s: seconds that a chunk may take, so that callers see progress and can
             cancel. A slower chunk halves the size of the next.
         batched: whether answers of this model may decode together.
+        memory: the budget that all engines share; None for no limit.
         disk: holds what the strategy's ``tier`` decides about; None without a disk.
 
     Attributes:
@@ -195,6 +220,7 @@ class Engine:
         window: int = 2**31,
         chunk_s: float = float("inf"),
         batched: bool = True,
+        memory: Memory | None = None,
         disk: DiskStore | None = None,
     ) -> None:
         if (disk and disk.disk) is not strategy.tier:
@@ -207,6 +233,7 @@ class Engine:
         self.window = window
         self.chunk_s = chunk_s
         self.batched = batched
+        self.memory = memory
         self.disk = disk
         self.commits = 0
         self.users = 0
@@ -371,7 +398,7 @@ class Engine:
     def _append(self, prefill: Prefill, plan: Plan) -> Iterator[PrefillProgress]:
         """Restore and compute a plan without moved spans, from left to right."""
         last = len(prefill.prompt) - 1
-        pace = _Pace(self.chunk, self.chunk_s)
+        pace = self._pace()
         for start, stop in [*plan.gaps, (plan.length, plan.length)]:
             run = [s for s in plan.spans if prefill.position <= s.target < start]
             if run:
@@ -381,12 +408,11 @@ class Engine:
                 yield PrefillProgress(sum(span.length for span in run))
             to_compute = np.arange(start, min(stop, last))
             for piece in pace.pieces(to_compute, plan.captures):
-                started = perf_counter()
-                prefill.caches.compute(self.model, prefill.prompt.tokens[piece])
-                if prefill.position in plan.captures:
-                    checkpoint = prefill.caches.checkpoint(prefill.position)
-                    prefill.taken[prefill.position] = checkpoint
-                prefill.compute_s += pace.record(perf_counter() - started)
+                with pace.measured(prefill, piece):
+                    prefill.caches.compute(self.model, prefill.prompt.tokens[piece])
+                    if prefill.position in plan.captures:
+                        checkpoint = prefill.caches.checkpoint(prefill.position)
+                        prefill.taken[prefill.position] = checkpoint
                 yield PrefillProgress(len(piece))
 
     def _prefill_scattered(self, prefill: Prefill) -> Iterator[PrefillProgress]:
@@ -407,14 +433,17 @@ class Engine:
         prefill.compute_s += perf_counter() - started
         yield PrefillProgress(sum(span.length for span in spans) - plan.recompute)
         positions = np.flatnonzero(open_[:-1])
-        pace = _Pace(self.chunk, self.chunk_s)
+        pace = self._pace()
         for piece in pace.pieces(positions):
             prefill.advance(int(piece[0]))
-            started = perf_counter()
-            scattered.compute(piece)
-            prefill.compute_s += pace.record(perf_counter() - started)
+            with pace.measured(prefill, piece):
+                scattered.compute(piece)
             yield PrefillProgress(len(piece))
         prefill.advance(plan.length - 1)
+
+    def _pace(self) -> _Pace:
+        growth = self.strategy.token_bytes
+        return _Pace(self.model, self.chunk, self.chunk_s, self.memory, growth)
 
     def _greedy(
         self, prefill: Prefill, most: int, stop: Container[int]

@@ -7,6 +7,8 @@ wait for a long one.
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -14,7 +16,9 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from mlxlab.engine.batch import Batch
+from mlxlab.engine.memory import LEAST
 from mlxlab.engine.samplers import LogitsProcessor, Sampler
+from mlxlab.errors import RequestError
 from mlxlab.prompt import Prompt, common_prefix
 
 if TYPE_CHECKING:
@@ -23,6 +27,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Request", "Runner"]
 
+log = logging.getLogger(__name__)
+
+#: Tokens of an answer that memory is kept for; a longer one takes what is free.
+_EXPECTED = 4096
+#: mlx-lm's caches grow by this many tokens at a time.
+_STEP = 256
 #: Answers that run at once, by default.
 _MOST = 8
 #: Tokens a second of prefill, before any was measured.
@@ -77,15 +87,24 @@ class Runner:
     The shortest remaining prefill comes first. Each second of waiting counts like a
     second less of work, so nothing waits for ever.
 
+    A prompt begins when memory has room for it and for its answer. Where a long answer
+    takes more than expected, caches that no request uses are released, then the
+    youngest answer ends.
+
     Args:
         most: answers that run at once; further ones wait.
+        release: frees stored tokens that no request uses; whether there were any.
         clock: seconds.
     """
 
     def __init__(
-        self, most: int = _MOST, clock: Callable[[], float] = monotonic
+        self,
+        most: int = _MOST,
+        release: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         self.most = most
+        self._release = release
         self._clock = clock
         self._live: list[_Running] = []  # in order of arrival
         self._batches: list[Batch] = []
@@ -122,6 +141,7 @@ class Runner:
         Returns:
             Whether there is more to do.
         """
+        self._stay_within()
         for batch in list(self._batches):
             self._decode(batch)
         chosen = self._choose()
@@ -186,7 +206,8 @@ class Runner:
         model = request.engine.model
         shared = request.engine.batched and prefill.caches.mergeable
         alike = (b for b in self._batches if shared and b.accepts(model))
-        batch = next(alike, None) or Batch(model, shared=shared)
+        batch = next((b for b in alike if self._joins(own, b)), None)
+        batch = batch or Batch(model, shared=shared)
         last = int(request.prompt.tokens[-1])
         own.number = batch.add(
             prefill.caches, last, request.sampler, request.processors
@@ -223,13 +244,68 @@ class Runner:
         ]
         if not waiting:
             return None
-        now = self._clock()
-        chosen = min(
-            waiting, key=lambda own: own.to_compute / self._rate - (now - own.arrived)
-        )
-        if chosen.prefill is None and (first := self._shared(chosen)):
-            return first
-        return chosen
+        if len(waiting) > 1:
+            now = self._clock()
+            waiting.sort(key=lambda own: self._urgency(own, now))
+        for chosen in waiting:
+            if chosen.prefill is not None:
+                return chosen
+            if first := self._shared(chosen):
+                return first
+            if self._admits(chosen):
+                return chosen
+        return None
+
+    def _admits(self, own: _Running) -> bool:
+        """Whether memory has room for a request; a lonely one that has none fails."""
+        memory = own.request.engine.memory
+        if memory is None:
+            return True
+        prompt = len(own.request.prompt)
+        beside = memory.needed(own.request.engine.model, LEAST, prompt)
+        running = [other for other in self._live if other.prefill is not None]
+        while (wanted := _growth([*running, own]) + beside) > memory.room:
+            if self._release():
+                continue
+            if not running:
+                error = RequestError(
+                    f"prompt is too long: {prompt} tokens and an answer take "
+                    f"{wanted >> 20} MiB, where {max(memory.room, 0) >> 20} MiB of "
+                    "--memory are free; a smaller capacity leaves more"
+                )
+                self._end(own, error)
+            return False
+        return True
+
+    def _joins(self, own: _Running, batch: Batch) -> bool:
+        """Whether memory has room for a batch padded to its longest answer."""
+        memory = own.request.engine.memory
+        if memory is None:
+            return True
+        lengths = [m.position for m in self._live if m.batch is batch]
+        lengths.append(own.position)
+        padding = max(lengths) * len(lengths) - sum(lengths)
+        padded = padding * own.request.engine.strategy.token_bytes
+        running = [other for other in self._live if other.prefill is not None]
+        return padded <= memory.room - _growth(running)
+
+    def _stay_within(self) -> None:
+        """Release what is not used, or end an answer, before memory runs out."""
+        while self._batches:
+            running = [own for own in self._live if own.batch is not None]
+            memory = running[-1].request.engine.memory
+            if memory is None:
+                return
+            step = sum(_STEP * o.request.engine.strategy.token_bytes for o in running)
+            if memory.room >= step:
+                return
+            if not self._release():
+                log.warning("an answer ends early: the memory budget is used up")
+                self._end(running[-1])
+
+    def _urgency(self, own: _Running, now: float) -> float:
+        """Return seconds of work left, less the seconds of waiting; least is first."""
+        return own.to_compute / self._rate - (now - own.arrived)
 
     def _shared(self, waiting: _Running) -> _Running | None:
         """Share with another prompt what both begin with and nothing has stored.
@@ -298,6 +374,29 @@ class _Running:
         return max(len(self.request.prompt) - 1 - self.filled, 0)
 
     @property
+    def position(self) -> int:
+        """Tokens in the working caches."""
+        if self.batch is None:
+            return self.filled
+        return len(self.request.prompt) + len(self.request.answer)
+
+    @property
+    def whole_bytes(self) -> int:
+        """Bytes of the working caches at the end of the answer, as far as expected."""
+        request, strategy = self.request, self.request.engine.strategy
+        answer = min(request.max_tokens, max(_EXPECTED, len(request.answer) + _STEP))
+        tokens = -(-(len(request.prompt) + answer) // _STEP) * _STEP
+        return tokens * strategy.token_bytes + strategy.checkpoint_bytes
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the working caches now."""
+        if self.prefill is None:
+            return 0
+        strategy = self.request.engine.strategy
+        return self.position * strategy.token_bytes + strategy.checkpoint_bytes
+
+    @property
     def to_compute(self) -> int:
         """As far as it is known now."""
         return self.remaining - (self.stored if self.prefill is None else 0)
@@ -310,3 +409,17 @@ class _Running:
             plan = engine.strategy.preview(self.request.prompt)
             self._stored = engine.commits, plan.reused
         return self._stored[1]
+
+
+def _growth(running: Sequence[_Running]) -> int:
+    """Return the bytes that caches and stores will grow by until all have ended."""
+    growth = 0
+    to_store: Counter[Engine] = Counter()
+    for own in running:
+        growth += max(own.whole_bytes - own.held_bytes, 0)
+        if own.request.engine.strategy.max_sequences != 0:
+            to_store[own.request.engine] += own.whole_bytes
+    for engine, whole in to_store.items():
+        free = engine.strategy.capacity - engine.strategy.stored_bytes
+        growth += min(max(free, 0), whole)
+    return growth

@@ -122,6 +122,11 @@ class WorkingCache:
         self.position = position
         self._states = {position - 1: states}
 
+    def release(self) -> None:
+        """Let all arrays go; the position stays."""
+        self.layers, self._parts, self._rest = [], [], []
+        self._states.clear()
+
     def evaluate(self) -> None:
         """Evaluate all arrays."""
         mx.eval([array for part in self._parts for array in part.arrays()])

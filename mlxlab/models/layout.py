@@ -79,7 +79,7 @@ class CacheLayout:
     def token_bytes(self, windows: Windows = Windows.CHECKPOINTS) -> int:
         """Return the bytes that a store keeps for each token."""
         kinds = {CacheKind.TOKENS}
-        if windows is Windows.TOKENS:
+        if windows == Windows.TOKENS:
             kinds.add(CacheKind.WINDOW)
         return sum(part.count * part.size for part in self.layers if part.kind in kinds)
 
@@ -89,6 +89,6 @@ class CacheLayout:
         for part in self.layers:
             if part.kind is CacheKind.STATE:
                 total += part.count * part.size
-            elif part.kind is CacheKind.WINDOW and windows is Windows.CHECKPOINTS:
+            elif part.kind is CacheKind.WINDOW and windows == Windows.CHECKPOINTS:
                 total += part.count * part.size * part.window
         return total

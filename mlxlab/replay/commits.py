@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Generic, TypeVar
 
 from mlxlab.replay.requests import RenderedRequest
 
-__all__ = ["Commits"]
+__all__ = ["Commits", "order_as_planned"]
 
 T = TypeVar("T")
+
+
+def order_as_planned(requests: Sequence[RenderedRequest]) -> list[RenderedRequest]:
+    """Return the requests of a trace in the order in which they were planned.
+
+    Where the trace has recorded it, requests without an order were never planned: they
+    were refused, or their client left the queue. They are left out.
+
+    Args:
+        requests: in order of arrival.
+    """
+    planned = [(own.order.planned, own) for own in requests if own.order]
+    if not planned:
+        return list(requests)
+    return [own for _, own in sorted(planned, key=lambda pair: pair[0])]
 
 
 class Commits(Generic[T]):

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from mlxlab.errors import TraceError
 from mlxlab.prompt import Prompt, Role, Segment, Tokens
 from mlxlab.rendering.renderer import Renderer
+from mlxlab.replay.commits import order_as_planned
 from mlxlab.replay.requests import RenderedRequest, label_sessions, render_trace
 from mlxlab.traces import Trace
 from mlxlab.traces.hashed.trace import HashedRequest, HashedTrace
@@ -92,7 +93,8 @@ class RenderedTrace:
 
     Attributes:
         digest: digest of trace, tokenizer and rules.
-        timed: requests, each with the seconds since the first of them.
+        timed: requests in the order in which they were planned, each with the seconds
+            since the first of them.
     """
 
     name: str
@@ -268,9 +270,10 @@ def _rendered(
     trace: Trace, requests: Sequence[RenderedRequest], renderer: Renderer
 ) -> RenderedTrace:
     start = trace.inference[0].t
-    times = [exchange.t - start for exchange in trace.inference]
+    times = {exchange.id: exchange.t - start for exchange in trace.inference}
+    timed = [(times[own.id], own) for own in order_as_planned(requests)]
     digest = f"{trace.digest}-{renderer.model.digest}-{','.join(renderer.rules)}"
-    return RenderedTrace(trace.name, digest, tuple(zip(times, requests, strict=True)))
+    return RenderedTrace(trace.name, digest, tuple(timed))
 
 
 def _segments(request: HashedRequest, length: int, unit: int) -> tuple[Segment, ...]:

@@ -18,7 +18,12 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
-from mlxlab.errors import MlxlabError, RequestError, UnknownModelError
+from mlxlab.errors import (
+    MemoryFullError,
+    MlxlabError,
+    RequestError,
+    UnknownModelError,
+)
 from mlxlab.rendering.messages import describe_errors
 from mlxlab.server.events import PING, WireEvent
 from mlxlab.server.scheduler import QueueFullError
@@ -249,6 +254,8 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(404, str(error))
         case QueueFullError():
             return ApiError(529, "the queue is full; try again soon")
+        case MemoryFullError():
+            return ApiError(529, str(error))
         case MlxlabError():
             return ApiError(500, str(error))
         case RequestValidationError():

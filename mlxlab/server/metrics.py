@@ -83,6 +83,12 @@ class Metrics:
         self._running = Gauge(
             "mlxlab_running", "Requests being answered", registry=self._registry
         )
+        self._memory = Gauge(
+            "mlxlab_memory_bytes",
+            "The budget, and the most that was in use",
+            ("kind",),
+            registry=self._registry,
+        )
         self._stored = Gauge(
             "mlxlab_stored_bytes", "Keys and values held", by, registry=self._registry
         )
@@ -114,10 +120,13 @@ class Metrics:
         self,
         running: int,
         queue: int,
+        memory: Mapping[str, int],
         stored: Mapping[tuple[str, str], int],
         on_disk: int,
     ) -> bytes:
         """Return the exposition format, with the current state."""
+        for kind, nbytes in memory.items():
+            self._memory.labels(kind).set(nbytes)
         self._on_disk.set(on_disk)
         self._running.set(running)
         self._queue.set(queue)

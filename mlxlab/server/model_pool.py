@@ -15,8 +15,15 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxlab.engine import DiskFolder, DiskStore, Engine, load_model, try_batch
-from mlxlab.errors import DiskError, ModelError
+from mlxlab.engine import (
+    DiskFolder,
+    DiskStore,
+    Engine,
+    Memory,
+    load_model,
+    try_batch,
+)
+from mlxlab.errors import DiskError, MemoryFullError, ModelError
 from mlxlab.files import cache_folder
 from mlxlab.models.folder import ModelFolder
 from mlxlab.replay.cost_model import recall_costs
@@ -59,7 +66,7 @@ class ModelPool:
     """Loads models on demand and unloads the least recently used ones for room.
 
     Args:
-        budget: bytes for weights and for stored keys and values together.
+        budget: bytes for weights, stored and working caches, and what a prefill needs.
         chunk: tokens that engines compute at a time.
         disk: where strategies with a disk write; a folder of the user's cache if None.
         generated: name of a credential that was made at the start. On disk all such
@@ -75,6 +82,7 @@ class ModelPool:
         generated: str | None = None,
     ) -> None:
         self.budget = budget
+        self.memory = Memory(budget)
         self.chunk = chunk
         self._disk_path = disk
         self._generated = generated
@@ -112,11 +120,37 @@ class ModelPool:
         if key not in loaded.engines:
             loaded.engines[key] = self._new_engine(loaded, folder, key)
         loaded.engines.move_to_end(key)
-        self._make_room(0, keep=folder.name)
-        idle = [k for k, own in loaded.engines.items() if k != key and not own.users]
-        while self.nbytes > self.budget and idle:
-            del loaded.engines[idle.pop(0)]
         return loaded.engines[key]
+
+    def release(self) -> bool:
+        """Drop the stored tokens or the model that was not used for longest.
+
+        Returns:
+            Whether there was any that no request uses.
+        """
+        for loaded in self._loaded.values():
+            for key, engine in list(loaded.engines.items()):
+                if not engine.users and engine.store.nbytes:
+                    log.warning(
+                        "stored tokens of %s dropped to make room", key.strategy
+                    )
+                    del loaded.engines[key]
+                    return True
+        return self._unload()
+
+    def spec(self, folder: ModelFolder, strategy: str) -> str:
+        """Return a strategy's spec with the capacity that the budget leaves for it.
+
+        A capacity that the spec names stays as it is. Others are at most half of what
+        the weights leave.
+        """
+        made = parse_strategy(strategy, layout=folder.layout)
+        most = (self.budget - folder_bytes(folder)) // 2
+        own = "capacity=" in strategy or "capacity" not in made.declared
+        if own or made.capacity <= most:
+            return strategy
+        joint = "," if ":" in strategy else ":"
+        return f"{strategy}{joint}capacity={max(most // _MIB, 1)}MiB"
 
     def load(self, folder: ModelFolder, strategy: str) -> None:
         """Load a model before the first request for it.
@@ -146,7 +180,8 @@ class ModelPool:
     def _new_engine(
         self, loaded: _Loaded, folder: ModelFolder, key: EngineKey
     ) -> Engine:
-        strategy = parse_strategy(key.strategy, layout=folder.layout)
+        spec = self.spec(folder, key.strategy)
+        strategy = parse_strategy(spec, layout=folder.layout)
         store = self._open_disk(strategy, folder, key.credential)
         strategy.tier = store.disk if store else None
         return Engine(
@@ -157,6 +192,7 @@ class ModelPool:
             window=folder.window,
             chunk_s=_CHUNK_S,
             batched=loaded.batched,
+            memory=self.memory,
         )
 
     def _open_disk(
@@ -191,7 +227,13 @@ class ModelPool:
                 f"model {folder.name}: its weights take {weights // _MIB} MiB, the "
                 f"memory budget is {self.budget // _MIB} MiB; raise --memory"
             )
-        self._make_room(weights)
+        while weights > self.memory.room and (self._unload() or self.release()):
+            pass
+        if weights > self.memory.room:
+            raise MemoryFullError(
+                f"model {folder.name}: its weights take {weights // _MIB} MiB, and "
+                "running requests leave less of --memory; try again soon"
+            )
         model = load_model(folder)
         loaded = _Loaded(model, weights, try_batch(model))
         if not loaded.batched:
@@ -203,15 +245,15 @@ class ModelPool:
         self._loaded[folder.name] = loaded
         return loaded
 
-    def _make_room(self, needed: int, keep: str | None = None) -> None:
-        while self.nbytes + needed > self.budget:
-            idle = (n for n, own in self._loaded.items() if not own.is_used)
-            name = next((n for n in idle if n != keep), None)
-            if name is None:
-                break
-            log.warning("model %s unloaded to make room", name)
-            del self._loaded[name]
-            mx.clear_cache()
+    def _unload(self) -> bool:
+        """Unload the model that was not used for longest, if none needs it."""
+        idle = [name for name, loaded in self._loaded.items() if not loaded.is_used]
+        if len(self._loaded) < 2 or not idle:
+            return False
+        log.warning("model %s unloaded to make room", idle[0])
+        del self._loaded[idle[0]]
+        mx.clear_cache()
+        return True
 
 
 def folder_bytes(folder: ModelFolder) -> int:

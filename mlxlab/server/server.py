@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 #: Most rows and columns of a status.
 _SHOWN = 20
+_GIB = 2**30
 _COLUMNS = [
     "alias",
     "strategy",
@@ -112,19 +113,24 @@ class Status:
         requests: the latest, one per row, oldest first: see :class:`Served`.
         running: requests that are being answered.
         waiting: requests in the queue.
+        peak: most bytes of memory in use so far.
+        budget: most bytes that may be in use.
     """
 
     server: str
     requests: pd.DataFrame
     running: int
     waiting: int
+    peak: int
+    budget: int
 
     def __repr__(self) -> str:
         prompt = int(self.requests.prompt_tokens.sum())
         share = self.requests.reused_tokens.sum() / prompt if prompt else 0.0
         return (
             f"{self.server}: {len(self.requests)} requests, {share:.1%} of {prompt:,} "
-            f"prompt tokens reused, {self.running} running, {self.waiting} waiting"
+            f"prompt tokens reused, {self.running} running, {self.waiting} waiting, "
+            f"{self.peak / _GIB:.2f} of {self.budget / _GIB:.1f} GiB used at most"
         )
 
     def plot(self) -> Picture:
@@ -249,7 +255,15 @@ class Server:
         """Return the requests served so far."""
         scheduler = self._service.scheduler
         running = scheduler.unfinished - scheduler.waiting
-        return Status(repr(self), self.requests, running, scheduler.waiting)
+        memory = self._service.pool.memory
+        return Status(
+            repr(self),
+            self.requests,
+            running,
+            scheduler.waiting,
+            memory.peak,
+            memory.budget,
+        )
 
     def record(self, path: str | Path | None) -> None:
         """Record later requests of clients in a new trace; None ends the recording.

@@ -66,7 +66,7 @@ class Service:
     ) -> None:
         self.worker = worker
         self.pool = pool
-        self.scheduler = Scheduler(worker, Runner(batch), limit=queue)
+        self.scheduler = Scheduler(worker, Runner(batch, pool.release), limit=queue)
         self.metrics = Metrics()
         self.preparation = Preparation(aliases, script)
         self._one_at_a_time = CapacityLimiter(1)
@@ -168,7 +168,8 @@ class Service:
         arrived, clock = time.time(), time.monotonic()
         prepared = await self._prepared(request, preparation)
         alias = prepared.alias
-        note(configuration=Configuration(strategy=alias.strategy, rules=alias.rules))
+        strategy = self.pool.spec(prepared.folder, alias.strategy)
+        note(configuration=Configuration(strategy=strategy, rules=alias.rules))
         job = await self._alone(
             partial(
                 preparation.job, request, prepared, partial(self._engine, credential)
@@ -212,7 +213,9 @@ class Service:
         """Return the metrics in Prometheus' text format."""
         waiting = self.scheduler.waiting
         running = self.scheduler.unfinished - waiting
-        return self.metrics.text(running, waiting, self._stored, self._on_disk)
+        memory = self.pool.memory
+        held = {"budget": memory.budget, "peak": memory.peak}
+        return self.metrics.text(running, waiting, held, self._stored, self._on_disk)
 
     async def _prepared(
         self, request: TokenCountRequest, preparation: Preparation

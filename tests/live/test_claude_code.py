@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import pairwise, starmap
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from typer.testing import CliRunner
 
 from mlxlab.cli import app
 from mlxlab.models.folder import BUNDLED, find_model
+from mlxlab.replay.commits import order_as_planned
+from mlxlab.replay.requests import RenderedRequest
 from mlxlab.server.server import Options, Server, serve
 from tests.support.architectures import save_architecture
 from tests.support.claude import Evidence, Workplace, simulated
@@ -83,9 +86,31 @@ def test_two_agents_work_at_the_same_time(
     sessions = [request.session for request in evidence.rendered]
     main, *agents = dict.fromkeys(sessions)
     assert len(agents) == 2
-    assert set(sessions[1:3]) == set(agents)
+    # The client starts an agent as soon as its call has been streamed.
+    assert any(starmap(_overlap, pairwise(order_as_planned(evidence.rendered))))
     assert Counter(sessions) == dict.fromkeys([main, *agents], 2)
     assert evidence.reused == simulated(evidence.trace, STRATEGY, model=model)
+
+
+def test_three_agents_reuse_what_a_replay_reuses(
+    workplace: Workplace, trace: Path, model: str
+) -> None:
+    with served("agents", trace, model=model) as server:
+        said = workplace.ask(server, "Look at three things at once.", *DELEGATE)
+    assert said == "A difference, a greeting, and calc.py is longer."
+    evidence = Evidence.of(trace, server)
+    check(evidence)
+    _, *agents = dict.fromkeys(request.session for request in evidence.rendered)
+    assert len(agents) == 3
+    assert any(starmap(_overlap, pairwise(order_as_planned(evidence.rendered))))
+    assert evidence.reused == simulated(evidence.trace, STRATEGY, model=model)
+
+
+def _overlap(first: RenderedRequest, second: RenderedRequest) -> bool:
+    """Whether a request was planned before the one in front of it was stored."""
+    assert first.order
+    assert second.order
+    return second.order.planned < first.order.stored[-1][0]
 
 
 def test_reasoning_comes_back_id_for_id(

@@ -72,7 +72,7 @@ def servers() -> Iterator[dict[str, Any]]:
     with (
         served(strategy="prefix", script=SCRIPT) as scripted,
         served(aliases=ALIASES) as sampled,
-        served(queue=0) as narrow,
+        served(queue=0, batch=1) as narrow,
     ):
         running = {"scripted": scripted, "sampled": sampled, "narrow": narrow}
         yield {

@@ -203,7 +203,7 @@ def test_long_prompts_push_out_other_caches_first(tmp_path: Path) -> None:
     """The budget is for keys and values too."""
     other = copy_tiny(tmp_path / "other")
     file = {"aliases": {"default": {"strategy": "prefix"}, "other": {"model": other}}}
-    memory = int(2.3 * WEIGHTS)
+    memory = int(3.2 * WEIGHTS)
     with served(aliases=file, memory=memory) as server, Client(server.url) as client:
         client.ask(ask(model="other"))
         assert loaded(server) == ["tiny", "other"]

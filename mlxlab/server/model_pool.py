@@ -34,6 +34,8 @@ __all__ = ["EngineKey", "ModelPool", "default_budget", "folder_bytes"]
 log = logging.getLogger(__name__)
 
 _MIB = 2**20
+#: Part of the budget that may wait to be written to disk, beside the budget.
+_BACKLOG_SHARE = 16
 #: A cancelled request ends after the current chunk.
 _CHUNK_S = 1.0
 
@@ -207,7 +209,8 @@ class ModelPool:
         try:
             if self._disk is None:
                 path = self._disk_path or cache_folder() / "disk"
-                self._disk = DiskFolder(path, strategy.disk)
+                backlog = self.budget // _BACKLOG_SHARE
+                self._disk = DiskFolder(path, strategy.disk, backlog=backlog)
             self._disk.size = max(self._disk.size, strategy.disk)
             owner = "generated" if credential == self._generated else credential
             parts = (folder.digest, folder.layout, strategy.windows, owner)

@@ -104,5 +104,9 @@ class UntrustedError(MlxlabError, OSError):
         return f"{self.filename}: {self.strerror}"
 
 
+class DiskError(MlxlabError):
+    """A folder of stored keys and values, or a file of it, that cannot be used."""
+
+
 class IntegrityError(MlxlabError):
     """An inconsistent strategy or store: a bug in mlxlab or in a plug-in."""

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import random
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from hashlib import sha256
+from tempfile import TemporaryFile
 from time import perf_counter
 
 import numpy as np
@@ -14,7 +19,8 @@ from tqdm.auto import tqdm
 from mlxlab.analysis.calibration import Calibration
 from mlxlab.analysis.compare import compare
 from mlxlab.engine import Engine
-from mlxlab.errors import ModelError
+from mlxlab.errors import MlxlabError, ModelError
+from mlxlab.files import cache_folder, make_folder
 from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
 from mlxlab.prompt import Prompt, Tokens
 from mlxlab.replay.cost_model import (
@@ -40,6 +46,8 @@ BLOCK = 64
 ROUNDS = 5
 MOST = 100
 LEAST = 8
+#: Bytes of the file that is read to measure the disk.
+_FILE_BYTES = 32 << 20
 
 
 def calibrate(
@@ -83,7 +91,7 @@ def calibrate(
     with live_model(folder, chunk=chunk) as live:
         points = list(_points(live, tokens, seconds, random.Random(seed), progress))
         environment = live.describe()
-    costs = fit_costs(
+    found = fit_costs(
         points,
         model=folder.digest,
         machine=Machine.here(chunk),
@@ -91,8 +99,41 @@ def calibrate(
         blas=environment["blas"],
         day=datetime.now(UTC).date(),
     )
+    costs = found.model_copy(update={"load": measure_load()})
     remember_costs(costs, force=force)
     return Calibration.of(costs, folder, environment)
+
+
+def measure_load() -> float:
+    """Return the seconds per byte to read and check a file that is not in memory.
+
+    It is a file of the user's cache folder, where servers keep theirs.
+
+    Raises:
+        MlxlabError: it cannot be written.
+    """
+    try:
+        make_folder(cache_folder())
+        return _read_s(os.urandom(_FILE_BYTES)) / _FILE_BYTES
+    except OSError as error:
+        raise MlxlabError(
+            f"{cache_folder()}: {error.strerror}; make it writable"
+        ) from None
+
+
+def _read_s(data: bytes) -> float:
+    """Return the seconds to read and check a new file of this content."""
+    with TemporaryFile(dir=cache_folder(), buffering=0) as file:
+        file.write(data)
+        os.fsync(file.fileno())
+        if sys.platform == "darwin":
+            fcntl.fcntl(file.fileno(), fcntl.F_NOCACHE, 1)
+        else:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        file.seek(0)
+        started = perf_counter()
+        sha256(file.read()).digest()
+        return perf_counter() - started
 
 
 def _points(

@@ -199,9 +199,11 @@ def _fitted(
     """Fit a cost model to a live replay's own requests; None without exact ones.
 
     Strategies that move keys compute in several places, which no point can describe.
+    Reading from disk is no part of the model's restores.
     """
     exact = [spec.name for spec in specs if spec.exact]
-    measured = rows[rows.strategy.isin(exact)].dropna(subset="ttft_s")
+    in_memory = rows.strategy.isin(exact) & (rows.disk_tokens == 0)
+    measured = rows[in_memory].dropna(subset="ttft_s")
     if measured.empty:
         return None
     environment: Mapping[str, Any] = stage.environment
@@ -248,6 +250,7 @@ def _row(
         "request": request.id,
         "prompt_tokens": len(request.prompt),
         "reused_tokens": outcome.reused_tokens,
+        "disk_tokens": outcome.disk_tokens,
         "computed_tokens": len(request.prompt) - outcome.reused_tokens,
         "prefill_s": outcome.prefill_s,
         "ttft_s": outcome.ttft_s,

@@ -23,6 +23,7 @@ _FORMS: Forms = {
     "of_optimal": ("of\noptimal", "{:.1%}".format),
     "of_position_independent": ("of any\nposition", "{:.1%}".format),
     "of_placement": ("of best\nplacement", "{:.1%}".format),
+    "from_disk": ("from\ndisk", "{:.1%}".format),
     "new_session": ("new\nsession", "{:.1%}".format),
     "ttft_median_s": ("TTFT\nmedian s", "{:.2f}".format),
     "ttft_max_s": ("TTFT\nmax s", "{:.2f}".format),
@@ -68,8 +69,9 @@ class Comparison(Result):
 
         Columns: ``reused`` (share of all prompt tokens); ``of_unlimited``,
         ``of_optimal``, ``of_position_independent`` and ``of_placement`` (that share,
-        relative to the bound under the default rules); ``new_session`` (reused share of
-        the first requests of all sessions but each trace's first; sub-agents count as
+        relative to the bound under the default rules); ``from_disk`` (share of all
+        prompt tokens, where a disk was used); ``new_session`` (reused share of the
+        first requests of all sessions but each trace's first; sub-agents count as
         sessions);
         ``ttft_median_s``, ``ttft_max_s``, ``prefill_s`` and ``restore_s`` (sums),
         ``stored_mib`` (peak), ``evicted`` (tokens).
@@ -106,7 +108,11 @@ class Comparison(Result):
 
 
 def _reused_share(rows: pd.DataFrame) -> float:
-    return float(rows.reused_tokens.sum() / rows.prompt_tokens.sum())
+    return _share(rows.reused_tokens, rows)
+
+
+def _share(tokens: pd.Series, rows: pd.DataFrame) -> float:
+    return float(tokens.sum() / rows.prompt_tokens.sum())
 
 
 def _summarize(rows: pd.DataFrame, tokens: int) -> dict[str, Any]:
@@ -119,12 +125,15 @@ def _summarize(rows: pd.DataFrame, tokens: int) -> dict[str, Any]:
     reused = _reused_share(rows)
     names = [name for name in (*BOUNDS, PLACEMENT) if name in rows]
     most = {name: rows[name].sum() / tokens for name in names}
+    zeros = pd.Series(0, index=rows.index)
     starts = rows.groupby("session", sort=False).head(1)
     trace = starts.session.str.rpartition(":")[0]
     starts = starts[trace.duplicated()]
     return {
         "reused": reused,
         **{f"of_{name}": reused / m if m else None for name, m in most.items()},
+        # Results of earlier versions lack the column.
+        "from_disk": _share(rows.get("disk_tokens", zeros), rows) or None,
         "new_session": _reused_share(starts) if len(starts) else None,
         "ttft_median_s": rows.ttft_s.median(),
         "ttft_max_s": rows.ttft_s.max(),

@@ -25,10 +25,12 @@ class SearchSpace:
     Attributes:
         layout: what the model keeps.
         memory: the budget in bytes.
+        disk: bytes on disk that may be used too; 0 for none.
     """
 
     layout: CacheLayout
     memory: int
+    disk: int = 0
 
     def check(self, policies: Iterable[type[Strategy]]) -> None:
         """Refuse a budget that does not suffice for each strategy.
@@ -44,6 +46,8 @@ class SearchSpace:
             )
         for policy in policies:
             given = self.defaults(policy, 1) | self.capacity(policy)
+            if self.disk and "disk" in policy.declared:
+                given["disk"] = self.disk
             StrategySpec(policy, given, ()).make(self.layout)
 
     def capacity(self, policy: type[Strategy]) -> dict[str, ParameterValue]:
@@ -82,6 +86,8 @@ class SearchSpace:
         }
         if "share" in found:
             found["share"] = self._shares(kept, found["share"])
+        if self.disk and policy.exact and "disk" in policy.declared:
+            found["disk"] = (0, self.disk)
         if (block := policy.limits.get(Limit.BLOCK)) in found:
             found[block] = self._blocks(kept, found[block])
         return found

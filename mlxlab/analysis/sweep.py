@@ -59,6 +59,7 @@ _FORMS: Forms = {
     "of_optimal": ("of\noptimal", "{:.1%}".format),
     "of_position_independent": ("of any\nposition", "{:.1%}".format),
     "of_placement": ("of best\nplacement", "{:.1%}".format),
+    "from_disk": ("from\ndisk", "{:.1%}".format),
     "ttft_mean_s": ("TTFT\nest. s", "{:.2f}".format),
     "stored_gib": ("stored\nGiB", "{:.2f}".format),
     "checkpoints_gib": ("checkpoints\nGiB", "{:.2f}".format),
@@ -74,7 +75,8 @@ class Sweep(Result):
         requests: totals over all requests, one row per strategy, capacity and number of
             users. Columns: ``strategy`` (with its rules behind ``@`` where not all
             apply), ``rules``, ``users``, ``capacity`` (bytes), ``requests``,
-            ``prompt_tokens``, ``reused_tokens``, ``evicted`` (tokens), ``stored_bytes``
+            ``prompt_tokens``, ``reused_tokens``, ``disk_tokens`` (of them from
+            disk), ``evicted`` (tokens), ``stored_bytes``
             (peak), ``checkpoint_bytes`` (peak, part of them), and with a cost model
             ``ttft_s`` (sum of the seconds to first tokens).
         bounds: one row per bound and number of users (column ``users``), and per
@@ -97,7 +99,8 @@ class Sweep(Result):
 
         Columns: ``strategy``, ``users``, ``capacity`` (bytes), ``reused`` (share of all
         prompt tokens), ``of_unlimited``, ``of_optimal``, ``of_position_independent``,
-        ``of_placement`` (that share, relative to the bound), ``ttft_mean_s``
+        ``of_placement`` (that share, relative to the bound), ``from_disk`` (share of
+        all prompt tokens; only with a disk that was used), ``ttft_mean_s``
         (estimated), ``stored_bytes`` (peak), ``checkpoint_bytes`` (peak, part of them;
         only for a model that resumes at checkpoints), ``evicted`` (tokens). Columns
         without data are dropped.
@@ -114,6 +117,8 @@ class Sweep(Result):
             table[f"of_{name}"] = reused / most.reindex(at).to_numpy()
         if "ttft_s" in rows:
             table["ttft_mean_s"] = rows.ttft_s / rows.requests
+        if "disk_tokens" in rows and rows.disk_tokens.any():
+            table["from_disk"] = rows.disk_tokens / rows.prompt_tokens
         table["stored_bytes"] = rows.stored_bytes
         if rows.checkpoint_bytes.any():
             table["checkpoint_bytes"] = rows.checkpoint_bytes
@@ -266,7 +271,9 @@ def _tasks(
                 "sources": [source.digest for source in data[rules]],
                 "rules": list(rules),
                 "layout": [asdict(part) for part in layout.layers],
-                "costs": [*costs.prefill, *costs.restore] if costs else None,
+                "costs": [*costs.prefill, *costs.restore, costs.load]
+                if costs
+                else None,
             }
             yield Task({**known, **own, "users": number}, rules)
 
@@ -303,6 +310,7 @@ def _simulate(
             total["requests"] += 1
             total["prompt_tokens"] += request.tokens
             total["reused_tokens"] += outcome.reused_tokens
+            total["disk_tokens"] += outcome.disk_tokens
             total["evicted"] += outcome.evicted
             total["stored_bytes"] = max(total["stored_bytes"], outcome.stored_bytes)
             held = replayer.strategy.stored_checkpoints

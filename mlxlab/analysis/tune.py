@@ -48,6 +48,7 @@ def tune(
     users: int = 1,
     costs: CostModel | None = None,
     kld: float | None = None,
+    disk: Size | None = None,
     trials: int = 60,
     seed: int = 0,
     progress: bool = True,
@@ -71,6 +72,8 @@ def tune(
         kld: adds approximate strategies whose KL divergence from a full prefill was
             measured to be at most this, in nats at the 99.9 % quantile. None for exact
             strategies only.
+        disk: bytes or a size: tries each exact strategy with this much disk too, and
+            says whether it pays. None for no disk.
         trials: number of trials.
         seed: of the search.
         progress: whether to show bars.
@@ -86,7 +89,7 @@ def tune(
     kept = folder.layout
     if layout is not None:
         kept = read_layout(layout, "layout")
-    space = SearchSpace(kept, memory)
+    space = SearchSpace(kept, memory, read_size(disk, "disk") if disk else 0)
     space.check(s for s in STRATEGIES.values() if s.exact)
     renderer = Renderer(folder, parse_rules(rules))
     workload = Workload(open_sources(opened, renderer, progress), users)
@@ -101,7 +104,7 @@ def tune(
         requests=found,
         bounds=tabulate_bounds(*find_bounds(workload, [memory], kept), costs),
         manifest=manifest
-        | {"seed": seed, "memory": memory, "users": users}
+        | {"seed": seed, "memory": memory, "disk": space.disk, "users": users}
         | {"error": costs.error if costs else 0.0}
         | {"servable": _is_accepted(specs[0], folder.layout)},
     )
@@ -137,8 +140,12 @@ class _Search:
         for name, spec in candidates.items():
             first = self._first(spec.policy) if spec.exact else {}
             study.enqueue_trial({"strategy": name, **first}, skip_if_exists=True)
+            disk = {key: self.space.disk for key in first if key.endswith(".disk")}
+            if disk:
+                study.enqueue_trial({"strategy": name, **first, **disk})
         with tqdm(total=trials, desc="tuning", disable=not progress) as bar:
-            for _ in range(max(trials, len(candidates))):
+            least = len(candidates) * (2 if self.space.disk else 1)
+            for _ in range(max(trials, least)):
                 study.optimize(lambda trial: self._try(trial, candidates), n_trials=1)
                 bar.update(1)
         error = self.costs.error if self.costs else 0.0
@@ -173,17 +180,20 @@ class _Search:
 
         choose(self.space.windows(policy))
         choose(self.space.others(policy, self.workload.unit, **chosen))
+        if not chosen.get("disk"):
+            chosen.pop("disk", None)
         return chosen | self.space.capacity(policy)
 
     def _measure(self, spec: StrategySpec) -> dict[str, Any]:
         strategy = spec.make(self.space.layout, unit=self.workload.unit)
         replayer = Simulator(strategy, costs=self.costs)
-        seconds, prompt, reused, requests, peak = [], 0, 0, 0, 0
+        seconds, prompt, reused, loaded, requests, peak = [], 0, 0, 0, 0, 0
         for request in self.workload:
             outcome = replayer.replay(request)
             seconds.append(outcome.ttft_s)
             prompt += request.tokens
             reused += outcome.reused_tokens
+            loaded += outcome.disk_tokens
             peak = max(peak, outcome.stored_bytes)
             requests += 1
         row = {
@@ -195,6 +205,8 @@ class _Search:
             "reused_tokens": reused,
             "stored_bytes": peak,
         }
+        if self.space.disk:
+            row |= {"disk_tokens": loaded, "disk_bytes": strategy.disk}
         if self.costs is None:
             return row
         ttft = np.array(seconds, dtype=float)

@@ -35,15 +35,19 @@ def rank(trials: pd.DataFrame, error: float) -> pd.DataFrame:
     """Sort trials, the best first.
 
     Trials that cost at most ``error`` more than the cheapest are ties. Ties that hold
-    several sequences come first, then those that hold the least memory.
+    several sequences come first, then those without a disk, then those that hold the
+    least memory.
 
     Args:
-        trials: with ``cost``, ``several`` and ``stored_bytes``.
+        trials: with ``cost``, ``several``, ``stored_bytes``, and ``disk_bytes`` if a
+            disk was tried.
         error: relative error of costs.
     """
     tied = _tied(trials, error)
-    order = ["several", "stored_bytes", "cost"]
-    ties = trials[tied].sort_values(order, ascending=[False, True, True])
+    order = ["several", "disk_bytes", "stored_bytes", "cost"]
+    order = [name for name in order if name in trials]
+    ascending = [name != "several" for name in order]
+    ties = trials[tied].sort_values(order, ascending=ascending)
     others = trials[~tied].sort_values(["cost", "stored_bytes"])
     return pd.concat([ties, others], ignore_index=True)
 
@@ -63,7 +67,8 @@ class Tuning(Result):
             ``several`` (holds several sequences at once), ``cost`` (the minimised
             quantity: the mean seconds to the first token, or without a cost model the
             mean tokens to compute), ``prompt_tokens``, ``reused_tokens``,
-            ``stored_bytes`` (peak), and with a cost model ``ttft_mean_s``,
+            ``stored_bytes`` (peak); with a disk to try ``disk_tokens`` (of the reused
+            ones) and ``disk_bytes`` (most on disk); with a cost model ``ttft_mean_s``,
             ``ttft_median_s``, ``ttft_p90_s``.
     """
 
@@ -196,6 +201,7 @@ class Tuning(Result):
             if name != best["name"]:
                 said.append(self._compare(str(name), rows.iloc[0]))
         said += self._parameters()
+        said += self._disk()
         peak = best.stored_bytes / self.memory
         if peak < 0.5:
             held = f"{best.stored_bytes / 2**30:.2f} GiB"
@@ -214,12 +220,27 @@ class Tuning(Result):
         reuse = f"{name} at its best ({other.strategy}) reuses {share:.1%}"
         return f"{reuse}: {_more(more)} {self._measure}."
 
+    def _disk(self) -> list[str]:
+        """Compare the best trials with and without a disk."""
+        size = int(self.manifest.get("disk", 0))
+        if not size:
+            return []
+        on_disk = self.requests.disk_bytes > 0
+        with_, without = self.requests[on_disk].cost, self.requests[~on_disk].cost
+        less = 1 - with_.min() / without.min() if without.min() else 0.0
+        named = f"A disk of {format_size(size)}"
+        if less <= self.error or less < 0.0005:
+            return [f"{named} does not pay here: without it no more {self._measure}."]
+        return [f"{named} pays: it takes {less:.1%} off the {self._measure}."]
+
     def _parameters(self) -> list[str]:
         """Compare the values of each parameter of the recommended strategy."""
         said = []
         own = self.requests[self.requests.name == self.best["name"]]
         tried = [dict(StrategySpec.parse(text).parameters) for text in own.strategy]
         for key, chosen in tried[0].items():
+            if key == "disk":
+                continue  # see _disk
             # Some parameters mean something beside certain values of others only.
             least: dict[ParameterValue, float] = {}
             for parameters, cost in zip(tried, own.cost, strict=True):

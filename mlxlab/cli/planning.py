@@ -27,6 +27,7 @@ from mlxlab.cli.options import (
     named_traces,
     parse_counts,
     parse_sizes,
+    size_option,
 )
 from mlxlab.cli.screen import Answer, Item
 
@@ -170,6 +171,10 @@ def tune(
             "nats at the 99.9 % quantile, as fidelity measured.",
         ),
     ] = None,
+    disk: Annotated[
+        int | None,
+        size_option("--disk", "Try this much disk too, and say whether it pays."),
+    ] = None,
     trials: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Try this many; 60 by default."),
@@ -187,7 +192,9 @@ def tune(
 ) -> Answer:
     """Recommend a strategy for traces and memory."""
     screen, folder = screen_of(context), find_folder(model)
-    settings = given(memory=memory, rules=rules, users=users, trials=trials, seed=seed)
+    settings = given(
+        memory=memory, disk=disk, rules=rules, users=users, trials=trials, seed=seed
+    )
     found = ml.tune(
         named_traces(traces, screen),
         model=folder,

@@ -79,6 +79,13 @@ def serve(
             "memory by default.",
         ),
     ] = None,
+    disk: Annotated[
+        int | None,
+        size_option(
+            "--disk",
+            "Keep this much of keys and values on disk too, across restarts.",
+        ),
+    ] = None,
     chunk: Chunk = None,
     queue: Annotated[
         int | None,
@@ -120,6 +127,7 @@ def serve(
             port=port,
             token=find_token(token, token_file),
             memory=memory,
+            disk=disk,
             script=script,
             **given(chunk=chunk, queue=queue, batch=batch),
         )

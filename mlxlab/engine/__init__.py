@@ -10,6 +10,8 @@ from mlxlab.extras import needs
 blas.preload()
 
 with needs("running a model", "cpu"):
+    from mlxlab.engine.disk_folder import DiskFolder
+    from mlxlab.engine.disk_store import DiskStore
     from mlxlab.engine.engine import (
         Engine,
         Prefill,
@@ -34,6 +36,8 @@ with needs("running a model", "cpu"):
 __all__ = [
     "Barred",
     "BoundedThinking",
+    "DiskFolder",
+    "DiskStore",
     "Engine",
     "Executor",
     "Forced",

@@ -5,6 +5,7 @@ Everything here evaluates arrays and must run on the worker thread.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Container, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import numpy as np
 from mlx_lm.models.cache import KVCache
 
 from mlxlab.engine.batch import Batch
+from mlxlab.engine.disk_store import DiskStore
 from mlxlab.engine.kv_store import Held, KVStore
 from mlxlab.engine.memory import Memory
 from mlxlab.engine.recompute import select
@@ -25,7 +27,7 @@ from mlxlab.engine.runner import Request, Runner
 from mlxlab.engine.samplers import LogitsProcessor, Sampler, greedy
 from mlxlab.engine.scattered_prefill import ScatteredPrefill
 from mlxlab.engine.working_cache import Checkpoint, WorkingCache
-from mlxlab.errors import IntegrityError, ModelError
+from mlxlab.errors import DiskError, IntegrityError, ModelError
 from mlxlab.models.layout import Windows
 from mlxlab.prompt import Prompt, Tokens
 from mlxlab.strategies import Commit, Plan, Strategy
@@ -37,6 +39,8 @@ __all__ = [
     "Replayed",
     "device_name",
 ]
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -150,6 +154,7 @@ class Engine:
             cancel. A slower chunk halves the size of the next.
         batched: whether answers of this model may decode together.
         memory: the budget that all engines share; None for no limit.
+        disk: holds what the strategy's ``tier`` decides about; None without a disk.
 
     Attributes:
         commits: number of commits so far.
@@ -170,7 +175,10 @@ class Engine:
         chunk_s: float = float("inf"),
         batched: bool = True,
         memory: Memory | None = None,
+        disk: DiskStore | None = None,
     ) -> None:
+        if (disk and disk.disk) is not strategy.tier:
+            raise IntegrityError(f"{strategy.name}: another disk than the engine's")
         self._rope = None if strategy.exact else Rope(model)
         self.model = model
         self.strategy = strategy
@@ -180,6 +188,7 @@ class Engine:
         self.chunk_s = chunk_s
         self.batched = batched
         self.memory = memory
+        self.disk = disk
         self.commits = 0
         self.users = 0
 
@@ -306,10 +315,30 @@ class Engine:
                 f"prompt is too long: {len(prompt)} tokens > {self.window} maximum"
             )
         started = perf_counter()
-        plan = self.strategy.plan(prompt)
+        plan, held, checkpoint = self._hold(prompt)
         caches = WorkingCache.of(self.model, Windows(self.strategy.windows))
-        held = self.store.hold(plan)
-        return Prefill(prompt, plan, caches, held, perf_counter() - started)
+        prefill = Prefill(prompt, plan, caches, held, perf_counter() - started)
+        if checkpoint is not None:
+            prefill.taken[plan.prefix_length] = checkpoint
+        return prefill
+
+    def _hold(self, prompt: Prompt) -> tuple[Plan, Held, Checkpoint | None]:
+        """Plan a prompt; return what it restores, and a checkpoint from disk.
+
+        What cannot be read from disk is planned without.
+        """
+        if self.disk is not None:
+            self.disk.settle()
+        while True:
+            plan = self.strategy.plan(prompt)
+            if self.disk is None:
+                return plan, self.store.hold(plan), None
+            try:
+                loaded, checkpoint = self.disk.load(plan)
+            except DiskError as error:
+                log.warning("%s; it is computed again", error)
+                continue
+            return plan, self.store.hold(plan, loaded, checkpoint), checkpoint
 
     def fill(self, prefill: Prefill) -> Iterator[PrefillProgress]:
         """Restore and compute all tokens but the last, one chunk an item."""
@@ -441,6 +470,8 @@ class Engine:
         sequence = prefill.prompt.extended(ids).head(length)
         commit = self.strategy.commit(sequence, prefill.plan.head(length))
         self.store.apply(commit, caches or prefill.caches, prefill.taken)
+        if self.disk is not None:
+            self.disk.apply(commit.disk, caches or prefill.caches, prefill.taken)
         self.commits += 1
         return commit
 

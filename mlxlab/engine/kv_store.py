@@ -16,7 +16,7 @@ from mlxlab.engine.layer_caches import TokenRows
 from mlxlab.engine.rope import kept
 from mlxlab.engine.working_cache import Checkpoint, WorkingCache
 from mlxlab.errors import IntegrityError
-from mlxlab.strategies import Commit, Cut, Handle, Plan, Span
+from mlxlab.strategies import Commit, Cut, Handle, Plan, Span, Tier
 
 __all__ = ["Held", "KVStore", "Move"]
 
@@ -36,15 +36,22 @@ class Held:
 
     Arrays are immutable. So what one plan holds stays as it is until it is restored,
     whatever is dropped meanwhile.
+
+    Args:
+        entries: rows from memory.
+        checkpoints: from either tier, by the handles that are resumed from.
+        loaded: rows from disk.
     """
 
     def __init__(
         self,
         entries: dict[Handle, Rows] | None = None,
         checkpoints: dict[Handle, Checkpoint] | None = None,
+        loaded: Mapping[Handle, Rows] = MappingProxyType({}),
     ) -> None:
         self._entries = {} if entries is None else entries
         self._checkpoints = {} if checkpoints is None else checkpoints
+        self._loaded = loaded
 
     def restore(
         self, spans: Iterable[Span], cache: WorkingCache, resume: Handle | None = None
@@ -126,9 +133,10 @@ class Held:
         return self._checkpoints[handle]
 
     def _held(self, span: Span) -> Rows:
-        if span.handle not in self._entries:
+        held = self._loaded if span.tier is Tier.DISK else self._entries
+        if span.handle not in held:
             raise IntegrityError(f"store: handle {span.handle} planned but not held")
-        return self._entries[span.handle]
+        return held[span.handle]
 
     def _plain(self, span: Span, layer: int) -> TokenRows:
         rows = self._held(span)[layer]
@@ -206,16 +214,28 @@ class KVStore(Held):
             found = taken.get(keep.position) or cache.checkpoint(keep.position)
             self._checkpoints[keep.handle] = found
 
-    def hold(self, plan: Plan) -> Held:
+    def hold(
+        self,
+        plan: Plan,
+        loaded: Mapping[Handle, Rows] = MappingProxyType({}),
+        checkpoint: Checkpoint | None = None,
+    ) -> Held:
         """Return what a plan restores.
+
+        Args:
+            plan: the plan.
+            loaded: the rows that it takes from disk.
+            checkpoint: the one that it resumes from, if that comes from disk.
 
         Raises:
             IntegrityError: a span or the checkpoint is not held.
         """
-        entries = {span.handle: self._held(span) for span in plan.spans}
+        memory = (span for span in plan.spans if span.tier is Tier.MEMORY)
+        entries = {span.handle: self._held(span) for span in memory}
         if plan.resume is None:
-            return Held(entries)
-        return Held(entries, {plan.resume: self._checkpoint(plan.resume)})
+            return Held(entries, loaded=loaded)
+        found = checkpoint or self._checkpoint(plan.resume)
+        return Held(entries, {plan.resume: found}, loaded)
 
     def _hold(
         self, handle: Handle, rows: Sequence[TokenRows | None], start: int, stop: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +12,7 @@ from mlx.utils import tree_map
 from mlx_lm.utils import _get_classes, load_config
 from mlx_lm.utils import load_model as load_mlx_model
 
+from mlxlab.engine.disk_store import DiskStore
 from mlxlab.engine.engine import Engine
 from mlxlab.engine.layout import measure_layout
 from mlxlab.engine.memory import Memory
@@ -20,7 +21,7 @@ from mlxlab.engine.trial import try_batch, try_out
 from mlxlab.errors import ModelError
 from mlxlab.models.folder import ModelFolder
 from mlxlab.models.layout import CacheLayout
-from mlxlab.strategies import parse_strategy
+from mlxlab.strategies import Strategy, parse_strategy
 
 __all__ = ["LoadedModel", "Loader", "load_model", "outline_layout", "outline_model"]
 
@@ -83,6 +84,7 @@ class Loader:
         chunk: int,
         chunk_s: float,
         memory: Memory | None = None,
+        disk: Callable[[Strategy], DiskStore | None] = lambda strategy: None,
     ) -> Engine:
         """Open an engine with an empty store.
 
@@ -92,6 +94,7 @@ class Loader:
             chunk: see :class:`Engine`.
             chunk_s: see :class:`Engine`.
             memory: see :class:`Engine`.
+            disk: opens the disk of a strategy that has one; None if it cannot.
 
         Raises:
             ModelError: the model cannot be run under this strategy, or a group cannot.
@@ -102,6 +105,12 @@ class Loader:
                 f"{made.name}: moves keys and values by what a whole model attends "
                 "to; choose an exact strategy for a model on several machines"
             )
+        if self.group is not None and made.tier is not None:
+            raise ModelError(
+                f"{made.name}: several machines keep nothing on disk; leave disk out"
+            )
+        store = disk(made)
+        made.tier = store.disk if store else None
         return Engine(
             loaded.model,
             made,
@@ -110,6 +119,7 @@ class Loader:
             chunk_s=chunk_s,
             batched=loaded.batched,
             memory=memory,
+            disk=store,
         )
 
 

@@ -26,7 +26,7 @@ __all__ = ["ServeMagics"]
 
 #: What a running server can change; the rest is settled when it starts.
 _LIVE = ("model", "strategy", "rules")
-_SETTLED = ("port", "token", "aliases", "alias", "script", "memory")
+_SETTLED = ("port", "token", "aliases", "alias", "script", "memory", "disk")
 #: Asks for an action, so that nothing else can be meant on the same line.
 _ALONE = ("stop", "status")
 
@@ -38,7 +38,7 @@ def _path(text: str) -> Path:
 
 def _size(text: str) -> int:
     try:
-        return parse_sizes(text, "--memory")[0]
+        return parse_sizes(text, "size")[0]
     except ConfigError:
         raise ArgumentTypeError(f"{text!r}: give {SIZE_FORM}") from None
 
@@ -91,6 +91,9 @@ class ServeMagics(Magics):
     )
     @argument(
         "--memory", metavar="SIZE", type=_size, help="for models, keys and values"
+    )
+    @argument(
+        "--disk", metavar="SIZE", type=_size, help="for keys and values on disk too"
     )
     @argument("--status", action="store_true", help="what was served so far")
     @argument("--stop", action="store_true", help="stop the server")
@@ -167,6 +170,7 @@ class ServeMagics(Magics):
                 token=find_token(given.token, given.token_file)
                 or (last.token if last else None),
                 memory=given.memory,
+                disk=given.disk,
                 script=given.script,
             ),
         )

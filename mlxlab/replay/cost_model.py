@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from mlxlab.files import cache_folder, write_json
 from mlxlab.ownership import read_own
-from mlxlab.strategies import Plan
+from mlxlab.strategies import Disk, Plan
 
 __all__ = [
     "CHUNK",
@@ -39,6 +39,8 @@ Matrix: TypeAlias = NDArray[np.float64]
 #: Tokens computed at a time, by default.
 CHUNK = 2048
 
+#: Seconds a byte, where none were measured: a slow NVMe disk.
+_LOAD = 1 / (1 << 30)
 _ROUNDS = 20  # of reweighting; it settles in fewer
 _CPU_INFO = Path("/proc/cpuinfo")
 
@@ -97,6 +99,7 @@ class CostModel(_Closed):
             within a chunk, and position of the last token, which is computed by itself.
         restore: seconds per request and token.
         points: the measured requests of the fit.
+        load: seconds per byte that is read from disk.
     """
 
     model: str
@@ -107,6 +110,7 @@ class CostModel(_Closed):
     prefill: tuple[FiniteFloat, ...] = Field(min_length=6, max_length=6)
     restore: tuple[FiniteFloat, ...] = Field(min_length=2, max_length=2)
     points: tuple[Point, ...]
+    load: FiniteFloat = _LOAD
 
     def prefill_s(self, start: int, stop: int) -> float:
         """Return the seconds to compute positions ``[start, stop)`` and logits."""
@@ -117,6 +121,26 @@ class CostModel(_Closed):
     def restore_s(self, tokens: int) -> float:
         """Return the seconds to find and restore this many tokens."""
         return float(_restore_terms(tokens) @ self.restore)
+
+    def load_s(self, size: int) -> float:
+        """Return the seconds to read this many bytes from disk."""
+        return size * self.load
+
+    def loading_pays(self, disk: Disk) -> Callable[[int, int], bool]:
+        """Return whether reading positions from a disk is faster than computing them.
+
+        Args:
+            disk: gives the sizes; its positions are units of tokens.
+        """
+
+        def pays(start: int, stop: int) -> bool:
+            read = self.load_s(disk.size(start, stop))
+            tokens = start * disk.unit, stop * disk.unit
+            return read + self.restore_s(tokens[1] - tokens[0]) < self.prefill_s(
+                *tokens
+            )
+
+        return pays
 
     def ttft_s(self, reused: int, tokens: int) -> float:
         """Return the seconds to the first token of a prompt with a reused prefix."""

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
 
 from mlxlab import blas
-from mlxlab.engine import Engine, Worker, device_name, load_model
+from mlxlab.engine import (
+    DiskFolder,
+    DiskStore,
+    Engine,
+    Worker,
+    device_name,
+    load_model,
+)
 from mlxlab.models.folder import ModelFolder
 from mlxlab.prompt import Prompt
 from mlxlab.replay.commits import Commits
@@ -44,6 +54,8 @@ class LiveReplay:
         return self.worker.call(self._replay, request)
 
     def _replay(self, request: RenderedRequest) -> Outcome:
+        if self.engine.disk is not None:
+            self.engine.disk.flush()  # a replay is faster than the client was
         commits = self._commits.before(request)
         done = self.engine.replay(
             request.prompt, request.answer, self.progress, commit=False
@@ -60,6 +72,7 @@ class LiveReplay:
             restore_s=done.prefill.restore_s,
             prefill_s=done.prefill_s,
             ttft_s=done.ttft_s,
+            disk_tokens=done.plan.disk_tokens,
         )
 
 
@@ -70,6 +83,7 @@ class LiveModel:
         self.folder = folder
         self.worker = worker
         self.chunk = chunk
+        self._disks: list[DiskFolder] = []
         self.model = worker.call(load_model, folder)
         # The first matrix products of a process also start thread pools and kernels.
         warm_up = Engine(self.model, make_strategy("none"))
@@ -94,9 +108,24 @@ class LiveModel:
         return Engine(
             self.model if model is None else model,
             strategy,
+            disk=self._disk(strategy),
             chunk=chunk or self.chunk,
             window=self.folder.window,
         )
+
+    def _disk(self, strategy: Strategy) -> DiskStore | None:
+        """Return a disk for one strategy, empty like its memory."""
+        if strategy.tier is None:
+            return None
+        folder = DiskFolder(Path(mkdtemp(prefix="mlxlab-")), strategy.disk)
+        self._disks.append(folder)
+        return folder.open(str(len(self._disks)), strategy.tier)
+
+    def close(self) -> None:
+        """Remove what was written to disk."""
+        for disk in self._disks:
+            disk.close()
+            rmtree(disk.path, ignore_errors=True)
 
     def describe(self) -> dict[str, Any]:
         """Return device, BLAS and chunk size, for a manifest."""
@@ -114,5 +143,5 @@ def live_model(folder: ModelFolder, *, chunk: int = 2048) -> Iterator[LiveModel]
     Raises:
         ModelError: the model cannot be loaded or its cache cannot be cut.
     """
-    with Worker() as worker:
-        yield LiveModel(folder, worker, chunk=chunk)
+    with Worker() as worker, closing(LiveModel(folder, worker, chunk=chunk)) as live:
+        yield live

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias
 
 from mlxlab.replay.commits import Commits
@@ -29,6 +29,7 @@ class Outcome:
         restore_s: seconds to find and restore them; None in a simulation without costs.
         prefill_s: seconds to compute the others; None in a simulation without costs.
         ttft_s: seconds to the first token's logits; None in a simulation without costs.
+        disk_tokens: those of the reused tokens that came from disk.
     """
 
     reused_tokens: int
@@ -37,6 +38,7 @@ class Outcome:
     restore_s: float | None = None
     prefill_s: float | None = None
     ttft_s: float | None = None
+    disk_tokens: int = 0
 
 
 class Replayer(Protocol):
@@ -68,6 +70,8 @@ class Simulator:
         self.strategy = strategy
         self.progress = progress
         self.costs = costs
+        if costs is not None and strategy.tier is not None:
+            strategy.tier.pays = costs.loading_pays(strategy.tier)
         self._commits: Commits[Commit] = Commits()
 
     def replay(self, request: RenderedRequest) -> Outcome:
@@ -85,8 +89,16 @@ class Simulator:
         reused = min(plan.reused * request.unit, request.tokens - 1)
         evicted = sum(commit.evicted for commit in done) * request.unit
         stored = self.strategy.stored_bytes
+        loaded = min(plan.disk_tokens * request.unit, reused)
+        found = Outcome(reused, stored, evicted, disk_tokens=loaded)
         if self.costs is None:
-            return Outcome(reused, stored, evicted)
+            return found
         restore_s, prefill_s = self.costs.estimate(plan, request.unit, request.tokens)
-        ttft_s = restore_s + prefill_s
-        return Outcome(reused, stored, evicted, restore_s, prefill_s, ttft_s)
+        if self.strategy.tier is not None:
+            restore_s += self.costs.load_s(self.strategy.tier.loaded_bytes(plan))
+        return replace(
+            found,
+            restore_s=restore_s,
+            prefill_s=prefill_s,
+            ttft_s=restore_s + prefill_s,
+        )

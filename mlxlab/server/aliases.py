@@ -28,7 +28,8 @@ from mlxlab.errors import ConfigError, MlxlabError, UnknownModelError
 from mlxlab.models.folder import BUNDLED
 from mlxlab.rendering.rules import parse_rules
 from mlxlab.replay.specs import StrategySpec
-from mlxlab.strategies import check_spec
+from mlxlab.sizes import format_size
+from mlxlab.strategies import check_spec, find_strategy, parse_parameters
 
 __all__ = ["Alias", "Aliases", "parse_models"]
 
@@ -176,6 +177,24 @@ class Aliases:
         tiers = {tier: self.resolve(f"{_FOREIGN}{tier}")[0] for tier in TIERS}
         return Endpoint(url, token, window, tuple(self.names()), tiers)
 
+    def with_disk(self, size: int | None) -> Self:
+        """Give a disk to each exact strategy that names none.
+
+        Args:
+            size: bytes; None for no change.
+        """
+        if size is None:
+            return self
+        given = {
+            name: alias.model_copy(
+                update={"strategy": _with_disk(alias.strategy, size)}
+            )
+            if "strategy" in alias.model_fields_set or name == DEFAULT
+            else alias
+            for name, alias in self.given.items()
+        }
+        return replace(self, given=given)
+
     def with_default(
         self,
         *,
@@ -252,6 +271,14 @@ def parse_models(texts: Iterable[str]) -> dict[str, str]:
             raise ConfigError(f"--alias: {name} is given twice; give it once")
         models[name] = model
     return models
+
+
+def _with_disk(strategy: str, size: int) -> str:
+    name, given = parse_parameters(strategy)
+    policy = find_strategy(name)
+    if "disk" in given or "disk" not in policy.declared or not policy.exact:
+        return strategy
+    return f"{strategy}{',' if given else ':'}disk={format_size(size)}"
 
 
 def _faults(file: _File) -> Iterator[tuple[str, str]]:

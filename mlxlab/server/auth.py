@@ -77,8 +77,13 @@ class Authentication:
             # Every token is compared, so that the time reveals nothing.
             right = [hmac.compare_digest(given, token) for token in self._tokens]
             if any(right):
-                return sha256(given).hexdigest()[:16]
+                return name_of(given)
         return None
+
+
+def name_of(token: bytes) -> str:
+    """Return the name of a credential, which does not reveal it."""
+    return sha256(token).hexdigest()[:16]
 
 
 def _given(scope: Scope) -> list[bytes]:

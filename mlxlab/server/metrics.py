@@ -28,6 +28,7 @@ class Served:
         ttft_s: seconds from arrival to the first generated id; None without one.
         total_s: seconds from arrival to the end.
         outcome: the stop reason, ``cancelled`` or ``error``.
+        disk_tokens: of the reused ones, those from disk.
     """
 
     t: float
@@ -40,6 +41,7 @@ class Served:
     ttft_s: float | None
     total_s: float
     outcome: str
+    disk_tokens: int = 0
 
 
 class Metrics:
@@ -61,6 +63,7 @@ class Metrics:
         )
         self._prompt = self._counter("prompt_tokens", "Tokens of prompts")
         self._hit = self._counter("hit_tokens", "Prompt tokens restored from the cache")
+        self._disk = self._counter("disk_tokens", "Of these, tokens from disk")
         self._output = self._counter("output_tokens", "Tokens generated")
         self._refused = Counter(
             "mlxlab_refused",
@@ -89,6 +92,9 @@ class Metrics:
         self._stored = Gauge(
             "mlxlab_stored_bytes", "Keys and values held", by, registry=self._registry
         )
+        self._on_disk = Gauge(
+            "mlxlab_disk_bytes", "Most bytes taken on disk", registry=self._registry
+        )
 
     def _counter(self, name: str, text: str) -> Counter:
         labels = ("model", "strategy")
@@ -101,6 +107,7 @@ class Metrics:
         self._answered.labels(*at, served.outcome).inc()
         self._prompt.labels(*at).inc(served.prompt_tokens)
         self._hit.labels(*at).inc(served.reused_tokens)
+        self._disk.labels(*at).inc(served.disk_tokens)
         self._output.labels(*at).inc(served.output_tokens)
         if served.ttft_s is not None:
             self._ttft.labels(*at).observe(served.ttft_s)
@@ -115,10 +122,12 @@ class Metrics:
         queue: int,
         memory: Mapping[str, int],
         stored: Mapping[tuple[str, str], int],
+        on_disk: int,
     ) -> bytes:
         """Return the exposition format, with the current state."""
         for kind, nbytes in memory.items():
             self._memory.labels(kind).set(nbytes)
+        self._on_disk.set(on_disk)
         self._running.set(running)
         self._queue.set(queue)
         self._stored.clear()

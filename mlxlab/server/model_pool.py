@@ -10,19 +10,25 @@ import os
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 
 import mlx.core as mx
 
-from mlxlab.engine import Engine, LoadedModel, Loader, Memory
-from mlxlab.errors import MemoryFullError, ModelError
+from mlxlab.engine import DiskFolder, DiskStore, Engine, LoadedModel, Loader, Memory
+from mlxlab.errors import DiskError, MemoryFullError, ModelError
+from mlxlab.files import cache_folder
 from mlxlab.models.folder import ModelFolder
-from mlxlab.strategies import parse_strategy
+from mlxlab.replay.cost_model import recall_costs
+from mlxlab.strategies import Strategy, parse_strategy
 
 __all__ = ["EngineKey", "ModelPool", "default_budget"]
 
 log = logging.getLogger(__name__)
 
 _MIB = 2**20
+#: Part of the budget that may wait to be written to disk, beside the budget.
+_BACKLOG_SHARE = 16
 #: A cancelled request ends after the current chunk.
 _CHUNK_S = 1.0
 
@@ -57,15 +63,28 @@ class ModelPool:
         budget: bytes for weights, stored and working caches, and what a prefill needs.
         chunk: tokens that engines compute at a time.
         loader: loads models and opens engines; a new one if None.
+        disk: where strategies with a disk write; a folder of the user's cache if None.
+        generated: name of a credential that was made at the start. On disk all such
+            credentials are one, since each server makes another.
     """
 
     def __init__(
-        self, budget: int, *, chunk: int = 2048, loader: Loader | None = None
+        self,
+        budget: int,
+        *,
+        chunk: int = 2048,
+        loader: Loader | None = None,
+        disk: Path | None = None,
+        generated: str | None = None,
     ) -> None:
         self.budget = budget
         self.memory = Memory(budget)
         self.chunk = chunk
         self._loader = loader or Loader()
+        self._disk_path = disk
+        self._generated = generated
+        self._disk: DiskFolder | None = None
+        self._has_no_disk = False  # it was said why
         self._loaded: OrderedDict[str, _Loaded] = OrderedDict()  # least recent first
 
     @property
@@ -83,6 +102,11 @@ class ModelPool:
                 stored[at] = stored.get(at, 0) + engine.store.nbytes
         return stored
 
+    @property
+    def on_disk(self) -> int:
+        """Bytes that the disk takes at most."""
+        return self._disk.nbytes if self._disk is not None else 0
+
     def engine(self, folder: ModelFolder, key: EngineKey) -> Engine:
         """Return the engine for a model, a strategy and a credential.
 
@@ -91,7 +115,7 @@ class ModelPool:
         """
         loaded = self._load(folder)
         if key not in loaded.engines:
-            loaded.engines[key] = self._new_engine(loaded, key.strategy)
+            loaded.engines[key] = self._new_engine(loaded, key)
         loaded.engines.move_to_end(key)
         return loaded.engines[key]
 
@@ -133,7 +157,7 @@ class ModelPool:
                 be
                 run under this strategy.
         """
-        self._new_engine(self._load(folder), strategy)
+        self._new_engine(self._load(folder), EngineKey(strategy, ""))
 
     def keep_only(self, wanted: Collection[tuple[str, str]]) -> None:
         """Drop engines whose model and strategy no alias names any more."""
@@ -145,14 +169,44 @@ class ModelPool:
                 del self._loaded[name]
         mx.clear_cache()
 
-    def _new_engine(self, loaded: _Loaded, strategy: str) -> Engine:
+    def close(self) -> None:
+        """Write what waits for the disk."""
+        if self._disk is not None:
+            self._disk.close()
+
+    def _new_engine(self, loaded: _Loaded, key: EngineKey) -> Engine:
+        folder = loaded.model.folder
         return self._loader.open(
             loaded.model,
-            self.spec(loaded.model.folder, strategy),
+            self.spec(folder, key.strategy),
+            disk=partial(self._open_disk, folder, key.credential),
             chunk=self.chunk,
             chunk_s=_CHUNK_S,
             memory=self.memory,
         )
+
+    def _open_disk(
+        self, folder: ModelFolder, credential: str, strategy: Strategy
+    ) -> DiskStore | None:
+        """Return the store that strategies of a model share; None without a disk."""
+        if strategy.tier is None or not credential or self._has_no_disk:
+            return None
+        costs = recall_costs(folder.digest, self.chunk)
+        if costs is not None:
+            strategy.tier.pays = costs.loading_pays(strategy.tier)
+        try:
+            if self._disk is None:
+                path = self._disk_path or cache_folder() / "disk"
+                backlog = self.budget // _BACKLOG_SHARE
+                self._disk = DiskFolder(path, strategy.disk, backlog=backlog)
+            self._disk.size = max(self._disk.size, strategy.disk)
+            owner = "generated" if credential == self._generated else credential
+            parts = (folder.digest, folder.layout, strategy.windows, owner)
+            return self._disk.open(repr(parts), strategy.tier)
+        except (DiskError, OSError) as error:
+            log.warning("%s", error)
+            self._has_no_disk = True
+            return None
 
     def _load(self, folder: ModelFolder) -> _Loaded:
         if folder.name in self._loaded:

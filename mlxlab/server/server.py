@@ -21,7 +21,7 @@ from mlxlab.engine.ranks import LeadingExecutor, LeadingLoader, Ranks
 from mlxlab.errors import ServerError
 from mlxlab.server.aliases import Aliases
 from mlxlab.server.app import create_app
-from mlxlab.server.auth import Authentication
+from mlxlab.server.auth import Authentication, name_of
 from mlxlab.server.credentials import check_token, is_short
 from mlxlab.server.metrics import Served
 from mlxlab.server.model_pool import ModelPool, default_budget
@@ -66,6 +66,8 @@ class Options:
             on loopback only.
         memory: bytes for models, keys and values; three quarters of the device's if
             None.
+        disk: bytes on disk behind memory, for exact strategies; none if None.
+        disk_folder: where; a folder of the user's cache if None.
         chunk: tokens computed at a time. Cancelling waits for one chunk.
         queue: most requests that may wait.
         batch: most answers that run at once.
@@ -80,6 +82,8 @@ class Options:
     port: int = 0
     token: str | None = field(default=None, repr=False)
     memory: int | None = None
+    disk: int | None = None
+    disk_folder: Path | None = None
     chunk: int = 2048
     queue: int = 32
     batch: int = 8
@@ -89,7 +93,13 @@ class Options:
     def __post_init__(self) -> None:
         if self.token is not None:
             check_token(self.token, self.host)
-        for name, least in (("memory", 1), ("chunk", 1), ("queue", 0), ("batch", 1)):
+        for name, least in (
+            ("memory", 1),
+            ("disk", 1),
+            ("chunk", 1),
+            ("queue", 0),
+            ("batch", 1),
+        ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ServerError(f"{name}: {value} is too little; give {least}")
@@ -162,13 +172,18 @@ class Server:
         if ranks is not None:
             loader = LeadingLoader(ranks)
             executor = LeadingExecutor(loader)
-        pool = ModelPool(
-            options.memory or default_budget(), chunk=options.chunk, loader=loader
+        self._disk = options.disk
+        self._pool = ModelPool(
+            options.memory or default_budget(),
+            chunk=options.chunk,
+            loader=loader,
+            disk=options.disk_folder,
+            generated=None if options.token else name_of(self.token.encode()),
         )
         self._service = Service(
-            aliases,
+            aliases.with_disk(options.disk),
             self._worker,
-            pool,
+            self._pool,
             queue=options.queue,
             batch=options.batch,
             executor=executor,
@@ -241,7 +256,7 @@ class Server:
             MlxlabError: an unknown model, strategy or rule; then nothing changes.
         """
         changed = self.aliases.with_default(model=model, strategy=strategy, rules=rules)
-        self._service.configure(changed)
+        self._service.configure(changed.with_disk(self._disk))
         self._publish()
         return self
 
@@ -303,6 +318,7 @@ class Server:
         self._http.stop()
         self.record(None)
         self._worker.close()
+        self._pool.close()
 
     def __enter__(self) -> Self:
         return self

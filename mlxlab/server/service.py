@@ -18,7 +18,13 @@ from mlxlab.errors import ServerError
 from mlxlab.models.folder import ModelFolder
 from mlxlab.server.aliases import Aliases
 from mlxlab.server.events import AnswerWriter, WireEvent
-from mlxlab.server.generation import Completed, Item, Job, request_of
+from mlxlab.server.generation import (
+    Completed,
+    Item,
+    Job,
+    PromptPlanned,
+    request_of,
+)
 from mlxlab.server.metrics import Metrics, Served
 from mlxlab.server.model_pool import EngineKey, ModelPool
 from mlxlab.server.prepare import Preparation, Prepared
@@ -68,6 +74,7 @@ class Service:
         self.preparation = Preparation(aliases, script)
         self._one_at_a_time = CapacityLimiter(1)
         self._stored: dict[tuple[str, str], int] = {}
+        self._on_disk = 0
         self._tokenizers: dict[str, PreTrainedTokenizerBase] = {}
 
     @property
@@ -211,7 +218,7 @@ class Service:
         running = self.scheduler.unfinished - waiting
         memory = self.pool.memory
         held = {"budget": memory.budget, "peak": memory.peak}
-        return self.metrics.text(running, waiting, held, self._stored)
+        return self.metrics.text(running, waiting, held, self._stored, self._on_disk)
 
     async def _prepared(
         self, request: TokenCountRequest, preparation: Preparation
@@ -241,7 +248,7 @@ class Service:
 
         def count_stored() -> None:
             # Counted when the stores change, read from any thread.
-            self._stored = self.pool.stored
+            self._stored, self._on_disk = self.pool.stored, self.pool.on_disk
             done()
 
         request.done = count_stored
@@ -283,9 +290,12 @@ class _RequestLog:
         self.clock = clock
         self.prepared = prepared
         self.ttft_s: float | None = None
+        self.disk_tokens = 0
         self.outcome = "cancelled"
 
     def record(self, item: Item) -> None:
+        if isinstance(item, PromptPlanned):
+            self.disk_tokens = item.plan.disk_tokens
         if self.ttft_s is None and isinstance(item, tuple):
             self.ttft_s = time.monotonic() - self.clock
 
@@ -302,4 +312,5 @@ class _RequestLog:
             ttft_s=self.ttft_s,
             total_s=time.monotonic() - self.clock,
             outcome=writer.stop_reason or self.outcome,
+            disk_tokens=self.disk_tokens,
         )

@@ -10,6 +10,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from mlxlab.strategies.base import Example, Strategy
+from mlxlab.strategies.disk import Disk
 from mlxlab.strategies.parameters import (
     Kind,
     Limit,
@@ -20,12 +21,15 @@ from mlxlab.strategies.parameters import (
 from mlxlab.strategies.plan import (
     Commit,
     Cut,
+    DiskCommit,
     Handle,
     Keep,
     Plan,
     Put,
+    Record,
     Selection,
     Span,
+    Tier,
 )
 from mlxlab.strategies.registry import (
     STRATEGIES,
@@ -41,6 +45,8 @@ __all__ = [
     "STRATEGIES",
     "Commit",
     "Cut",
+    "Disk",
+    "DiskCommit",
     "Example",
     "Handle",
     "Keep",
@@ -50,9 +56,11 @@ __all__ = [
     "ParameterValue",
     "Plan",
     "Put",
+    "Record",
     "Selection",
     "Span",
     "Strategy",
+    "Tier",
     "check_spec",
     "find_strategy",
     "make_strategy",

@@ -19,7 +19,9 @@ import numpy as np
 from mlxlab.errors import IntegrityError, StrategyError, did_you_mean
 from mlxlab.models.layout import Windows
 from mlxlab.prompt import Prompt, Tokens
+from mlxlab.sizes import format_size
 from mlxlab.strategies.declaration import check_body, document, read_body, reserved
+from mlxlab.strategies.disk import Disk
 from mlxlab.strategies.parameters import (
     Kind,
     Limit,
@@ -118,6 +120,8 @@ class Strategy(ABC):
         windows: how the store keeps window layers.
         checkpoints: where checkpoints are kept.
         share: most of the capacity that checkpoints take, as a percentage.
+        disk: most bytes on disk; 0 for none.
+        tier: what the disk holds; None without a disk.
 
     Raises:
         StrategyError: an unknown parameter, a value out of range, or one that means
@@ -156,6 +160,10 @@ class Strategy(ABC):
         kind=Kind.PERCENT,
         tries=(10, 25, 33, 50, 75, 90),
     )
+    disk: int = parameter(
+        0, "Most bytes on disk, behind memory; 0 for none.", kind=Kind.BYTES, least=0
+    )
+    tier: Disk | None
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -188,6 +196,17 @@ class Strategy(ABC):
                 setattr(self, block, 1)  # a plan ends at a checkpoint, not at a block
             if "checkpoints" in self.declared:
                 self._resumption = Resumption(self, unit)
+        self.tier = self._make_tier(unit)
+
+    def _make_tier(self, unit: int) -> Disk | None:
+        if not self.disk:
+            return None
+        if not self.exact:
+            raise StrategyError(
+                f"{self.name}: disk={format_size(self.disk)}: only exact keys and "
+                "values go to disk; choose an exact strategy"
+            )
+        return Disk(self.disk, self.token_bytes, self.checkpoint_bytes, unit=unit)
 
     @classmethod
     def check_parameters(
@@ -232,7 +251,9 @@ class Strategy(ABC):
         if len(prompt) == 0:
             raise StrategyError(f"{self.name}: an empty prompt has no plan")
         plan = self._match(prompt)
-        return plan if self._resumption is None else self._resumption.plan(prompt, plan)
+        if self._resumption is not None:
+            plan = self._resumption.plan(prompt, plan)
+        return plan if self.tier is None else self.tier.extend(prompt, plan)
 
     def commit(self, prompt: Prompt, plan: Plan) -> Commit:
         """Store a sequence whose keys and values have all been computed.
@@ -242,9 +263,16 @@ class Strategy(ABC):
                 sampled token is absent: it was never fed to the model.
             plan: the plan that :meth:`plan` returned for it.
         """
-        if self._resumption is None or len(prompt) == 0:
+        if len(prompt) == 0:
             return self._store(prompt, plan)
-        return self._resumption.commit(prompt, plan)
+        own = plan.in_memory
+        if self._resumption is None:
+            commit = self._store(prompt, own)
+        else:
+            commit = self._resumption.commit(prompt, own)
+        if self.tier is None:
+            return commit
+        return replace(commit, disk=self.tier.store(prompt.tokens, plan))
 
     @abstractmethod
     def _match(self, prompt: Prompt) -> Plan:
@@ -269,11 +297,14 @@ class Strategy(ABC):
     def count_kept(self, plan: Plan) -> int:
         """Count the leading tokens of a planned prompt that its computation leaves.
 
-        They can be restored right after its commit, even without an answer.
+        They can be restored right after its commit, even without an answer. What only
+        the disk will hold does not count.
         """
         if self._resumption is None:
-            return self.restorable_after(plan.length)
-        return self._resumption.count_kept(plan)
+            kept = self.restorable_after(plan.length)
+        else:
+            kept = self._resumption.count_kept(plan.in_memory)
+        return max(kept, plan.reused if plan.disk_tokens else 0)
 
     def count_shared(self, plan: Plan, length: int) -> int:
         """Count the leading tokens of a planned prompt that another can reuse.
@@ -334,6 +365,8 @@ class Strategy(ABC):
         unused = set() if self.checkpoint_bytes else {"checkpoints", "share"}
         if not self.checkpoint_bytes and self.windows == Windows.CHECKPOINTS:
             unused.add("windows")  # there are none
+        if not self.disk:
+            unused.add("disk")
         return {key: getattr(self, key) for key in self.declared if key not in unused}
 
     def check_integrity(self) -> None:
@@ -348,6 +381,8 @@ class Strategy(ABC):
             )
         if self._resumption is not None:
             self._resumption.checkpoints.check(self._count_stored)
+        if self.tier is not None:
+            self.tier.check()
         self._check_stored()
 
     @abstractmethod

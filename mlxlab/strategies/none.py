@@ -24,6 +24,7 @@ class NoReuse(Strategy):
     windows = Windows.CHECKPOINTS.value
     checkpoints = ""
     share = 0
+    disk = 0
 
     def _match(self, prompt: Prompt) -> Plan:
         return Plan(len(prompt))

@@ -7,10 +7,32 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TypeAlias
 
-__all__ = ["Commit", "Cut", "Handle", "Keep", "Plan", "Put", "Selection", "Span"]
+__all__ = [
+    "Commit",
+    "Cut",
+    "DiskCommit",
+    "Handle",
+    "Keep",
+    "Plan",
+    "Put",
+    "Record",
+    "Selection",
+    "Span",
+    "Tier",
+]
 
 Handle: TypeAlias = int
-"""Names stored tokens or a checkpoint; unique among these over a strategy's life."""
+"""Names stored tokens or a checkpoint; unique among these over a strategy's life.
+
+Handles of the disk are apart from those of memory: rows and checkpoints share them.
+"""
+
+
+class Tier(StrEnum):
+    """Where stored tokens or a checkpoint are."""
+
+    MEMORY = "memory"
+    DISK = "disk"
 
 
 class Selection(StrEnum):
@@ -42,6 +64,7 @@ class Span:
         origin: the position that the first of them was computed at, if they are reused
             behind other predecessors now; None if nothing has changed for them.
         predecessor: digest of the tokens that they were computed behind, if moved.
+        tier: where they are stored.
     """
 
     handle: Handle
@@ -51,6 +74,7 @@ class Span:
     generation: int = 0
     origin: int | None = None
     predecessor: bytes = b""
+    tier: Tier = Tier.MEMORY
 
     @property
     def moved(self) -> bool:
@@ -87,6 +111,7 @@ class Plan:
         rotate: whether moved keys are rotated to their new positions.
         resume: the checkpoint at the end of the spans; None for a model that can be
             cut at any token, and where nothing is restored.
+        resume_tier: where that checkpoint is stored.
         captures: positions to take a checkpoint at on the way, ascending. The engine
             ends a chunk at each.
     """
@@ -99,6 +124,7 @@ class Plan:
     rotate: bool = True
     resume: Handle | None = None
     captures: tuple[int, ...] = ()
+    resume_tier: Tier = Tier.MEMORY
 
     @property
     def reused(self) -> int:
@@ -109,6 +135,25 @@ class Plan:
     def moved(self) -> int:
         """Tokens in moved spans."""
         return sum(span.length for span in self.spans if span.moved)
+
+    @property
+    def disk_tokens(self) -> int:
+        """Tokens restored from disk."""
+        return sum(span.length for span in self.spans if span.tier is Tier.DISK)
+
+    @property
+    def in_memory(self) -> Plan:
+        """The plan as memory sees it: what comes from disk is as good as computed."""
+        spans = tuple(span for span in self.spans if span.tier is Tier.MEMORY)
+        if self.resume_tier is Tier.MEMORY:
+            return replace(self, spans=spans)
+        return replace(
+            self,
+            spans=spans,
+            resume=None,
+            resume_tier=Tier.MEMORY,
+            captures=(self.prefix_length, *self.captures),
+        )
 
     @property
     def exact_length(self) -> int:
@@ -194,6 +239,45 @@ class Keep:
 
 
 @dataclass(frozen=True, slots=True)
+class Record:
+    """Rows of positions ``[start, stop)`` on disk; a checkpoint if both are equal.
+
+    Attributes:
+        parent: the rows in front, which go on at least to ``start``; 0 for none.
+        used: number of the commit that used it last; commits of one disk count up.
+        ids: of the tokens at its positions, int32.
+    """
+
+    handle: Handle
+    parent: Handle
+    start: int
+    stop: int
+    used: int
+    ids: bytes
+
+    @property
+    def is_checkpoint(self) -> bool:
+        """Whether this is the state behind ``stop`` tokens, without rows."""
+        return self.start == self.stop
+
+
+@dataclass(frozen=True, slots=True)
+class DiskCommit:
+    """Changes to the disk, applied in the order of the attributes.
+
+    Attributes:
+        erase: records to remove, none of which another depends on.
+        used: records that were used, in the commit numbered ``number``.
+        write: positions and checkpoints of the computed sequence to write.
+    """
+
+    erase: tuple[Handle, ...] = ()
+    used: tuple[Handle, ...] = ()
+    number: int = 0
+    write: tuple[Record, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Commit:
     """Changes to the store, applied in the order of the attributes.
 
@@ -205,7 +289,8 @@ class Commit:
         cut: handles to remove a part of.
         put: positions to store.
         keep: checkpoints to keep.
-        evicted: tokens that could be restored before and cannot be restored any more.
+        evicted: tokens that memory could restore before and cannot restore any more.
+        disk: changes to the disk.
     """
 
     drop: tuple[Handle, ...] = ()
@@ -214,3 +299,4 @@ class Commit:
     put: tuple[Put, ...] = ()
     keep: tuple[Keep, ...] = ()
     evicted: int = 0
+    disk: DiskCommit = DiskCommit()

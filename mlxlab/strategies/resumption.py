@@ -147,7 +147,8 @@ class Resumption:
 
     def _taken(self, prompt: Prompt, plan: Plan) -> list[int]:
         """Return where checkpoints of a computed sequence were taken, ascending."""
-        taken = [place for place in plan.captures if place <= len(prompt)]
+        end = min(len(prompt), self.longest)
+        taken = [place for place in plan.captures if place <= end]
         last = taken[-1] if taken else 0
         if self.placement.answer and self._fits(len(prompt), last):
             taken.append(len(prompt))

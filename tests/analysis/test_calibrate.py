@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxlab.analysis.calibrate import LEAST, calibrate, check_costs
+from mlxlab.analysis.calibrate import LEAST, calibrate, check_costs, measure_load
 from mlxlab.errors import ModelError
 from mlxlab.models.folder import find_model
 from mlxlab.replay.cost_model import recall_costs
@@ -41,6 +41,14 @@ def test_what_is_measured_here_tells_what_a_replay_takes() -> None:
     assert checked.index.tolist() == ["none", "paged:block=16"]
     assert checked.requests.tolist() == [10, 10]
     assert (checked["median"] < 1.5).all()
+
+
+def test_the_disk_is_measured_too(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        rate = 1 / measure_load()
+        assert not list((tmp_path / "mlxlab").iterdir())
+    assert 1 << 20 < rate < 1 << 36
 
 
 def test_a_time_that_is_up_leaves_the_least_that_can_be_fitted() -> None:

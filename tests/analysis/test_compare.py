@@ -37,6 +37,7 @@ ROW = [
     "request",
     "prompt_tokens",
     "reused_tokens",
+    "disk_tokens",
     "computed_tokens",
     "prefill_s",
     "ttft_s",

@@ -301,3 +301,16 @@ def test_what_means_nothing_for_a_layout_is_refused_before_any_work(
     with pytest.raises(StrategyError, match=says) as caught:
         sweep("sessions", spec, capacities=["1MiB"], layout=layout, progress=False)
     assert "\n" not in str(caught.value)
+
+
+def test_a_disk_serves_hashed_traces(hashed: list[Any]) -> None:
+    settings: dict[str, Any] = {"layout": "1KiB", "progress": False, "scheduler": HERE}
+    rows = sweep(
+        hashed, "prefix:capacity=1,disk=64MiB,paged", users=[1, 3], **settings
+    ).requests
+    disk, memory = rows[rows.strategy != "paged"], rows[rows.strategy == "paged"]
+    assert disk.disk_tokens.tolist() == disk.reused_tokens.tolist()
+    assert (disk.disk_tokens > 0).all()
+    assert (memory.disk_tokens == 0).all()
+    # Less than 64 tokens are not worth a file.
+    assert (disk.reused_tokens.to_numpy() <= memory.reused_tokens.to_numpy()).all()

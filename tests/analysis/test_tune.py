@@ -301,3 +301,44 @@ def test_a_model_with_state_is_tuned_without_blocks() -> None:
     assert not found.requests.strategy.str.contains("block=").any()
     model = found.manifest["model"]
     assert (model["token_bytes"], model["checkpoint_bytes"]) == (256, 4096)
+
+
+def test_a_disk_is_tried_and_pays_where_memory_is_short() -> None:
+    found = tune(
+        small_trace(), memory=200 << 10, disk=64 << 20, trials=24, progress=False
+    )
+    exact = {n for n, s in STRATEGIES.items() if s.exact}
+    on_disk = found.requests[found.requests.disk_bytes > 0]
+    assert set(on_disk.name) == exact - {"none"}
+    assert set(found.requests.name) == exact
+    assert found.best.disk_bytes == 64 << 20
+    assert found.best.disk_tokens > 0
+    assert "disk=64MiB" in found.best.strategy
+    without = found.requests[found.requests.disk_bytes == 0].cost.min()
+    less = 1 - found.best.cost / without
+    (line,) = [own for own in found.reasons() if "A disk" in own]
+    assert line == (
+        f"A disk of 64MiB pays: it takes {less:.1%} off the tokens to compute."
+    )
+
+
+def test_a_disk_does_not_pay_where_memory_holds_everything() -> None:
+    found = tune(
+        small_trace(), memory=64 << 20, disk=64 << 20, trials=16, progress=False
+    )
+    assert found.best.disk_bytes == 0
+    (line,) = [own for own in found.reasons() if "A disk" in own]
+    assert line == (
+        "A disk of 64MiB does not pay here: without it no more tokens to compute."
+    )
+
+
+def test_slow_disks_are_not_used() -> None:
+    trace, spec = small_trace(), "prefix:capacity=1,disk=64MiB"
+    costs = fitted()
+    quick = compare(trace, spec, simulate=True, costs=costs, progress=False).requests
+    slow = costs.model_copy(update={"load": 1.0})
+    rows = compare(trace, spec, simulate=True, costs=slow, progress=False).requests
+    assert quick.disk_tokens.sum() > rows.disk_tokens.sum() == 0
+    loads = quick[quick.disk_tokens > 0]
+    assert (loads.restore_s > costs.load * loads.disk_tokens).all()

@@ -35,3 +35,23 @@ def test_simulated_equals_live(name: str) -> None:
     if name != "none":
         assert 0 < a.reused_tokens.sum() < a.prompt_tokens.sum()
         assert a.evicted.sum() > 0
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "prefix:capacity=1,disk=64MiB",
+        f"paged:{SMALL},disk=64MiB",
+        f"paged:{SMALL},disk=3MiB",
+        "block-hash:block=32,slots=2,minimum=64,disk=64MiB",
+        "static-prefix:slots=1,disk=64MiB",
+        "mlx-lm:max_size=1,disk=64MiB",
+    ],
+)
+def test_simulated_equals_live_by_tier(spec: str) -> None:
+    trace = small_trace()
+    simulated = compare(trace, strategies=spec, simulate=True, progress=False)
+    live = compare(trace, strategies=spec, simulate=False, progress=False)
+    counted = [*COUNTED, "disk_tokens"]
+    assert simulated.requests[counted].equals(live.requests[counted])
+    assert simulated.requests.disk_tokens.sum() > 0

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
 from mlxlab.prompt import Prompt, Role, Segment, Tokens
-from mlxlab.strategies import Commit, Handle, Plan, Span, Strategy
+from mlxlab.strategies import Commit, DiskCommit, Handle, Plan, Span, Strategy, Tier
 
 __all__ = ["Bound", "Held", "Ledger", "Request", "prompt_of"]
 
@@ -86,6 +86,8 @@ class Ledger:
     def __init__(self, bound: Bound = lambda ledger: True, *, block: int = 1) -> None:
         self.held: dict[Handle, Held] = {}
         self.checkpoints: dict[Handle, int] = {}  # id of the prefix in front
+        self.disk: dict[Handle, Held] = {}
+        self.disk_checkpoints: dict[Handle, int] = {}
         self._bound = bound
         self._block = block
         self._seen: set[Handle] = set()
@@ -104,19 +106,25 @@ class Ledger:
 
     def exchange(self, strategy: Strategy, request: Request) -> tuple[Plan, Commit]:
         """Plan and commit ``request``; check everything that the contract promises."""
+        plan = self.plan(strategy, request)
+        return plan, self.commit(strategy, request, plan)
+
+    def plan(self, strategy: Strategy, request: Request) -> Plan:
+        """Plan ``request``; check that what the plan restores is held."""
         plan = strategy.plan(request.prompt)
         self._check(plan, request.prompt.tokens)
         if strategy.checkpoint_bytes:
             self._check_resumption(plan, request.prompt.tokens)
         else:
             assert (plan.resume, plan.captures) == (None, ())
-        return plan, self._commit(strategy, request, plan)
+        return plan
 
     def compute(self, strategy: Strategy, request: Request) -> Commit:
         """Commit ``request`` as if it had been computed without any reuse."""
-        return self._commit(strategy, request, Plan(len(request.ids)))
+        return self.commit(strategy, request, Plan(len(request.ids)))
 
-    def _commit(self, strategy: Strategy, request: Request, plan: Plan) -> Commit:
+    def commit(self, strategy: Strategy, request: Request, plan: Plan) -> Commit:
+        """Commit a planned ``request``; other commits may have come in between."""
         commit = strategy.commit(request.sequence, plan)
         before = self.prefixes
         self._apply(commit, plan, request.sequence.tokens)
@@ -160,12 +168,14 @@ class Ledger:
         assert plan.reused == plan.prefix_length
         if plan.resume is not None:
             identity = self._identities(tokens.tolist())[plan.reused - 1]
-            assert self.checkpoints[plan.resume] == identity
+            on_disk = plan.resume_tier is Tier.DISK
+            held = self.disk_checkpoints if on_disk else self.checkpoints
+            assert held[plan.resume] == identity
         places = [plan.reused, *plan.captures, len(tokens)]
         assert places == sorted(set(places))
 
     def _check_span(self, span: Span, expected: list[int]) -> None:
-        held = self.held[span.handle]
+        held = self._holding(span)
         assert 0 <= span.source <= len(held.ids) - span.length
         assert span.generation == held.generation
         wanted = expected[span.target : span.target + span.length]
@@ -178,9 +188,12 @@ class Ledger:
         before = held.tokens[: span.origin]
         assert span.predecessor == blake2b(before.tobytes(), digest_size=16).digest()
 
+    def _holding(self, span: Span) -> Held:
+        return (self.disk if span.tier is Tier.DISK else self.held)[span.handle]
+
     def _first_approximate(self, plan: Plan, expected: list[int]) -> int:
         for span in plan.spans:
-            held = self.held[span.handle]
+            held = self._holding(span)
             restored = held.ids[span.source : span.source + span.length]
             wanted = expected[span.target : span.target + span.length]
             if held.generation > 0 or restored != wanted:
@@ -213,9 +226,29 @@ class Ledger:
             )
             assert self._bound(self)
         for keep in commit.keep:
-            assert keep.position in (*plan.captures, len(tokens))
+            loaded = (plan.reused,) if plan.resume_tier is Tier.DISK else ()
+            assert keep.position in (*loaded, *plan.captures, len(tokens))
             self.checkpoints[keep.handle] = identities[keep.position - 1]
             assert self._bound(self)
+        self._write(commit.disk, plan, tokens, identities)
+
+    def _write(
+        self, commit: DiskCommit, plan: Plan, tokens: Tokens, identities: list[int]
+    ) -> None:
+        for handle in commit.erase:
+            gone = self.disk.pop(handle, None) or self.disk_checkpoints.pop(handle)
+            assert gone is not None
+        for record in commit.write:
+            assert record.handle not in self.disk.keys() | self.disk_checkpoints.keys()
+            assert record.ids == tokens[record.start : record.stop].tobytes()
+            if record.is_checkpoint:
+                assert record.stop in (plan.reused, *plan.captures, len(tokens))
+                self.disk_checkpoints[record.handle] = identities[record.stop - 1]
+            else:
+                ids = identities[record.start : record.stop]
+                self.disk[record.handle] = Held(ids, record.start, tokens, 0)
+            assert self._bound(self)
+        assert {*commit.used} <= self.disk.keys() | self.disk_checkpoints.keys()
 
     def _identities(self, ids: list[int]) -> list[int]:
         identities, parent = [], -1

@@ -134,7 +134,8 @@ class _Attributor:
         if self.resumption:
             self.resumption.note(number, request, computed, plan, commit)
         else:
-            self.evictions.note(number, computed.tokens, commit.evicted)
+            lost = commit.evicted + len(commit.disk.erase)
+            self.evictions.note(number, computed.tokens, lost)
         self.memory.commit(computed, Plan(len(computed)))
         if request.order is None or length == request.order.stored[-1][1]:
             self.predecessors.add(request)

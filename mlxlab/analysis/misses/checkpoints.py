@@ -168,7 +168,7 @@ class Resumption:
 
 def _cut_anywhere(strategy: Strategy) -> Strategy:
     """Return a fresh strategy of this kind, for a model that needs no checkpoints."""
-    ours = {"windows", "checkpoints", "share"}
+    ours = {"windows", "checkpoints", "share", "disk"}
     given = {k: v for k, v in strategy.parameters.items() if k not in ours}
     return type(strategy)(token_bytes=strategy.token_bytes or ID_BYTES, **given)
 

@@ -6,7 +6,7 @@ afterwards, with a digest of what the strategy decided.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from weakref import WeakKeyDictionary
@@ -15,6 +15,7 @@ import mlx.core as mx
 from mlx_lm.generate import generation_stream
 
 from mlxlab.engine.batch import Batch
+from mlxlab.engine.disk_store import DiskStore
 from mlxlab.engine.engine import Engine, PrefillProgress
 from mlxlab.engine.executor import Computation, Executor
 from mlxlab.engine.loading import LoadedModel, Loader
@@ -38,7 +39,7 @@ from mlxlab.engine.samplers import LogitsProcessor, Sampler
 from mlxlab.errors import MlxlabError
 from mlxlab.models.folder import ModelFolder
 from mlxlab.prompt import Prompt
-from mlxlab.strategies import Commit
+from mlxlab.strategies import Commit, Strategy
 
 __all__ = ["LeadingExecutor", "LeadingLoader"]
 
@@ -78,6 +79,7 @@ class LeadingLoader(Loader):
         chunk: int,
         chunk_s: float,
         memory: Memory | None = None,
+        disk: Callable[[Strategy], DiskStore | None] = lambda strategy: None,
     ) -> Engine:
         """Open an engine on all ranks.
 
@@ -86,7 +88,7 @@ class LeadingLoader(Loader):
         """
         self.drop()
         engine = super().open(
-            loaded, strategy, chunk=chunk, chunk_s=chunk_s, memory=memory
+            loaded, strategy, chunk=chunk, chunk_s=chunk_s, memory=memory, disk=disk
         )
         number, model = next(self._numbers), self.models[loaded]
         layout, batched = loaded.layout, loaded.batched

@@ -54,8 +54,13 @@ check: $(READY)  ## format, lint, imports and types, notebooks included
 bench: $(READY)  ## speed against the committed bounds
 	$(BIN)/python -m bench.strategies
 
-bench-servers: $(READY)  ## first tokens beside other servers; MODEL=qwen3_5, VLLM_MLX=its python
-	$(BIN)/python -m bench.servers $(if $(MODEL),--model $(MODEL)) $(if $(VLLM_MLX),--vllm-mlx $(VLLM_MLX))
+bench-servers: $(READY)  ## several agents, other servers; MODEL="tiny qwen3_5", VLLM_MLX=its python, ARGS
+	@mkdir -p reports
+	for model in $(or $(MODEL),tiny smollm2); do \
+	    report=reports/servers-$$(basename "$$model"); \
+	    $(BIN)/python -m bench.servers --model "$$model" --json $$report.json \
+	        --plot $$report.svg $(if $(VLLM_MLX),--vllm-mlx $(VLLM_MLX)) $(ARGS) || exit; \
+	done
 
 bench-scale: $(READY)  ## hashed sessions through all exact strategies; TRACES=folder
 	$(BIN)/python -m bench.scale $(TRACES)

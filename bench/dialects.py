@@ -1,4 +1,4 @@
-"""The two protocols that the benchmark uses to ask servers for a first token.
+"""The two protocols that the benchmark uses to ask servers.
 
 Both start from a recorded Messages request, so every server gets the same
 conversation.
@@ -19,6 +19,9 @@ from mlxlab.rendering.messages import parse_request
 __all__ = ["ChatCompletions", "Dialect", "Messages", "Usage"]
 
 Json: TypeAlias = Any
+
+#: Settings that both protocols have under one name.
+_SAME = ("temperature",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,25 +47,38 @@ class Dialect(ABC):
     path: ClassVar[str]
 
     @abstractmethod
-    def request(self, body: Mapping[str, Json], model: str) -> dict[str, Json]:
-        """Translate a Messages request, for one streamed token of ``model``.
+    def request(
+        self, body: Mapping[str, Json], model: str, max_tokens: int = 1
+    ) -> dict[str, Json]:
+        """Translate a Messages request, for streamed tokens of ``model``.
 
         Raises:
             RequestError: ``body`` is not a Messages request.
         """
 
     @abstractmethod
+    def has_text(self, event: Mapping[str, Json]) -> bool:
+        """Return whether the event has a piece of the answer."""
+
+    @abstractmethod
+    def is_end(self, event: Mapping[str, Json]) -> bool:
+        """Return whether the event ends the answer."""
+
     def has_token(self, event: Mapping[str, Json]) -> bool:
         """Return whether the event implies that a token was generated.
 
         The end of an answer counts too. Its one token may have no visible text, such as
-        half
-        a character or hidden thinking.
+        half a character or hidden thinking.
         """
+        return self.has_text(event) or self.is_end(event)
 
     @abstractmethod
     def usage(self, event: Mapping[str, Json]) -> Usage | None:
         """Return the usage in an event; None if it reports no prompt tokens."""
+
+    @abstractmethod
+    def generated(self, event: Mapping[str, Json]) -> int | None:
+        """Return the answer's tokens; None if the event does not report them."""
 
 
 class Messages(Dialect):
@@ -70,11 +86,16 @@ class Messages(Dialect):
 
     path = "/v1/messages"
 
-    def request(self, body: Mapping[str, Json], model: str) -> dict[str, Json]:
-        return {**body, "model": model, "max_tokens": 1, "stream": True}
+    def request(
+        self, body: Mapping[str, Json], model: str, max_tokens: int = 1
+    ) -> dict[str, Json]:
+        return {**body, "model": model, "max_tokens": max_tokens, "stream": True}
 
-    def has_token(self, event: Mapping[str, Json]) -> bool:
-        return event.get("type") in {"content_block_delta", "message_delta"}
+    def has_text(self, event: Mapping[str, Json]) -> bool:
+        return event.get("type") == "content_block_delta"
+
+    def is_end(self, event: Mapping[str, Json]) -> bool:
+        return event.get("type") == "message_delta"
 
     def usage(self, event: Mapping[str, Json]) -> Usage | None:
         usage = (event.get("message") or {}).get("usage") or {}
@@ -82,6 +103,11 @@ class Messages(Dialect):
         created = usage.get("cache_creation_input_tokens") or 0
         prompt = reused + created + (usage.get("input_tokens") or 0)
         return Usage(prompt, reused) if prompt else None
+
+    def generated(self, event: Mapping[str, Json]) -> int | None:
+        if not self.is_end(event):
+            return None
+        return (event.get("usage") or {}).get("output_tokens")
 
 
 class ChatCompletions(Dialect):
@@ -93,30 +119,39 @@ class ChatCompletions(Dialect):
 
     path = "/v1/chat/completions"
 
-    def request(self, body: Mapping[str, Json], model: str) -> dict[str, Json]:
+    def request(
+        self, body: Mapping[str, Json], model: str, max_tokens: int = 1
+    ) -> dict[str, Json]:
         conversation = read_conversation(parse_request(body))
         messages, tools = template_input(conversation)
         return {
             "model": model,
             "messages": [_with_arguments_as_text(message) for message in messages],
             **({"tools": tools} if tools else {}),
-            "max_tokens": 1,
+            **{name: body[name] for name in _SAME if name in body},
+            "max_tokens": max_tokens,
             "stream": True,
             "stream_options": {"include_usage": True},
         }
 
-    def has_token(self, event: Mapping[str, Json]) -> bool:
+    def has_text(self, event: Mapping[str, Json]) -> bool:
         shown = ("content", "reasoning", "reasoning_content", "tool_calls")
         return any(
-            choice.get("finish_reason") or any(map(choice["delta"].get, shown))
+            any(map(choice["delta"].get, shown))
             for choice in event.get("choices") or ()
         )
+
+    def is_end(self, event: Mapping[str, Json]) -> bool:
+        return any(c.get("finish_reason") for c in event.get("choices") or ())
 
     def usage(self, event: Mapping[str, Json]) -> Usage | None:
         usage = event.get("usage") or {}
         details = usage.get("prompt_tokens_details") or {}
         prompt = usage.get("prompt_tokens")
         return Usage(prompt, details.get("cached_tokens") or 0) if prompt else None
+
+    def generated(self, event: Mapping[str, Json]) -> int | None:
+        return (event.get("usage") or {}).get("completion_tokens")
 
 
 def _with_arguments_as_text(message: dict[str, Json]) -> dict[str, Json]:

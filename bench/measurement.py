@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from time import perf_counter
-from typing import Any
 
-import httpx
-from tqdm import tqdm
-
-from bench.dialects import Usage
+from bench.answers import WARM_UP, ask
 from bench.processes import Server, running
-from mlxlab.errors import ServerError
+from bench.rounds import visit_all
 from mlxlab.traces import Exchange, Trace
 
-__all__ = ["Kind", "Sample", "ask", "kinds_of", "measure"]
-
-_WARM_UP = {"model": "any", "messages": [{"role": "user", "content": "Say hello."}]}
+__all__ = ["Kind", "Sample", "kinds_of", "measure"]
 
 
 class Kind(StrEnum):
@@ -73,21 +65,12 @@ def measure(
     Returns:
         The samples, and the reason for each server that was left out.
     """
-    samples: list[Sample] = []
-    left_out: dict[str, str] = {}
-    progress = tqdm(total=rounds * len(servers) * len(traces), leave=False)
-    for number in range(rounds):
-        for server in servers[:: -1 if number % 2 else 1]:
-            for trace in traces:
-                progress.set_description(f"{server.name}: {trace.name}")
-                if server.name not in left_out:
-                    try:
-                        samples += _replay(server, trace, number, library)
-                    except ServerError as error:
-                        left_out[server.name] = str(error)
-                progress.update()
-    progress.close()
-    return [s for s in samples if s.server not in left_out], left_out
+
+    def visit(server: Server, number: int) -> Iterator[Sample]:
+        for trace in traces:
+            yield from _replay(server, trace, number, library)
+
+    return visit_all(servers, rounds, visit)
 
 
 def kinds_of(trace: Trace) -> Iterator[tuple[Exchange, Kind]]:
@@ -105,78 +88,21 @@ def kinds_of(trace: Trace) -> Iterator[tuple[Exchange, Kind]]:
         yield exchange, kind
 
 
-def ask(
-    server: Server, client: httpx.Client, body: Mapping[str, Any]
-) -> tuple[float, Usage | None]:
-    """Send a Messages request and read the answer to its end.
-
-    The time that a proxy takes to translate the request does not count.
-
-    Returns:
-        Seconds from sending to the first token, and the server's usage report.
-
-    Raises:
-        ServerError: the server refused, broke off, or gave no token.
-    """
-    dialect = server.dialect
-    content = json.dumps(dialect.request(body, server.model)).encode()
-    headers = {"content-type": "application/json"}
-    ttft_s: float | None = None
-    usage: Usage | None = None
-    event: dict[str, Any] = {}
-    started = perf_counter()
-    try:
-        with client.stream(
-            "POST", dialect.path, content=content, headers=headers
-        ) as response:
-            _check(server, response)
-            for event in _events(response):
-                if ttft_s is None and dialect.has_token(event):
-                    ttft_s = perf_counter() - started
-                usage = dialect.usage(event) or usage
-    except httpx.TransportError as error:
-        raise ServerError(f"{server.name} broke off: {error!r}") from error
-    if ttft_s is None:
-        raise ServerError(f"{server.name} gave no token; its last event: {event}")
-    return ttft_s, usage
-
-
 def _replay(
     server: Server, trace: Trace, number: int, library: Path | None
 ) -> Iterator[Sample]:
     with running(server, library) as client:
-        ask(server, client, _WARM_UP)
+        ask(server, client, WARM_UP)
         for exchange, kind in kinds_of(trace):
-            ttft_s, usage = ask(server, client, exchange.body or {})
+            answer = ask(server, client, exchange.body or {})
+            usage = answer.usage
             yield Sample(
                 server=server.name,
                 trace=trace.name,
                 round=number,
                 request=exchange.id,
                 kind=kind,
-                ttft_s=ttft_s,
+                ttft_s=answer.ttft_s,
                 prompt_tokens=usage.prompt if usage else None,
                 reused_tokens=usage.reused if usage else None,
             )
-
-
-def _check(server: Server, response: httpx.Response) -> None:
-    if response.is_error:
-        reason = response.read().decode(errors="replace")
-        raise ServerError(
-            f"{server.name} refused a request: {response.status_code} {reason:.200}"
-        )
-
-
-def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
-    """Yield the JSON events of a stream.
-
-    Lines end at newlines only: httpx would also cut at other characters in texts.
-    """
-    rest = b""
-    for chunk in response.iter_bytes():
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            data = line.removeprefix(b"data:").strip()
-            if line.startswith(b"data:") and data != b"[DONE]":
-                yield json.loads(data)

@@ -9,19 +9,21 @@ between starts.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import httpx
 
 from bench.dialects import Dialect
+from bench.memory import Memory
 from mlxlab import blas
 from mlxlab.errors import ServerError
 
@@ -45,6 +47,8 @@ class Server:
         headers: sent with every request.
         environment: variables that it is started with, besides ours.
         packages: versions of its packages.
+        files: files that its home has from the beginning, by their path in it.
+        keep: options with which it keeps its cache across a restart.
     """
 
     name: str
@@ -54,15 +58,30 @@ class Server:
     headers: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     packages: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
+    keep: tuple[str, ...] = ()
+
+    @property
+    def keeping(self) -> Server:
+        """The same server, told to keep its cache across a restart."""
+        return replace(self, command=(*self.command, *self.keep))
 
 
 @contextmanager
-def running(server: Server, library: Path | None) -> Iterator[httpx.Client]:
+def running(
+    server: Server,
+    library: Path | None,
+    *,
+    home: Path | None = None,
+    memory: Memory | None = None,
+) -> Iterator[httpx.Client]:
     """Start a server, wait until it is ready, and end it however the block ends.
 
     Args:
         server: the server to start.
         library: the server's BLAS; None for the one that comes with its mlx.
+        home: its home folder; None for a new one that is removed afterwards.
+        memory: samples the server's memory.
 
     Yields:
         A client of the server.
@@ -72,29 +91,45 @@ def running(server: Server, library: Path | None) -> Iterator[httpx.Client]:
             has the last line that it wrote.
     """
     port = _free_port()
-    with TemporaryDirectory() as folder:
-        home = Path(folder)
+    with ExitStack() as stack:
+        home = home or Path(stack.enter_context(TemporaryDirectory()))
+        for place, file in server.files.items():
+            target = home / place
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
         output = home / "output"
-        with output.open("wb") as stream:
-            process = subprocess.Popen(
-                [*server.command, "--port", str(port)],
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                env={**_environment(home, library), **server.environment},
-                start_new_session=True,
-            )
-        try:
-            with httpx.Client(
+        process = stack.enter_context(_started(server, port, library, home, output))
+        if memory is not None:
+            stack.enter_context(memory.watching(process.pid))
+        client = stack.enter_context(
+            httpx.Client(
                 base_url=f"http://127.0.0.1:{port}",
                 headers=dict(server.headers),
                 timeout=_ANSWER_S,
                 trust_env=False,
-            ) as client:
-                _wait_until_ready(server, process, client, output)
-                yield client
-        finally:
-            _end(process)
+            )
+        )
+        _wait_until_ready(server, process, client, output)
+        yield client
+
+
+@contextmanager
+def _started(
+    server: Server, port: int, library: Path | None, home: Path, output: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    with output.open("wb") as stream:
+        process = subprocess.Popen(
+            [*server.command, "--port", str(port)],
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env={**_environment(home, library), **server.environment},
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        _end(process)
 
 
 def common_blas() -> Path | None:

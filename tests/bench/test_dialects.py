@@ -55,6 +55,13 @@ def test_a_proxy_moves_and_drops_nothing() -> None:
     assert sent["stream_options"] == {"include_usage": True}
 
 
+@pytest.mark.parametrize("dialect", [Messages(), ChatCompletions()])
+def test_sampling_and_length_reach_the_server(dialect: Dialect) -> None:
+    sent = dialect.request(BODY | {"temperature": 0}, "m", 48)
+    assert sent["temperature"] == 0
+    assert sent["max_tokens"] == 48
+
+
 def test_tools_are_left_out_if_there_are_none() -> None:
     sent = ChatCompletions().request(BODY | {"tools": []}, "m")
     assert "tools" not in sent
@@ -128,3 +135,19 @@ def test_usage_of_chat_completions() -> None:
     assert dialect.usage({"choices": [], "usage": usage}) == Usage(321, 300)
     assert dialect.usage({"usage": {"prompt_tokens": 321}}) == Usage(321, 0)
     assert dialect.usage({"choices": []}) is None
+
+
+def test_generated_tokens_come_with_the_end() -> None:
+    start = {"type": "message_start", "message": {"usage": {"output_tokens": 1}}}
+    assert Messages().generated(start) is None
+    end = {"type": "message_delta", "usage": {"output_tokens": 48}}
+    assert Messages().generated(end) == 48
+    usage = {"prompt_tokens": 3, "completion_tokens": 48}
+    assert ChatCompletions().generated({"choices": [], "usage": usage}) == 48
+    assert ChatCompletions().generated({"choices": []}) is None
+
+
+def test_an_end_is_no_text() -> None:
+    assert not Messages().has_text({"type": "message_delta"})
+    ended = {"choices": [{"delta": {}, "finish_reason": "length"}]}
+    assert not ChatCompletions().has_text(ended)

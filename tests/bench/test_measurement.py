@@ -3,14 +3,16 @@ from __future__ import annotations
 import socket
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
 
 from bench import processes
+from bench.answers import ask
 from bench.dialects import Usage
-from bench.measurement import Kind, ask, kinds_of, measure
+from bench.measurement import Kind, kinds_of, measure
 from bench.processes import running
 from mlxlab.errors import ServerError
 from mlxlab.traces import Exchange, Trace, load_trace
@@ -48,9 +50,37 @@ def test_kinds_of_sub_agents() -> None:
 def test_the_first_token_is_timed_and_usage_read() -> None:
     server = stand_in()
     with running(server, None) as client:
-        ttft_s, usage = ask(server, client, BODY)
-    assert 0.05 <= ttft_s < 5
-    assert usage == Usage(prompt=2, reused=2)
+        answer = ask(server, client, BODY)
+    assert 0.05 <= answer.ttft_s < 5
+    assert answer.usage == Usage(prompt=2, reused=2)
+
+
+def test_each_piece_of_an_answer_is_timed() -> None:
+    server = stand_in()
+    with running(server, None) as client:
+        answer = ask(server, client, BODY, max_tokens=5)
+    assert answer.generated == len(answer.tokens_s) == 5
+    assert len(answer.gaps) == 4
+    assert list(answer.tokens_s) == sorted(answer.tokens_s)
+
+
+def test_an_answer_can_be_broken_off() -> None:
+    server = stand_in()
+    with running(server, None) as client:
+        answer = ask(server, client, BODY, max_tokens=10**6, stop=lambda n: n >= 3)
+    assert answer.generated is None
+    assert 1 <= len(answer.tokens_s) < 10**6
+
+
+def test_a_server_can_have_a_home_that_stays_with_files(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (tmp_path / "record").write_text("known")
+    server = replace(stand_in(), files={".cache/a/b": tmp_path / "record"})
+    with running(server, None, home=home) as client:
+        answer = client.post("/v1/messages", json=BODY).text
+    assert f"'{home}'" in answer
+    assert (home / ".cache/a/b").read_text() == "known"
 
 
 def test_a_server_has_gone_after_the_block() -> None:
@@ -93,6 +123,7 @@ def test_rounds_alternate() -> None:
         ("crash", "crash ended with code 1: cannot find the model"),
         ("refuse", "refuse refused a request: 422 no such role"),
         ("silent", "silent gave no token"),
+        ("fail", "fail gave no token: {'message': 'out of memory'}"),
     ],
 )
 def test_a_server_that_fails_is_left_out(fault: str, reason: str) -> None:

@@ -76,6 +76,7 @@ class Prefill:
         taken: checkpoints taken so far, by position.
         halved: how often a chunk took too long, so that the next was half of it.
         given: tokens of the next chunk; None where the engine decides.
+        end: tokens to fill; all but the last if None.
     """
 
     prompt: Prompt
@@ -87,6 +88,7 @@ class Prefill:
     taken: dict[int, Checkpoint] = field(default_factory=dict, repr=False)
     halved: int = 0
     given: int | None = None
+    end: int | None = None
 
     @property
     def position(self) -> int:
@@ -351,7 +353,7 @@ class Engine:
 
     def _append(self, prefill: Prefill, plan: Plan) -> Iterator[PrefillProgress]:
         """Restore and compute a plan without moved spans, from left to right."""
-        last = len(prefill.prompt) - 1
+        last = len(prefill.prompt) - 1 if prefill.end is None else prefill.end
         for start, stop in [*plan.gaps, (plan.length, plan.length)]:
             run = [s for s in plan.spans if prefill.position <= s.target < start]
             if run:
@@ -426,7 +428,10 @@ class Engine:
         yield
         taken_s = perf_counter() - started
         prefill.compute_s += taken_s
-        prefill.halved += taken_s > self.chunk_s
+        if taken_s > self.chunk_s:
+            prefill.halved += 1
+        elif taken_s < self.chunk_s / 4:  # twice as many tokens fit well
+            prefill.halved = max(prefill.halved - 1, 0)
         if self.memory is not None:
             self.memory.record(self.model, len(piece), int(piece[-1]) + 1)
 

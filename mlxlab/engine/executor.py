@@ -33,6 +33,7 @@ class Computation:
     Attributes:
         number: names it; an executor counts them.
         chunks: computes the rest of the prompt.
+        layers: caches of the model.
         batch: that its answer is decoded in, as ``row``; None before.
     """
 
@@ -40,6 +41,7 @@ class Computation:
     engine: Engine
     prefill: Prefill
     chunks: Iterator[PrefillProgress] = field(repr=False)
+    layers: int
     batch: Batch | None = None
     row: int = -1
 
@@ -79,7 +81,8 @@ class Executor:
         """
         prefill = engine.begin(prompt)
         number = next(self._numbers)
-        made = Computation(number, engine, prefill, engine.fill(prefill))
+        layers = len(prefill.caches.layers)
+        made = Computation(number, engine, prefill, engine.fill(prefill), layers)
         self.computations[number] = made
         return made
 

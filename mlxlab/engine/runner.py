@@ -277,10 +277,12 @@ class Runner:
             return True
         lengths = [m.position for m in self._live if m.batch is batch]
         lengths.append(own.position)
-        padding = max(lengths) * len(lengths) - sum(lengths)
-        padded = padding * own.request.engine.strategy.token_bytes
+        whole = max(lengths) * len(lengths)
+        copied = whole // own.layers  # one layer is held twice
+        tokens = whole - sum(lengths) + copied
         running = [other for other in self._live if other.begun is not None]
-        return padded <= memory.room - _growth(running)
+        needed = tokens * own.request.engine.strategy.token_bytes + _growth(running)
+        return needed <= memory.room
 
     def _stay_within(self) -> None:
         """Release what is not used, or end an answer, before memory runs out."""
@@ -289,7 +291,11 @@ class Runner:
             memory = running[-1].request.engine.memory
             if memory is None:
                 return
-            step = sum(_STEP * o.request.engine.strategy.token_bytes for o in running)
+            step = sum(
+                (_STEP + own.position // own.layers)
+                * own.request.engine.strategy.token_bytes
+                for own in running
+            )
             if memory.room >= step:
                 return
             if not self._release():
@@ -362,6 +368,12 @@ class _Running:
         if self.batch is not None:
             return len(self.request.prompt) + len(self.request.answer)
         return 0 if self.begun is None else self.begun.position
+
+    @property
+    def layers(self) -> int:
+        """Caches of the model; a step copies one at a time."""
+        assert self.begun is not None
+        return max(self.begun.layers, 1)
 
     @property
     def whole_bytes(self) -> int:

@@ -56,6 +56,8 @@ class LiveReplay:
     def _replay(self, request: RenderedRequest) -> Outcome:
         if self.engine.disk is not None:
             self.engine.disk.flush()  # a replay is faster than the client was
+        if _is_cut_off(request):
+            return self._fill(request)
         commits = self._commits.before(request)
         done = self.engine.replay(
             request.prompt, request.answer, self.progress, commit=False
@@ -74,6 +76,36 @@ class LiveReplay:
             ttft_s=done.ttft_s,
             disk_tokens=done.plan.disk_tokens,
         )
+
+    def _fill(self, request: RenderedRequest) -> Outcome:
+        """Replay a request whose client left before its prompt was computed."""
+        assert request.order
+        commits = self._commits.before(request)
+        prefill = self.engine.begin(request.prompt)
+        prefill.end = max((length for _, length in request.order.stored), default=0)
+        for done in self.engine.fill(prefill):
+            if self.progress:
+                self.progress(done.tokens)
+
+        def store(length: int) -> Commit:
+            return self.engine.commit(prefill, length=length)
+
+        commits += self._commits.after(request, store)
+        return Outcome(
+            reused_tokens=prefill.plan.reused,
+            stored_bytes=self.engine.store.nbytes,
+            evicted=sum(commit.evicted for commit in commits),
+            restore_s=prefill.restore_s,
+            prefill_s=prefill.compute_s,
+            disk_tokens=prefill.plan.disk_tokens,
+        )
+
+
+def _is_cut_off(request: RenderedRequest) -> bool:
+    if request.order is None or len(request.answer):
+        return False
+    filled = len(request.prompt) - 1
+    return all(length < filled for _, length in request.order.stored)
 
 
 class LiveModel:

@@ -5,6 +5,7 @@ All functions must run on the worker thread.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections import OrderedDict
@@ -242,6 +243,7 @@ class ModelPool:
             return False
         log.warning("model %s unloaded to make room", idle[0])
         del self._loaded[idle[0]]
+        gc.collect()  # what a request held goes with its cycles
         mx.clear_cache()
         return True
 

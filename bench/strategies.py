@@ -178,7 +178,7 @@ def capturing_prefill() -> Row:
         engine = Engine(model, make_strategy(strategy, layout=layout))
         return _seconds(lambda: engine.prefill(prompt))
 
-    ours, theirs = _alternately(lambda: seconds("paged"), lambda: seconds("none"), 2)
+    ours, theirs = _alternately(lambda: seconds("paged"), lambda: seconds("none"), 4)
     name = f"{PROMPT // 1000}K with checkpoints, without"
     return Row(name, ours, theirs, target=1 / 1.03)
 

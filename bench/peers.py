@@ -27,7 +27,7 @@ OURS = "mlxlab"
 PEER = "mlx_lm.server"
 #: Prompt tokens that are computed at a time.
 CHUNK = 2048
-_DISK = "4GB"
+_DISK = "4GiB"
 
 _VERSIONS = """
 import json, sys

@@ -36,6 +36,8 @@ _EXPECTED = 4096
 _STEP = 256
 #: Answers that run at once, by default.
 _MOST = 8
+#: Seconds of decoding that running answers get for each second of a chunk.
+_DECODED = 0.2
 #: Tokens a second of prefill, before any was measured.
 _RATE = 1000.0
 #: Share of the latest chunk in the measured rate.
@@ -112,6 +114,7 @@ class Runner:
         self._executor = executor or Executor()
         self._live: list[_Running] = []  # in order of arrival
         self._rate = _RATE
+        self._owed = 0.0  # seconds of decoding before the next chunk
         self._order = count()
 
     def __len__(self) -> int:
@@ -141,18 +144,26 @@ class Runner:
     def step(self) -> bool:
         """Decode one token of each answer, and compute one chunk of one prompt.
 
+        After a long chunk, running answers get several tokens before the next.
+
         Returns:
             Whether there is more to do.
         """
         self._stay_within()
+        started = self._clock()
         for batch in list(self._executor.batches):
             self._decode(batch)
+        decoded = self._clock()
+        self._owed -= decoded - started
+        if self._owed > 0 and self._executor.batches:
+            return True
         chosen = self._choose()
         if chosen is not None:
             try:
                 self._fill(chosen)
             except Exception as error:
                 self._end(chosen, error)
+        self._owed = _DECODED * (self._clock() - decoded)
         return bool(self._live)
 
     def _decode(self, batch: Batch) -> None:

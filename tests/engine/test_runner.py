@@ -334,3 +334,30 @@ def test_random_traffic_is_exact(name: str, model: Any, data: st.DataObject) -> 
         n = answer.request.max_tokens
         assert answer.ids == (alone(model, answer.request.prompt, n) if n else [])
     check(served)
+
+
+def test_answers_go_on_between_long_chunks(model: Any) -> None:
+    """For a second of a chunk they get a fifth of a second, not one token."""
+    now = 0.0
+
+    def tick(_: Any) -> None:
+        nonlocal now
+        now += 1.0  # each token and each chunk takes a second
+
+    served, runner = engine(model, "none"), Runner(clock=lambda: now)
+    first = Answer(served, prompt(1, 10), n=300)
+    runner.add(first.request)
+    while not first.ids:
+        runner.step()
+
+    def chunk(item: Any) -> None:
+        nonlocal now
+        now += 50.0
+
+    first.request.put = tick
+    long = Answer(served, prompt(2, 640), n=1, put=chunk)
+    runner.add(long.request)
+    while not long.ended:
+        runner.step()
+    # Ten chunks of 50 seconds, and the plan: ten tokens between two of them.
+    assert 90 <= len(first.request.answer) <= 130

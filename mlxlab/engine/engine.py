@@ -195,7 +195,11 @@ class Engine:
         self.users = 0
 
     def prefill(
-        self, prompt: Prompt, progress: Callable[[int], object] | None = None
+        self,
+        prompt: Prompt,
+        progress: Callable[[int], object] | None = None,
+        *,
+        end: int | None = None,
     ) -> Prefill:
         """Restore the tokens that the strategy reuses and compute the gaps, in order.
 
@@ -203,11 +207,13 @@ class Engine:
             prompt: the rendered request. Its last token is left for the first decode
                 step.
             progress: called with the number of tokens just restored or computed.
+            end: tokens to fill, where the client left before the last one.
 
         Raises:
             ModelError: the prompt is longer than the model's window.
         """
         prefill = self.begin(prompt)
+        prefill.end = end
         for done in self.fill(prefill):
             if progress:
                 progress(done.tokens)

@@ -1,8 +1,8 @@
 """Runs several answers at once, on the worker thread.
 
-A step decodes one token of every running answer, then computes one chunk of one prompt.
-So a running answer never waits for longer than a chunk, and a short prompt does not
-wait for a long one.
+A step decodes one token of every running answer, then computes one chunk of one prompt,
+unless the answers are still owed time for the chunk before. So a running answer never
+waits for longer than a chunk, and a short prompt does not wait for a long one.
 """
 
 from __future__ import annotations
@@ -116,9 +116,6 @@ class Runner:
         self._rate = _RATE
         self._owed = 0.0  # seconds of decoding before the next chunk
         self._order = count()
-
-    def __len__(self) -> int:
-        return len(self._live)
 
     @property
     def running(self) -> int:

@@ -54,58 +54,41 @@ class LiveReplay:
         return self.worker.call(self._replay, request)
 
     def _replay(self, request: RenderedRequest) -> Outcome:
-        if self.engine.disk is not None:
-            self.engine.disk.flush()  # a replay is faster than the client was
-        if _is_cut_off(request):
-            return self._fill(request)
+        engine = self.engine
+        if engine.disk is not None:
+            engine.disk.flush()  # a replay is faster than the client was
         commits = self._commits.before(request)
-        done = self.engine.replay(
-            request.prompt, request.answer, self.progress, commit=False
-        )
+        ttft_s: float | None = None
+        if (end := _end_of_cut_off(request)) is not None:
+            prefill = engine.prefill(request.prompt, self.progress, end=end)
+            prefill_s = prefill.compute_s
+        else:
+            done = engine.replay(
+                request.prompt, request.answer, self.progress, commit=False
+            )
+            prefill, prefill_s, ttft_s = done.prefill, done.prefill_s, done.ttft_s
 
         def store(length: int) -> Commit:
-            return self.engine.commit(done.prefill, request.answer, length=length)
-
-        commits += self._commits.after(request, store)
-        return Outcome(
-            reused_tokens=done.plan.reused,
-            stored_bytes=self.engine.store.nbytes,
-            evicted=sum(commit.evicted for commit in commits),
-            restore_s=done.prefill.restore_s,
-            prefill_s=done.prefill_s,
-            ttft_s=done.ttft_s,
-            disk_tokens=done.plan.disk_tokens,
-        )
-
-    def _fill(self, request: RenderedRequest) -> Outcome:
-        """Replay a request whose client left before its prompt was computed."""
-        assert request.order
-        commits = self._commits.before(request)
-        prefill = self.engine.begin(request.prompt)
-        prefill.end = max((length for _, length in request.order.stored), default=0)
-        for done in self.engine.fill(prefill):
-            if self.progress:
-                self.progress(done.tokens)
-
-        def store(length: int) -> Commit:
-            return self.engine.commit(prefill, length=length)
+            return engine.commit(prefill, request.answer, length=length)
 
         commits += self._commits.after(request, store)
         return Outcome(
             reused_tokens=prefill.plan.reused,
-            stored_bytes=self.engine.store.nbytes,
+            stored_bytes=engine.store.nbytes,
             evicted=sum(commit.evicted for commit in commits),
             restore_s=prefill.restore_s,
-            prefill_s=prefill.compute_s,
+            prefill_s=prefill_s,
+            ttft_s=ttft_s,
             disk_tokens=prefill.plan.disk_tokens,
         )
 
 
-def _is_cut_off(request: RenderedRequest) -> bool:
+def _end_of_cut_off(request: RenderedRequest) -> int | None:
+    """Return the tokens computed of a prompt whose client left; None of a whole one."""
     if request.order is None or len(request.answer):
-        return False
-    filled = len(request.prompt) - 1
-    return all(length < filled for _, length in request.order.stored)
+        return None
+    end = max((length for _, length in request.order.stored), default=0)
+    return end if end < len(request.prompt) - 1 else None
 
 
 class LiveModel:

@@ -75,34 +75,36 @@ def test_a_tool_loop_edits_the_file(
     assert evidence.reused == simulated(evidence.trace, STRATEGY, model=model)
 
 
-def test_two_agents_work_at_the_same_time(
-    workplace: Workplace, trace: Path, model: str
+@pytest.mark.parametrize(
+    ("task", "answer", "number"),
+    [
+        (
+            "Look at both files at once.",
+            "One returns a difference, one says hello.",
+            2,
+        ),
+        (
+            "Look at three things at once.",
+            "A difference, a greeting, and calc.py is longer.",
+            3,
+        ),
+    ],
+    ids=["two", "three"],
+)
+def test_agents_work_at_the_same_time(
+    workplace: Workplace, trace: Path, model: str, task: str, answer: str, number: int
 ) -> None:
     with served("agents", trace, model=model) as server:
-        said = workplace.ask(server, "Look at both files at once.", *DELEGATE)
-    assert said == "One returns a difference, one says hello."
+        said = workplace.ask(server, task, *DELEGATE)
+    assert said == answer
     evidence = Evidence.of(trace, server)
     check(evidence)
     sessions = [request.session for request in evidence.rendered]
     main, *agents = dict.fromkeys(sessions)
-    assert len(agents) == 2
+    assert len(agents) == number
     # The client starts an agent as soon as its call has been streamed.
     assert any(starmap(_overlap, pairwise(order_as_planned(evidence.rendered))))
     assert Counter(sessions) == dict.fromkeys([main, *agents], 2)
-    assert evidence.reused == simulated(evidence.trace, STRATEGY, model=model)
-
-
-def test_three_agents_reuse_what_a_replay_reuses(
-    workplace: Workplace, trace: Path, model: str
-) -> None:
-    with served("agents", trace, model=model) as server:
-        said = workplace.ask(server, "Look at three things at once.", *DELEGATE)
-    assert said == "A difference, a greeting, and calc.py is longer."
-    evidence = Evidence.of(trace, server)
-    check(evidence)
-    _, *agents = dict.fromkeys(request.session for request in evidence.rendered)
-    assert len(agents) == 3
-    assert any(starmap(_overlap, pairwise(order_as_planned(evidence.rendered))))
     assert evidence.reused == simulated(evidence.trace, STRATEGY, model=model)
 
 

@@ -17,7 +17,7 @@ __all__ = ["LEAST", "Memory"]
 #: Share of the budget that mlx may keep of freed buffers.
 _FREED = 0.05
 #: Share that is left for what is not foreseen: steps of answers, caches that join.
-_UNSEEN = 0.1
+_UNSEEN = 0.2
 #: Chunks from which the bytes beside the caches are estimated.
 _REMEMBERED = 64
 #: What an estimate is taken for more, because the next chunk lies further on.

@@ -131,7 +131,7 @@ def small_engine(model: Any, memory: Memory) -> Engine:
 
 def test_a_prompt_waits_until_there_is_room(model: Any) -> None:
     mx.clear_cache()
-    memory = Memory(20 * MIB)  # of which 17 may be used; one needs about 12
+    memory = Memory(20 * MIB)  # of which 15 may be used; one needs about 12
     engine, runner = small_engine(model, memory), Runner()
     first, second = (request(engine, n, 7000, max_tokens=40) for n in (1, 2))
     runner.add(first)

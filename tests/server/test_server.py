@@ -156,7 +156,7 @@ def test_the_least_recently_used_model_makes_room(tmp_path: Path) -> None:
     aliases = {name: {"model": copy_tiny(tmp_path / name)} for name in names}
     file = {"aliases": {"default": {"strategy": "prefix"}, **aliases}}
     # Room for two and some keys and values.
-    memory = int(2.9 * WEIGHTS)
+    memory = int(3.3 * WEIGHTS)
     with served(aliases=file, memory=memory) as server, Client(server.url) as client:
 
         def answered_by(*models: str) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx_lm.generate import generation_stream
 from scipy.optimize import nnls
 
 __all__ = ["LEAST", "Memory"]
@@ -60,6 +61,10 @@ class Memory:
     def peak(self) -> int:
         """Most bytes in use at the chunks so far."""
         return self._peak
+
+    def settle(self) -> None:
+        """Wait for steps of answers that have ended; until then they hold arrays."""
+        mx.synchronize(generation_stream)
 
     def begin(self) -> None:
         """Begin to measure a chunk."""

@@ -268,14 +268,17 @@ class Runner:
         while (wanted := _growth([*running, own]) + beside) > memory.room:
             if self._release():
                 continue
-            if not running:
+            if running:
+                return False
+            memory.settle()
+            if wanted > memory.room:
                 error = RequestError(
                     f"prompt is too long: {prompt} tokens and an answer take "
                     f"{wanted >> 20} MiB, where {max(memory.room, 0) >> 20} MiB of "
                     "--memory are free; a smaller capacity leaves more"
                 )
                 self._end(own, error)
-            return False
+                return False
         return True
 
     def _joins(self, own: _Running, batch: Batch) -> bool:

@@ -64,7 +64,9 @@ class Pair:
         """Return exit code, rest of the output, and errors but those of mlx's ring."""
         process = self.processes[rank]
         out, err = process.communicate(timeout=PATIENCE_S)
-        lines = [line for line in err.splitlines() if not line.startswith("[ring]")]
+        # mlx's ring writes its line in pieces, between which ours may stand.
+        own = err.replace("mlxlab: ", "\nmlxlab: ", 1).splitlines()
+        lines = [line for line in own if line.strip() and not line.startswith("[ring]")]
         return process.returncode, out, lines
 
     def __enter__(self) -> Self:

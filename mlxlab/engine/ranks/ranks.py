@@ -38,6 +38,8 @@ _BEATS = 10  # in that time
 WAIT_S = 600.0
 #: An error of mlx comes before the news that a process was lost, which says more.
 _NEWS_S = 1.0
+#: mlx says in pieces that a process was lost; our line comes after its line.
+_PIECES_S = 0.2
 #: Most bytes of the address of rank 0.
 _ADDRESS = 1024
 _PACKAGES = ("mlxlab", "mlx", "mlx-lm")
@@ -265,6 +267,7 @@ class Ranks:
     def _lose(self, rank: int, error: LostError) -> None:
         if self._ending:
             return
+        time.sleep(_PIECES_S)
         reason = f"rank {rank} was lost: {error}; the server has ended"
         if rank == 0:
             self._end_process(reason, 1)

@@ -193,9 +193,12 @@ class Service:
             async for item in items:
                 if item is not None:
                     request_log.record(item)
+                    events = list(writer.write(item))
                     if isinstance(item, Completed):
+                        # Who has got a whole answer may rely on these records.
                         _note_generated(note, prepared, made[0])
-                    for event in writer.write(item):
+                        request_log.count(self.metrics, writer)
+                    for event in events:
                         yield event
                 # A prefill and hidden thinking are items without events.
                 yield None
@@ -206,7 +209,7 @@ class Service:
             await items.aclose()  # type: ignore[attr-defined]
             if made:
                 _note_generated(note, prepared, made[0])
-            self.metrics.add(request_log.served(writer))
+            request_log.count(self.metrics, writer)
 
     def tokenizer(self, digest: str) -> PreTrainedTokenizerBase | None:
         """Return the tokenizer of a served model by its digest, if it is known."""
@@ -292,6 +295,7 @@ class _RequestLog:
         self.ttft_s: float | None = None
         self.disk_tokens = 0
         self.outcome = "cancelled"
+        self._is_counted = False
 
     def record(self, item: Item) -> None:
         if isinstance(item, PromptPlanned):
@@ -299,7 +303,13 @@ class _RequestLog:
         if self.ttft_s is None and isinstance(item, tuple):
             self.ttft_s = time.monotonic() - self.clock
 
-    def served(self, writer: AnswerWriter) -> Served:
+    def count(self, metrics: Metrics, writer: AnswerWriter) -> None:
+        """Count the request, once."""
+        if not self._is_counted:
+            self._is_counted = True
+            metrics.add(self._served(writer))
+
+    def _served(self, writer: AnswerWriter) -> Served:
         usage, alias = writer.usage, self.prepared.alias
         return Served(
             t=self.arrived,

@@ -352,9 +352,9 @@ class Runner:
                     most, other = shared, own
         if other is None or most < waiting.stored + _LEAST_SHARED:
             return None
-        assert other.begun is not None
-        if other.begun.position < most:
+        if other.position < most:
             return other
+        assert other.begun is not None
         self._executor.store(other.begun, most)
         other.request.stored.append((next(self._order), most))
         return None

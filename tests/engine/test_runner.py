@@ -398,3 +398,23 @@ def test_answers_go_on_between_long_chunks(model: Any) -> None:
         runner.step()
     # Ten chunks of 50 seconds, and the plan: ten tokens between two of them.
     assert 90 <= len(first.request.answer) <= 130
+
+
+def test_a_prompt_that_another_begins_with_is_shared_while_it_is_answered(
+    model: Any,
+) -> None:
+    served, runner = engine(model, "prefix"), Runner()
+    first = Answer(served, prompt(1, 40, HEAD), n=50)
+    runner.add(first.request)
+    while len(first.ids) < 5:
+        runner.step()
+    longer = Prompt.of([*first.request.prompt.tokens.tolist(), *range(10, 90)])
+    second = Answer(served, longer)
+    runner.add(second.request)
+    while runner.step():
+        pass
+    assert (first.request.error, second.request.error) == (None, None)
+    assert second.plan.reused == len(first.request.prompt)
+    assert len(first.ids) == 50
+    assert second.ids == alone(model, longer)
+    check(served)

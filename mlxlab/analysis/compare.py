@@ -34,7 +34,7 @@ from mlxlab.traces.open import Traces, open_recorded
 if TYPE_CHECKING:
     from mlxlab.replay.live import LiveModel
 
-__all__ = ["compare"]
+__all__ = ["compare", "read_factor"]
 
 
 def compare(
@@ -83,7 +83,7 @@ def compare(
     Raises:
         MlxlabError: an unknown name or an unreadable file; nothing is replayed then.
     """
-    factor = _read_factor(users, think_times, simulate)
+    factor = read_factor(users, think_times, simulate)
     recorded = open_recorded(traces)
     folder = find_model(model) if isinstance(model, str) else model
     size = None if capacity is None else read_size(capacity, "capacity")
@@ -142,18 +142,24 @@ def compare(
     )
 
 
-def _read_factor(users: int | None, think_times: float | None, simulate: bool) -> float:
-    """Return the factor on think times; refuse users and factors without a meaning."""
-    if users is not None and (isinstance(users, bool) or users < 1):
-        raise ConfigError(f"users {users!r}: give a whole number >= 1")
+def read_factor(
+    users: int | None, think_times: float | None, simulate: bool = False
+) -> float:
+    """Return the factor on think times; 1 if None.
+
+    Raises:
+        ConfigError: a number of users or a factor that means nothing.
+    """
+    if users is not None and users < 1:
+        raise ConfigError(f"users {users}: give a whole number >= 1")
     if think_times is None:
         return 1.0
     if users is None or simulate:
         raise ConfigError(
-            "think times: only live users think; give users, and do not simulate"
+            "think times: only live users think; name users, and do not simulate"
         )
     if not 0 <= think_times < inf:
-        raise ConfigError(f"think times {think_times!r}: give a factor >= 0")
+        raise ConfigError(f"think times {think_times}: give a factor >= 0")
     return think_times
 
 

@@ -48,7 +48,7 @@ class Traffic:
             rules: tuple(chain.from_iterable(own)) for rules, own in rendered.items()
         }
         first = next(iter(rendered.values()))
-        self._turns: list[list[Turn]] = list_turns(traces, first) if users else []
+        self._turns: list[list[Turn]] = list_turns(traces) if users else []
         numbers = {id(own): i for i, own in enumerate(chain.from_iterable(first))}
         sources = [
             RenderedTrace.of(trace, own, trace.digest)

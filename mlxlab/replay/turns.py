@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxlab.replay.commits import order_as_planned
-from mlxlab.replay.requests import RenderedRequest
 from mlxlab.traces import Exchange, Trace
 
-__all__ = ["Schedule", "Turn", "list_turns"]
+__all__ = ["Schedule", "Turn", "list_turns", "think_only"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +32,7 @@ class Turn:
     think_s: float
 
 
-def list_turns(
-    traces: Sequence[Trace], rendered: Sequence[Sequence[RenderedRequest]]
-) -> list[list[Turn]]:
+def list_turns(traces: Sequence[Trace]) -> list[list[Turn]]:
     """Return the turns of each trace, in order of arrival.
 
     A request waits for answers that had ended when it was recorded:
@@ -46,27 +42,38 @@ def list_turns(
     - if there is none yet, a sub-agent waits for the main loop of its session, and a
       session for the others of its trace.
 
-    Requests that were never planned have no turn, see
-    :func:`mlxlab.replay.commits.order_as_planned`.
-
-    Args:
-        traces: in order.
-        rendered: the requests of each, in order of arrival. They are numbered.
+    Where a trace has recorded the order of plans, requests that were never planned have
+    no turn.
     """
     turns, start = [], 0
-    for trace, requests in zip(traces, rendered, strict=True):
-        exchanges = {exchange.id: exchange for exchange in trace.inference}
-        planned = {own.id for own in order_as_planned(requests)}
-        numbers = [i for i, own in enumerate(requests) if own.id in planned]
-        recorded = _Recorded([exchanges[requests[i].id] for i in numbers])
+    for trace in traces:
+        exchanges = trace.inference
+        planned = [i for i, own in enumerate(exchanges) if _is_planned(own)]
+        numbers = planned or list(range(len(exchanges)))
+        recorded = _Recorded([exchanges[i] for i in numbers])
         turns.append(
             [
                 Turn(start + i, tuple(start + numbers[j] for j in after), think_s)
                 for i, (after, think_s) in zip(numbers, recorded, strict=True)
             ]
         )
-        start += len(requests)
+        start += len(exchanges)
     return turns
+
+
+def think_only(schedule: Schedule) -> float:
+    """Return the seconds of a replay whose answers take none; uses the schedule up."""
+    now = 0.0
+    schedule.start(now)
+    while schedule.next_due is not None:
+        now = schedule.next_due
+        for _, number in schedule.take(now):
+            schedule.end(number, now)
+    return now
+
+
+def _is_planned(exchange: Exchange) -> bool:
+    return exchange.response is not None and exchange.response.order is not None
 
 
 class _Recorded:
@@ -83,7 +90,7 @@ class _Recorded:
         self.start = np.array([exchange.t for exchange in exchanges])
         # Where no end is known, thinking begins with the request.
         ends = [e.response.t if e.response else e.t for e in exchanges]
-        self.end = np.maximum(ends, self.start)
+        self.end: NDArray[np.float64] = np.maximum(ends, self.start)
 
     def __iter__(self) -> Iterator[tuple[list[int], float]]:
         """Yield the exchanges that each waits for, and the seconds after them."""
@@ -122,7 +129,8 @@ class _Recorded:
         if not len(before):
             return found
         latest = before[-1]
-        return found[(found >= latest) | (self.end[found] > self.start[latest])]
+        since = self.end[found] > self.start[latest]
+        return np.asarray(found[since | (found >= latest)])
 
 
 class Schedule:

@@ -1,5 +1,6 @@
 """Comparisons: requests, summary, bounds, files."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -15,7 +16,6 @@ import pytest
 from mlxlab.analysis.compare import compare
 from mlxlab.analysis.comparison import Comparison
 from mlxlab.analysis.forecast import forecast
-from mlxlab.analysis.sweep import sweep
 from mlxlab.cli import main
 from mlxlab.errors import ConfigError, MlxlabError, RuleError, StrategyError
 from mlxlab.models.folder import ModelFolder, find_model
@@ -28,11 +28,12 @@ from mlxlab.replay.requests import render_trace
 from mlxlab.replay.simulator import Simulator
 from mlxlab.replay.specs import DEFAULT_SPECS, parse_specs
 from mlxlab.replay.turns import Schedule, list_turns, think_only
-from mlxlab.strategies import STRATEGIES
+from mlxlab.replay.workload import Workload, open_sources
+from mlxlab.strategies import STRATEGIES, parse_strategy
 from mlxlab.traces import Trace, load_trace
 from mlxlab.traces.writer import write_trace
 from tests.replay.test_cost_model import fitted
-from tests.support.exchanges import small_trace
+from tests.support.exchanges import small_trace, small_traces
 
 ROW = [
     "strategy",
@@ -432,7 +433,7 @@ def test_what_means_nothing_for_a_model_is_refused_before_any_work(
     assert "\n" not in str(caught.value)
 
 
-THREE = [small_trace(name) for name in ("one", "two", "three")]
+THREE = small_traces("one", "two", "three")
 COUNTED = ["reused_tokens", "stored_bytes", "evicted"]
 
 
@@ -447,11 +448,18 @@ def test_simulated_users_share_one_cache() -> None:
     settings: dict[str, Any] = {"capacity": "600KiB", "progress": False}
     specs = "prefix@none,paged:block=16"
     shared = compare(THREE, specs, simulate=True, users=3, **settings)
-    swept = sweep(THREE, specs, users=[3], capacities=["600KiB"], progress=False)
-    totals = shared.requests.groupby("strategy", sort=False).reused_tokens.sum()
-    assert totals.to_dict() == (
-        swept.requests.set_index("strategy").reused_tokens.to_dict()
+    renderer = Renderer(find_model(), parse_rules("all"))
+    workload = Workload(open_sources(THREE, renderer, progress=False), 3)
+    strategy = parse_strategy(
+        "paged:block=16,capacity=600KiB", layout=find_model().layout
     )
+    simulator = Simulator(strategy)
+    merged = {
+        (own.session, own.id): simulator.replay(own).reused_tokens for own in workload
+    }
+    paged = shared.requests.query("strategy == 'paged:block=16'")
+    pairs = zip(paged.session, paged.request, strict=True)
+    assert paged.reused_tokens.tolist() == [merged[pair] for pair in pairs]
     one = compare(THREE, specs, simulate=True, users=1, **settings).requests
     apart = compare(THREE, specs, simulate=True, **settings).requests
     keys = ["strategy", "session", "request", "prompt_tokens"]
@@ -460,8 +468,7 @@ def test_simulated_users_share_one_cache() -> None:
         assert not shared.requests.reused_tokens.equals(other.reused_tokens)
     # All but the very first session can reuse something.
     first = shared.summary().new_session["paged:block=16"]
-    starts = shared.requests.query("strategy == 'paged:block=16'")
-    starts = starts.groupby("session").head(1).iloc[1:]
+    starts = paged.groupby("session").head(1).iloc[1:]
     assert first == starts.reused_tokens.sum() / starts.prompt_tokens.sum()
     assert shared.title.endswith("simulated; users: 3, one cache")
 
@@ -561,23 +568,27 @@ def test_bad_users_are_one_line(
     assert says in error
 
 
-def test_the_command_takes_users(tmp_path: Path) -> None:
+def command(line: str) -> None:
+    """Run a command that ends as it should."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["mlxlab", *line.split()])
+        with contextlib.suppress(SystemExit):
+            main()
+
+
+def test_the_command_takes_users(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     paths = [str(tmp_path / f"{trace.name}.jsonl") for trace in THREE[:2]]
     for trace, path in zip(THREE, paths, strict=False):
         write_trace(replace(trace, exchanges=trace.exchanges[:3]), path)
-    options = ["--strategies", "paged", "--users", "2", "--json", "-"]
-    tables = []
-    for own in (["--think-times", "0"], ["--simulate"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "mlxlab", "compare", *paths, *options, *own],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        tables.append(json.loads(done.stdout))
-        if own != ["--simulate"]:
-            assert "This takes about" in done.stderr
-    live, simulated = (table["requests"] for table in tables)
+    line = f"compare {' '.join(paths)} --strategies paged --users 2 --json -"
+    command(f"{line} --think-times 0")
+    said = capsys.readouterr()
+    assert "This takes about" in said.err
+    live = json.loads(said.out)["requests"]
+    command(f"{line} --simulate")
+    simulated = json.loads(capsys.readouterr().out)["requests"]
     assert [list(row) for row in live] == [list(row) for row in simulated]
     assert all(row["total_s"] > row["ttft_s"] > 0 for row in live)
 
@@ -587,16 +598,16 @@ def test_a_forecast_counts_thinking_and_answers() -> None:
     slow = fitted()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mlxlab.analysis.forecast.recall_costs", lambda *_: slow)
-        patch.setattr("mlxlab.analysis.forecast._duration", "{:.3f}".format)
-        forecasts = [
-            float(forecast([small_trace()], **settings, **own).split()[1])
-            for own in (
-                {},
-                {"users": 1, "think_times": 0},
-                {"users": 1},
-                {"users": 1, "think_times": 2},
-            )
+        patch.setattr("mlxlab.analysis.forecast._duration", "{:.4f}".format)
+        asked: list[dict[str, Any]] = [
+            {},
+            {"users": 1, "think_times": 0},
+            {"users": 1},
+            {"users": 1, "think_times": 2},
         ]
+        said = [forecast([small_trace()], **settings, **own) for own in asked]
+    # As in "about 0.25, by this machine's calibration".
+    forecasts = [float(own.split()[1].rstrip(",")) for own in said]
     alone, answered, thought, twice = forecasts
     assert alone < answered
     think_s = think_only(Schedule(list_turns([small_trace()]), 1))

@@ -27,13 +27,13 @@ from mlxlab.replay.users import Answered
 from mlxlab.strategies import parse_strategy
 from mlxlab.traces.schema import Order
 from tests.support.architectures import save_architecture
-from tests.support.exchanges import small_trace
+from tests.support.exchanges import small_traces
 from tests.support.hybrids import HYBRIDS
 
 #: Bytes, small enough that strategies evict.
 SMALL = {"tiny": "600KiB", "qwen3_5": "100KiB"}
 SPECS = ("paged:capacity={}", "prefix", "block-hash:capacity={},minimum=64")
-TRACES = [small_trace(name) for name in "abcd"]
+TRACES = small_traces("code", "docs", "tests", "tools")
 
 
 @pytest.fixture(scope="module", params=["tiny", "qwen3_5"])

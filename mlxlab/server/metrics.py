@@ -92,6 +92,11 @@ class Metrics:
         self._stored = Gauge(
             "mlxlab_stored_bytes", "Keys and values held", by, registry=self._registry
         )
+        self._pinned = Gauge(
+            "mlxlab_pinned_tokens",
+            "Stored tokens that are evicted last",
+            registry=self._registry,
+        )
         self._on_disk = Gauge(
             "mlxlab_disk_bytes", "Most bytes taken on disk", registry=self._registry
         )
@@ -123,11 +128,13 @@ class Metrics:
         memory: Mapping[str, int],
         stored: Mapping[tuple[str, str], int],
         on_disk: int,
+        pinned: int,
     ) -> bytes:
         """Return the exposition format, with the current state."""
         for kind, nbytes in memory.items():
             self._memory.labels(kind).set(nbytes)
         self._on_disk.set(on_disk)
+        self._pinned.set(pinned)
         self._running.set(running)
         self._queue.set(queue)
         self._stored.clear()

@@ -104,6 +104,15 @@ class ModelPool:
         return stored
 
     @property
+    def pinned(self) -> int:
+        """Stored tokens that are evicted last."""
+        return sum(
+            engine.strategy.pinned_tokens
+            for loaded in self._loaded.values()
+            for engine in loaded.engines.values()
+        )
+
+    @property
     def on_disk(self) -> int:
         """Bytes that the disk takes at most."""
         return self._disk.nbytes if self._disk is not None else 0

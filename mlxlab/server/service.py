@@ -53,6 +53,9 @@ class Service:
         batch: most answers that run at once.
         executor: computes; a new one if None.
         script: see :class:`Preparation`.
+
+    Attributes:
+        pinned: stored tokens that are evicted last.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Service:
         self._one_at_a_time = CapacityLimiter(1)
         self._stored: dict[tuple[str, str], int] = {}
         self._on_disk = 0
+        self.pinned = 0
         self._tokenizers: dict[str, PreTrainedTokenizerBase] = {}
 
     @property
@@ -221,7 +225,9 @@ class Service:
         running = self.scheduler.unfinished - waiting
         memory = self.pool.memory
         held = {"budget": memory.budget, "peak": memory.peak}
-        return self.metrics.text(running, waiting, held, self._stored, self._on_disk)
+        return self.metrics.text(
+            running, waiting, held, self._stored, self._on_disk, self.pinned
+        )
 
     async def _prepared(
         self, request: TokenCountRequest, preparation: Preparation
@@ -252,6 +258,7 @@ class Service:
         def count_stored() -> None:
             # Counted when the stores change, read from any thread.
             self._stored, self._on_disk = self.pool.stored, self.pool.on_disk
+            self.pinned = self.pool.pinned
             done()
 
         request.done = count_stored

@@ -264,6 +264,43 @@ def test_an_error_ends_its_own_answer_only(model: Any) -> None:
     check(served)
 
 
+def test_the_cache_is_filled_while_there_is_nothing_else_to_do(model: Any) -> None:
+    served, runner = engine(model), Runner(most=1)
+    fill = Answer(served, prompt(1, 1000), n=0)
+    runner.add(fill.request)
+    for _ in range(4):
+        runner.step()
+    computed = fill.computed
+    assert 0 < computed < 999
+    first, second = (Answer(served, prompt(i, 200), n=5) for i in (2, 3))
+    runner.add(first.request)
+    runner.add(second.request)
+    while not second.ids:
+        runner.step()
+        assert (fill.computed, fill.ended) == (computed, 0)
+    while runner.step():
+        pass
+    assert fill.request.error is None
+    assert served.strategy.preview(prompt(1, 1000)).reused == 960
+    for answer, seed in ((first, 2), (second, 3)):
+        assert answer.ids == alone(model, prompt(seed, 200), 5)
+    check(served)
+
+
+def test_an_answer_waits_for_a_prefix_that_is_being_filled(model: Any) -> None:
+    served, runner = engine(model), Runner()
+    fill = Answer(served, prompt(1, 500, HEAD), n=0)
+    runner.add(fill.request)
+    runner.step()
+    answer = Answer(served, prompt(2, 70, HEAD))
+    runner.add(answer.request)
+    while not answer.ended:
+        runner.step()
+    assert answer.plan.reused == 256
+    assert fill.computed <= 320  # the chunk that ends behind the prefix is the last
+    assert answer.ids == alone(model, prompt(2, 70, HEAD))
+
+
 SAMPLERS: dict[str, Callable[[], Sampler]] = {
     "greedy": lambda: greedy,
     "forced": lambda: Forced([5, 6, 7], greedy),

@@ -14,7 +14,7 @@ import pytest
 
 from mlxlab.engine import Engine, Memory, Request, Runner, load_model
 from mlxlab.engine.samplers import greedy
-from mlxlab.errors import RequestError
+from mlxlab.errors import MemoryFullError, RequestError
 from mlxlab.models.folder import find_model
 from mlxlab.prompt import Prompt
 from mlxlab.server.server import Server
@@ -185,6 +185,25 @@ def test_an_answer_ends_before_memory_runs_out(
     assert (len(old.answer), len(young.answer)) == (50, 5)
     assert young.error is None
     assert "an answer ends early" in caplog.text
+
+
+def test_answers_come_before_filling_the_cache(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = Runner()
+    engine = small_engine(model, Small(MIB))
+    fill = request(engine, 1, 3000, max_tokens=0)
+    runner.add(fill)
+    runner.step()
+    # There is room as soon as the other has ended.
+    room = property(lambda own: 10**12 if fill.error is not None else 0)
+    monkeypatch.setattr(Small, "room", room)
+    answer = request(engine, 2, 100)
+    runner.add(answer)
+    while runner.step():
+        pass
+    assert isinstance(fill.error, MemoryFullError)
+    assert (answer.error, len(answer.answer)) == (None, 8)
 
 
 def test_chunks_get_shorter_as_room_gets_less(model: Any) -> None:

@@ -44,7 +44,7 @@ class LiveUsers:
 
     Answers decode together, and recorded ids take the place of sampled ones. The first
     token's time counts from when the user sends the request, so it includes the queue.
-    A request without a recorded answer only fills the cache.
+    A request without a recorded answer ends when its prompt is computed.
 
     Args:
         worker: the thread that owns the engine's model.
@@ -194,11 +194,12 @@ class _Asked:
 
     def of(self, engine: Engine) -> Request:
         """Make the request for a runner."""
-        ids = self.request.answer.tolist()
+        ids, prompt = self.request.answer.tolist(), self.request.prompt
         self.own = Request(
             engine,
-            self.request.prompt,
-            len(ids),
+            prompt,
+            # A request for no token would wait until nothing else runs.
+            len(ids) or (0 if prompt.pinned else 1),
             Forced(ids, greedy),
             (),
             frozenset(),
@@ -215,10 +216,12 @@ class _Asked:
     @property
     def leaves(self) -> bool:
         """Whether its client leaves now."""
-        end = self.request.cut_off
-        if end is None or self.own.planned is None or self.ended_s is not None:
+        if self.own.planned is None or self.ended_s is not None:
             return False
-        return self.filled >= end
+        end = self.request.cut_off
+        if end is None and not len(self.request.answer):
+            end = len(self.request.prompt) - 1
+        return end is not None and self.filled >= end
 
     def answered(self, trace: str, line: _Line) -> Answered:
         order = Order(planned=self.planned, stored=tuple(self.own.stored))

@@ -204,13 +204,25 @@ def test_progress_counts_prompts_and_answers(tiny: LiveModel) -> None:
     assert sum(done) == sum(len(own.prompt) + len(own.answer) for own in requests)
 
 
-def test_without_an_answer_the_cache_is_filled(tiny: LiveModel) -> None:
+def test_without_an_answer_the_cache_is_filled(live: LiveModel) -> None:
     requests = made([50, 60], answer=0)
-    found = at_once(tiny, requests)
+    found = at_once(live, requests)
     for own in found:
         assert own.request.order is not None
         assert own.request.order.stored[-1][1] == len(own.request.prompt) - 1
         assert own.outcome.ttft_s is None
+    assert counts([own.outcome for own in found]) == counts(
+        simulate("paged", live.folder, found)
+    )
+
+
+def test_a_prompt_that_only_fills_the_cache_waits_for_answers(tiny: LiveModel) -> None:
+    first, warm, last = made([50, 60, 70])
+    nothing = np.empty(0, np.int32)
+    warm = replace(warm, prompt=replace(warm.prompt, pinned=True), answer=nothing)
+    found = at_once(tiny, [warm, first, replace(last, answer=nothing)])
+    # A request whose answer was not recorded is one like others.
+    assert [own.number for own in found] in ([1, 2, 0], [2, 1, 0])
     assert counts([own.outcome for own in found]) == counts(
         simulate("paged", tiny.folder, found)
     )

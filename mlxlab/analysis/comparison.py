@@ -36,6 +36,8 @@ _ESTIMATED: Forms = {
     "ttft_median_s": ("TTFT\nest. s", "{:.2f}".format),
     "ttft_max_s": ("max\nest. s", "{:.2f}".format),
 }
+#: Columns that make room for those of users, so that a line has 80 characters.
+_APART = ("of_position_independent", "evicted")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -110,6 +112,8 @@ class Comparison(Result):
             summary = summary.drop(columns="of_optimal")
         estimated = self.manifest["simulated"] and "estimated" in self.manifest
         forms = {**_FORMS, **_ESTIMATED} if estimated else _FORMS
+        if "total_median_s" in summary:
+            forms = {name: own for name, own in forms.items() if name not in _APART}
         columns = format_columns(summary, forms)
         table = pd.DataFrame({"strategy": summary.index, **columns})
         return [table, format_bounds(self.bounds)]

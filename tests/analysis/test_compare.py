@@ -1,6 +1,7 @@
 """Comparisons: requests, summary, bounds, files."""
 
 import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -12,10 +13,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from mlxlab.analysis.compare import compare
 from mlxlab.analysis.comparison import Comparison
 from mlxlab.analysis.forecast import forecast
+from mlxlab.analysis.tables import lay_out
 from mlxlab.cli import main
 from mlxlab.errors import ConfigError, MlxlabError, RuleError, StrategyError
 from mlxlab.models.folder import ModelFolder, find_model
@@ -501,9 +504,11 @@ def test_live_users_are_summed_up(at_once: Comparison) -> None:
     assert summary.tokens_per_s == pytest.approx(own.answer_tokens.sum() / last)
     assert summary.total_median_s == own.total_s.median()
     assert at_once.title.endswith("; users: 3, one cache, think times by 0")
-    shown = repr(at_once)
+    console = Console(width=80, file=io.StringIO(), color_system=None)
+    console.print(lay_out(at_once.tables()[0], 80))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "tokens/s" in shown
-    assert max(map(len, shown.split("\n\n")[1].splitlines())) <= 100
+    assert " paged:block=16 " in shown
     assert at_once.manifest["users"] == 3
     assert at_once.manifest["think_times"] == 0
 

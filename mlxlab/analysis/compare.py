@@ -117,8 +117,8 @@ def compare(
             bar.set_description(spec.name)
             outcomes = stage.replay(spec, traffic, bar.update)
             # Live users may ask in another order under each strategy.
-            order = tuple(outcomes)
-            own = whole if users is None else find((order,))[0]
+            orders = traffic.orders if users is None else (tuple(outcomes),)
+            own = whole if orders == traffic.orders else find(orders)[0]
             for number in sorted(outcomes):
                 request = traffic.requests[spec.rules][number]
                 rows.append(_row(spec, capacity, request, outcomes[number]))

@@ -33,7 +33,8 @@ from mlxlab.replay.specs import DEFAULT_SPECS, parse_specs
 from mlxlab.replay.turns import Schedule, list_turns, think_only
 from mlxlab.replay.workload import Workload, open_sources
 from mlxlab.strategies import STRATEGIES, parse_strategy
-from mlxlab.traces import Trace, load_trace
+from mlxlab.traces import Exchange, Trace, load_trace
+from mlxlab.traces.schema import Order
 from mlxlab.traces.writer import write_trace
 from tests.replay.test_cost_model import fitted
 from tests.support.exchanges import small_trace, small_traces
@@ -474,6 +475,28 @@ def test_simulated_users_share_one_cache() -> None:
     starts = paged.groupby("session").head(1).iloc[1:]
     assert first == starts.reused_tokens.sum() / starts.prompt_tokens.sum()
     assert shared.title.endswith("simulated; users: 3, one cache")
+
+
+@pytest.mark.parametrize("users", [None, 1])
+def test_what_was_never_planned_has_no_row(users: int | None) -> None:
+    trace = small_trace()
+    planned = [own for own in trace.exchanges if own.id != 1]
+    numbered = [_ordered(own, i) for i, own in enumerate(planned)]
+    refused = (numbered[0], trace.exchanges[1], *numbered[1:])
+    settings: dict[str, Any] = {"users": users, "simulate": True, "progress": False}
+    found = compare(replace(trace, exchanges=refused), "paged", **settings)
+    least = compare(replace(trace, exchanges=tuple(planned)), "paged", **settings)
+    assert found.requests.request.tolist() == [own.id for own in planned]
+    columns = ["prompt_tokens", "reused_tokens", "unlimited", "position_independent"]
+    assert found.requests[columns].equals(least.requests[columns])
+    assert found.bounds.equals(least.bounds)
+
+
+def _ordered(exchange: Exchange, number: int) -> Exchange:
+    """Return an exchange that was stored as a whole before the next was planned."""
+    assert exchange.response is not None
+    order = Order(planned=2 * number, stored=((2 * number + 1, 10**6),))
+    return replace(exchange, response=replace(exchange.response, order=order))
 
 
 def test_live_users_ask_at_once(at_once: Comparison) -> None:

@@ -30,7 +30,6 @@ from mlxlab.server.model_pool import EngineKey, ModelPool
 from mlxlab.server.prepare import Preparation, Prepared
 from mlxlab.server.scheduler import QueueFullError, Scheduler
 from mlxlab.server.schema import InferenceRequest, TokenCount, TokenCountRequest
-from mlxlab.strategies import parse_strategy
 from mlxlab.traces.recording.script import Script
 from mlxlab.traces.schema import Configuration, Generated, Order
 
@@ -125,7 +124,7 @@ class Service:
         if old.model != new.model or not new.spec.exact:
             self._load(preparation)
         elif old.strategy != new.strategy:
-            parse_strategy(new.strategy, layout=preparation.folder.layout)
+            self.pool.spec(preparation.folder, new.strategy)
         self.preparation = preparation
         wanted = {(alias.model, alias.strategy) for alias in aliases.values()}
         self.worker.submit(self._keep_only, wanted)

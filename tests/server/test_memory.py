@@ -14,7 +14,7 @@ import pytest
 
 from mlxlab.engine import Engine, Memory, Request, Runner, load_model
 from mlxlab.engine.samplers import greedy
-from mlxlab.errors import MemoryFullError, RequestError
+from mlxlab.errors import MemoryFullError, RequestError, StrategyError
 from mlxlab.models.folder import find_model
 from mlxlab.prompt import Prompt
 from mlxlab.server.server import Server
@@ -100,6 +100,17 @@ def test_a_capacity_that_was_not_given_leaves_room(tmp_path: Any) -> None:
         half = (64 * MIB - loaded.weights) // 2
         assert half - MIB < engine.strategy.capacity <= half
     assert f'"strategy":"paged:capacity={half // MIB}MiB"' in path.read_text()
+
+
+def test_a_capacity_that_leaves_no_room_is_refused() -> None:
+    whole = f"paged:capacity={64 * MIB}"
+    refused = pytest.raises(StrategyError, match=r"of --memory 64MiB, 4\dMiB are left")
+    with refused, served(strategy=whole, memory=64 * MIB):
+        pass
+    with served(memory=64 * MIB) as server, Client(server.url) as client:
+        with refused:
+            server.configure(strategy=whole)
+        assert client.ask(ask(words(100)))["stop_reason"]
 
 
 class Small(Memory):

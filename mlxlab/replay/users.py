@@ -116,13 +116,13 @@ class LiveUsers:
         for asked in self._running:
             if asked.leaves:
                 self._runner.cancel(asked.own)
-        ended = [asked for asked in self._running if asked.ended_s is not None]
+        ended = [(a.ended_s, a) for a in self._running if a.ended_s is not None]
         self._running = [asked for asked in self._running if asked.ended_s is None]
-        for asked in ended:
+        # Who waits for several answers thinks from the last one on.
+        for ended_s, asked in sorted(ended, key=lambda pair: pair[0]):
             if asked.own.error is not None:
                 raise asked.own.error
-            assert asked.ended_s is not None
-            self.schedule.end(asked.number, asked.ended_s)
+            self.schedule.end(asked.number, ended_s)
 
 
 @dataclass(slots=True)

@@ -121,6 +121,7 @@ class Status:
         budget: most bytes that may be in use.
         pinned: stored tokens that are evicted last.
         warm_up: how far the latest warm-up is; empty without one.
+        failure: why the recording has stopped by itself, and where; else empty.
     """
 
     server: str
@@ -131,6 +132,7 @@ class Status:
     budget: int
     pinned: int = 0
     warm_up: str = ""
+    failure: str = ""
 
     def __repr__(self) -> str:
         prompt = int(self.requests.prompt_tokens.sum())
@@ -141,6 +143,7 @@ class Status:
             f"{self.peak / _GIB:.2f} of {self.budget / _GIB:.1f} GiB used at most"
             + (f", {self.pinned:,} tokens pinned" if self.pinned else "")
             + (f", {self.warm_up}" if self.warm_up else "")
+            + (f"; the recording has stopped: {self.failure}" if self.failure else "")
         )
 
     def plot(self) -> Picture:
@@ -284,6 +287,7 @@ class Server:
             memory.budget,
             self._service.pinned,
             str(self._warm_up or ""),
+            self._tee.failure,
         )
 
     def warm_up(self, trace: str | Path | Trace) -> None:
@@ -319,6 +323,7 @@ class Server:
         notes, tokenizers = {"server": "mlxlab"}, self._service.tokenizer
         writer = TraceWriter(path, notes, tokenizers) if path else None
         before, self._tee.writer = self._tee.writer, writer
+        self._tee.failure = ""
         self.trace = writer.path if writer else None
         if writer:
             note_latest(writer.path)
@@ -385,7 +390,8 @@ class Server:
             "rules": alias.rules,
         }
         if self.trace:
-            facts["recording"] = self.trace
+            failure = self._tee.failure
+            facts["recording"] = f"stopped: {failure}" if failure else self.trace
         notices = self.notices
         return (
             _definitions(facts)

@@ -1,6 +1,6 @@
 """Models in memory and their engines, under one memory budget.
 
-All functions must run on the worker thread.
+All functions must run on the worker thread, unless they say otherwise.
 """
 
 from __future__ import annotations
@@ -102,6 +102,12 @@ class ModelPool:
                 at = (name, key.strategy)
                 stored[at] = stored.get(at, 0) + engine.store.nbytes
         return stored
+
+    @property
+    def batched(self) -> dict[str, bool]:
+        """Return whether answers share a batch, by loaded model; from any thread."""
+        loaded = self._loaded.copy()  # at once, other than a loop over it
+        return {name: own.model.batched for name, own in loaded.items()}
 
     @property
     def on_disk(self) -> int:

@@ -116,6 +116,7 @@ class Status:
         waiting: requests in the queue.
         peak: most bytes of memory in use so far.
         budget: most bytes that may be in use.
+        unbatched: loaded models whose answers do not share a batch.
     """
 
     server: str
@@ -124,6 +125,7 @@ class Status:
     waiting: int
     peak: int
     budget: int
+    unbatched: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         prompt = int(self.requests.prompt_tokens.sum())
@@ -132,7 +134,7 @@ class Status:
             f"{self.server}: {len(self.requests)} requests, {share:.1%} of {prompt:,} "
             f"prompt tokens reused, {self.running} running, {self.waiting} waiting, "
             f"{self.peak / _GIB:.2f} of {self.budget / _GIB:.1f} GiB used at most"
-        )
+        ) + "".join(f"; answers of {m} share no batch" for m in self.unbatched)
 
     def plot(self) -> Picture:
         """Draw the reused and computed tokens and the seconds of each request."""
@@ -264,7 +266,7 @@ class Server:
         """Return the requests served so far."""
         scheduler = self._service.scheduler
         running = scheduler.unfinished - scheduler.waiting
-        memory = self._service.pool.memory
+        memory, batched = self._service.pool.memory, self._service.pool.batched
         return Status(
             repr(self),
             self.requests,
@@ -272,6 +274,7 @@ class Server:
             scheduler.waiting,
             memory.peak,
             memory.budget,
+            tuple(name for name, shares in batched.items() if not shares),
         )
 
     def record(self, path: str | Path | None) -> None:

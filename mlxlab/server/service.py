@@ -221,7 +221,8 @@ class Service:
         running = self.scheduler.unfinished - waiting
         memory = self.pool.memory
         held = {"budget": memory.budget, "peak": memory.peak}
-        return self.metrics.text(running, waiting, held, self._stored, self._on_disk)
+        stored, on_disk, batched = self._stored, self._on_disk, self.pool.batched
+        return self.metrics.text(running, waiting, held, stored, on_disk, batched)
 
     async def _prepared(
         self, request: TokenCountRequest, preparation: Preparation

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_map
 from mlx_lm.utils import _get_classes, load_config
 from mlx_lm.utils import load_model as load_mlx_model
@@ -22,10 +23,13 @@ from mlxlab.errors import ModelError
 from mlxlab.models.folder import ModelFolder
 from mlxlab.models.layout import CacheLayout
 from mlxlab.models.layout_record import Trial
-from mlxlab.strategies import Strategy, parse_strategy
+from mlxlab.prompt import Prompt
+from mlxlab.strategies import Strategy, make_strategy, parse_strategy
 
 __all__ = ["LoadedModel", "Loader", "load_model", "outline_layout", "outline_model"]
 
+#: Tokens of a prompt whose layers multiply matrices, not vectors.
+_WARM_UP = 16
 _TYPES = {"float16": mx.float16, "float32": mx.float32}
 
 
@@ -145,6 +149,7 @@ def _accepted(folder: ModelFolder, model: Any) -> tuple[CacheLayout, bool]:
     now = conditions()
     if kept := folder.recall_trial(now):
         layout, trial = kept
+        _warm_up(model)
         return layout, trial.batched
     try:
         layout, batched = _tried_out(folder, model)
@@ -153,6 +158,12 @@ def _accepted(folder: ModelFolder, model: Any) -> tuple[CacheLayout, bool]:
         raise
     folder.keep_layout(layout, Trial(conditions=now, batched=batched))
     return layout, batched
+
+
+def _warm_up(model: Any) -> None:
+    """Start thread pools and kernels on a few tokens, as a trial does."""
+    engine = Engine(model, make_strategy("none"))
+    engine.replay(Prompt.of(range(_WARM_UP)), np.empty(0, np.int32))
 
 
 def _tried_out(folder: ModelFolder, model: Any) -> tuple[CacheLayout, bool]:

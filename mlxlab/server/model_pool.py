@@ -65,8 +65,9 @@ class ModelPool:
         chunk: tokens that engines compute at a time.
         loader: loads models and opens engines; a new one if None.
         disk: where strategies with a disk write; a folder of the user's cache if None.
-        generated: name of a credential that was made at the start. On disk all such
-            credentials are one, since each server makes another.
+        credential: name of the server's credential, see :meth:`load`.
+        generated: whether it was made at the start. On disk all such credentials are
+            one, since each server makes another.
     """
 
     def __init__(
@@ -76,13 +77,15 @@ class ModelPool:
         chunk: int = 2048,
         loader: Loader | None = None,
         disk: Path | None = None,
-        generated: str | None = None,
+        credential: str = "",
+        generated: bool = False,
     ) -> None:
         self.budget = budget
         self.memory = Memory(budget)
         self.chunk = chunk
         self._loader = loader or Loader()
         self._disk_path = disk
+        self._credential = credential
         self._generated = generated
         self._disk: DiskFolder | None = None
         self._has_no_disk = False  # it was said why
@@ -157,14 +160,15 @@ class ModelPool:
         return f"{strategy}{joint}capacity={max(most // _MIB, 1)}MiB"
 
     def load(self, folder: ModelFolder, strategy: str) -> None:
-        """Load a model before the first request for it.
+        """Load a model, and open its engine for the server's credential.
+
+        So the first request finds its disk open.
 
         Raises:
             ModelError: the model cannot be loaded, is larger than the budget, or cannot
-                be
-                run under this strategy.
+                be run under this strategy.
         """
-        self._new_engine(self._load(folder), EngineKey(strategy, ""))
+        self.engine(folder, EngineKey(strategy, self._credential))
 
     def keep_only(self, wanted: Collection[tuple[str, str]]) -> None:
         """Drop engines whose model and strategy no alias names any more."""
@@ -207,7 +211,8 @@ class ModelPool:
                 backlog = self.budget // _BACKLOG_SHARE
                 self._disk = DiskFolder(path, strategy.disk, backlog=backlog)
             self._disk.size = max(self._disk.size, strategy.disk)
-            owner = "generated" if credential == self._generated else credential
+            is_generated = self._generated and credential == self._credential
+            owner = "generated" if is_generated else credential
             parts = (folder.digest, folder.layout, strategy.windows, owner)
             return self._disk.open(repr(parts), strategy.tier)
         except (DiskError, OSError) as error:

@@ -180,7 +180,8 @@ class Server:
             chunk=options.chunk,
             loader=loader,
             disk=options.disk_folder,
-            generated=None if options.token else name_of(self.token.encode()),
+            credential=name_of(self.token.encode()),
+            generated=options.token is None,
         )
         self._service = Service(
             aliases.with_disk(options.disk),

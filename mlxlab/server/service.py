@@ -260,7 +260,9 @@ class Service:
 
     def _load(self, preparation: Preparation) -> None:
         strategy = preparation.aliases.default.strategy
-        self.worker.call(self.pool.load, preparation.folder, strategy)
+        loaded = self.worker.submit(self.pool.load, preparation.folder, strategy)
+        preparation.load()  # meanwhile
+        loaded.result()
 
     def _keep_only(self, wanted: Collection[tuple[str, str]]) -> None:
         self.pool.keep_only(wanted)

@@ -16,10 +16,11 @@ from mlxlab.analysis.compare import compare
 from mlxlab.analysis.misses.run import misses
 from mlxlab.analysis.sweep import sweep
 from mlxlab.analysis.tune import tune
-from mlxlab.engine import Loader, load_model, loading
+from mlxlab.engine import Engine, Loader, load_model, loading
 from mlxlab.errors import ModelError
 from mlxlab.models.folder import find_model
 from mlxlab.models.layout import CacheKind, CacheLayout, LayerCache
+from mlxlab.prompt import Prompt
 from tests.support.architectures import configurations, save_architecture
 from tests.support.exchanges import small_trace
 from tests.support.models import save_model
@@ -165,6 +166,23 @@ def test_a_model_is_tried_out_once(kept: Path, folder: Path, trials: list[str]) 
     assert (second.layout, second.batched) == (first.layout, first.batched)
     assert first.batched
     assert (file.stat().st_mtime_ns, file.stat().st_ino) == written
+
+
+def test_a_model_that_is_not_tried_out_is_warmed_up(
+    kept: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[int] = []
+    replay = Engine.replay
+
+    def watched(self: Engine, prompt: Prompt, *arguments: Any, **options: Any) -> Any:
+        computed.append(len(prompt))
+        return replay(self, prompt, *arguments, **options)
+
+    monkeypatch.setattr(Engine, "replay", watched)
+    load_model(find_model(str(folder)))
+    assert computed == []
+    load_model(find_model(str(folder)))
+    assert computed == [16]
 
 
 def test_the_bundled_model_is_tried_out_once(kept: Path, trials: list[str]) -> None:

@@ -136,13 +136,15 @@ class ModelPool:
             Whether there was any that no request uses.
         """
         for loaded in self._loaded.values():
-            for key, engine in list(loaded.engines.items()):
-                if not engine.users and engine.store.nbytes:
-                    log.warning(
-                        "stored tokens of %s dropped to make room", key.strategy
-                    )
-                    del loaded.engines[key]
-                    return True
+            engines = loaded.engines
+            idle = [k for k, e in engines.items() if not e.users and e.store.nbytes]
+            if idle:
+                log.warning(
+                    "stored tokens of %s dropped to make room", idle[0].strategy
+                )
+                del engines[idle[0]]
+                _free()
+                return True
         return self._unload()
 
     def spec(self, folder: ModelFolder, strategy: str) -> str:
@@ -172,13 +174,14 @@ class ModelPool:
 
     def keep_only(self, wanted: Collection[tuple[str, str]]) -> None:
         """Drop engines whose model and strategy no alias names any more."""
-        for name, loaded in list(self._loaded.items()):
-            for key in list(loaded.engines):
-                if (name, key.strategy) not in wanted:
-                    del loaded.engines[key]
-            if not any(name == model for model, _ in wanted):
-                del self._loaded[name]
-        mx.clear_cache()
+        models = {model for model, _ in wanted}
+        for name in [name for name in self._loaded if name not in models]:
+            del self._loaded[name]
+        for name in self._loaded:
+            engines = self._loaded[name].engines
+            for key in [k for k in engines if (name, k.strategy) not in wanted]:
+                del engines[key]
+        _free()
 
     def close(self) -> None:
         """Write what waits for the disk."""
@@ -254,9 +257,14 @@ class ModelPool:
             return False
         log.warning("model %s unloaded to make room", idle[0])
         del self._loaded[idle[0]]
-        gc.collect()  # what a request held goes with its cycles
-        mx.clear_cache()
+        _free()
         return True
+
+
+def _free() -> None:
+    """Free what was dropped: requests that have ended hold engines in cycles."""
+    gc.collect()
+    mx.clear_cache()
 
 
 def default_budget() -> int:

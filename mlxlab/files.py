@@ -34,12 +34,13 @@ def cache_folder() -> Path:
     """Return the user's folder for cached files; it may not exist yet.
 
     Raises:
-        OSError: neither HOME nor XDG_CACHE_HOME is an absolute path.
+        FileNotFoundError: neither HOME nor XDG_CACHE_HOME is an absolute path, so
+            nothing is cached.
     """
     home = os.environ.get("HOME", "")
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path(home, ".cache"))
     if not folder.is_absolute():
-        raise OSError("neither HOME nor XDG_CACHE_HOME is an absolute path")
+        raise FileNotFoundError("neither HOME nor XDG_CACHE_HOME is an absolute path")
     return folder / "mlxlab"
 
 

@@ -77,11 +77,13 @@ class Prompt:
         segments: in order; the first starts at 0, the last stops at ``n``.
         exact_segments: False if the template did not let every block be located;
             the segments are then whole turns.
+        pinned: whether what is stored of it is evicted last.
     """
 
     tokens: Tokens
     segments: tuple[Segment, ...] = ()
     exact_segments: bool = True
+    pinned: bool = False
 
     def __post_init__(self) -> None:
         self.tokens.flags.writeable = False

@@ -6,25 +6,27 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeAlias
+from functools import partial
+from math import inf
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from tqdm.auto import tqdm
 
 from mlxlab.analysis.comparison import Comparison
-from mlxlab.errors import MlxlabError
+from mlxlab.errors import ConfigError, MlxlabError
 from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
 from mlxlab.models.geometry import LayoutLike, read_layout
 from mlxlab.models.layout import CacheLayout
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.rendering.rules import parse_rules
 from mlxlab.replay.bounds import Bounds, find_bounds, tabulate_bounds
-from mlxlab.replay.commits import order_as_planned
 from mlxlab.replay.cost_model import CHUNK, CostModel, Machine, Point, fit_costs
 from mlxlab.replay.manifest import describe_run
 from mlxlab.replay.requests import RenderedRequest, label_sessions, render_trace
 from mlxlab.replay.simulator import Outcome, Progress, Replayer, Simulator
 from mlxlab.replay.specs import DEFAULT_SPECS, Strategies, StrategySpec, parse_specs
+from mlxlab.replay.traffic import Orders, Rendered, Rules, Traffic
 from mlxlab.sizes import Size, read_size
 from mlxlab.traces import Trace
 from mlxlab.traces.open import Traces, open_recorded
@@ -32,10 +34,7 @@ from mlxlab.traces.open import Traces, open_recorded
 if TYPE_CHECKING:
     from mlxlab.replay.live import LiveModel
 
-__all__ = ["compare"]
-
-Rendered: TypeAlias = Sequence[Sequence[RenderedRequest]]
-"""The requests of each trace."""
+__all__ = ["compare", "read_factor"]
 
 
 def compare(
@@ -49,9 +48,18 @@ def compare(
     costs: CostModel | None = None,
     chunk: int = CHUNK,
     layout: LayoutLike | None = None,
+    users: int | None = None,
+    think_times: float | None = None,
     progress: bool = True,
 ) -> Comparison:
-    """Replay traces through strategies, each trace from an empty cache.
+    """Replay traces through strategies.
+
+    Without ``users`` each trace has an empty cache, and its requests are computed one
+    after another. With them, each user takes the next trace when its current one ends,
+    and all share one cache. A simulation then merges the traces by their recorded
+    times. In a live replay the users really ask at once, as on our server: answers
+    decode together, and a request waits for the answers before it and for the recorded
+    think time, see :func:`mlxlab.replay.turns.list_turns`.
 
     Args:
         traces: recorded traces: names, paths or opened ones, one or several.
@@ -66,11 +74,16 @@ def compare(
         chunk: tokens that a live replay computes at a time.
         layout: what another model keeps for its tokens, see
             :func:`mlxlab.models.geometry.read_layout`; for simulations only.
+        users: how many traces are replayed at the same time into one cache; None for an
+            empty cache per trace.
+        think_times: factor on the recorded think times of live users: 0 for none, 1 if
+            None.
         progress: whether to show a bar.
 
     Raises:
         MlxlabError: an unknown name or an unreadable file; nothing is replayed then.
     """
+    factor = read_factor(users, think_times, simulate)
     recorded = open_recorded(traces)
     folder = find_model(model) if isinstance(model, str) else model
     size = None if capacity is None else read_size(capacity, "capacity")
@@ -79,7 +92,7 @@ def compare(
     kept = folder.layout
     if layout is not None:
         kept = _other_layout(layout, simulate)
-    capacities = {spec: spec.make(kept).capacity for spec in specs}
+    sizes = [spec.make(kept).capacity for spec in specs]
     every = dict.fromkeys([default, *(spec.rules for spec in specs)])
     renderers = {own: Renderer(folder, own) for own in every}
     renderings = len(renderers) * sum(len(trace.inference) for trace in recorded)
@@ -94,42 +107,76 @@ def compare(
             own: _render(recorded, renderer, bar.update)
             for own, renderer in renderers.items()
         }
-        sizes = set(capacities.values())
-        bounds = [find_bounds(requests, sizes, kept) for requests in rendered[default]]
-        bar.reset(sum(_tokens(rendered[spec.rules]) for spec in specs))
+        traffic = Traffic(recorded, rendered, users, factor)
+        find = partial(_find_bounds, traffic.requests[default], set(sizes), kept)
+        whole, most = find(traffic.orders)
+        bar.reset(sum(stage.steps(traffic, spec.rules) for spec in specs))
         rows: list[dict[str, Any]] = []
-        for spec in specs:
+        beside: list[tuple[int, Bounds]] = []
+        for spec, capacity in zip(specs, sizes, strict=True):
             bar.set_description(spec.name)
-            for requests in rendered[spec.rules]:
-                replayer = stage.replayer(spec, bar.update)
-                outcomes = {
-                    request.id: replayer.replay(request)
-                    for request in order_as_planned(requests)
-                }
-                rows += [
-                    _row(spec, capacities[spec], request, outcomes[request.id])
-                    for request in requests
-                    if request.id in outcomes
-                ]
+            outcomes = stage.replay(spec, traffic, bar.update)
+            # Live users may ask in another order under each strategy.
+            orders = traffic.orders if users is None else (tuple(outcomes),)
+            own = whole if orders == traffic.orders else find(orders)[0]
+            for number in sorted(outcomes):
+                request = traffic.requests[spec.rules][number]
+                rows.append(_row(spec, capacity, request, outcomes[number]))
+                beside.append((capacity, own[number]))
     frame = pd.DataFrame(rows)
-    costs = costs if simulate else _fitted(frame, specs, stage) or costs
-    found = [own for per_trace, _ in bounds for own in per_trace]
-    beside = [_bound_columns(b, capacities[s], costs) for s in specs for b in found]
+    if not simulate and users is None:
+        costs = _fitted(frame, specs, stage) or costs
+    columns = [_bound_columns(bounds, size, costs) for size, bounds in beside]
     notes = sum((r.notes for r in renderers.values()), Counter())
+    described = describe_run(
+        recorded, folder, specs, notes, stage.environment, layout=kept, costs=costs
+    )
+    if users is not None:
+        described |= {"users": users}
+        described |= {} if simulate else {"think_times": factor}
     return Comparison(
-        requests=frame.join(pd.DataFrame(beside)),
-        bounds=tabulate_bounds(found, max(held for _, held in bounds), costs),
-        manifest=describe_run(
-            recorded,
-            folder,
-            specs,
-            notes,
-            stage.environment,
-            layout=kept,
-            costs=costs,
-        ),
+        requests=frame.join(pd.DataFrame(columns)),
+        bounds=tabulate_bounds(list(whole.values()), most, costs),
+        manifest=described,
         segments=_segments(rendered[default]),
     )
+
+
+def read_factor(
+    users: int | None, think_times: float | None, simulate: bool = False
+) -> float:
+    """Return the factor on think times; 1 if None.
+
+    Raises:
+        ConfigError: a number of users or a factor that means nothing.
+    """
+    if users is not None and users < 1:
+        raise ConfigError(f"users {users}: give a whole number >= 1")
+    if think_times is None:
+        return 1.0
+    if users is None or simulate:
+        raise ConfigError(
+            "think times: only live users think; name users, and do not simulate"
+        )
+    if not 0 <= think_times < inf:
+        raise ConfigError(f"think times {think_times}: give a factor >= 0")
+    return think_times
+
+
+def _find_bounds(
+    requests: Sequence[RenderedRequest],
+    sizes: set[int],
+    layout: CacheLayout,
+    orders: Orders,
+) -> tuple[dict[int, Bounds], int]:
+    """Return each request's bounds, and the most bytes that unlimited memory fills."""
+    found: dict[int, Bounds] = {}
+    most = 0
+    for order in orders:
+        bounds, filled = find_bounds([requests[i] for i in order], sizes, layout)
+        found |= zip(order, bounds, strict=True)
+        most = max(most, filled)
+    return found, most
 
 
 def _other_layout(layout: LayoutLike, simulate: bool) -> CacheLayout:
@@ -146,10 +193,6 @@ def _render(
 ) -> Rendered:
     rendered = [render_trace(trace, renderer, progress) for trace in traces]
     return label_sessions(traces, rendered)
-
-
-def _tokens(rendered: Rendered) -> int:
-    return sum(len(request.prompt) for requests in rendered for request in requests)
 
 
 class _Stage:
@@ -173,6 +216,30 @@ class _Stage:
         if self.live is None:
             return Simulator(strategy, progress, self.costs)
         return self.live.replayer(strategy, progress)
+
+    def replay(
+        self, spec: StrategySpec, traffic: Traffic, progress: Progress
+    ) -> dict[int, Outcome]:
+        """Return the outcomes by number, in the order of the plans."""
+        requests = traffic.requests[spec.rules]
+        if self.live is not None and traffic.users is not None:
+            schedule = traffic.schedule()
+            strategy = spec.make(self.layout)
+            users = self.live.users(strategy, requests, schedule, progress)
+            return {own.number: own.outcome for own in users.run()}
+        outcomes: dict[int, Outcome] = {}
+        for order in traffic.orders:
+            replayer = self.replayer(spec, progress)
+            outcomes |= {number: replayer.replay(requests[number]) for number in order}
+        return outcomes
+
+    def steps(self, traffic: Traffic, rules: Rules) -> int:
+        """Count the tokens that a replay reports; only users decode answers."""
+        decodes = self.live is not None and traffic.users is not None
+        return sum(
+            len(own.prompt) + (len(own.answer) if decodes else 0)
+            for own in traffic.requests[rules]
+        )
 
 
 @contextmanager
@@ -257,6 +324,9 @@ def _row(
         "restore_s": outcome.restore_s,
         "stored_bytes": outcome.stored_bytes,
         "evicted": outcome.evicted,
+        "answer_tokens": len(request.answer),
+        "arrived_s": outcome.arrived_s,
+        "total_s": outcome.total_s,
     }
 
 

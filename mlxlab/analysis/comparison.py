@@ -27,6 +27,8 @@ _FORMS: Forms = {
     "new_session": ("new\nsession", "{:.1%}".format),
     "ttft_median_s": ("TTFT\nmedian s", "{:.2f}".format),
     "ttft_max_s": ("TTFT\nmax s", "{:.2f}".format),
+    "total_median_s": ("total\nmedian s", "{:.2f}".format),
+    "tokens_per_s": ("answer\ntokens/s", "{:.1f}".format),
     "stored_mib": ("stored\nMiB", "{:.0f}".format),
     "evicted": ("evicted\ntokens", "{:,}".format),
 }
@@ -34,6 +36,8 @@ _ESTIMATED: Forms = {
     "ttft_median_s": ("TTFT\nest. s", "{:.2f}".format),
     "ttft_max_s": ("max\nest. s", "{:.2f}".format),
 }
+#: Columns that make room for those of users, so that a line has 80 characters.
+_APART = ("of_position_independent", "evicted")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -45,12 +49,17 @@ class Comparison(Result):
             rules behind ``@`` where not all apply), ``rules``, ``capacity`` (bytes),
             ``session``, ``request``, ``prompt_tokens``, ``reused_tokens``,
             ``computed_tokens``, ``prefill_s``, ``ttft_s``, ``restore_s`` (missing
-            unless measured or estimated), ``stored_bytes``, ``evicted`` (tokens). Then
-            the bounds of the same request under the default rules, at the strategy's
-            capacity: ``unlimited``, ``optimal`` and ``position_independent`` (tokens),
-            and ``unlimited_s``, ``optimal_s`` and ``position_independent_s`` (seconds
-            to the first token; missing without a cost model). For a model that resumes
-            at checkpoints also ``placement`` and ``placement_s``.
+            unless measured or estimated), ``stored_bytes``, ``evicted`` (tokens),
+            ``answer_tokens``, ``arrived_s`` (since the start of the replay) and
+            ``total_s`` (from then to the end of the answer; both missing unless users
+            asked at once). Then the bounds of the same request under the default
+            rules, at the strategy's capacity: ``unlimited``, ``optimal`` and
+            ``position_independent`` (tokens), and ``unlimited_s``, ``optimal_s`` and
+            ``position_independent_s`` (seconds to the first token; missing without a
+            cost model). For a model that resumes at checkpoints also ``placement`` and
+            ``placement_s``. Where users asked at once, ``ttft_s`` includes the queue,
+            ``prefill_s`` leaves out the prompt's last token, and bounds are those of
+            the order in which the strategy planned the requests.
         segments: one row per request and kind of content, under the default rules.
             Columns: ``session``, ``request``, ``role`` (such as ``tools``), ``tokens``.
     """
@@ -62,7 +71,16 @@ class Comparison(Result):
     @property
     def title(self) -> str:
         replay = describe_replay(self.manifest, self.requests)
-        return f"{replay}; each trace has its own cache"
+        return f"{replay}; {self._caches}"
+
+    @property
+    def _caches(self) -> str:
+        """Whose requests share a cache."""
+        if (users := self.manifest.get("users")) is None:
+            return "each trace has its own cache"
+        factor = self.manifest.get("think_times", 1)
+        scaled = "" if factor == 1 else f", think times by {factor:g}"
+        return f"users: {users}, one cache{scaled}"
 
     def summary(self) -> pd.DataFrame:
         """Return one row per strategy; columns without data are dropped.
@@ -71,14 +89,16 @@ class Comparison(Result):
         ``of_optimal``, ``of_position_independent`` and ``of_placement`` (that share,
         relative to the bound under the default rules); ``from_disk`` (share of all
         prompt tokens, where a disk was used); ``new_session`` (reused share of the
-        first requests of all sessions but each trace's first; sub-agents count as
+        first requests of all sessions but each cache's first; sub-agents count as
         sessions);
-        ``ttft_median_s``, ``ttft_max_s``, ``prefill_s`` and ``restore_s`` (sums),
+        ``ttft_median_s``, ``ttft_max_s``, ``total_median_s``, ``tokens_per_s`` (of all
+        answers, until the last has ended), ``prefill_s`` and ``restore_s`` (sums),
         ``stored_mib`` (peak), ``evicted`` (tokens).
         """
         tokens = int(self.bounds.prompt_tokens.iloc[0])
         groups = self.requests.groupby("strategy", sort=False)
-        rows = {name: _summarize(own, tokens) for name, own in groups}
+        shared = "users" in self.manifest
+        rows = {name: _summarize(own, tokens, shared) for name, own in groups}
         index = pd.Index(rows, name="strategy")
         return pd.DataFrame(rows.values(), index=index).dropna(
             axis="columns", how="all"
@@ -92,6 +112,8 @@ class Comparison(Result):
             summary = summary.drop(columns="of_optimal")
         estimated = self.manifest["simulated"] and "estimated" in self.manifest
         forms = {**_FORMS, **_ESTIMATED} if estimated else _FORMS
+        if "total_median_s" in summary:
+            forms = {name: own for name, own in forms.items() if name not in _APART}
         columns = format_columns(summary, forms)
         table = pd.DataFrame({"strategy": summary.index, **columns})
         return [table, format_bounds(self.bounds)]
@@ -115,12 +137,13 @@ def _share(tokens: pd.Series, rows: pd.DataFrame) -> float:
     return float(tokens.sum() / rows.prompt_tokens.sum())
 
 
-def _summarize(rows: pd.DataFrame, tokens: int) -> dict[str, Any]:
+def _summarize(rows: pd.DataFrame, tokens: int, shared: bool) -> dict[str, Any]:
     """Return one row of the summary.
 
     Args:
         rows: of one strategy.
         tokens: of all prompts under the rules that the bounds are for.
+        shared: whether all traces have one cache.
     """
     reused = _reused_share(rows)
     names = [name for name in (*BOUNDS, PLACEMENT) if name in rows]
@@ -128,7 +151,7 @@ def _summarize(rows: pd.DataFrame, tokens: int) -> dict[str, Any]:
     zeros = pd.Series(0, index=rows.index)
     starts = rows.groupby("session", sort=False).head(1)
     trace = starts.session.str.rpartition(":")[0]
-    starts = starts[trace.duplicated()]
+    starts = starts.iloc[1:] if shared else starts[trace.duplicated()]
     return {
         "reused": reused,
         **{f"of_{name}": reused / m if m else None for name, m in most.items()},
@@ -137,8 +160,20 @@ def _summarize(rows: pd.DataFrame, tokens: int) -> dict[str, Any]:
         "new_session": _reused_share(starts) if len(starts) else None,
         "ttft_median_s": rows.ttft_s.median(),
         "ttft_max_s": rows.ttft_s.max(),
+        **_summarize_users(rows),
         "prefill_s": rows.prefill_s.sum(min_count=1),
         "restore_s": rows.restore_s.sum(min_count=1),
         "stored_mib": rows.stored_bytes.max() / 2**20,
         "evicted": int(rows.evicted.sum()),
+    }
+
+
+def _summarize_users(rows: pd.DataFrame) -> dict[str, float]:
+    """Return what is known where users asked at once."""
+    if "total_s" not in rows or rows.total_s.isna().all():
+        return {}
+    last = float((rows.arrived_s + rows.total_s).max())
+    return {
+        "total_median_s": rows.total_s.median(),
+        "tokens_per_s": rows.answer_tokens.sum() / last,
     }

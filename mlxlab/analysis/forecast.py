@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
-from mlxlab.analysis.compare import compare
+from mlxlab.analysis.compare import compare, read_factor
 from mlxlab.analysis.comparison import Comparison
 from mlxlab.analysis.fidelity.edits import EditedTrace
 from mlxlab.analysis.fidelity.run import QUANTIZED
@@ -28,6 +29,7 @@ from mlxlab.replay.specs import (
     FIDELITY_SPECS,
     Strategies,
 )
+from mlxlab.replay.turns import Schedule, list_turns, think_only
 from mlxlab.strategies import make_strategy
 from mlxlab.traces import Trace
 
@@ -50,6 +52,8 @@ def forecast(
     rules: str = "all",
     capacity: int | None = None,
     chunk: int = CHUNK,
+    users: int | None = None,
+    think_times: float | None = None,
 ) -> str:
     """Return the duration of a live comparison in words, and the estimate's source.
 
@@ -63,14 +67,23 @@ def forecast(
         rules: default rules, for strategies without ``@rules``.
         capacity: bytes, for strategies whose parameters name none.
         chunk: tokens computed at a time.
+        users: see :func:`mlxlab.compare`. Each answer counts as if it was decoded
+            alone.
+        think_times: see :func:`mlxlab.compare`.
 
     Raises:
         MlxlabError: see :func:`mlxlab.compare`.
     """
+    factor = read_factor(users, think_times)
     calibrated = recall_costs(model.digest, chunk)
     costs = calibrated or _probe(model, chunk)
-    simulated = _simulate(traces, strategies, model, rules, costs, capacity)
-    return _describe(simulated.requests.ttft_s.sum(), calibrated)
+    simulated = _simulate(traces, strategies, model, rules, costs, capacity, users)
+    rows = simulated.requests
+    seconds = float(rows.ttft_s.sum())
+    if users is not None:
+        think_s = think_only(Schedule(list_turns(traces), users, factor))
+        seconds += rows.strategy.nunique() * think_s + _decoding_s(rows, costs)
+    return _describe(seconds, calibrated)
 
 
 def forecast_fidelity(
@@ -134,6 +147,15 @@ def _fidelity_s(
     return seconds
 
 
+def _decoding_s(rows: pd.DataFrame, costs: CostModel) -> float:
+    """Return the seconds to decode all answers, each alone."""
+    pairs = zip(rows.prompt_tokens, rows.answer_tokens, strict=True)
+    seconds = 0.0
+    for prompt, answer in pairs:
+        seconds += answer * costs.prefill_s(prompt, prompt + 1)
+    return seconds
+
+
 def _simulate(
     traces: Sequence[Trace],
     strategies: Strategies,
@@ -141,6 +163,7 @@ def _simulate(
     rules: str,
     costs: CostModel,
     capacity: int | None = None,
+    users: int | None = None,
 ) -> Comparison:
     return compare(
         traces,
@@ -150,6 +173,7 @@ def _simulate(
         capacity=capacity,
         simulate=True,
         costs=costs,
+        users=users,
         progress=False,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import typer
 
@@ -31,6 +31,13 @@ from mlxlab.cli.options import (
     named_traces,
 )
 from mlxlab.cli.screen import Answer
+
+Users: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", min=1, help="Replay this many traces at a time into one cache."
+    ),
+]
 
 _COUNTED = "No seconds: mlxlab calibrate --model {} measures what they take."
 
@@ -101,12 +108,7 @@ def misses(
     model: Model = None,
     layout: Layout = None,
     capacity: Capacity = None,
-    users: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", min=1, help="Replay this many traces at a time into one cache."
-        ),
-    ] = None,
+    users: Users = None,
     text: Text = None,
     by_request: Annotated[
         bool, typer.Option("--by-request", help="Print what broke each request.")
@@ -148,6 +150,16 @@ def compare(
     ] = False,
     layout: Layout = None,
     chunk: Chunk = None,
+    users: Users = None,
+    think_times: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FACTOR",
+            min=0.0,
+            help="Multiply the recorded think times of live users; 1 by default, 0 "
+            "for none.",
+        ),
+    ] = None,
     json: Json = None,
     plots: Plots = None,
 ) -> Answer:
@@ -156,7 +168,14 @@ def compare(
 
     screen, folder = screen_of(context), find_folder(model)
     recorded = open_recorded(named_traces(traces, screen))
-    settings = given(strategies=strategies, rules=rules, capacity=capacity, chunk=chunk)
+    settings = given(
+        strategies=strategies,
+        rules=rules,
+        capacity=capacity,
+        chunk=chunk,
+        users=users,
+        think_times=think_times,
+    )
     costs = known_costs(folder, chunk=chunk, layout=layout) if simulate else None
     if not simulate and layout is None:
         from mlxlab.analysis.forecast import forecast

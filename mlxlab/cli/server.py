@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from mlxlab.cli.app import SERVE, app
-from mlxlab.cli.completion import complete_strategies
+from mlxlab.cli.completion import complete_strategies, complete_traces
 from mlxlab.cli.options import Chunk, Model, Rules, given, size_option
 from mlxlab.extras import needs
 
@@ -45,6 +45,15 @@ def serve(
     record: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write what clients send as a trace."),
+    ] = None,
+    warm: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TRACE",
+            help="While nothing is asked, compute what the sessions of this trace "
+            "begin with; latest stands for the latest recording.",
+            autocompletion=complete_traces,
+        ),
     ] = None,
     script: Annotated[
         Path | None,
@@ -140,6 +149,7 @@ def serve(
             aliases=aliases,
             models=models,
             record=record,
+            warm=warm,
             options=options,
             ranks=ranks,
         ) as server:

@@ -29,7 +29,7 @@ from mlxlab.strategies import Strategy, make_strategy, parse_strategy
 __all__ = ["LoadedModel", "Loader", "load_model", "outline_layout", "outline_model"]
 
 #: Tokens of a prompt whose layers multiply matrices, not vectors.
-_WARM_UP = 16
+_FIRST_TOKENS = 16
 _TYPES = {"float16": mx.float16, "float32": mx.float32}
 
 
@@ -149,7 +149,7 @@ def _accepted(folder: ModelFolder, model: Any) -> tuple[CacheLayout, bool]:
     now = conditions()
     if kept := folder.recall_trial(now):
         layout, trial = kept
-        _warm_up(model)
+        _start_kernels(model)
         return layout, trial.batched
     try:
         layout, batched = _tried_out(folder, model)
@@ -160,10 +160,10 @@ def _accepted(folder: ModelFolder, model: Any) -> tuple[CacheLayout, bool]:
     return layout, batched
 
 
-def _warm_up(model: Any) -> None:
+def _start_kernels(model: Any) -> None:
     """Start thread pools and kernels on a few tokens, as a trial does."""
     engine = Engine(model, make_strategy("none"))
-    engine.replay(Prompt.of(range(_WARM_UP)), np.empty(0, np.int32))
+    engine.replay(Prompt.of(range(_FIRST_TOKENS)), np.empty(0, np.int32))
 
 
 def _tried_out(folder: ModelFolder, model: Any) -> tuple[CacheLayout, bool]:

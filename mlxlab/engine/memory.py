@@ -52,10 +52,14 @@ class Memory:
         mx.set_cache_limit(int(budget * _FREED))
 
     @property
+    def usable(self) -> int:
+        """Bytes that may be planned with."""
+        return int(self.budget * (1 - _FREED - _UNSEEN))
+
+    @property
     def room(self) -> int:
         """Bytes that are free now."""
-        used = mx.get_active_memory() - self._before
-        return int(self.budget * (1 - _FREED - _UNSEEN)) - used
+        return self.usable - (mx.get_active_memory() - self._before)
 
     @property
     def peak(self) -> int:

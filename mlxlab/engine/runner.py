@@ -2,7 +2,8 @@
 
 A step decodes one token of every running answer, then computes one chunk of one prompt,
 unless the answers are still owed time for the chunk before. So a running answer never
-waits for longer than a chunk, and a short prompt does not wait for a long one.
+waits for longer than a chunk, and a short prompt does not wait for a long one. A prompt
+without an answer is computed while there is nothing else to do.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from mlxlab.engine.batch import Batch
 from mlxlab.engine.executor import Computation, Executor
 from mlxlab.engine.memory import LEAST
 from mlxlab.engine.samplers import LogitsProcessor, Sampler
-from mlxlab.errors import RequestError
+from mlxlab.errors import MemoryFullError, RequestError
 from mlxlab.prompt import Prompt, common_prefix
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ class Request:
     Args:
         engine: whose model and caches are used.
         prompt: the rendered prompt.
-        max_tokens: most tokens of the answer; 0 only fills the cache.
+        max_tokens: most tokens of the answer; 0 only fills the cache, while no answer
+            is asked for.
         sampler: chooses tokens.
         processors: applied to the logits before the sampler, in order.
         stop: ids that end the answer. The stop id is part of it.
@@ -119,8 +121,12 @@ class Runner:
 
     @property
     def running(self) -> int:
-        """Answers that have begun."""
-        return sum(own.begun is not None for own in self._live)
+        """Requests that have begun."""
+        return len(self._begun)
+
+    @property
+    def _begun(self) -> list[_Running]:
+        return [own for own in self._live if own.begun is not None]
 
     def add(self, request: Request) -> None:
         """Queue a request."""
@@ -237,14 +243,16 @@ class Runner:
 
     def _choose(self) -> _Running | None:
         """Return the prompt to compute next."""
-        full = self.running >= self.most
-        waiting = [
-            own
-            for own in self._live
-            if own.batch is None and not (full and own.begun is None)
-        ]
-        if not waiting:
-            return None
+        answers = [own for own in self._live if not own.only_fills]
+        if not answers:
+            waiting = (self._begun or self._live)[:1]
+        else:
+            full = sum(own.begun is not None for own in answers) >= self.most
+            waiting = [
+                own
+                for own in answers
+                if own.batch is None and not (full and own.begun is None)
+            ]
         if len(waiting) > 1:
             now = self._clock()
             waiting.sort(key=lambda own: self._urgency(own, now))
@@ -264,11 +272,10 @@ class Runner:
             return True
         prompt = len(own.request.prompt)
         beside = memory.needed(own.request.engine.model, LEAST, prompt)
-        running = [other for other in self._live if other.begun is not None]
-        while (wanted := _growth([*running, own]) + beside) > memory.room:
-            if self._release():
+        while (wanted := _growth([*self._begun, own]) + beside) > memory.room:
+            if self._make_room():
                 continue
-            if running:
+            if self._begun:
                 return False
             memory.settle()
             if wanted > memory.room:
@@ -291,9 +298,8 @@ class Runner:
         whole = max(lengths) * len(lengths)
         copied = whole // own.layers  # one layer is held twice
         tokens = whole - sum(lengths) + copied
-        running = [other for other in self._live if other.begun is not None]
-        needed = tokens * own.request.engine.strategy.token_bytes + _growth(running)
-        return needed <= memory.room
+        needed = tokens * own.request.engine.strategy.token_bytes
+        return needed + _growth(self._begun) <= memory.room
 
     def _stay_within(self) -> None:
         """Release what is not used, or end an answer, before memory runs out."""
@@ -309,9 +315,20 @@ class Runner:
             )
             if memory.room >= step:
                 return
-            if not self._release():
+            if not self._make_room():
                 log.warning("an answer ends early: the memory budget is used up")
                 self._end(running[-1])
+
+    def _make_room(self) -> bool:
+        """Release what no request uses, or end one that only fills the cache."""
+        if self._release():
+            return True
+        filling = next((own for own in self._begun if own.only_fills), None)
+        if filling is None:
+            return False
+        error = MemoryFullError("the cache was not filled: answers took the memory")
+        self._end(filling, error)
+        return True
 
     def _urgency(self, own: _Running, now: float) -> float:
         """Return seconds of work left, less the seconds of waiting; least is first."""
@@ -335,9 +352,9 @@ class Runner:
                     most, other = shared, own
         if other is None or most < waiting.stored + _LEAST_SHARED:
             return None
-        assert other.begun is not None
-        if other.begun.position < most:
+        if other.position < most:
             return other
+        assert other.begun is not None
         self._executor.store(other.begun, most)
         other.request.stored.append((next(self._order), most))
         return None
@@ -360,6 +377,11 @@ class _Running:
     arrived: float
     begun: Computation | None = None
     _stored: tuple[int, int] = (-1, 0)
+
+    @property
+    def only_fills(self) -> bool:
+        """Whether it has no answer, so that everything else comes first."""
+        return self.request.max_tokens <= 0
 
     @property
     def batch(self) -> Batch | None:

@@ -85,6 +85,11 @@ class ServeMagics(Magics):
     @argument(
         "--record", metavar="FILE", type=_path, help="write what clients send, a trace"
     )
+    @argument(
+        "--warm",
+        metavar="TRACE",
+        help="compute what its sessions begin with while idle; or latest",
+    )
     @argument("--no-record", action="store_true", help="end the recording")
     @argument(
         "--script", metavar="FILE", type=_path, help="answers in place of sampled ones"
@@ -165,6 +170,7 @@ class ServeMagics(Magics):
             aliases=given.aliases,
             models=parse_models(given.alias or ()),
             record=given.record,
+            warm=given.warm,
             options=Options(
                 port=port,
                 token=find_token(given.token, given.token_file)
@@ -222,5 +228,7 @@ class ServeMagics(Magics):
             _print_notices(server)
         if given.no_record:
             server.record(None)
+        if given.warm:
+            server.warm_up(given.warm)
         if given.record and given.record != server.trace:
             server.record(given.record)

@@ -120,6 +120,8 @@ class Renderer:
         rendered, signed = self._fill(request, where)
         layout = locate_blocks(self._template, rendered)
         prompt = self._encode(rendered, signed, layout)
+        # Without an answer, the cache is filled for later requests.
+        prompt = replace(prompt, pinned=request.max_tokens == 0)
         self._note(*rendered.notes, *layout.notes)
         return Rendering(request, edits, rendered, signed, prompt)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import cached_property
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
@@ -20,14 +21,20 @@ from mlxlab.engine import (
     device_name,
     load_model,
 )
+from mlxlab.engine.trial import try_batch
 from mlxlab.models.folder import ModelFolder
 from mlxlab.prompt import Prompt
 from mlxlab.replay.commits import Commits
 from mlxlab.replay.requests import RenderedRequest
 from mlxlab.replay.simulator import Outcome, Progress
+from mlxlab.replay.turns import Schedule
+from mlxlab.replay.users import LiveUsers
 from mlxlab.strategies import Commit, Strategy, make_strategy
 
 __all__ = ["LiveModel", "LiveReplay", "live_model"]
+
+#: Seconds of a chunk where other answers wait for it, as on the server.
+_CHUNK_S = 1.0
 
 
 class LiveReplay:
@@ -59,7 +66,7 @@ class LiveReplay:
             engine.disk.flush()  # a replay is faster than the client was
         commits = self._commits.before(request)
         ttft_s: float | None = None
-        if (end := _end_of_cut_off(request)) is not None:
+        if (end := request.cut_off) is not None:
             prefill = engine.prefill(request.prompt, self.progress, end=end)
             prefill_s = prefill.compute_s
         else:
@@ -83,14 +90,6 @@ class LiveReplay:
         )
 
 
-def _end_of_cut_off(request: RenderedRequest) -> int | None:
-    """Return the tokens computed of a prompt whose client left; None of a whole one."""
-    if request.order is None or len(request.answer):
-        return None
-    end = max((length for _, length in request.order.stored), default=0)
-    return end if end < len(request.prompt) - 1 else None
-
-
 class LiveModel:
     """A model in memory, which makes replayers with empty caches."""
 
@@ -109,6 +108,23 @@ class LiveModel:
     ) -> LiveReplay:
         """Return a replayer with its own store."""
         return LiveReplay(self.worker, self.engine(strategy), progress)
+
+    def users(
+        self,
+        strategy: Strategy,
+        requests: Sequence[RenderedRequest],
+        schedule: Schedule,
+        progress: Progress | None = None,
+    ) -> LiveUsers:
+        """Return users who share a store of their own; see :class:`LiveUsers`."""
+        engine = self.engine(strategy)
+        engine.batched, engine.chunk_s = self.batched, _CHUNK_S
+        return LiveUsers(self.worker, engine, requests, schedule, progress)
+
+    @cached_property
+    def batched(self) -> bool:
+        """Whether answers of the model may decode together."""
+        return self.worker.call(try_batch, self.model)
 
     def engine(
         self, strategy: Strategy, *, model: Any = None, chunk: int | None = None

@@ -52,6 +52,14 @@ class RenderedRequest:
         return min(stop * self.unit, self.tokens) - min(start * self.unit, self.tokens)
 
     @property
+    def cut_off(self) -> int | None:
+        """Tokens computed of a prompt whose client left; None of a whole prompt."""
+        if self.order is None or len(self.answer):
+            return None
+        end = max((length for _, length in self.order.stored), default=0)
+        return end if end < len(self.prompt) - 1 else None
+
+    @property
     def computed(self) -> Prompt:
         """The sequence fed to the model: prompt and answer, without the last id."""
         length = len(self.prompt) + len(self.answer) - 1

@@ -30,6 +30,9 @@ class Outcome:
         prefill_s: seconds to compute the others; None in a simulation without costs.
         ttft_s: seconds to the first token's logits; None in a simulation without costs.
         disk_tokens: those of the reused tokens that came from disk.
+        arrived_s: seconds from the start of a replay with several users until the
+            request was sent; None elsewhere.
+        total_s: seconds from then to the end of the answer, likewise.
     """
 
     reused_tokens: int
@@ -39,6 +42,8 @@ class Outcome:
     prefill_s: float | None = None
     ttft_s: float | None = None
     disk_tokens: int = 0
+    arrived_s: float | None = None
+    total_s: float | None = None
 
 
 class Replayer(Protocol):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
-from typing import Protocol, TypeAlias
+from typing import Protocol, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,6 +101,14 @@ class RenderedTrace:
     digest: str
     timed: tuple[tuple[float, RenderedRequest], ...] = field(repr=False)
     unit: int = 1
+
+    @classmethod
+    def of(cls, trace: Trace, requests: Sequence[RenderedRequest], digest: str) -> Self:
+        """Return a source of a trace's requests, given in order of arrival."""
+        start = trace.inference[0].t
+        times = {exchange.id: exchange.t - start for exchange in trace.inference}
+        timed = [(times[own.id], own) for own in order_as_planned(requests)]
+        return cls(trace.name, digest, tuple(timed))
 
     def requests(self, numbers: Numbers) -> Timed:
         return iter(self.timed)
@@ -269,11 +277,8 @@ def open_sources(
 def _rendered(
     trace: Trace, requests: Sequence[RenderedRequest], renderer: Renderer
 ) -> RenderedTrace:
-    start = trace.inference[0].t
-    times = {exchange.id: exchange.t - start for exchange in trace.inference}
-    timed = [(times[own.id], own) for own in order_as_planned(requests)]
     digest = f"{trace.digest}-{renderer.model.digest}-{','.join(renderer.rules)}"
-    return RenderedTrace(trace.name, digest, tuple(timed))
+    return RenderedTrace.of(trace, requests, digest)
 
 
 def _segments(request: HashedRequest, length: int, unit: int) -> tuple[Segment, ...]:

@@ -98,6 +98,11 @@ class Metrics:
             ("model",),
             registry=self._registry,
         )
+        self._pinned = Gauge(
+            "mlxlab_pinned_tokens",
+            "Stored tokens that are evicted last",
+            registry=self._registry,
+        )
         self._on_disk = Gauge(
             "mlxlab_disk_bytes", "Most bytes taken on disk", registry=self._registry
         )
@@ -130,11 +135,13 @@ class Metrics:
         stored: Mapping[tuple[str, str], int],
         on_disk: int,
         batched: Mapping[str, bool],
+        pinned: int,
     ) -> bytes:
         """Return the exposition format, with the current state."""
         for kind, nbytes in memory.items():
             self._memory.labels(kind).set(nbytes)
         self._on_disk.set(on_disk)
+        self._pinned.set(pinned)
         self._running.set(running)
         self._queue.set(queue)
         self._stored.clear()

@@ -17,7 +17,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlxlab.engine import DiskFolder, DiskStore, Engine, LoadedModel, Loader, Memory
-from mlxlab.errors import DiskError, MemoryFullError, ModelError
+from mlxlab.errors import DiskError, MemoryFullError, ModelError, StrategyError
 from mlxlab.files import cache_folder
 from mlxlab.models.folder import ModelFolder
 from mlxlab.replay.cost_model import recall_costs
@@ -113,6 +113,15 @@ class ModelPool:
         return {name: own.model.batched for name, own in loaded.items()}
 
     @property
+    def pinned(self) -> int:
+        """Stored tokens that are evicted last."""
+        return sum(
+            engine.strategy.pinned_tokens
+            for loaded in self._loaded.values()
+            for engine in loaded.engines.values()
+        )
+
+    @property
     def on_disk(self) -> int:
         """Bytes that the disk takes at most."""
         return self._disk.nbytes if self._disk is not None else 0
@@ -152,14 +161,31 @@ class ModelPool:
 
         A capacity that the spec names stays as it is. Others are at most half of what
         the weights leave.
+
+        Raises:
+            StrategyError: the capacity leaves no memory for prompts.
         """
         made = parse_strategy(strategy, layout=folder.layout)
-        most = (self.budget - self._loader.weigh(folder)) // 2
-        own = "capacity=" in strategy or "capacity" not in made.declared
-        if own or made.capacity <= most:
+        weights = self._loader.weigh(folder)
+        if "capacity" not in made.declared:
+            return strategy
+        if "capacity=" in strategy:
+            self._check_capacity(strategy, made.capacity, weights)
+            return strategy
+        most = (self.budget - weights) // 2
+        if made.capacity <= most:
             return strategy
         joint = "," if ":" in strategy else ":"
         return f"{strategy}{joint}capacity={max(most // _MIB, 1)}MiB"
+
+    def _check_capacity(self, strategy: str, capacity: int, weights: int) -> None:
+        room = max(self.memory.usable - weights, 0)
+        if room < capacity:
+            raise StrategyError(
+                f"{strategy}: of --memory {self.budget // _MIB}MiB, {room // _MIB}MiB "
+                "are left beside the weights, for stored tokens and for prompts; give "
+                "less capacity or more memory"
+            )
 
     def load(self, folder: ModelFolder, strategy: str) -> None:
         """Load a model, and open its engine for the server's credential.

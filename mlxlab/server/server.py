@@ -27,8 +27,11 @@ from mlxlab.server.metrics import Served
 from mlxlab.server.model_pool import ModelPool, default_budget
 from mlxlab.server.notices import list_notices
 from mlxlab.server.service import Service
+from mlxlab.server.warm_up import WarmUp
+from mlxlab.traces.recording.latest import note_latest
 from mlxlab.traces.recording.script import read_script
 from mlxlab.traces.recording.tee import Tee
+from mlxlab.traces.trace import Trace
 from mlxlab.traces.writer import TraceWriter
 from mlxlab.web.background import BackgroundServer
 from mlxlab.web.guard import Guard
@@ -117,6 +120,9 @@ class Status:
         peak: most bytes of memory in use so far.
         budget: most bytes that may be in use.
         unbatched: loaded models whose answers do not share a batch.
+        pinned: stored tokens that are evicted last.
+        warm_up: how far the latest warm-up is; empty without one.
+        failure: why the recording has stopped by itself, and where; else empty.
     """
 
     server: str
@@ -126,6 +132,9 @@ class Status:
     peak: int
     budget: int
     unbatched: tuple[str, ...] = ()
+    pinned: int = 0
+    warm_up: str = ""
+    failure: str = ""
 
     def __repr__(self) -> str:
         prompt = int(self.requests.prompt_tokens.sum())
@@ -134,7 +143,11 @@ class Status:
             f"{self.server}: {len(self.requests)} requests, {share:.1%} of {prompt:,} "
             f"prompt tokens reused, {self.running} running, {self.waiting} waiting, "
             f"{self.peak / _GIB:.2f} of {self.budget / _GIB:.1f} GiB used at most"
-        ) + "".join(f"; answers of {m} share no batch" for m in self.unbatched)
+            + (f", {self.pinned:,} tokens pinned" if self.pinned else "")
+            + (f", {self.warm_up}" if self.warm_up else "")
+            + "".join(f"; answers of {m} share no batch" for m in self.unbatched)
+            + (f"; the recording has stopped: {self.failure}" if self.failure else "")
+        )
 
     def plot(self) -> Picture:
         """Draw the reused and computed tokens and the seconds of each request."""
@@ -169,6 +182,7 @@ class Server:
         self.token = options.token or secrets.token_urlsafe(24)
         self.trace: Path | None = None
         self._endpoint: Endpoint | None = None
+        self._warm_up: WarmUp | None = None
         self._worker = Worker("mlxlab-server")
         executor, loader = Executor(), Loader()
         if ranks is not None:
@@ -276,7 +290,31 @@ class Server:
             memory.peak,
             memory.budget,
             tuple(name for name, shares in batched.items() if not shares),
+            self._service.pinned,
+            str(self._warm_up or ""),
+            self._tee.failure,
         )
+
+    def warm_up(self, trace: str | Path | Trace) -> None:
+        """Compute what the sessions of a trace begin with, while nothing is asked.
+
+        What is computed is pinned: it is evicted last. A request interrupts this.
+
+        Args:
+            trace: a recorded trace, by name or path; ``latest`` stands for the latest
+                recording.
+
+        Raises:
+            TraceError: the trace cannot be read, or its sessions have no beginning.
+            ServerError: the server does not run.
+        """
+        self._begin(WarmUp.of(trace))
+
+    def _begin(self, warm_up: WarmUp) -> None:
+        if self._warm_up is not None:
+            self._warm_up.stop()
+        self._warm_up = warm_up
+        warm_up.start(self.endpoint.url, self.token)
 
     def record(self, path: str | Path | None) -> None:
         """Record later requests of clients in a new trace; None ends the recording.
@@ -290,7 +328,10 @@ class Server:
         notes, tokenizers = {"server": "mlxlab"}, self._service.tokenizer
         writer = TraceWriter(path, notes, tokenizers) if path else None
         before, self._tee.writer = self._tee.writer, writer
+        self._tee.failure = ""
         self.trace = writer.path if writer else None
+        if writer:
+            note_latest(writer.path)
         if before:
             before.close()
 
@@ -319,6 +360,8 @@ class Server:
         if self._endpoint is not None:
             withdraw(self._endpoint)
             self._endpoint = None
+        if self._warm_up is not None:
+            self._warm_up.stop()
         self._http.stop()
         self.record(None)
         self._worker.close()
@@ -352,7 +395,8 @@ class Server:
             "rules": alias.rules,
         }
         if self.trace:
-            facts["recording"] = self.trace
+            failure = self._tee.failure
+            facts["recording"] = f"stopped: {failure}" if failure else self.trace
         notices = self.notices
         return (
             _definitions(facts)
@@ -402,6 +446,7 @@ def serve(
     aliases: str | Path | None = None,
     models: Mapping[str, str] | None = None,
     record: str | Path | None = None,
+    warm: str | Path | Trace | None = None,
     options: Options | None = None,
     ranks: Ranks | None = None,
 ) -> Server:
@@ -415,12 +460,14 @@ def serve(
         aliases: a ``model_aliases.json``; the one that comes with mlxlab if None.
         models: further aliases, by name; see :meth:`Aliases.with_models`.
         record: a new trace file for the requests of clients.
+        warm: see :meth:`Server.warm_up`.
         options: address, token, memory, limits.
         ranks: the processes that share each model; this one is rank 0.
 
     Raises:
         MlxlabError: a bad argument, or an address in use; then nothing runs.
     """
+    warm_up = None if warm is None else WarmUp.of(warm)
     served = (
         Aliases.load(aliases)
         .with_models(models or {})
@@ -430,6 +477,8 @@ def serve(
     server.start()
     try:
         server.record(record)
+        if warm_up is not None:
+            server._begin(warm_up)
     except BaseException:
         server.stop()
         raise

@@ -30,7 +30,6 @@ from mlxlab.server.model_pool import EngineKey, ModelPool
 from mlxlab.server.prepare import Preparation, Prepared
 from mlxlab.server.scheduler import QueueFullError, Scheduler
 from mlxlab.server.schema import InferenceRequest, TokenCount, TokenCountRequest
-from mlxlab.strategies import parse_strategy
 from mlxlab.traces.recording.script import Script
 from mlxlab.traces.schema import Configuration, Generated, Order
 
@@ -53,6 +52,9 @@ class Service:
         batch: most answers that run at once.
         executor: computes; a new one if None.
         script: see :class:`Preparation`.
+
+    Attributes:
+        pinned: stored tokens that are evicted last.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Service:
         self._one_at_a_time = CapacityLimiter(1)
         self._stored: dict[tuple[str, str], int] = {}
         self._on_disk = 0
+        self.pinned = 0
         self._tokenizers: dict[str, PreTrainedTokenizerBase] = {}
 
     @property
@@ -121,7 +124,7 @@ class Service:
         if old.model != new.model or not new.spec.exact:
             self._load(preparation)
         elif old.strategy != new.strategy:
-            parse_strategy(new.strategy, layout=preparation.folder.layout)
+            self.pool.spec(preparation.folder, new.strategy)
         self.preparation = preparation
         wanted = {(alias.model, alias.strategy) for alias in aliases.values()}
         self.worker.submit(self._keep_only, wanted)
@@ -222,7 +225,9 @@ class Service:
         memory = self.pool.memory
         held = {"budget": memory.budget, "peak": memory.peak}
         stored, on_disk, batched = self._stored, self._on_disk, self.pool.batched
-        return self.metrics.text(running, waiting, held, stored, on_disk, batched)
+        return self.metrics.text(
+            running, waiting, held, stored, on_disk, batched, self.pinned
+        )
 
     async def _prepared(
         self, request: TokenCountRequest, preparation: Preparation
@@ -253,6 +258,7 @@ class Service:
         def count_stored() -> None:
             # Counted when the stores change, read from any thread.
             self._stored, self._on_disk = self.pool.stored, self.pool.on_disk
+            self.pinned = self.pool.pinned
             done()
 
         request.done = count_stored

@@ -29,6 +29,7 @@ from mlxlab.strategies.parameters import (
     ParameterValue,
     parameter,
 )
+from mlxlab.strategies.pins import Pins
 from mlxlab.strategies.placements import DEFAULT, read_placement
 from mlxlab.strategies.plan import Commit, Plan
 from mlxlab.strategies.resumption import ID_BYTES, Resumption
@@ -197,6 +198,7 @@ class Strategy(ABC):
             if "checkpoints" in self.declared:
                 self._resumption = Resumption(self, unit)
         self.tier = self._make_tier(unit)
+        self._pins = Pins(self.capacity // 2 // (self.token_bytes or ID_BYTES))
 
     def _make_tier(self, unit: int) -> Disk | None:
         if not self.disk:
@@ -270,9 +272,12 @@ class Strategy(ABC):
             commit = self._store(prompt, own)
         else:
             commit = self._resumption.commit(prompt, own)
-        if self.tier is None:
-            return commit
-        return replace(commit, disk=self.tier.store(prompt.tokens, plan))
+        if self.tier is not None:
+            commit = replace(commit, disk=self.tier.store(prompt.tokens, plan))
+        if prompt.pinned:
+            self._pins.add(prompt.tokens)
+        self._touch_pins()
+        return commit
 
     @abstractmethod
     def _match(self, prompt: Prompt) -> Plan:
@@ -281,6 +286,20 @@ class Strategy(ABC):
     @abstractmethod
     def _store(self, prompt: Prompt, plan: Plan) -> Commit:
         """Store a sequence; see :meth:`commit`. Its end can be resumed at."""
+
+    def _touch_pins(self) -> None:
+        for tokens in self._pins:
+            self._touch(tokens)
+            if self.tier is not None:
+                self.tier.touch(tokens)
+        if self._resumption is not None:
+            self._resumption.checkpoints.pin(self._pins)
+
+    def _touch(self, tokens: Tokens) -> None:  # noqa: B027  most need not override it
+        """Make what is stored of these tokens the most recent.
+
+        Nothing is to be done where nothing goes by its age.
+        """
 
     def _count_stored(self, tokens: Tokens) -> int:
         """Count the leading tokens that are stored, resumable or not."""
@@ -350,6 +369,11 @@ class Strategy(ABC):
         """Bytes held by the store."""
         tokens = self.stored_tokens * self.token_bytes
         return tokens + self.stored_checkpoints * self.checkpoint_bytes
+
+    @property
+    def pinned_tokens(self) -> int:
+        """Stored tokens of pinned prompts; those that several share count for each."""
+        return sum(self._count_stored(tokens) for tokens in self._pins)
 
     @property
     def stored_checkpoints(self) -> int:

@@ -121,6 +121,12 @@ class BlockHash(Strategy):
         shared = (slot.shared(digests) for slot in self._slots)
         return max(shared, default=0) * self.block
 
+    def _touch(self, tokens: Tokens) -> None:
+        digests = tuple(chained_digests(tokens, self.block))
+        nearest = max(self._slots, key=lambda slot: slot.shared(digests), default=None)
+        if nearest is not None and nearest.shared(digests):
+            self._refresh({nearest.handle})
+
     def _refresh(self, used: set[Handle]) -> None:
         """Make the slots ``used`` the most recent ones."""
         self._slots.sort(key=lambda slot: slot.handle in used)

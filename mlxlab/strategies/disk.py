@@ -173,6 +173,12 @@ class Disk:
             write=tuple(entry.record for entry in written),
         )
 
+    def touch(self, tokens: Tokens) -> None:
+        """Make what is held of these tokens the most recent."""
+        path = [node for node, _ in self._tree.walk(tokens)]
+        held = {node.value for node in path} | set(map(self._tree.checkpoint, path))
+        self._tree.touch(entry for entry in held if entry is not None)
+
     def lose(self, handle: Handle) -> DiskCommit:
         """Forget what could not be written or read, with all that depends on it."""
         lost = self._tree.get(handle)

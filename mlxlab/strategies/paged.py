@@ -161,6 +161,10 @@ class Paged(Strategy):
         """Return the generation of keys and values computed at ``position``."""
         return 0 if position < exact else plan.generation
 
+    def _touch(self, tokens: Tokens) -> None:
+        for node, _ in reversed(list(self._tree.walk(tokens))):
+            self._recency.move_to_end(node)
+
     def _evict(self, tokens: int, change: _Change) -> None:
         """Evict this many tokens, whole blocks, the least recent first."""
         self._tokens -= tokens

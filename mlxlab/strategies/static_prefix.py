@@ -107,6 +107,11 @@ class StaticPrefix(Strategy):
     def restorable_after(self, length: int) -> int:
         return min(length, self.capacity_tokens)
 
+    def _touch(self, tokens: Tokens) -> None:
+        shared = [common_prefix(entry.tokens, tokens) for entry in self._entries]
+        if any(shared):
+            self._entries.append(self._entries.pop(int(np.argmax(shared))))
+
     def _refresh(self, plan: Plan) -> None:
         """Make the entry that ``plan`` restores from the most recent one."""
         used = {span.handle for span in plan.spans}

@@ -31,12 +31,20 @@ from mlxlab.traces.schema import (
     parse_line,
 )
 
-__all__ = ["PARTIAL_LINE", "Exchange", "Response", "Trace", "read_trace"]
+__all__ = [
+    "PARTIAL_LINE",
+    "SESSION_HEADER",
+    "Exchange",
+    "Response",
+    "Trace",
+    "read_trace",
+]
 
 #: A reason in :attr:`Trace.skipped`: the last line is incomplete after a crash.
 PARTIAL_LINE = "partial last line skipped"
 
-_SESSION_HEADER = "x-claude-code-session-id"
+#: In it a client names the session of a request.
+SESSION_HEADER = "x-claude-code-session-id"
 _AGENT_HEADER = "x-claude-code-agent-id"
 
 
@@ -85,7 +93,7 @@ class Exchange:
     @property
     def session(self) -> str:
         """The first 8 characters of the session id, ``session`` if there is none."""
-        named = self.headers.get(_SESSION_HEADER) or _session_of_user(self.body)
+        named = self.headers.get(SESSION_HEADER) or _session_of_user(self.body)
         return named[:8] or "session"
 
     @property

@@ -1,5 +1,7 @@
 """Comparisons: requests, summary, bounds, files."""
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -11,9 +13,13 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from mlxlab.analysis.compare import compare
 from mlxlab.analysis.comparison import Comparison
+from mlxlab.analysis.forecast import forecast
+from mlxlab.analysis.tables import lay_out
+from mlxlab.cli import main
 from mlxlab.errors import ConfigError, MlxlabError, RuleError, StrategyError
 from mlxlab.models.folder import ModelFolder, find_model
 from mlxlab.models.layout import CacheLayout
@@ -24,10 +30,14 @@ from mlxlab.replay.cost_model import CostModel, Point
 from mlxlab.replay.requests import render_trace
 from mlxlab.replay.simulator import Simulator
 from mlxlab.replay.specs import DEFAULT_SPECS, parse_specs
-from mlxlab.strategies import STRATEGIES
-from mlxlab.traces import Trace, load_trace
+from mlxlab.replay.turns import Schedule, list_turns, think_only
+from mlxlab.replay.workload import Workload, open_sources
+from mlxlab.strategies import STRATEGIES, parse_strategy
+from mlxlab.traces import Exchange, Trace, load_trace
+from mlxlab.traces.schema import Order
+from mlxlab.traces.writer import write_trace
 from tests.replay.test_cost_model import fitted
-from tests.support.exchanges import small_trace
+from tests.support.exchanges import small_trace, small_traces
 
 ROW = [
     "strategy",
@@ -44,6 +54,9 @@ ROW = [
     "restore_s",
     "stored_bytes",
     "evicted",
+    "answer_tokens",
+    "arrived_s",
+    "total_s",
     "unlimited",
     "optimal",
     "position_independent",
@@ -422,3 +435,210 @@ def test_what_means_nothing_for_a_model_is_refused_before_any_work(
     with pytest.raises(StrategyError, match=says) as caught:
         compare(small_trace(), spec, simulate=True, progress=False)
     assert "\n" not in str(caught.value)
+
+
+THREE = small_traces("one", "two", "three")
+COUNTED = ["reused_tokens", "stored_bytes", "evicted"]
+
+
+@pytest.fixture(scope="module")
+def at_once() -> Comparison:
+    return compare(
+        THREE, "prefix@none,paged:block=16", users=3, think_times=0, progress=False
+    )
+
+
+def test_simulated_users_share_one_cache() -> None:
+    settings: dict[str, Any] = {"capacity": "600KiB", "progress": False}
+    specs = "prefix@none,paged:block=16"
+    shared = compare(THREE, specs, simulate=True, users=3, **settings)
+    renderer = Renderer(find_model(), parse_rules("all"))
+    workload = Workload(open_sources(THREE, renderer, progress=False), 3)
+    strategy = parse_strategy(
+        "paged:block=16,capacity=600KiB", layout=find_model().layout
+    )
+    simulator = Simulator(strategy)
+    merged = {
+        (own.session, own.id): simulator.replay(own).reused_tokens for own in workload
+    }
+    paged = shared.requests.query("strategy == 'paged:block=16'")
+    pairs = zip(paged.session, paged.request, strict=True)
+    assert paged.reused_tokens.tolist() == [merged[pair] for pair in pairs]
+    one = compare(THREE, specs, simulate=True, users=1, **settings).requests
+    apart = compare(THREE, specs, simulate=True, **settings).requests
+    keys = ["strategy", "session", "request", "prompt_tokens"]
+    for other in (one, apart):
+        assert shared.requests[keys].equals(other[keys])
+        assert not shared.requests.reused_tokens.equals(other.reused_tokens)
+    # All but the very first session can reuse something.
+    first = shared.summary().new_session["paged:block=16"]
+    starts = paged.groupby("session").head(1).iloc[1:]
+    assert first == starts.reused_tokens.sum() / starts.prompt_tokens.sum()
+    assert shared.title.endswith("simulated; users: 3, one cache")
+
+
+@pytest.mark.parametrize("users", [None, 1])
+def test_what_was_never_planned_has_no_row(users: int | None) -> None:
+    trace = small_trace()
+    planned = [own for own in trace.exchanges if own.id != 1]
+    numbered = [_ordered(own, i) for i, own in enumerate(planned)]
+    refused = (numbered[0], trace.exchanges[1], *numbered[1:])
+    settings: dict[str, Any] = {"users": users, "simulate": True, "progress": False}
+    found = compare(replace(trace, exchanges=refused), "paged", **settings)
+    least = compare(replace(trace, exchanges=tuple(planned)), "paged", **settings)
+    assert found.requests.request.tolist() == [own.id for own in planned]
+    columns = ["prompt_tokens", "reused_tokens", "unlimited", "position_independent"]
+    assert found.requests[columns].equals(least.requests[columns])
+    assert found.bounds.equals(least.bounds)
+
+
+def _ordered(exchange: Exchange, number: int) -> Exchange:
+    """Return an exchange that was stored as a whole before the next was planned."""
+    assert exchange.response is not None
+    order = Order(planned=2 * number, stored=((2 * number + 1, 10**6),))
+    return replace(exchange, response=replace(exchange.response, order=order))
+
+
+def test_live_users_ask_at_once(at_once: Comparison) -> None:
+    rows = at_once.requests
+    simulated = compare(
+        THREE, "prefix@none,paged:block=16", users=3, simulate=True, progress=False
+    ).requests
+    keys = ["strategy", "session", "request", "prompt_tokens", "answer_tokens"]
+    assert rows[keys].equals(simulated[keys])
+    assert list(rows) == list(simulated)
+    assert simulated.total_s.isna().all()
+    assert (rows.ttft_s < rows.total_s).all()
+    for _, own in rows.groupby("strategy"):
+        starts = own.arrived_s.sort_values()
+        assert starts.iloc[:3].tolist() == [0, 0, 0]
+        ends = own.arrived_s + own.total_s
+        assert (starts.iloc[3:] > 0).all()
+        assert sum(own.total_s) > 1.5 * ends.max()
+    # Bounds follow the order in which the strategy planned the requests.
+    own = rows[rows.strategy == "paged:block=16"]
+    assert (own.reused_tokens <= own.unlimited).all()
+
+
+def test_live_users_are_summed_up(at_once: Comparison) -> None:
+    own = at_once.requests.query("strategy == 'paged:block=16'")
+    summary = at_once.summary().loc["paged:block=16"]
+    last = (own.arrived_s + own.total_s).max()
+    assert summary.tokens_per_s == pytest.approx(own.answer_tokens.sum() / last)
+    assert summary.total_median_s == own.total_s.median()
+    assert at_once.title.endswith("; users: 3, one cache, think times by 0")
+    console = Console(width=80, file=io.StringIO(), color_system=None)
+    console.print(lay_out(at_once.tables()[0], 80))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "tokens/s" in shown
+    assert " paged:block=16 " in shown
+    assert at_once.manifest["users"] == 3
+    assert at_once.manifest["think_times"] == 0
+
+
+def test_one_live_user_asks_as_it_was_recorded() -> None:
+    # Nothing overlaps: answers are short, and the sub-agent waits for the main loop.
+    first = small_trace()
+    one = replace(first, exchanges=first.exchanges[:3])
+    settings: dict[str, Any] = {"users": 1, "progress": False}
+    live = compare(one, "paged:block=16", think_times=0.1, **settings)
+    simulated = compare(one, "paged:block=16", simulate=True, **settings)
+    assert live.requests[COUNTED].equals(simulated.requests[COUNTED])
+    pauses = live.requests.arrived_s.diff().iloc[1:]
+    assert (pauses.to_numpy() >= live.requests.total_s.iloc[:-1].to_numpy()).all()
+    assert (pauses >= 0.05).all()  # a tenth of half a second
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"users": 0}, "users 0: give a whole number >= 1"),
+        ({"users": 2, "think_times": -1}, "think times -1: give a factor >= 0"),
+        ({"users": 2, "think_times": float("inf")}, "think times inf: give a factor"),
+        ({"users": 2, "think_times": float("nan")}, "think times nan: give a factor"),
+        ({"think_times": 1}, "think times: only live users think; name users"),
+        (
+            {"users": 2, "think_times": 1, "simulate": True},
+            "think times: only live users think; name users, and do not simulate",
+        ),
+    ],
+)
+def test_users_who_mean_nothing_are_refused(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], says: str
+) -> None:
+    monkeypatch.setattr("mlxlab.analysis.compare.Renderer", None)
+    with pytest.raises(ConfigError, match=says):
+        compare(small_trace(), "paged", progress=False, **options)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("--users 0", "mlxlab compare: Invalid value for '--users'"),
+        ("--users x", "mlxlab compare: Invalid value for '--users'"),
+        ("--users 2 --think-times -1", "Invalid value for '--think-times'"),
+        ("--users 2 --think-times inf", "mlxlab: think times inf: give a factor"),
+        ("--think-times 1", "mlxlab: think times: only live users think"),
+        ("--users 2 --think-times 1 --simulate", "mlxlab: think times: only live"),
+    ],
+)
+def test_bad_users_are_one_line(
+    line: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["mlxlab", "compare", "thinking", *line.split()])
+        with pytest.raises(SystemExit) as end:
+            main()
+    said = capsys.readouterr()
+    assert end.value.code == 2
+    assert said.out == ""
+    (error,) = said.err.splitlines()
+    assert says in error
+
+
+def command(line: str) -> None:
+    """Run a command that ends as it should."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["mlxlab", *line.split()])
+        with contextlib.suppress(SystemExit):
+            main()
+
+
+def test_the_command_takes_users(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [str(tmp_path / f"{trace.name}.jsonl") for trace in THREE[:2]]
+    for trace, path in zip(THREE, paths, strict=False):
+        write_trace(replace(trace, exchanges=trace.exchanges[:3]), path)
+    line = f"compare {' '.join(paths)} --strategies paged --users 2 --json -"
+    command(f"{line} --think-times 0")
+    said = capsys.readouterr()
+    assert "This takes about" in said.err
+    live = json.loads(said.out)["requests"]
+    command(f"{line} --simulate")
+    simulated = json.loads(capsys.readouterr().out)["requests"]
+    assert [list(row) for row in live] == [list(row) for row in simulated]
+    assert all(row["total_s"] > row["ttft_s"] > 0 for row in live)
+
+
+def test_a_forecast_counts_thinking_and_answers() -> None:
+    settings: dict[str, Any] = {"model": find_model(), "strategies": "none,paged"}
+    slow = fitted()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mlxlab.analysis.forecast.recall_costs", lambda *_: slow)
+        patch.setattr("mlxlab.analysis.forecast._duration", "{:.4f}".format)
+        asked: list[dict[str, Any]] = [
+            {},
+            {"users": 1, "think_times": 0},
+            {"users": 1},
+            {"users": 1, "think_times": 2},
+        ]
+        said = [forecast([small_trace()], **settings, **own) for own in asked]
+    # As in "about 0.25, by this machine's calibration".
+    forecasts = [float(own.split()[1].rstrip(",")) for own in said]
+    alone, answered, thought, twice = forecasts
+    assert alone < answered
+    think_s = think_only(Schedule(list_turns([small_trace()]), 1))
+    assert think_s > 1
+    assert thought - answered == pytest.approx(2 * think_s, abs=0.01)
+    assert twice - answered == pytest.approx(4 * think_s, abs=0.01)

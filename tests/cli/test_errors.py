@@ -42,6 +42,7 @@ def fails(line: str, capsys: pytest.CaptureFixture[str]) -> str:
         ("sweep --capacities 1GiB,16", f"mlxlab: --capacities '1GiB,16': {UNIT}"),
         ("sweep --capacities 0GiB", f"mlxlab: --capacities '0GiB': {UNIT}"),
         # Names that are close to another one
+        ("serve --warm sesions", "; did you mean 'sessions'?"),
         ("compre", "mlxlab: No such command 'compre'. Did you mean 'compare'"),
         ("import x --out y", "'import-trace'"),
         (

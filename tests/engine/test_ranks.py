@@ -24,7 +24,7 @@ from mlxlab.models.folder import find_model
 from mlxlab.prompt import Prompt, Role, Segment
 from tests.support.models import save_model
 from tests.support.pair import Pair, needs_ring, save_two_heads
-from tests.support.rank import CANCELLED, LONGEST, conversation, prompt
+from tests.support.rank import CANCELLED, LONGEST, conversation, prompt, timeless
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,8 @@ def test_two_processes_answer_like_one(folder: Path, tmp_path: Path) -> None:
         loader = Loader()
         loaded = loader.load(find_model(str(folder)))
         alone = loader.open(loaded, "paged", chunk=64, chunk_s=1.0)
-        expected = json.loads(json.dumps(conversation(alone, Runner())))
+        runner = Runner(clock=timeless)
+        expected = json.loads(json.dumps(conversation(alone, runner)))
         code, out, errors = pair.result(0)
         other, follows, said = pair.result(1)
     assert (code, errors, other, said) == (0, [], 0, [])
@@ -174,7 +175,7 @@ def channels(silence_s: float) -> Iterator[tuple[Channel, Channel]]:
 
 def test_a_prompt_travels_whole() -> None:
     segments = (Segment("system[0]", Role.SYSTEM, 0, 30), *prompt(1, 9).segments[1:])
-    given = Prompt(prompt(1, 30).tokens, segments, exact_segments=False)
+    given = Prompt(prompt(1, 30).tokens, segments, exact_segments=False, pinned=True)
     with channels(5.0) as (one, other):
         one.beat()
         one.send(Begin(3, WirePrompt.of(given), "plan"))
@@ -184,6 +185,7 @@ def test_a_prompt_travels_whole() -> None:
     assert came.tokens.dtype == given.tokens.dtype
     assert came.tokens.tolist() == given.tokens.tolist()
     assert (came.segments, came.exact_segments) == (segments, False)
+    assert came.pinned
 
 
 def test_signs_of_life_keep_a_silent_channel_open() -> None:

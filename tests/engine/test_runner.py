@@ -264,6 +264,43 @@ def test_an_error_ends_its_own_answer_only(model: Any) -> None:
     check(served)
 
 
+def test_the_cache_is_filled_while_there_is_nothing_else_to_do(model: Any) -> None:
+    served, runner = engine(model), Runner(most=1)
+    fill = Answer(served, prompt(1, 1000), n=0)
+    runner.add(fill.request)
+    for _ in range(4):
+        runner.step()
+    computed = fill.computed
+    assert 0 < computed < 999
+    first, second = (Answer(served, prompt(i, 200), n=5) for i in (2, 3))
+    runner.add(first.request)
+    runner.add(second.request)
+    while not second.ids:
+        runner.step()
+        assert (fill.computed, fill.ended) == (computed, 0)
+    while runner.step():
+        pass
+    assert fill.request.error is None
+    assert served.strategy.preview(prompt(1, 1000)).reused == 960
+    for answer, seed in ((first, 2), (second, 3)):
+        assert answer.ids == alone(model, prompt(seed, 200), 5)
+    check(served)
+
+
+def test_an_answer_waits_for_a_prefix_that_is_being_filled(model: Any) -> None:
+    served, runner = engine(model), Runner()
+    fill = Answer(served, prompt(1, 500, HEAD), n=0)
+    runner.add(fill.request)
+    runner.step()
+    answer = Answer(served, prompt(2, 70, HEAD))
+    runner.add(answer.request)
+    while not answer.ended:
+        runner.step()
+    assert answer.plan.reused == 256
+    assert fill.computed <= 320  # the chunk that ends behind the prefix is the last
+    assert answer.ids == alone(model, prompt(2, 70, HEAD))
+
+
 SAMPLERS: dict[str, Callable[[], Sampler]] = {
     "greedy": lambda: greedy,
     "forced": lambda: Forced([5, 6, 7], greedy),
@@ -361,3 +398,23 @@ def test_answers_go_on_between_long_chunks(model: Any) -> None:
         runner.step()
     # Ten chunks of 50 seconds, and the plan: ten tokens between two of them.
     assert 90 <= len(first.request.answer) <= 130
+
+
+def test_a_prompt_that_another_begins_with_is_shared_while_it_is_answered(
+    model: Any,
+) -> None:
+    served, runner = engine(model, "prefix"), Runner()
+    first = Answer(served, prompt(1, 40, HEAD), n=50)
+    runner.add(first.request)
+    while len(first.ids) < 5:
+        runner.step()
+    longer = Prompt.of([*first.request.prompt.tokens.tolist(), *range(10, 90)])
+    second = Answer(served, longer)
+    runner.add(second.request)
+    while runner.step():
+        pass
+    assert (first.request.error, second.request.error) == (None, None)
+    assert second.plan.reused == len(first.request.prompt)
+    assert len(first.ids) == 50
+    assert second.ids == alone(model, longer)
+    check(served)

@@ -111,6 +111,14 @@ def test_each_turn_extends_the_last_one_and_its_answer(tiny: ModelFolder) -> Non
     assert not renderer.notes
 
 
+@pytest.mark.parametrize(("most", "pinned"), [(0, True), (1, False), (None, False)])
+def test_a_request_without_an_answer_is_pinned(
+    tiny: ModelFolder, most: int | None, pinned: bool
+) -> None:
+    body = wire.first_body("Why does the sum fail?", "a1b") | {"max_tokens": most}
+    assert Renderer(tiny).render(body).pinned == pinned
+
+
 def test_a_new_session_shares_all_but_the_users_words(tiny: ModelFolder) -> None:
     renderer = Renderer(tiny)
     a = renderer.render(wire.first_body("Why does the sum fail?", "a1b"))

@@ -16,7 +16,7 @@ import pytest
 
 from mlxlab.engine import Engine, Memory, Request, Runner, load_model
 from mlxlab.engine.samplers import greedy
-from mlxlab.errors import RequestError
+from mlxlab.errors import MemoryFullError, RequestError, StrategyError
 from mlxlab.models.folder import find_model
 from mlxlab.prompt import Prompt
 from mlxlab.server.server import Server
@@ -104,6 +104,17 @@ def test_a_capacity_that_was_not_given_leaves_room(tmp_path: Any) -> None:
     assert f'"strategy":"paged:capacity={half // MIB}MiB"' in path.read_text()
 
 
+def test_a_capacity_that_leaves_no_room_is_refused() -> None:
+    whole = f"paged:capacity={64 * MIB}"
+    refused = pytest.raises(StrategyError, match=r"of --memory 64MiB, 4\dMiB are left")
+    with refused, served(strategy=whole, memory=64 * MIB):
+        pass
+    with served(memory=64 * MIB) as server, Client(server.url) as client:
+        with refused:
+            server.configure(strategy=whole)
+        assert client.ask(ask(words(100)))["stop_reason"]
+
+
 class Small(Memory):
     """A budget whose account the test sets."""
 
@@ -187,6 +198,25 @@ def test_an_answer_ends_before_memory_runs_out(
     assert (len(old.answer), len(young.answer)) == (50, 5)
     assert young.error is None
     assert "an answer ends early" in caplog.text
+
+
+def test_answers_come_before_filling_the_cache(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = Runner()
+    engine = small_engine(model, Small(MIB))
+    fill = request(engine, 1, 3000, max_tokens=0)
+    runner.add(fill)
+    runner.step()
+    # There is room as soon as the other has ended.
+    room = property(lambda own: 10**12 if fill.error is not None else 0)
+    monkeypatch.setattr(Small, "room", room)
+    answer = request(engine, 2, 100)
+    runner.add(answer)
+    while runner.step():
+        pass
+    assert isinstance(fill.error, MemoryFullError)
+    assert (answer.error, len(answer.answer)) == (None, 8)
 
 
 def test_chunks_get_shorter_as_room_gets_less(model: Any) -> None:

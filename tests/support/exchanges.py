@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 from mlxlab.traces import Exchange, Response, Trace
 from tests.support import wire
 
-__all__ = ["exchange", "small_trace"]
+__all__ = ["exchange", "small_trace", "small_traces"]
 
 
 def exchange(
@@ -52,3 +54,19 @@ def small_trace(name: str = "small") -> Trace:
             for i, (pair, session, agent) in enumerate(plan)
         ),
     )
+
+
+def small_traces(*names: str) -> list[Trace]:
+    """Return a trace for each name; their prompts differ from the first message on."""
+    return [_about(small_trace(name)) for name in names]
+
+
+def _about(trace: Trace) -> Trace:
+    exchanges = []
+    for own in trace.exchanges:
+        body = deepcopy(own.body)
+        assert body is not None
+        block: Any = body["messages"][0]["content"][0]
+        block["text"] = f"In {trace.name}: {block['text']}"
+        exchanges.append(replace(own, body=body))
+    return replace(trace, exchanges=tuple(exchanges))

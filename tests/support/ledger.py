@@ -43,18 +43,22 @@ class Request:
     answer: list[int] = field(default_factory=list)
     static: int = 0
     segments: tuple[Segment, ...] = ()
+    pinned: bool = False
 
     @property
     def prompt(self) -> Prompt:
-        if self.segments:
-            return Prompt(Prompt.of(self.ids).tokens, self.segments)
-        return prompt_of(self.ids, self.static)
+        return replace(self._prompt(self.ids), pinned=self.pinned)
 
     @property
     def sequence(self) -> Prompt:
         if self.segments:
             return self.prompt.extended(Prompt.of(self.answer).tokens)
-        return prompt_of(self.ids + self.answer, self.static)
+        return replace(self._prompt(self.ids + self.answer), pinned=self.pinned)
+
+    def _prompt(self, ids: list[int]) -> Prompt:
+        if self.segments:
+            return Prompt(Prompt.of(ids).tokens, self.segments)
+        return prompt_of(ids, self.static)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,14 @@ from mlxlab.prompt import Prompt
 from mlxlab.strategies import Plan
 from mlxlab.strategies.paged import Paged
 
-__all__ = ["CANCELLED", "LONGEST", "SILENCE_S", "conversation", "prompt"]
+__all__ = [
+    "CANCELLED",
+    "LONGEST",
+    "SILENCE_S",
+    "conversation",
+    "prompt",
+    "timeless",
+]
 
 #: Tokens of the answers: of those that end, and of the one that is cancelled.
 LONGEST, CANCELLED = 24, 7
@@ -44,6 +51,11 @@ def prompt(seed: int, length: int, head: Sequence[int] = ()) -> Prompt:
 
 
 HEAD = prompt(0, 150).tokens.tolist()
+
+
+def timeless() -> float:
+    """A clock under which turns do not depend on how busy the machine is."""
+    return 0.0
 
 
 def odd(tokens: mx.array, logits: mx.array) -> mx.array:
@@ -98,7 +110,7 @@ def state(engine: Engine) -> dict[str, Any]:
 
 def lead(ranks: Ranks, folder: ModelFolder, case: str) -> dict[str, Any]:
     loader = LeadingLoader(ranks)
-    runner = Runner(executor=LeadingExecutor(loader))
+    runner = Runner(clock=timeless, executor=LeadingExecutor(loader))
     engine = loader.open(loader.load(folder), "paged", chunk=64, chunk_s=1.0)
     if case == "conversation":
         return conversation(engine, runner) | {"state": state(engine)}

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mlxlab.analysis.misses.blocks import Decode
 from mlxlab.analysis.misses.causes import Cause
-from mlxlab.analysis.misses.checkpoints import Resumption
+from mlxlab.analysis.misses.checkpoints import LostCheckpoints
 from mlxlab.analysis.misses.classify import Change
 from mlxlab.analysis.misses.evictions import Evictions, block_of, leading, restorable
 from mlxlab.analysis.misses.predecessors import Predecessor, PredecessorIndex
@@ -100,9 +100,13 @@ class _Attributor:
         self.strategy = strategy
         self.decode = decode
         self.memory = UnlimitedMemory()
-        self.resumption = Resumption(strategy) if strategy.checkpoint_bytes else None
+        self.lost_checkpoints = (
+            LostCheckpoints(strategy) if strategy.checkpoint_bytes else None
+        )
         self.evictions = (
-            self.resumption.evictions if self.resumption else Evictions(strategy)
+            self.lost_checkpoints.evictions
+            if self.lost_checkpoints
+            else Evictions(strategy)
         )
         self.predecessors = PredecessorIndex()
         self.requests: list[RenderedRequest] = []
@@ -114,7 +118,7 @@ class _Attributor:
         known = restorable(self.memory, request.prompt.tokens)
         predecessor = self.predecessors.find(request)
         change, spans = self._compare(request, known, predecessor)
-        found = self._resumable_parts if self.resumption else self._known_parts
+        found = self._resumable_parts if self.lost_checkpoints else self._known_parts
         parts = [*found(request, plan, known), *spans]
         attribution = RequestAttribution(
             request,
@@ -131,8 +135,8 @@ class _Attributor:
         computed = request.computed.head(length)
         commit = self.strategy.commit(computed, plan.head(length))
         number = len(self.requests)
-        if self.resumption:
-            self.resumption.note(number, request, computed, plan, commit)
+        if self.lost_checkpoints:
+            self.lost_checkpoints.note(number, request, computed, plan, commit)
         else:
             lost = commit.evicted + len(commit.disk.erase)
             self.evictions.note(number, computed.tokens, lost)
@@ -166,18 +170,18 @@ class _Attributor:
         self, request: RenderedRequest, plan: Plan, known: int
     ) -> Iterator[CauseSpan]:
         """Yield the same where the model resumes at checkpoints only."""
-        assert self.resumption is not None
+        assert self.lost_checkpoints is not None
         tokens, last = request.prompt.tokens, min(known, len(request.prompt) - 1)
         restored = min(plan.reused, last)
         stored = min(max(leading(self.strategy, plan), restored), last)
-        reused, matched = self.resumption.reuse(request.prompt)
-        least = stored if stored >= self.resumption.minimum else restored
+        reused, matched = self.lost_checkpoints.reuse(request.prompt)
+        least = stored if stored >= self.lost_checkpoints.minimum else restored
         behind = min(max(least, reused), last)
         held = min(max(behind, stored, matched), last)
         yield CauseSpan(0, restored, None)
         yield from self._unresumed(request, restored, stored, behind)
         yield CauseSpan(behind, held, Cause.MINIMUM)
-        dropped = self.resumption.lost(tokens, last)
+        dropped = self.lost_checkpoints.lost(tokens, last)
         for start, stop, by in self.evictions.find(tokens, held, last):
             for a, b, number in _runs(dropped, start, stop):
                 evictor = number if number >= 0 else by
@@ -196,9 +200,9 @@ class _Attributor:
         """
         if start >= stop:
             return
-        assert self.resumption is not None
-        dropped = self.resumption.lost(request.prompt.tokens, stop)
-        nearer = self.resumption.nearer(request, start, stop)
+        assert self.lost_checkpoints is not None
+        dropped = self.lost_checkpoints.lost(request.prompt.tokens, stop)
+        nearer = self.lost_checkpoints.nearer(request, start, stop)
         for a, b, by in _runs(dropped, start, stop):
             evictor = self.requests[by] if by >= 0 else None
             kept = b if evictor is None else min(max(stored, a), b)

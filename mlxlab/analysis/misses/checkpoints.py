@@ -18,7 +18,7 @@ from mlxlab.strategies import Commit, Handle, Limit, Plan, Strategy
 from mlxlab.strategies.placements import Combined, parse_placement
 from mlxlab.strategies.resumption import ID_BYTES
 
-__all__ = ["Resumption"]
+__all__ = ["LostCheckpoints"]
 
 #: Places to recommend, those that take few checkpoints first.
 _WORDS = (
@@ -48,7 +48,7 @@ class _Sequence:
     lost: dict[int, int] = field(default_factory=dict)
 
 
-class Resumption:
+class LostCheckpoints:
     """Follows the checkpoints of a strategy, beside its twin that needs none.
 
     Args:

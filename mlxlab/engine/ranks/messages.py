@@ -118,15 +118,18 @@ class WirePrompt:
     ids: list[int]
     segments: list[tuple[str, Role, int, int]]
     exact: bool
+    pinned: bool
 
     @classmethod
     def of(cls, prompt: Prompt) -> WirePrompt:
         segments = [(s.label, s.role, s.start, s.stop) for s in prompt.segments]
-        return cls(prompt.tokens.tolist(), segments, prompt.exact_segments)
+        ids = prompt.tokens.tolist()
+        return cls(ids, segments, prompt.exact_segments, prompt.pinned)
 
     def prompt(self) -> Prompt:
         segments = tuple(Segment(*segment) for segment in self.segments)
-        return Prompt(np.array(self.ids, dtype=np.int32), segments, self.exact)
+        ids = np.array(self.ids, dtype=np.int32)
+        return Prompt(ids, segments, self.exact, self.pinned)
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,6 +68,7 @@ class Checkpoints:
         self._held: dict[Handle, _Node] = {}
         self._now = 0
         self._end: Handle | None = None  # the last of the latest commit
+        self._pinned: frozenset[Handle] = frozenset()
 
     def __len__(self) -> int:
         return len(self._held)
@@ -136,6 +137,23 @@ class Checkpoints:
             self.evict()
         return new
 
+    def pin(self, sequences: Iterable[Tokens]) -> None:
+        """Let the checkpoints of these sequences go last, and no other ones.
+
+        They take at most half of the budget. The one at the end of a sequence counts
+        only where it is the only one: what goes on there differs from session to
+        session.
+
+        Args:
+            sequences: the least important first.
+        """
+        found: list[Handle] = []
+        for tokens in sequences:
+            path = [node for node, _ in self._tree.walk(tokens) if node.value]
+            inner = [node for node in path if node.stop < len(tokens)]
+            found += [self._checkpoint_of(node).handle for node in inner or path]
+        self._pinned = frozenset(found[max(len(found) - self.limit // 2, 0) :])
+
     def evict(self) -> None:
         """Remove the checkpoint that saves least for each commit of its life."""
         self._remove(min(self._held.values(), key=self._worth))
@@ -184,9 +202,11 @@ class Checkpoints:
             for node in path:
                 yield node, stored
 
-    def _worth(self, node: _Node) -> tuple[float, int]:
+    def _worth(self, node: _Node) -> tuple[float, float]:
         assert node.value is not None
         saved = node.stop - self._previous(node)
+        if node.value.handle in self._pinned:
+            return float("inf"), float("inf")
         resumed = node.value.resumed == self._now
         # The next turn goes on here.
         if node.value.handle == self._end or (resumed and not node.children):

@@ -23,7 +23,13 @@ from mlxlab.models import gguf, smollm2, tiny
 from mlxlab.models.encoder import Encoder
 from mlxlab.models.geometry import known_layout
 from mlxlab.models.layout import CacheLayout
-from mlxlab.models.layout_record import LayoutRecord, find_record, keep_record
+from mlxlab.models.layout_record import (
+    LayoutRecord,
+    Trial,
+    find_record,
+    keep_record,
+    recall_record,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,14 +67,29 @@ class ModelFolder:
             return known_layout(BUNDLED)
         return find_record(self.path, self.digest).require(self.name)
 
-    def keep_layout(self, found: CacheLayout | ModelError) -> None:
-        """Keep what loading the model has found, for :attr:`layout` of later runs.
+    def recall_trial(self, conditions: str) -> tuple[CacheLayout, Trial] | None:
+        """Return the layout, and the trial that the model has passed, if any.
+
+        Args:
+            conditions: of a trial now.
+        """
+        kept = recall_record(self.digest)
+        if kept is None or kept.layout is None or kept.trial is None:
+            return None
+        if kept.trial.conditions != conditions:
+            return None
+        return kept.layout, kept.trial
+
+    def keep_layout(
+        self, found: CacheLayout | ModelError, trial: Trial | None = None
+    ) -> None:
+        """Keep what loading the model has found, for later runs.
 
         Args:
             found: the layout, or the refusal of a model that cannot be run.
+            trial: that the model has passed.
         """
-        if self.path != tiny.PATH:
-            keep_record(LayoutRecord.of(found, self.name), self.digest)
+        keep_record(LayoutRecord.of(found, self.name, trial), self.digest)
 
     @property
     def dtype(self) -> str:

@@ -119,6 +119,7 @@ class Status:
         waiting: requests in the queue.
         peak: most bytes of memory in use so far.
         budget: most bytes that may be in use.
+        unbatched: loaded models whose answers do not share a batch.
         pinned: stored tokens that are evicted last.
         warm_up: how far the latest warm-up is; empty without one.
         failure: why the recording has stopped by itself, and where; else empty.
@@ -130,6 +131,7 @@ class Status:
     waiting: int
     peak: int
     budget: int
+    unbatched: tuple[str, ...] = ()
     pinned: int = 0
     warm_up: str = ""
     failure: str = ""
@@ -143,6 +145,7 @@ class Status:
             f"{self.peak / _GIB:.2f} of {self.budget / _GIB:.1f} GiB used at most"
             + (f", {self.pinned:,} tokens pinned" if self.pinned else "")
             + (f", {self.warm_up}" if self.warm_up else "")
+            + "".join(f"; answers of {m} share no batch" for m in self.unbatched)
             + (f"; the recording has stopped: {self.failure}" if self.failure else "")
         )
 
@@ -191,7 +194,8 @@ class Server:
             chunk=options.chunk,
             loader=loader,
             disk=options.disk_folder,
-            generated=None if options.token else name_of(self.token.encode()),
+            credential=name_of(self.token.encode()),
+            generated=options.token is None,
         )
         self._service = Service(
             aliases.with_disk(options.disk),
@@ -277,7 +281,7 @@ class Server:
         """Return the requests served so far."""
         scheduler = self._service.scheduler
         running = scheduler.unfinished - scheduler.waiting
-        memory = self._service.pool.memory
+        memory, batched = self._service.pool.memory, self._service.pool.batched
         return Status(
             repr(self),
             self.requests,
@@ -285,6 +289,7 @@ class Server:
             scheduler.waiting,
             memory.peak,
             memory.budget,
+            tuple(name for name, shares in batched.items() if not shares),
             self._service.pinned,
             str(self._warm_up or ""),
             self._tee.failure,

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mlxlab.printable import printable
 from mlxlab.sizes import format_size
 
 __all__ = [
@@ -120,6 +121,7 @@ def lay_out(frame: pd.DataFrame, width: int) -> Table:
         frame: text under headings that may have two lines.
         width: characters of a line.
     """
+    frame = frame.map(printable)
     widths = [_width([column, *frame[column]]) for column in frame.columns]
     words = [
         i == 0 or frame[column].str.contains(" ").any()

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from mlxlab.cli.screen import Answer, Screen, Terminal
+from mlxlab.printable import printable
 
 __all__ = ["DECIDE", "SEE", "SERVE", "SHARE", "app", "describe_error", "screen_of"]
 
@@ -84,7 +85,15 @@ def configure(
 
     handler = RichHandler(console=Console(stderr=True), show_path=False)
     level = logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
+    handler.setFormatter(_Printable("%(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
+
+
+class _Printable(logging.Formatter):
+    """Formats messages, which may quote what others sent."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def screen_of(context: typer.Context) -> Screen:
@@ -96,8 +105,8 @@ def screen_of(context: typer.Context) -> Screen:
 def describe_error(error: Exception) -> str:
     """Return one line for an error of the command line, a verb or the system."""
     if not isinstance(error, typer.TyperException):
-        return " ".join(str(error).split())
+        return printable(" ".join(str(error).split()))
     near = getattr(error, "possibilities", None)
     hint = f"; did you mean {near[0]}?" if near else ""
     message = error.message if near else error.format_message()
-    return " ".join(f"{message.rstrip('.')}{hint}".split())
+    return printable(" ".join(f"{message.rstrip('.')}{hint}".split()))

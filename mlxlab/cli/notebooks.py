@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from mlxlab.cli.app import SHARE, app
+from mlxlab.printable import printable
 
 
 @app.command("notebooks", rich_help_panel=SHARE)
@@ -25,5 +26,5 @@ def copy(
     from mlxlab.notebooks import copy_notebooks
 
     for path in copy_notebooks(folder, force=force):
-        typer.echo(path)
-    typer.echo(f"Now run  jupyter lab {shlex.quote(str(folder))}")
+        typer.echo(printable(str(path)))
+    typer.echo(printable(f"Now run  jupyter lab {shlex.quote(str(folder))}"))

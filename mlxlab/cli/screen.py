@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mlxlab.files import write_json
+from mlxlab.printable import printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,7 +90,7 @@ class Terminal(Screen):
         self.progress = sys.stderr.isatty() if progress is None else progress
 
     def note(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
     def show_value(self, answer: Answer) -> None:
         from rich.console import Console
@@ -98,7 +99,7 @@ class Terminal(Screen):
         if answer.width and not console.is_terminal:
             console = Console(width=answer.width)
         if isinstance(answer.value, str):
-            console.print(answer.value, highlight=False, markup=False)
+            _print_line(answer.value, console)
         elif answer.value is not None:
             _print_result(answer.value, console)
         for item in answer.after:
@@ -110,19 +111,23 @@ def _print_result(value: object, console: Console) -> None:
     from mlxlab.analysis.result import Result
 
     if not isinstance(value, Result):
-        print(value, flush=True)
+        print(printable(str(value)), flush=True)
         return
     for line in (*value.title.split("\n"), *value.lines()):
-        console.print(line, highlight=False, markup=False)
+        _print_line(line, console)
     for frame in value.tables():
         _print_item(frame, console)
     for note in value.notes:
-        console.print(note, highlight=False, markup=False)
+        _print_line(note, console)
+
+
+def _print_line(text: str, console: Console) -> None:
+    console.print(printable(text), highlight=False, markup=False)
 
 
 def _print_item(item: Item, console: Console) -> None:
     if isinstance(item, str):
-        print(item, flush=True)  # not wrapped: lines can be copied
+        print(printable(item), flush=True)  # not wrapped: lines can be copied
         return
     from rich.table import Table
 

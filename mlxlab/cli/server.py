@@ -13,6 +13,7 @@ from mlxlab.cli.app import SERVE, app
 from mlxlab.cli.completion import complete_strategies, complete_traces
 from mlxlab.cli.options import Chunk, Model, Rules, given, size_option
 from mlxlab.extras import needs
+from mlxlab.printable import printable
 
 _EXPOSED = (
     "--token: other users can read it in the process list; set MLXLAB_TOKEN, or give "
@@ -197,10 +198,10 @@ def write_agent_files(
     from mlxlab.server.aliases import Aliases
 
     for path in write_agents(write, Aliases.load(aliases), force=force):
-        typer.echo(path)
+        typer.echo(printable(str(path)))
 
 
 def _print_server(name: str, url: str, lines: list[str]) -> None:
     for line in (f"{name} at {url}", *lines):
-        typer.echo(line)
+        typer.echo(printable(line))
     typer.echo("Or run  mlxlab claude  in the project. Stop with Ctrl-C.")

@@ -202,8 +202,10 @@ def _list(value: object) -> list[Any]:
 
 def _named(place: Iterable[object]) -> str:
     """Return a place in one short line, whatever the client calls its keys."""
-    parts = [_printable(str(part)) for part in islice(place, _PARTS)]
-    return ".".join(parts) or "body"
+    first, *others = [*islice(place, _PARTS)] or [0]
+    if not isinstance(first, str):
+        return "body"  # not an object, so it has no fields
+    return ".".join(_printable(str(part)) for part in (first, *others))
 
 
 def _printable(text: str) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.limited_server import LimitedServer, limited_server
 from tests.support.endpoint import Client, ask, error_of
+from tests.support.limited_server import LimitedServer, limited_server
 
 PATHS = ("/v1/messages", "/v1/messages/count_tokens")
 #: Seconds for any refusal, on a busy machine; the worst took minutes.
@@ -137,7 +137,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "UTF-16": (raw().decode().encode("utf-16"), "body: not UTF-8 at byte 0"),
     "deep schema": (raw(tools=TOOL % ('"a"', nested(700))), "tools.0.input_schema."),
     "deep input": (raw(messages=CALL % nested(700)), "messages.1.content.0.input: "),
-    "deepest": (b"[" * 30_000_000, "0.0.0.0.0: lists and objects nested"),
+    "deepest": (b"[" * 30_000_000, "body: lists and objects nested"),
     "empty blocks": (
         raw(messages=said(many('{"type":"text","text":""}', 30_000))),
         "messages.0.content: more than 20,000 blocks",

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from mlxlab.errors import RequestError
 from mlxlab.rendering.messages import describe_errors
+from mlxlab.server.json_schema import check_schema
 from mlxlab.server.schema import TokenCountRequest
 
 __all__ = ["LIMITS", "BodyLimits", "read_body"]
@@ -75,10 +76,14 @@ def read_body(kind: type[RequestT], data: bytes) -> RequestT:
     if isinstance(value, dict):
         _check_counts(value)
     try:
-        return kind.model_validate(value)
+        request = kind.model_validate(value)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False)
         raise RequestError(describe_errors(found)) from None
+    config = request.output_config
+    if config and config.format:
+        check_schema(config.format.schema_)
+    return request
 
 
 def _decoded(data: bytes) -> str:

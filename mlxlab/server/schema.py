@@ -253,6 +253,11 @@ def _check_tools(request: TokenCountRequest) -> None:
                 f"tool_choice: {choice.type!r} cannot be combined with thinking; "
                 "give auto or none"
             )
+        if request.output_config and request.output_config.format:
+            raise RequestError(
+                f"tool_choice: {choice.type!r} cannot be combined with "
+                "output_config.format; give auto or none"
+            )
 
 
 def _check_blocks(request: TokenCountRequest, model: str) -> None:

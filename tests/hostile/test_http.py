@@ -97,6 +97,20 @@ CALL = (
 TOOL = '[{"name":%s,"input_schema":%s}]'
 SURROGATE = '"\\ud800"'
 
+PATTERNS = {
+    "allOf": [
+        {"type": "string", "pattern": f"(a|b)*{'ab'[i % 2]}(a|b){{{i}}}"}
+        for i in range(20)
+    ]
+}
+
+
+def held(schema: dict[str, Any], **fields: str) -> bytes:
+    """Return a body that asks for JSON of a schema."""
+    form = {"type": "json_schema", "schema": schema}
+    return raw(output_config=json.dumps({"format": form}), **fields)
+
+
 REFUSED: dict[str, tuple[bytes, str]] = {
     "max_tokens": (raw(max_tokens=str(2**32)), "max_tokens: "),
     "huge max_tokens": (raw(max_tokens=str(2**70)), "max_tokens: "),
@@ -146,6 +160,29 @@ REFUSED: dict[str, tuple[bytes, str]] = {
         raw(messages=said(f'[{{"content":{many("0", 30_000)}}}]')),
         "messages.0.content: more than 20,000 blocks",
     ),
+    "patterns": (held(PATTERNS), "output_config.format.schema: too complex"),
+    "multiple": (
+        held({"type": "integer", "multipleOf": 999_983}),
+        "output_config.format.schema: too complex",
+    ),
+    "long schema": (
+        held({"enum": [f"value {i}" for i in range(20_000)]}),
+        "output_config.format.schema: 2",
+    ),
+    "impossible schema": (
+        held({"type": "integer", "minimum": 3, "maximum": 2}),
+        "output_config.format.schema: Unsatisfiable",
+    ),
+    "unknown reference": (
+        held({"$ref": "http://127.0.0.1:1/a.json"}),
+        "output_config.format.schema: ",
+    ),
+    "call and schema": (
+        held(
+            {"type": "object"}, tools=TOOL % ('"a"', "{}"), tool_choice='{"type":"any"}'
+        ),
+        "tool_choice: 'any' cannot be combined with output_config",
+    ),
     "stop of another kind": (raw(stop_sequences="[1,1]"), "stop_sequences.0: "),
 }
 
@@ -174,8 +211,14 @@ def test_a_hostile_body_is_refused_by_its_field(
         raw(messages=said(many('{"type":"text","text":"x"}', 4_000))),
         raw(messages=said('"\\ud83d\\ude00"')),
         raw(max_tokens="100000"),
+        held(
+            {"type": "object", "properties": {f"key {i}": {} for i in range(1_000)}},
+            tools=TOOL % ('"a"', "{}"),
+            tool_choice='{"type":"none"}',
+            max_tokens="40",
+        ),
     ],
-    ids=["deep schema", "deep input", "blocks", "pair", "max_tokens"],
+    ids=["deep schema", "deep input", "blocks", "pair", "max_tokens", "properties"],
 )
 def test_what_is_within_the_limits_is_answered(
     body: bytes, path: str, client: Client

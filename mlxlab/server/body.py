@@ -37,6 +37,7 @@ class BodyLimits:
         messages: most messages.
         blocks: most blocks in all messages, those of tool results included.
         tools: most tools.
+        schema_bytes: most bytes of the schema of an answer, without spaces.
     """
 
     values: int = 250_000
@@ -44,6 +45,7 @@ class BodyLimits:
     messages: int = 10_000
     blocks: int = 20_000
     tools: int = 2_000
+    schema_bytes: int = 128 * 2**10
 
 
 LIMITS = BodyLimits()
@@ -82,7 +84,7 @@ def read_body(kind: type[RequestT], data: bytes) -> RequestT:
         raise RequestError(describe_errors(found)) from None
     config = request.output_config
     if config and config.format:
-        check_schema(config.format.schema_)
+        check_schema(config.format.schema_, LIMITS.schema_bytes)
     return request
 
 

@@ -16,25 +16,27 @@ from typing import Any
 
 from mlxlab.engine.json_constraint import LIMITS, OPTIONS, refusal
 
-__all__ = ["SCHEMA_BYTES", "check_schema"]
+__all__ = ["check_schema"]
 
-#: Most bytes of a schema, as JSON without spaces.
-SCHEMA_BYTES = 128 * 2**10
 #: Seconds for a trial on a busy machine; its processor time is limited far below.
 _TRIAL_S = 20.0
 _TRIAL = Path(__file__).with_name("schema_trial.py")
 _COMPLEX = "too complex; give fewer or simpler patterns, limits and multiples"
 
 
-def check_schema(schema: Mapping[str, Any]) -> None:
+def check_schema(schema: Mapping[str, Any], most: int) -> None:
     """Try whether answers can be held to a schema.
+
+    Args:
+        schema: a JSON schema.
+        most: bytes of it, as JSON without spaces.
 
     Raises:
         RequestError: they cannot, or finding out takes too long.
     """
     text = json.dumps(schema, separators=(",", ":"))
-    if len(text) > SCHEMA_BYTES:
-        raise refusal(f"{len(text):,} bytes; give at most {SCHEMA_BYTES:,}")
+    if len(text) > most:
+        raise refusal(f"{len(text):,} bytes; give at most {most:,}")
     problem = _problem(text)
     if problem:
         raise refusal(problem)

@@ -159,7 +159,8 @@ class Preparation:
         return sign(ids, prepared.folder.tokenizer_digest)
 
     def _make_renderer(self, model: str, rules: str) -> Renderer:
-        return Renderer(self._folder(model), parse_rules(rules))
+        folder = self._folder(model)
+        return Renderer(folder, parse_rules(rules), folder.window)
 
     def _decoder(
         self, request: InferenceRequest, prepared: Prepared

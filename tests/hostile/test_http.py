@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -160,6 +161,13 @@ REFUSED: dict[str, tuple[bytes, str]] = {
         raw(messages=said(f'[{{"content":{many("0", 30_000)}}}]')),
         "messages.0.content: more than 20,000 blocks",
     ),
+    "words": (raw(messages=said(f'"{"word " * 1_600_000}"')), "prompt is too long: "),
+    "texts": (
+        raw(messages=said(many(f'{{"type":"text","text":"{"w " * 10_000}"}}', 300))),
+        "prompt is too long: ",
+    ),
+    "no words": (raw(messages=said(f'"{"a" * 2**22}"')), "prompt is too long: "),
+    "emoji": (raw(messages=said(f'"{"🙃" * 2**20}"')), "prompt is too long: "),
     "patterns": (held(PATTERNS), "output_config.format.schema: too complex"),
     "multiple": (
         held({"type": "integer", "multipleOf": 999_983}),
@@ -202,6 +210,14 @@ def test_a_hostile_body_is_refused_by_its_field(
     assert server.peak - before < GROWTH
 
 
+@pytest.mark.parametrize(
+    "text", [" " * 2**20, " \t" * 2**16, "\n" * 2**18, "\u00a0a" * 2**15, "1" * 2**17]
+)
+def test_odd_texts_are_counted_in_time(text: str, client: Client) -> None:
+    answer = send(client, PATHS[1], json.dumps(ask(text)).encode())
+    assert answer.status_code in {200, 400}, answer.text[:300]
+
+
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
     "body",
@@ -226,3 +242,28 @@ def test_what_is_within_the_limits_is_answered(
     fields: dict[str, Any] = json.loads(body) | {"stop_sequences": ["e", "a", " "]}
     answer = send(client, path, json.dumps(fields).encode())
     assert answer.status_code == 200, answer.text[:300]
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\n"
+        b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"\r\n" * 5_000,
+    ],
+    ids=["websocket", "TLS", "version", "empty lines"],
+)
+def test_other_protocols_print_nothing(
+    request_bytes: bytes, server: LimitedServer, client: Client
+) -> None:
+    url = httpx.URL(server.url)
+    with socket.create_connection((url.host, url.port or 0), timeout=30) as connection:
+        connection.sendall(request_bytes)
+        connection.shutdown(socket.SHUT_WR)
+        answer = connection.recv(2**16)
+    assert not answer or b" 4" in answer.partition(b"\r\n")[0]
+    client.ask(ask())
+    assert not server.printed

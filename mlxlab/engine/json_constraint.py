@@ -26,7 +26,7 @@ __all__ = ["LIMITS", "OPTIONS", "JsonConstraint", "constraint_tokenizer", "refus
 #: Of the conversion. An unsure model writes white space without end.
 OPTIONS = {"whitespace_flexible": False}
 #: Of the compiled schema; the library's own refuse 500 optional properties.
-LIMITS = {"max_items_in_row": 20_000, "step_max_items": 200_000}
+LIMITS: dict[str, Any] = {"max_items_in_row": 20_000, "step_max_items": 200_000}
 
 _MOST_SAID = 300
 

@@ -58,6 +58,8 @@ _HOLD_S = 0.9
 #: Seconds between checks that a client still waits for a whole answer.
 _LOOK_S = 0.5
 _CLIENT_GONE = 499
+#: Most characters of a refusal.
+_MESSAGE = 1000
 #: Bodies that are read at once.
 _READERS = 2
 
@@ -191,7 +193,7 @@ def _bounded_route() -> type[APIRoute]:
             handle = super().get_route_handler()
             if self.body_field is None:
                 return handle
-            kind = self.body_field.field_info.annotation
+            kind: Any = self.body_field.field_info.annotation
 
             async def handle_read(http: Request) -> Response:
                 data = await http.body()
@@ -296,9 +298,9 @@ def as_api_error(error: Exception) -> ApiError:
         case ApiError():
             return error
         case RequestError():
-            return ApiError(400, str(error))
+            return ApiError(400, _cut(str(error)))
         case UnknownModelError():
-            return ApiError(404, str(error))
+            return ApiError(404, _cut(str(error)))
         case QueueFullError():
             return ApiError(529, "the queue is full; try again soon")
         case MemoryFullError():
@@ -314,6 +316,13 @@ def as_api_error(error: Exception) -> ApiError:
     closing = {"connection": "close"}
     kind = type(error).__name__
     return ApiError(500, f"internal error: {kind}; see the log", closing)
+
+
+def _cut(message: str) -> str:
+    """Shorten a message, which may repeat what the client has sent."""
+    if len(message) <= _MESSAGE:
+        return message
+    return message[: _MESSAGE - 1] + "…"
 
 
 def _describe(error: RequestValidationError) -> str:

@@ -13,6 +13,7 @@ import resource
 import sys
 import time
 from contextlib import suppress
+from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
@@ -36,7 +37,7 @@ class Bytes:
         return list(data)
 
 
-def find_problem(schema: object, options: object, limits: dict[str, int]) -> str:
+def find_problem(schema: Any, options: Any, limits: dict[str, Any]) -> str:
     """Return why a schema cannot be held; empty if it can."""
     tokenizer = LLTokenizer(TokenizerWrapper(Bytes()))
     bounds = LLParserLimits(**limits)

@@ -138,10 +138,30 @@ def _restart(rounds: Sequence[_Round], long: int) -> _Measured:
     }
 
 
+def _writing(rounds: Sequence[_Round], long: int) -> _Measured:
+    def times(seconds: Callable[[Answer], float]) -> _Values | None:
+        """Return the median, over rounds, of the medians' ratio."""
+        return _median(
+            [
+                median(map(seconds, own[Part.WRITING]))
+                / median(map(seconds, own[Part.NOT_WRITING]))
+                for own in rounds
+            ]
+        )
+
+    return {
+        "first token, times without": times(lambda answer: answer.ttft_s),
+        "whole answer, times without": times(
+            lambda answer: answer.tokens_s[-1] - answer.sent_s
+        ),
+    }
+
+
 _MEASURES: Mapping[Load, Callable[[Sequence[_Round], int], _Measured]] = {
     Load.AGENTS: _agents,
     Load.LONG: _long,
     Load.RESTART: _restart,
+    Load.WRITING: _writing,
 }
 
 

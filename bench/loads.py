@@ -1,7 +1,8 @@
 """Puts loads of several agents on servers.
 
 One start of a server answers agents at once. Then it decodes an answer beside a long
-prefill, behind which a short request waits. Two more starts show what a restart costs.
+prefill, behind which a short request waits. Two more starts show what a restart costs,
+and two what writing to disk does.
 All prompts of a start begin differently, so that no load profits from the one before.
 """
 
@@ -35,6 +36,8 @@ _BEGUN = 16
 _UNDER_WAY_S = 0.3
 #: Seconds for a server to write its cache.
 _IDLE_S = 2.0
+#: Turns of a session that is answered with and without a disk; the first is not warm.
+_TURNS = 8
 #: So much longer than an agent's answer is one that runs beside a prefill, at most.
 _RUNNING = 20
 
@@ -45,6 +48,7 @@ class Load(StrEnum):
     AGENTS = "agents"
     LONG = "long prefill"
     RESTART = "after a restart"
+    WRITING = "writing to disk"
     ALL = "all loads"
 
 
@@ -59,6 +63,9 @@ class Part(StrEnum):
     RESTARTED = "restarted"
     #: The same answer, counted from the start of the process.
     STARTED = "started"
+    #: Warm turns of a server that writes its cache to disk, and of one that does not.
+    WRITING = "writing"
+    NOT_WRITING = "not writing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +86,7 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """What all loads but the restart took, in one round.
+    """What the loads of one start took, in one round.
 
     Attributes:
         peak_bytes: the server's most resident memory.
@@ -137,6 +144,9 @@ def put_on(
         yield Visit(server.name, number, memory.peak, memory.samples, share)
         restart = partial(_restart, server.keeping, prompts, library)
         yield from _samples(server, number, (Load.RESTART, 1, restart))
+        if server.keep:
+            writing = partial(_writing, server, prompts, library, number)
+            yield from _samples(server, number, (Load.WRITING, 1, writing))
 
     return visit_all(servers, rounds, visit)
 
@@ -205,3 +215,18 @@ def _restart(
             answer = ask(server, client, third)
     started = replace(answer, sent_s=started_s)
     return [(Part.WARM, warm), (Part.RESTARTED, answer), (Part.STARTED, started)]
+
+
+def _writing(
+    server: Server, prompts: Prompts, library: Path | None, number: int
+) -> list[tuple[Part, Answer]]:
+    """Answer a session without and with a disk; in every other round, with it first."""
+    first, *turns = prompts.turns("a fifth user", _TURNS)
+    own = [(Part.NOT_WRITING, server), (Part.WRITING, server.keeping)]
+    found: list[tuple[Part, Answer]] = []
+    for part, told in own[:: -1 if number % 2 else 1]:
+        with running(told, library) as client:
+            asking = partial(ask, told, client, max_tokens=prompts.sizes.answer)
+            asking(first)
+            found += [(part, asking(turn)) for turn in turns]
+    return found

@@ -96,7 +96,8 @@ def running(
         for place, file in server.files.items():
             target = home / place
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target)
+            if not target.exists():
+                shutil.copyfile(file, target)
         output = home / "output"
         process = stack.enter_context(_started(server, port, library, home, output))
         if memory is not None:

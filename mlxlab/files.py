@@ -1,4 +1,4 @@
-"""Atomic writes, JSON files, gzip files, and the user's cache folder."""
+"""Atomic writes, JSON files, and the user's cache folder."""
 
 from __future__ import annotations
 
@@ -6,40 +6,35 @@ import gzip
 import json
 import os
 import tempfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
+from mlxlab.content import unpacked
 from mlxlab.errors import MlxlabError
 
 __all__ = [
     "cache_folder",
-    "content_sample",
     "make_folder",
     "read_json",
     "replaced",
-    "unpacked",
     "write_json",
     "write_private",
 ]
-
-
-#: Larger files are sampled.
-_WHOLE_BELOW = 64 * 2**20
 
 
 def cache_folder() -> Path:
     """Return the user's folder for cached files; it may not exist yet.
 
     Raises:
-        OSError: neither HOME nor XDG_CACHE_HOME is an absolute path.
+        FileNotFoundError: neither HOME nor XDG_CACHE_HOME is an absolute path, so
+            nothing is cached.
     """
     home = os.environ.get("HOME", "")
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path(home, ".cache"))
     if not folder.is_absolute():
-        raise OSError("neither HOME nor XDG_CACHE_HOME is an absolute path")
+        raise FileNotFoundError("neither HOME nor XDG_CACHE_HOME is an absolute path")
     return folder / "mlxlab"
 
 
@@ -90,27 +85,6 @@ def write_private(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-@contextmanager
-def unpacked(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for reading, gzipped or not.
-
-    Raises:
-        OSError: the file cannot be read. Reading in the block raises it too;
-            ``strerror`` has the reason.
-    """
-    try:
-        with path.open("rb") as file:
-            packed = file.read(2) == b"\x1f\x8b"
-            file.seek(0)
-            if packed:
-                with gzip.GzipFile(fileobj=file) as content:
-                    yield cast(IO[bytes], content)
-            else:
-                yield file
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        raise OSError(None, "damaged, not a complete gzip file", str(path)) from None
-
-
 def write_json(content: Mapping[str, Any], path: str | Path) -> None:
     """Write a JSON object atomically; gzip it if the name ends in ``.gz``.
 
@@ -134,25 +108,8 @@ def read_json(path: str | Path) -> Any:
         MlxlabError: the file cannot be read or is not JSON.
     """
     try:
-        with unpacked(Path(path)) as file:
-            return json.load(file)
-    except (OSError, ValueError) as error:
+        with unpacked(Path(path)) as content:
+            return json.loads(content.read())
+    except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or "not JSON"
         raise MlxlabError(f"{path}: {reason}; give a JSON file of mlxlab") from None
-
-
-def content_sample(file: Path) -> bytes:
-    """Return what tells a file from others of its kind: its content.
-
-    From 64 MiB on, it is the size, the first MiB and the last MiB.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        if size < _WHOLE_BELOW:
-            return stream.read()
-        head = stream.read(2**20)
-        stream.seek(-(2**20), os.SEEK_END)
-        return str(size).encode() + head + stream.read()

@@ -117,7 +117,8 @@ def measure_load() -> float:
         return _read_s(os.urandom(_FILE_BYTES)) / _FILE_BYTES
     except OSError as error:
         raise MlxlabError(
-            f"{cache_folder()}: {error.strerror}; make it writable"
+            f"the user's cache folder: {error.strerror or error}; give one that can be "
+            "written, by HOME or XDG_CACHE_HOME"
         ) from None
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mlxlab import blas
+from mlxlab.backend import prepare
 from mlxlab.decoding.calls import CallFormat, ParsedCalls
 from mlxlab.decoding.detokenizer import Detokenizer, detokenizer_factory
 from mlxlab.decoding.json_calls import JsonCalls
@@ -87,8 +87,7 @@ class Grammar:
 
 
 def _load(model: ModelFolder) -> TokenizerWrapper:
-    # The first import of mlx decides its BLAS.
-    blas.preload()
+    prepare()
     from mlx_lm.tokenizer_utils import load
 
     options = {

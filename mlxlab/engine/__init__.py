@@ -4,10 +4,10 @@ Importing this package chooses the BLAS that mlx uses. The choice has to come be
 mlx itself is imported.
 """
 
-from mlxlab import blas
+from mlxlab.backend import prepare
 from mlxlab.extras import needs
 
-blas.preload()
+prepare()
 
 with needs("running a model", "cpu"):
     from mlxlab.engine.disk_folder import DiskFolder

@@ -470,7 +470,7 @@ class Engine:
             prefill: of the prompt.
             answer: ids of the answer so far; the last has not been fed.
             length: leading tokens to cache, where the answer goes on; see
-                :meth:`~mlxlab.strategies.Strategy.count_shared`. All if None.
+                :meth:`~mlxlab.strategies.base.Strategy.count_shared`. All if None.
             caches: that hold them; the prefill's if None.
         """
         ids = np.asarray(answer, dtype=np.int32)

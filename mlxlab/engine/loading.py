@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_map
 from mlx_lm.utils import _get_classes, load_config
 from mlx_lm.utils import load_model as load_mlx_model
@@ -17,14 +18,18 @@ from mlxlab.engine.engine import Engine
 from mlxlab.engine.layout import measure_layout
 from mlxlab.engine.memory import Memory
 from mlxlab.engine.sharding import shard, weight_bytes
-from mlxlab.engine.trial import try_batch, try_out
+from mlxlab.engine.trial import conditions, try_batch, try_out
 from mlxlab.errors import ModelError
 from mlxlab.models.folder import ModelFolder
 from mlxlab.models.layout import CacheLayout
-from mlxlab.strategies import Strategy, parse_strategy
+from mlxlab.models.layout_record import Trial
+from mlxlab.prompt import Prompt
+from mlxlab.strategies import Strategy, make_strategy, parse_strategy
 
 __all__ = ["LoadedModel", "Loader", "load_model", "outline_layout", "outline_model"]
 
+#: Tokens of a prompt whose layers multiply matrices, not vectors.
+_FIRST_TOKENS = 16
 _TYPES = {"float16": mx.float16, "float32": mx.float32}
 
 
@@ -67,14 +72,21 @@ class Loader:
         return weight_bytes(_read(folder, self.group))
 
     def load(self, folder: ModelFolder) -> LoadedModel:
-        """Load a model.
+        """Load a model and its weights, without running code from its folder.
+
+        The model is tried out on a few tokens. Of a whole model, the result is kept for
+        later loads and for simulations.
 
         Raises:
-            ModelError: see :func:`load_model`.
+            ModelError: the weights are missing or broken, mlx-lm does not know the
+                architecture, the group cannot share it, or the model's caches cannot be
+                restored.
         """
-        model = load_model(folder, self.group)
-        layout = folder.layout if self.group is None else measure_layout(model)
-        return LoadedModel(folder, model, layout, try_batch(model))
+        model = _read(folder, self.group)
+        with _refusing(folder, "cannot be loaded: "):
+            mx.eval(model.parameters())
+        found = _tried_out if self.group is not None else _accepted
+        return LoadedModel(folder, model, *found(folder, model))
 
     def open(
         self,
@@ -123,34 +135,42 @@ class Loader:
         )
 
 
-def load_model(folder: ModelFolder, group: mx.distributed.Group | None = None) -> Any:
-    """Load a model and its weights into memory, without running code from its folder.
-
-    The layout, or the refusal, of a whole model is kept for simulations.
-
-    Args:
-        folder: the model's files.
-        group: the processes that share the model; each loads its part.
+def load_model(folder: ModelFolder) -> Any:
+    """Load a whole model.
 
     Raises:
-        ModelError: the weights are missing or broken, mlx-lm does not know the
-            architecture, the group cannot share it, or the model's caches cannot be
-            restored.
+        ModelError: see :meth:`Loader.load`.
     """
-    model = _read(folder, group)
-    with _refusing(folder, "cannot be loaded: "):
-        mx.eval(model.parameters())
+    return Loader().load(folder).model
+
+
+def _accepted(folder: ModelFolder, model: Any) -> tuple[CacheLayout, bool]:
+    """Return layout and ``batched`` from an earlier trial, else from a new one."""
+    now = conditions()
+    if kept := folder.recall_trial(now):
+        layout, trial = kept
+        _start_kernels(model)
+        return layout, trial.batched
     try:
-        with _refusing(folder, "cannot be run: "):
-            layout = measure_layout(model)
-            try_out(model)
+        layout, batched = _tried_out(folder, model)
     except ModelError as error:
-        if group is None:
-            folder.keep_layout(error)
+        folder.keep_layout(error)
         raise
-    if group is None:
-        folder.keep_layout(layout)
-    return model
+    folder.keep_layout(layout, Trial(conditions=now, batched=batched))
+    return layout, batched
+
+
+def _start_kernels(model: Any) -> None:
+    """Start thread pools and kernels on a few tokens, as a trial does."""
+    engine = Engine(model, make_strategy("none"))
+    engine.replay(Prompt.of(range(_FIRST_TOKENS)), np.empty(0, np.int32))
+
+
+def _tried_out(folder: ModelFolder, model: Any) -> tuple[CacheLayout, bool]:
+    with _refusing(folder, "cannot be run: "):
+        layout = measure_layout(model)
+        try_out(model)
+    return layout, try_batch(model)
 
 
 def _read(folder: ModelFolder, group: mx.distributed.Group | None) -> Any:

@@ -6,7 +6,9 @@ noticing; here a model that fails is refused before any work.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -15,6 +17,7 @@ from mlx.utils import tree_flatten
 from numpy.typing import NDArray
 
 from mlxlab.engine.batch import Batch
+from mlxlab.engine.engine import device_name
 from mlxlab.engine.kv_store import KVStore
 from mlxlab.engine.samplers import Sampler
 from mlxlab.engine.working_cache import WorkingCache
@@ -23,7 +26,7 @@ from mlxlab.models.layout import Windows
 from mlxlab.prompt import Tokens
 from mlxlab.strategies import Commit, Keep, Put, Span
 
-__all__ = ["try_batch", "try_out"]
+__all__ = ["conditions", "try_batch", "try_out"]
 
 #: Tokens in front of the cut, and behind it.
 _BEFORE, _BEHIND = 23, 17
@@ -40,6 +43,18 @@ _SMALL_WINDOW = 128
 #: alone sends some tokens to other experts, so only gross dependence on chunks shows.
 _CHUNKED = {False: 1e-3, True: 0.25}
 _RESTORED = {False: 1e-5, True: 2e-3}
+
+
+def conditions() -> str:
+    """Return the device and a digest of the engine's code.
+
+    The trial of a model may end otherwise on another device, and after a change of the
+    trial or of what it tries out.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return f"{device_name()}, {digest.hexdigest()[:16]}"
 
 
 def try_out(model: Any) -> None:

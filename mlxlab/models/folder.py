@@ -17,13 +17,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlxlab.content import content_sample, read_whole
 from mlxlab.errors import ModelError
-from mlxlab.files import content_sample
 from mlxlab.models import gguf, smollm2, tiny
 from mlxlab.models.encoder import Encoder
 from mlxlab.models.geometry import known_layout
 from mlxlab.models.layout import CacheLayout
-from mlxlab.models.layout_record import LayoutRecord, find_record, keep_record
+from mlxlab.models.layout_record import (
+    LayoutRecord,
+    Trial,
+    find_record,
+    keep_record,
+    recall_record,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,14 +67,29 @@ class ModelFolder:
             return known_layout(BUNDLED)
         return find_record(self.path, self.digest).require(self.name)
 
-    def keep_layout(self, found: CacheLayout | ModelError) -> None:
-        """Keep what loading the model has found, for :attr:`layout` of later runs.
+    def recall_trial(self, conditions: str) -> tuple[CacheLayout, Trial] | None:
+        """Return the layout, and the trial that the model has passed, if any.
+
+        Args:
+            conditions: of a trial now.
+        """
+        kept = recall_record(self.digest)
+        if kept is None or kept.layout is None or kept.trial is None:
+            return None
+        if kept.trial.conditions != conditions:
+            return None
+        return kept.layout, kept.trial
+
+    def keep_layout(
+        self, found: CacheLayout | ModelError, trial: Trial | None = None
+    ) -> None:
+        """Keep what loading the model has found, for later runs.
 
         Args:
             found: the layout, or the refusal of a model that cannot be run.
+            trial: that the model has passed.
         """
-        if self.path != tiny.PATH:
-            keep_record(LayoutRecord.of(found, self.name), self.digest)
+        keep_record(LayoutRecord.of(found, self.name, trial), self.digest)
 
     @property
     def dtype(self) -> str:
@@ -139,7 +160,7 @@ class ModelFolder:
             ModelError: the folder has no ``tokenizer.json``.
         """
         try:
-            data = (self.path / "tokenizer.json").read_bytes()
+            data = read_whole(self.path / "tokenizer.json")
         except OSError as error:
             raise ModelError(f"model {self.name}: no tokenizer: {error}") from None
         return hashlib.sha256(data).hexdigest()[:16]
@@ -160,7 +181,7 @@ class ModelFolder:
     def _generation_config(self) -> Mapping[str, Any]:
         file = self.path / "generation_config.json"
         try:
-            found = json.loads(file.read_text()) if file.exists() else {}
+            found = json.loads(read_whole(file)) if file.exists() else {}
         except (OSError, ValueError) as error:
             raise ModelError(f"model {self.name}: {file.name}: {error}") from None
         return found if isinstance(found, dict) else {}
@@ -193,8 +214,9 @@ def find_model(name: str = BUNDLED, *, download: bool = True) -> ModelFolder:
         path = gguf.unpack(path)
     elif not path.is_dir():
         path = _fetch(name, download)
+    _require_regular(name, path)
     try:
-        config = json.loads((path / "config.json").read_text())
+        config = json.loads(read_whole(path / "config.json"))
         if not isinstance(config, dict):
             raise ValueError("no JSON object")
     except (OSError, ValueError, RecursionError) as error:
@@ -203,6 +225,13 @@ def find_model(name: str = BUNDLED, *, download: bool = True) -> ModelFolder:
             "give a folder in mlx-lm's format"
         ) from None
     return ModelFolder(name, path, config)
+
+
+def _require_regular(name: str, folder: Path) -> None:
+    """Refuse pipes and devices: others open the files by name, and would wait."""
+    for file in folder.iterdir():
+        if file.exists() and not (file.is_file() or file.is_dir()):
+            raise ModelError(f"model {name!r}: {file} is not a regular file; remove it")
 
 
 def _fetch(name: str, download: bool) -> Path:

@@ -1,7 +1,8 @@
 """Measured cache layouts of model folders, kept in the user's cache folder.
 
 A layout is measured by mlx in a process of its own, so that a simulation imports no
-mlx. It is kept for the next time, one file per model, and so is a refusal.
+mlx. It is kept for the next time, one file per model, and so is a refusal. Loading the
+model also tries it out on a few tokens; an accepted model need not be tried out again.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Self
@@ -20,9 +22,23 @@ from mlxlab.files import cache_folder, write_json
 from mlxlab.models.layout import CacheLayout
 from mlxlab.ownership import read_own
 
-__all__ = ["LayoutRecord", "find_record", "keep_record"]
+__all__ = ["LayoutRecord", "Trial", "find_record", "keep_record", "recall_record"]
 
 log = logging.getLogger(__name__)
+
+
+class Trial(BaseModel):
+    """A trial that a model has passed with its weights.
+
+    Attributes:
+        conditions: that it depends on, apart from the record's ``engine``.
+        batched: whether answers of the model may share a batch.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    conditions: str
+    batched: bool
 
 
 class LayoutRecord(BaseModel):
@@ -32,6 +48,7 @@ class LayoutRecord(BaseModel):
         engine: versions of mlx and mlx-lm, which decide both.
         layout: None for a model that is refused.
         refusal: the reason.
+        trial: None if the weights were not read, or the model is refused.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,23 +56,29 @@ class LayoutRecord(BaseModel):
     engine: str
     layout: CacheLayout | None = None
     refusal: str | None = None
+    trial: Trial | None = None
 
     @model_validator(mode="after")
     def _require_one(self) -> Self:
         if (self.layout is None) == (self.refusal is None):
             raise ValueError("give a layout or a refusal")
+        if self.trial is not None and self.layout is None:
+            raise ValueError("a refused model has passed no trial")
         return self
 
     @classmethod
-    def of(cls, found: CacheLayout | ModelError, model: str) -> Self:
+    def of(
+        cls, found: CacheLayout | ModelError, model: str, trial: Trial | None = None
+    ) -> Self:
         """Make a record with the installed versions.
 
         Args:
             found: the layout, or the error of a model that is refused.
             model: the name in that error.
+            trial: that the model has passed.
         """
         if isinstance(found, CacheLayout):
-            return cls(engine=_engine(), layout=found)
+            return cls(engine=_engine(), layout=found, trial=trial)
         return cls(
             engine=_engine(), refusal=str(found).removeprefix(f"model {model}: ")
         )
@@ -84,16 +107,34 @@ def find_record(folder: Path, digest: str) -> LayoutRecord:
     Raises:
         ModelError: the layout cannot be measured here, for example without mlx.
     """
-    kept = _recall(digest)
-    if kept and kept.engine == _engine():
+    if kept := recall_record(digest):
         return kept
     found = _measure(folder)
     keep_record(found, digest)
     return found
 
 
+def recall_record(digest: str) -> LayoutRecord | None:
+    """Return the kept record of the model of that digest.
+
+    None if there is none, or only one of other versions or a damaged one.
+    """
+    try:
+        kept = _read(digest)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        reason = error if isinstance(error, OSError) else "not of this format"
+        log.warning("layout of model %s: %s; measured again", digest, reason)
+        return None
+    return kept if kept.engine == _engine() else None
+
+
 def keep_record(record: LayoutRecord, digest: str) -> None:
     """Keep a record of the model of that digest, if the cache folder takes it."""
+    with suppress(OSError, ValidationError):
+        if _read(digest) == record:
+            return
     try:
         write_json(record.model_dump(mode="json"), _file(digest))
     except (MlxlabError, OSError) as error:
@@ -104,15 +145,8 @@ def _file(digest: str) -> Path:
     return cache_folder() / "layouts" / f"{digest}.json"
 
 
-def _recall(digest: str) -> LayoutRecord | None:
-    try:
-        return LayoutRecord.model_validate_json(read_own(_file(digest)))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValidationError) as error:
-        reason = error if isinstance(error, OSError) else "not of this format"
-        log.warning("layout of model %s: %s; measured again", digest, reason)
-        return None
+def _read(digest: str) -> LayoutRecord:
+    return LayoutRecord.model_validate_json(read_own(_file(digest)))
 
 
 def _measure(folder: Path) -> LayoutRecord:

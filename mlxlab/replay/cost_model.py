@@ -282,14 +282,13 @@ class _Calibrations(_Closed):
 
 
 def _kept(model: str) -> tuple[CostModel, ...]:
-    path = _file(model)
     try:
-        return _Calibrations.model_validate_json(read_own(path)).calibrations
+        return _Calibrations.model_validate_json(read_own(_file(model))).calibrations
     except FileNotFoundError:
         return ()
     except (OSError, ValidationError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not of this format"
-        log.warning("%s: %s; calibrate again", path, reason)
+        log.warning("%s: %s; calibrate again", _file(model), reason)
         return ()
 
 

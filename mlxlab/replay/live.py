@@ -4,32 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from functools import cached_property
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
 from typing import Any
-
-import numpy as np
 
 from mlxlab import blas
 from mlxlab.engine import (
     DiskFolder,
     DiskStore,
     Engine,
+    Loader,
     Worker,
     device_name,
-    load_model,
 )
-from mlxlab.engine.trial import try_batch
 from mlxlab.models.folder import ModelFolder
-from mlxlab.prompt import Prompt
 from mlxlab.replay.commits import Commits
 from mlxlab.replay.requests import RenderedRequest
 from mlxlab.replay.simulator import Outcome, Progress
 from mlxlab.replay.turns import Schedule
 from mlxlab.replay.users import LiveUsers
-from mlxlab.strategies import Commit, Strategy, make_strategy
+from mlxlab.strategies import Commit, Strategy
 
 __all__ = ["LiveModel", "LiveReplay", "live_model"]
 
@@ -91,17 +86,19 @@ class LiveReplay:
 
 
 class LiveModel:
-    """A model in memory, which makes replayers with empty caches."""
+    """A model in memory, which makes replayers with empty caches.
+
+    Attributes:
+        batched: whether answers of the model may decode together.
+    """
 
     def __init__(self, folder: ModelFolder, worker: Worker, *, chunk: int) -> None:
         self.folder = folder
         self.worker = worker
         self.chunk = chunk
         self._disks: list[DiskFolder] = []
-        self.model = worker.call(load_model, folder)
-        # The first matrix products of a process also start thread pools and kernels.
-        warm_up = Engine(self.model, make_strategy("none"))
-        worker.call(warm_up.replay, Prompt.of(range(64)), np.empty(0, np.int32))
+        loaded = worker.call(Loader().load, folder)
+        self.model, self.batched = loaded.model, loaded.batched
 
     def replayer(
         self, strategy: Strategy, progress: Progress | None = None
@@ -120,11 +117,6 @@ class LiveModel:
         engine = self.engine(strategy)
         engine.batched, engine.chunk_s = self.batched, _CHUNK_S
         return LiveUsers(self.worker, engine, requests, schedule, progress)
-
-    @cached_property
-    def batched(self) -> bool:
-        """Whether answers of the model may decode together."""
-        return self.worker.call(try_batch, self.model)
 
     def engine(
         self, strategy: Strategy, *, model: Any = None, chunk: int | None = None

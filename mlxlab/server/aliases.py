@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from mlxlab.client.discovery import DEFAULT, TIERS, Endpoint
+from mlxlab.content import read_whole
 from mlxlab.errors import ConfigError, MlxlabError, UnknownModelError
 from mlxlab.models.folder import BUNDLED
 from mlxlab.rendering.rules import parse_rules
@@ -126,7 +127,7 @@ class Aliases:
         """
         path = _PREPARED if path is None else Path(path).expanduser()
         try:
-            file = _File.model_validate_json(path.read_bytes())
+            file = _File.model_validate_json(read_whole(path))
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror}; give a file") from None
         except ValidationError as error:

@@ -92,6 +92,12 @@ class Metrics:
         self._stored = Gauge(
             "mlxlab_stored_bytes", "Keys and values held", by, registry=self._registry
         )
+        self._batched = Gauge(
+            "mlxlab_model_batched",
+            "Whether answers of a loaded model share a batch",
+            ("model",),
+            registry=self._registry,
+        )
         self._pinned = Gauge(
             "mlxlab_pinned_tokens",
             "Stored tokens that are evicted last",
@@ -128,6 +134,7 @@ class Metrics:
         memory: Mapping[str, int],
         stored: Mapping[tuple[str, str], int],
         on_disk: int,
+        batched: Mapping[str, bool],
         pinned: int,
     ) -> bytes:
         """Return the exposition format, with the current state."""
@@ -140,4 +147,7 @@ class Metrics:
         self._stored.clear()
         for at, nbytes in stored.items():
             self._stored.labels(*at).set(nbytes)
+        self._batched.clear()
+        for model, shares in batched.items():
+            self._batched.labels(model).set(shares)
         return generate_latest(self._registry)

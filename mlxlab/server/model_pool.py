@@ -1,6 +1,6 @@
 """Models in memory and their engines, under one memory budget.
 
-All functions must run on the worker thread.
+All functions must run on the worker thread, unless they say otherwise.
 """
 
 from __future__ import annotations
@@ -65,8 +65,9 @@ class ModelPool:
         chunk: tokens that engines compute at a time.
         loader: loads models and opens engines; a new one if None.
         disk: where strategies with a disk write; a folder of the user's cache if None.
-        generated: name of a credential that was made at the start. On disk all such
-            credentials are one, since each server makes another.
+        credential: name of the server's credential, see :meth:`load`.
+        generated: whether it was made at the start. On disk all such credentials are
+            one, since each server makes another.
     """
 
     def __init__(
@@ -76,13 +77,15 @@ class ModelPool:
         chunk: int = 2048,
         loader: Loader | None = None,
         disk: Path | None = None,
-        generated: str | None = None,
+        credential: str = "",
+        generated: bool = False,
     ) -> None:
         self.budget = budget
         self.memory = Memory(budget)
         self.chunk = chunk
         self._loader = loader or Loader()
         self._disk_path = disk
+        self._credential = credential
         self._generated = generated
         self._disk: DiskFolder | None = None
         self._has_no_disk = False  # it was said why
@@ -102,6 +105,12 @@ class ModelPool:
                 at = (name, key.strategy)
                 stored[at] = stored.get(at, 0) + engine.store.nbytes
         return stored
+
+    @property
+    def batched(self) -> dict[str, bool]:
+        """Return whether answers share a batch, by loaded model; from any thread."""
+        loaded = self._loaded.copy()  # at once, other than a loop over it
+        return {name: own.model.batched for name, own in loaded.items()}
 
     @property
     def pinned(self) -> int:
@@ -136,13 +145,15 @@ class ModelPool:
             Whether there was any that no request uses.
         """
         for loaded in self._loaded.values():
-            for key, engine in list(loaded.engines.items()):
-                if not engine.users and engine.store.nbytes:
-                    log.warning(
-                        "stored tokens of %s dropped to make room", key.strategy
-                    )
-                    del loaded.engines[key]
-                    return True
+            engines = loaded.engines
+            idle = [k for k, e in engines.items() if not e.users and e.store.nbytes]
+            if idle:
+                log.warning(
+                    "stored tokens of %s dropped to make room", idle[0].strategy
+                )
+                del engines[idle[0]]
+                _free()
+                return True
         return self._unload()
 
     def spec(self, folder: ModelFolder, strategy: str) -> str:
@@ -177,24 +188,26 @@ class ModelPool:
             )
 
     def load(self, folder: ModelFolder, strategy: str) -> None:
-        """Load a model before the first request for it.
+        """Load a model, and open its engine for the server's credential.
+
+        So the first request finds its disk open.
 
         Raises:
             ModelError: the model cannot be loaded, is larger than the budget, or cannot
-                be
-                run under this strategy.
+                be run under this strategy.
         """
-        self._new_engine(self._load(folder), EngineKey(strategy, ""))
+        self.engine(folder, EngineKey(strategy, self._credential))
 
     def keep_only(self, wanted: Collection[tuple[str, str]]) -> None:
         """Drop engines whose model and strategy no alias names any more."""
-        for name, loaded in list(self._loaded.items()):
-            for key in list(loaded.engines):
-                if (name, key.strategy) not in wanted:
-                    del loaded.engines[key]
-            if not any(name == model for model, _ in wanted):
-                del self._loaded[name]
-        mx.clear_cache()
+        models = {model for model, _ in wanted}
+        for name in [name for name in self._loaded if name not in models]:
+            del self._loaded[name]
+        for name in self._loaded:
+            engines = self._loaded[name].engines
+            for key in [k for k in engines if (name, k.strategy) not in wanted]:
+                del engines[key]
+        _free()
 
     def close(self) -> None:
         """Write what waits for the disk."""
@@ -227,7 +240,8 @@ class ModelPool:
                 backlog = self.budget // _BACKLOG_SHARE
                 self._disk = DiskFolder(path, strategy.disk, backlog=backlog)
             self._disk.size = max(self._disk.size, strategy.disk)
-            owner = "generated" if credential == self._generated else credential
+            is_generated = self._generated and credential == self._credential
+            owner = "generated" if is_generated else credential
             parts = (folder.digest, folder.layout, strategy.windows, owner)
             return self._disk.open(repr(parts), strategy.tier)
         except (DiskError, OSError) as error:
@@ -269,9 +283,14 @@ class ModelPool:
             return False
         log.warning("model %s unloaded to make room", idle[0])
         del self._loaded[idle[0]]
-        gc.collect()  # what a request held goes with its cycles
-        mx.clear_cache()
+        _free()
         return True
+
+
+def _free() -> None:
+    """Free what was dropped: requests that have ended hold engines in cycles."""
+    gc.collect()
+    mx.clear_cache()
 
 
 def default_budget() -> int:

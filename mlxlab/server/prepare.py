@@ -7,10 +7,12 @@ array; the job makes its arrays on the worker.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
+from mlxlab.client.discovery import DEFAULT
 from mlxlab.decoding import Decoder, Grammar
 from mlxlab.engine import Barred, Engine, Forced, LogitsProcessor, Sampler
 from mlxlab.engine.json_constraint import JsonConstraint, constraint_tokenizer
@@ -90,6 +92,17 @@ class Preparation:
             ModelError: the model is missing.
         """
         return self._folder(self.aliases.default.model)
+
+    def load(self) -> None:
+        """Load the default model's tokenizer, template and grammar.
+
+        What fails here fails again with the first request, which reports it.
+        """
+        messages = [{"role": "user", "content": "Hello."}]
+        body = {"model": DEFAULT, "messages": messages}
+        with suppress(Exception):
+            prepared = self.render(TokenCountRequest.model_validate(body))
+            self._grammar(prepared.alias.model)
 
     def render(self, request: TokenCountRequest) -> Prepared:
         """Choose the model and render the prompt.

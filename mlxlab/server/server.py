@@ -119,8 +119,10 @@ class Status:
         waiting: requests in the queue.
         peak: most bytes of memory in use so far.
         budget: most bytes that may be in use.
+        unbatched: loaded models whose answers do not share a batch.
         pinned: stored tokens that are evicted last.
         warm_up: how far the latest warm-up is; empty without one.
+        failure: why the recording has stopped by itself, and where; else empty.
     """
 
     server: str
@@ -129,8 +131,10 @@ class Status:
     waiting: int
     peak: int
     budget: int
+    unbatched: tuple[str, ...] = ()
     pinned: int = 0
     warm_up: str = ""
+    failure: str = ""
 
     def __repr__(self) -> str:
         prompt = int(self.requests.prompt_tokens.sum())
@@ -141,6 +145,8 @@ class Status:
             f"{self.peak / _GIB:.2f} of {self.budget / _GIB:.1f} GiB used at most"
             + (f", {self.pinned:,} tokens pinned" if self.pinned else "")
             + (f", {self.warm_up}" if self.warm_up else "")
+            + "".join(f"; answers of {m} share no batch" for m in self.unbatched)
+            + (f"; the recording has stopped: {self.failure}" if self.failure else "")
         )
 
     def plot(self) -> Picture:
@@ -188,7 +194,8 @@ class Server:
             chunk=options.chunk,
             loader=loader,
             disk=options.disk_folder,
-            generated=None if options.token else name_of(self.token.encode()),
+            credential=name_of(self.token.encode()),
+            generated=options.token is None,
         )
         self._service = Service(
             aliases.with_disk(options.disk),
@@ -274,7 +281,7 @@ class Server:
         """Return the requests served so far."""
         scheduler = self._service.scheduler
         running = scheduler.unfinished - scheduler.waiting
-        memory = self._service.pool.memory
+        memory, batched = self._service.pool.memory, self._service.pool.batched
         return Status(
             repr(self),
             self.requests,
@@ -282,8 +289,10 @@ class Server:
             scheduler.waiting,
             memory.peak,
             memory.budget,
+            tuple(name for name, shares in batched.items() if not shares),
             self._service.pinned,
             str(self._warm_up or ""),
+            self._tee.failure,
         )
 
     def warm_up(self, trace: str | Path | Trace) -> None:
@@ -319,6 +328,7 @@ class Server:
         notes, tokenizers = {"server": "mlxlab"}, self._service.tokenizer
         writer = TraceWriter(path, notes, tokenizers) if path else None
         before, self._tee.writer = self._tee.writer, writer
+        self._tee.failure = ""
         self.trace = writer.path if writer else None
         if writer:
             note_latest(writer.path)
@@ -385,7 +395,8 @@ class Server:
             "rules": alias.rules,
         }
         if self.trace:
-            facts["recording"] = self.trace
+            failure = self._tee.failure
+            facts["recording"] = f"stopped: {failure}" if failure else self.trace
         notices = self.notices
         return (
             _definitions(facts)

@@ -224,8 +224,9 @@ class Service:
         running = self.scheduler.unfinished - waiting
         memory = self.pool.memory
         held = {"budget": memory.budget, "peak": memory.peak}
+        stored, on_disk, batched = self._stored, self._on_disk, self.pool.batched
         return self.metrics.text(
-            running, waiting, held, self._stored, self._on_disk, self.pinned
+            running, waiting, held, stored, on_disk, batched, self.pinned
         )
 
     async def _prepared(
@@ -265,7 +266,9 @@ class Service:
 
     def _load(self, preparation: Preparation) -> None:
         strategy = preparation.aliases.default.strategy
-        self.worker.call(self.pool.load, preparation.folder, strategy)
+        loaded = self.worker.submit(self.pool.load, preparation.folder, strategy)
+        preparation.load()  # meanwhile
+        loaded.result()
 
     def _keep_only(self, wanted: Collection[tuple[str, str]]) -> None:
         self.pool.keep_only(wanted)

@@ -10,7 +10,7 @@ import time
 from itertools import count
 from weakref import WeakValueDictionary
 
-from mlxlab.blas import preload
+from mlxlab.backend import prepare
 from mlxlab.errors import IntegrityError, StrategyError
 from mlxlab.models.layout import Windows
 from mlxlab.prompt import Prompt, Tokens
@@ -98,7 +98,7 @@ class MlxLmLru(Strategy):
 
     def __init__(self, **parameters: ParameterValue) -> None:
         super().__init__(**parameters)
-        preload()  # before mlx is imported, here as in mlxlab.engine
+        prepare()  # here as in mlxlab.engine
         try:
             from mlx_lm.models.cache import LRUPromptCache
         except ImportError as error:

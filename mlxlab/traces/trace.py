@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from mlxlab.content import open_content
 from mlxlab.errors import TraceError
 from mlxlab.traces.dedup import LISTS, Parts, join
 from mlxlab.traces.schema import (
@@ -193,7 +194,7 @@ def read_trace(path: str | Path) -> Trace:
     if path.is_dir():
         raise TraceError(f"{path}: a folder; give a trace file (.jsonl)")
     try:
-        with path.open("rb") as lines:
+        with open_content(path) as lines:
             return _Reader(path).read(lines)
     except OSError as error:
         raise TraceError(f"{path}: {error.strerror}; give a trace file") from None

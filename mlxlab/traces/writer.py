@@ -78,6 +78,11 @@ class TraceWriter:
             self._close()
 
     @property
+    def is_open(self) -> bool:
+        """Whether more can be recorded; not after the disk has refused a line."""
+        return self._descriptor >= 0
+
+    @property
     def secrets(self) -> int:
         """Secrets replaced so far."""
         return self._lines.secrets
@@ -124,7 +129,9 @@ class TraceWriter:
             with suppress(OSError):
                 os.ftruncate(self._descriptor, end)
             self._close()
-            raise TraceError(f"{self.path}: {error.strerror}") from None
+            raise TraceError(
+                f"{self.path}: {error.strerror}; {self._next} requests are in it"
+            ) from None
 
     def _close(self) -> None:
         if self._descriptor >= 0:

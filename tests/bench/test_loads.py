@@ -98,8 +98,33 @@ def test_a_restart_keeps_the_home_and_uses_the_options_for_it(
     prompts = Prompts(find_model(), SIZES)
     server = replace(stand_in(), keep=("busy",))
     put_on([server], prompts, rounds=1, library=None)
-    (first, _), (before, home), (after, same) = started
+    (first, _), (before, home), (after, same), *_ = started
     assert first != "busy"
     assert before == after == "busy"
     assert home is not None
     assert home == same
+
+
+def test_a_server_with_a_disk_answers_a_session_with_and_without_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[str] = []
+
+    @contextmanager
+    def noted(server: Server, *others: Any, **named: Any) -> Iterator[httpx.Client]:
+        started.append(server.command[-1])
+        with running(server, *others, **named) as client:
+            yield client
+
+    monkeypatch.setattr(loads, "running", noted)
+    server = replace(stand_in(), keep=("busy",))
+    prompts = Prompts(find_model(), SIZES)
+    samples, _ = put_on([server], prompts, rounds=2, library=None)
+    plain = server.command[-1]
+    assert started[3:5] == [plain, "busy"]
+    assert started[8:10] == ["busy", plain]
+    for part in (Part.WRITING, Part.NOT_WRITING):
+        own = [s for s in samples if isinstance(s, Loaded) and s.part is part]
+        assert [s.round for s in own] == 7 * [0] + 7 * [1]
+        assert {s.answer.generated for s in own} == {SIZES.answer}
+        assert {s.load for s in own} == {Load.WRITING}

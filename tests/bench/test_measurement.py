@@ -81,6 +81,9 @@ def test_a_server_can_have_a_home_that_stays_with_files(tmp_path: Path) -> None:
         answer = client.post("/v1/messages", json=BODY).text
     assert f"'{home}'" in answer
     assert (home / ".cache/a/b").read_text() == "known"
+    (home / ".cache/a/b").write_text("what the server has made of it")
+    with running(server, None, home=home):
+        assert (home / ".cache/a/b").read_text() == "what the server has made of it"
 
 
 def test_a_server_has_gone_after_the_block() -> None:

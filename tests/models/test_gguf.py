@@ -449,7 +449,10 @@ def test_what_is_no_file_is_refused(tmp_path: Path, cache: Path) -> None:
     pipe = tmp_path / "pipe.gguf"
     os.mkfifo(pipe)
     assert refused(pipe, cache) == "not a regular file; give a GGUF file"
-    assert refused(tmp_path / "no.gguf", cache) == "No such file or directory"
+    assert (
+        refused(tmp_path / "no.gguf", cache)
+        == "No such file or directory; give a GGUF file"
+    )
     folder = tmp_path / "folder.gguf"
     folder.mkdir()
     with pytest.raises(ModelError, match=r"config\.json cannot be read"):

@@ -16,10 +16,11 @@ from mlxlab.analysis.compare import compare
 from mlxlab.analysis.misses.run import misses
 from mlxlab.analysis.sweep import sweep
 from mlxlab.analysis.tune import tune
-from mlxlab.engine import load_model
+from mlxlab.engine import Engine, Loader, load_model, loading
 from mlxlab.errors import ModelError
 from mlxlab.models.folder import find_model
 from mlxlab.models.layout import CacheKind, CacheLayout, LayerCache
+from mlxlab.prompt import Prompt
 from tests.support.architectures import configurations, save_architecture
 from tests.support.exchanges import small_trace
 from tests.support.models import save_model
@@ -138,6 +139,139 @@ def test_loading_keeps_what_it_finds(
     monkeypatch.setattr(subprocess, "run", refuse)
     load_model(find_model(str(folder)))
     assert find_model(str(folder)).layout == LAYOUT
+
+
+@pytest.fixture
+def trials(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The trials of a test, as they are made."""
+    made: list[str] = []
+    for name in ("try_out", "try_batch"):
+        run = getattr(loading, name)
+
+        def counted(model: Any, name: str = name, run: Any = run) -> Any:
+            made.append(name)
+            return run(model)
+
+        monkeypatch.setattr(loading, name, counted)
+    return made
+
+
+def test_a_model_is_tried_out_once(kept: Path, folder: Path, trials: list[str]) -> None:
+    first = Loader().load(find_model(str(folder)))
+    assert trials == ["try_out", "try_batch"]
+    (file,) = kept.iterdir()
+    written = file.stat().st_mtime_ns, file.stat().st_ino
+    second = Loader().load(find_model(str(folder)))
+    assert len(trials) == 2
+    assert (second.layout, second.batched) == (first.layout, first.batched)
+    assert first.batched
+    assert (file.stat().st_mtime_ns, file.stat().st_ino) == written
+
+
+def test_a_model_that_is_not_tried_out_is_warmed_up(
+    kept: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[int] = []
+    replay = Engine.replay
+
+    def watched(self: Engine, prompt: Prompt, *arguments: Any, **options: Any) -> Any:
+        computed.append(len(prompt))
+        return replay(self, prompt, *arguments, **options)
+
+    monkeypatch.setattr(Engine, "replay", watched)
+    load_model(find_model(str(folder)))
+    assert computed == []
+    load_model(find_model(str(folder)))
+    assert computed == [16]
+
+
+def test_the_bundled_model_is_tried_out_once(kept: Path, trials: list[str]) -> None:
+    for _ in range(2):
+        assert Loader().load(find_model()).layout == find_model().layout
+    assert trials == ["try_out", "try_batch"]
+
+
+def test_one_at_a_time_is_kept(
+    kept: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "try_batch", lambda model: False)
+    assert not Loader().load(find_model(str(folder))).batched
+    monkeypatch.setattr(loading, "try_batch", refuse)
+    assert not Loader().load(find_model(str(folder))).batched
+
+
+CHANGES = {
+    "mlx": ("mlxlab.models.layout_record._engine", lambda: "mlx 0.1, mlx-lm 0.1"),
+    "device": ("mlxlab.engine.trial.device_name", lambda: "another"),
+    "engine": ("mlxlab.engine.trial.__file__", __file__),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_a_trial_depends_on_is_compared(
+    kept: Path,
+    folder: Path,
+    trials: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    load_model(find_model(str(folder)))
+    monkeypatch.setattr(*CHANGES[name])
+    for _ in range(2):
+        load_model(find_model(str(folder)))
+    assert len(trials) == 4
+
+
+def test_another_model_is_tried_out(
+    kept: Path, folder: Path, tmp_path: Path, trials: list[str]
+) -> None:
+    load_model(find_model(str(folder)))
+    load_model(find_model(str(save_model(tmp_path / "other", dtype=mx.float32))))
+    assert len(trials) == 4
+
+
+@pytest.mark.parametrize("spoil", ["broken", "open", "refused", "no trial"])
+def test_a_model_without_a_kept_trial_is_tried_out(
+    kept: Path, folder: Path, trials: list[str], spoil: str
+) -> None:
+    load_model(find_model(str(folder)))
+    (file,) = kept.iterdir()
+    record = json.loads(file.read_text())
+    match spoil:
+        case "broken":
+            file.write_text("{")
+        case "open":
+            file.chmod(0o666)
+        case "refused":
+            refused = {"layout": None, "trial": None, "refusal": "why"}
+            file.write_text(json.dumps(record | refused))
+        case "no trial":
+            file.write_text(json.dumps(record | {"trial": None}))
+    load_model(find_model(str(folder)))
+    assert len(trials) == 4
+    assert json.loads(file.read_text()) == record
+    assert file.stat().st_mode & 0o077 == 0
+
+
+def test_an_outline_is_not_a_trial(kept: Path, folder: Path, trials: list[str]) -> None:
+    assert find_model(str(folder)).layout == LAYOUT
+    load_model(find_model(str(folder)))
+    assert len(trials) == 2
+
+
+@pytest.mark.skipif(not configurations(), reason="no shared/models/configs.json")
+def test_a_refused_model_is_tried_out_and_refused_again(
+    kept: Path, tmp_path: Path, trials: list[str]
+) -> None:
+    save_architecture(tmp_path / "model", configurations()["plamo3"])
+    written = []
+    for _ in range(2):
+        with pytest.raises(ModelError, match="depend on the size of the chunks"):
+            load_model(find_model(str(tmp_path / "model")))
+        (file,) = kept.iterdir()
+        written.append((file.stat().st_mtime_ns, file.stat().st_ino))
+    assert trials == ["try_out", "try_out"]
+    assert written[0] == written[1]
 
 
 @pytest.mark.skipif(not configurations(), reason="no shared/models/configs.json")

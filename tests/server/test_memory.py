@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -19,7 +21,7 @@ from mlxlab.models.folder import find_model
 from mlxlab.prompt import Prompt
 from mlxlab.server.server import Server
 from mlxlab.strategies import make_strategy
-from tests.support.endpoint import Client, ask, served, until, words
+from tests.support.endpoint import Client, ask, copy_tiny, served, until, words
 
 MIB = 2**20
 
@@ -243,3 +245,34 @@ def test_what_a_chunk_needs_is_foreseen(model: Any) -> None:
     for _ in engine.fill(prefill):
         found = mx.get_peak_memory() - mx.get_active_memory()
     assert found <= foreseen < 3 * found
+
+
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    """Garbage stays until the server itself collects it."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_dropped_tokens_are_free_at_once(uncollected: None) -> None:
+    with served() as server, Client(server.url) as client:
+        pool, call = server._service.pool, server._worker.call
+        before = call(mx.get_active_memory)
+        client.ask(ask(words(1500), max_tokens=2))
+        until(lambda: server._service.scheduler.unfinished == 0)
+        held = call(lambda: sum(pool.stored.values()))
+        assert call(mx.get_active_memory) >= before + held > before + 4 * MIB
+        assert call(pool.release)
+        assert call(mx.get_active_memory) < before + MIB
+
+
+def test_models_that_are_replaced_are_free_at_once(
+    uncollected: None, tmp_path: Path
+) -> None:
+    with served(memory=24 * MIB) as server, Client(server.url) as client:
+        for name in ("a", "b", "c", "d"):
+            client.ask(ask(max_tokens=2))
+            server.configure(model=copy_tiny(tmp_path / name))
+        assert client.ask(ask(max_tokens=2))["stop_reason"]

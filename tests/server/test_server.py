@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +18,7 @@ from mlxlab.engine import Loader
 from mlxlab.errors import MlxlabError, ModelError, ServerError, TraceError
 from mlxlab.models import tiny
 from mlxlab.server.server import Options, Server, serve
-from mlxlab.traces import load_trace
+from mlxlab.traces import load_trace, read_trace
 from tests.support import wire
 from tests.support.endpoint import (
     TOKEN,
@@ -131,6 +133,26 @@ def test_a_broken_model_changes_nothing(
         server.configure(model=str(broken))
     assert server.aliases.default.model == "tiny"
     assert client.ask(ask())["stop_reason"]
+
+
+def test_a_recording_that_stops_is_in_the_status(
+    tmp_path: Path, server: Server, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.record(tmp_path / "first.jsonl")
+
+    def write(descriptor: int, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mlxlab.traces.writer._write", write)
+        assert client.ask(ask())["stop_reason"]
+    assert "first.jsonl: No space left on device; 0 requests" in repr(server.status())
+    assert "stopped: " in server._repr_html_()
+    server.record(tmp_path / "second.jsonl")
+    assert "stopped" not in repr(server.status())
+    assert client.ask(ask())["stop_reason"]
+    server.record(None)
+    assert len(read_trace(tmp_path / "second.jsonl").inference) == 1
 
 
 def test_a_change_leaves_a_running_answer_alone(server: Server, client: Client) -> None:

@@ -16,6 +16,7 @@ from mlxlab.engine import Request
 from mlxlab.server.generation import Item, Job, request_of
 from mlxlab.server.server import Server
 from tests.support import wire
+from tests.support.architectures import save_architecture
 from tests.support.endpoint import Client, ask, error_of, served, until, words
 
 ALIASES = {
@@ -24,6 +25,21 @@ ALIASES = {
         "fast": {"strategy": "prefix", "thinking": "off"},
     },
     "tiers": {"haiku": "fast"},
+}
+#: mlx-lm batches its answers wrongly.
+GEMMA2 = {
+    "model_type": "gemma2",
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "rms_norm_eps": 1e-6,
+    "vocab_size": 8704,
+    "max_position_embeddings": 4096,
+    "dtype": "float32",
+    "eos_token_id": 8697,
 }
 SESSION = [body for body, _ in wire.session(5)]
 
@@ -162,6 +178,28 @@ def test_metrics_add_up_with_the_requests() -> None:
             f"6 requests, {rows.reused_tokens.sum() / rows.prompt_tokens.sum():.1%}"
             in shown
         )
+
+
+def test_models_whose_answers_share_no_batch_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "<gemma2>"
+    save_architecture(folder, GEMMA2)
+    aliases = {"aliases": {"default": {}, "other": {"model": str(folder)}}}
+    with served(aliases=aliases) as server, Client(server.url) as client:
+        at = "mlxlab_model_batched"
+        assert samples(client)[at, "tiny", "", ""] == 1
+        assert "share no batch" not in repr(server.status())
+        client.ask(ask(model="other", max_tokens=1))
+        assert samples(client)[at, "tiny", "", ""] == 1
+        assert samples(client)[at, str(folder), "", ""] == 0
+        status = server.status()
+        assert status.unbatched == (str(folder),)
+        assert repr(status).endswith(f"; answers of {folder} share no batch")
+        assert "&lt;gemma2&gt; share no batch" in status._repr_html_()
+        server.configure(model=str(folder))
+        assert str(folder) in repr(server.status())
+    with served(str(folder)) as server, Client(server.url) as client:
+        assert server.status().unbatched == (str(folder),)
+        assert (at, "tiny", "", "") not in samples(client)
 
 
 def test_metrics_forget_caches_that_are_gone(client: Client, server: Server) -> None:

@@ -68,5 +68,8 @@ def rounds_under_load(server: str, pace: float) -> list[LoadSample]:
         yield own(Load.RESTART, Part.WARM, times(2))
         yield own(Load.RESTART, Part.RESTARTED, times(3))
         yield own(Load.RESTART, Part.STARTED, times(8))
+        for last in (8, 9, 20):
+            yield own(Load.WRITING, Part.NOT_WRITING, times(2, last))
+            yield own(Load.WRITING, Part.WRITING, times(3, 2 * last))
 
     return [sample for number in range(2) for sample in of(number)]

@@ -164,21 +164,13 @@ def remember(found: Fidelity, path: Path | None = None) -> None:
 
 
 def recall(key: RecordKey) -> FidelityRecord | None:
-    """Return the user's latest figures, else mlxlab's own; None if there are none.
-
-    Raises:
-        OSError: see :func:`mlxlab.files.cache_folder`.
-    """
+    """Return the user's latest figures, else mlxlab's own; None if there are none."""
     found = (*_read_own(key.model), *_read(_PREPARED))
     return next((m for m in found if m.key == key), None)
 
 
 def known(model: str) -> list[FidelityRecord]:
-    """Return all figures for the model with that digest, the latest of each key.
-
-    Raises:
-        OSError: see :func:`mlxlab.files.cache_folder`.
-    """
+    """Return all figures for the model with that digest, the latest of each key."""
     found = (*_read(_PREPARED), *_read_own(model))
     own = [m for m in found if m.key.model == model]
     return [m for m in own if recall(m.key) == m]
@@ -190,7 +182,11 @@ def _path(digest: str) -> Path:
 
 def _read_own(digest: str) -> tuple[FidelityRecord, ...]:
     """Read the user's own figures; a file that others may have written is ignored."""
-    return _read(_path(digest), read_own)
+    try:
+        path = _path(digest)
+    except FileNotFoundError:  # no cache folder
+        return ()
+    return _read(path, read_own)
 
 
 def _read(

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxlab.errors import ModelError
-from mlxlab.models.gguf.header import QUANTIZED, Header, Tensor, open_regular
+from mlxlab.models.gguf.header import QUANTIZED, Header, Tensor, open_file
 
 __all__ = ["Config", "check_tensors", "place_weights", "read_config"]
 
@@ -244,7 +244,7 @@ def _rope_scaling(
 def _rope_factors(tensor: Tensor, path: Path, head_dim: int) -> NDArray[np.float64]:
     if tensor.kind != "F32" or tensor.shape != (head_dim // 2,):
         raise ModelError(f"tensor {_ROPE_FACTORS!r} is {tensor.kind} {tensor.shape}")
-    with open_regular(path) as file:
+    with open_file(path) as file:
         file.seek(tensor.start)
         data = file.read(2 * head_dim)
     return np.frombuffer(data, dtype="<f4").astype(np.float64)

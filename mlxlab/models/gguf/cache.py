@@ -13,9 +13,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from mlxlab.content import content_sample
 from mlxlab.errors import ModelError
-from mlxlab.files import cache_folder, content_sample, make_folder, replaced
-from mlxlab.models.gguf.header import open_regular, read_header
+from mlxlab.files import cache_folder, make_folder, replaced
+from mlxlab.models.gguf.header import open_file, read_header
 from mlxlab.ownership import require_own
 
 __all__ = ["unpack"]
@@ -45,7 +46,7 @@ def unpack(file: Path) -> Path:
         OSError: the cache folder cannot be written.
     """
     try:
-        open_regular(file).close()
+        open_file(file).close()
         digest = hashlib.sha256(f"{_VERSION} {file.stat().st_mtime_ns} ".encode())
         digest.update(content_sample(file))
         name = f"{file.stem}-{digest.hexdigest()[:16]}"

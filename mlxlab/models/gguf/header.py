@@ -7,7 +7,6 @@ are wrong. So every one of them is checked here first, without mlx.
 from __future__ import annotations
 
 import os
-import stat
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ from math import prod
 from pathlib import Path
 from typing import IO, Any
 
+from mlxlab.content import open_regular
 from mlxlab.errors import ModelError
 
-__all__ = ["QUANTIZED", "Header", "Tensor", "open_regular", "read_header"]
+__all__ = ["QUANTIZED", "Header", "Tensor", "open_file", "read_header"]
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -75,21 +75,17 @@ class Header:
     tensors: Mapping[str, Tensor]
 
 
-def open_regular(path: Path) -> IO[bytes]:
-    """Open a regular file for reading, without waiting for a pipe.
+def open_file(path: Path) -> IO[bytes]:
+    """Open a GGUF file for reading.
 
     Raises:
         ModelError: it is missing, cannot be read, or is not a regular file.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        return open_regular(path)
     except OSError as error:
-        raise ModelError(error.strerror or "cannot be read") from None
-    file = os.fdopen(descriptor, "rb")
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        file.close()
-        raise ModelError("not a regular file; give a GGUF file")
-    return file
+        reason = error.strerror or "cannot be read"
+        raise ModelError(f"{reason}; give a GGUF file") from None
 
 
 def read_header(path: Path) -> Header:
@@ -98,7 +94,7 @@ def read_header(path: Path) -> Header:
     Raises:
         ModelError: the file is damaged, or mlx cannot read it right.
     """
-    with open_regular(path) as file:
+    with open_file(path) as file:
         return _Reader(file).header()
 
 

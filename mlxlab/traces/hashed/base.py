@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from mlxlab.files import unpacked
+from mlxlab.content import unpacked
 from mlxlab.traces.formats import Format, Registry
 from mlxlab.traces.hashed.trace import HashedRequest, HashedTrace
 
@@ -64,6 +64,6 @@ def _head(path: Path) -> bytes:
     """Return the beginning of a file without white space, empty if unreadable."""
     try:
         with unpacked(path) as file:
-            return b"".join(file.read(_HEAD_BYTES).split())
+            return b"".join(file.head(_HEAD_BYTES).split())
     except OSError:
         return b""

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
-from typing import IO, Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
 from pydantic import (
@@ -29,8 +29,9 @@ from pydantic import (
     ValidationError,
 )
 
+from mlxlab.content import Content, unpacked
 from mlxlab.errors import TraceError
-from mlxlab.files import replaced, unpacked
+from mlxlab.files import replaced
 from mlxlab.prompt import Role, Segment, Tokens
 from mlxlab.traces.hashed.base import HASHED_FORMATS, HashedFormat
 from mlxlab.traces.hashed.trace import HashedRequest
@@ -39,6 +40,8 @@ from mlxlab.traces.schema import HeaderLine, Json, encode
 __all__ = ["HashedFile", "Hasher", "write_hashed"]
 
 HASH_BYTES = 8
+#: Most hashes of a request: of four million tokens, each by itself.
+_MOST = 2**22
 _Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 _Runs: TypeAlias = list[tuple[_Count, Annotated[int, Field(ge=1, le=2**31 - 1)]]]
 
@@ -186,13 +189,14 @@ class HashedFile(HashedFormat):
     signature = b'"kind":"hashed"'
 
     def unit(self, path: Path) -> int:
-        with _opened(path) as lines:
-            return _header(path, lines.readline()).unit
+        with _opened(path) as content:
+            return _header(path, next(iter(content), b"")).unit
 
     def requests(self, path: Path) -> Iterator[HashedRequest]:
         counts = {"chained": 0, "content": 0}
-        with _opened(path) as lines:
-            _header(path, lines.readline())
+        with _opened(path) as content:
+            lines = iter(content)
+            _header(path, next(lines, b""))
             for number, data in enumerate(lines, start=2):
                 try:
                     line = _LINES.validate_json(data)
@@ -252,6 +256,8 @@ def _request(line: _Request, counts: Mapping[str, int]) -> HashedRequest:
 def _numbers(runs: _Runs, known: int) -> Tokens:
     if any(first + count > known for first, count in runs):
         raise ValueError(f"a run beyond the {known} hashes so far; accepted: earlier")
+    if sum(count for _, count in runs) > _MOST:
+        raise ValueError(f"more than {_MOST:,} hashes; accepted: those of a prompt")
     ranges = [np.arange(f, f + count, dtype=np.int32) for f, count in runs]
     return np.concatenate(ranges) if ranges else np.empty(0, np.int32)
 
@@ -270,7 +276,7 @@ def _refusal(path: Path, number: int, error: ValidationError) -> TraceError:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def _opened(path: Path) -> Iterator[Content]:
     try:
         with unpacked(path) as lines:
             yield lines

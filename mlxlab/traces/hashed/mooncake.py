@@ -14,8 +14,8 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
+from mlxlab.content import unpacked
 from mlxlab.errors import TraceError
-from mlxlab.files import unpacked
 from mlxlab.traces.hashed.base import HASHED_FORMATS, HashedFormat
 from mlxlab.traces.hashed.trace import HashedRequest
 

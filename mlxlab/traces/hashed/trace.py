@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
+from mlxlab.content import open_regular
 from mlxlab.prompt import Role, Tokens
 
 __all__ = ["HashedRequest", "HashedTrace", "Reader"]
@@ -80,5 +81,5 @@ class HashedTrace:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the file."""
-        with self.path.open("rb") as file:
+        with open_regular(self.path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

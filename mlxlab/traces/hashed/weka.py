@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
+from mlxlab.content import unpacked
 from mlxlab.errors import TraceError
-from mlxlab.files import unpacked
 from mlxlab.prompt import Role
 from mlxlab.traces.hashed.base import HASHED_FORMATS, HashedFormat
 from mlxlab.traces.hashed.trace import HashedRequest

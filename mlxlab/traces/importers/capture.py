@@ -13,6 +13,7 @@ from typing import NoReturn
 from pydantic import BaseModel, ConfigDict, ValidationError
 from tqdm.auto import tqdm
 
+from mlxlab.content import open_content
 from mlxlab.errors import TraceError
 from mlxlab.traces.importers.base import IMPORTERS, Importer, Selection
 from mlxlab.traces.importers.files import bytes_bar, find_sources, peek
@@ -62,7 +63,7 @@ class Capture(Importer):
 
 def _captured(path: Path, bar: tqdm[NoReturn]) -> Iterator[_Captured]:
     number = 0
-    with path.open("rb") as lines:
+    with open_content(path) as lines:
         for number, line in enumerate(lines, start=1):
             bar.update(len(line))
             try:

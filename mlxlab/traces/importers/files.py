@@ -15,6 +15,7 @@ from typing import IO, NoReturn
 
 from tqdm.auto import tqdm
 
+from mlxlab.content import LONGEST, open_regular, read_whole
 from mlxlab.errors import TraceError
 from mlxlab.traces.importers.tally import Tally
 from mlxlab.traces.schema import Json, decode
@@ -29,8 +30,6 @@ __all__ = [
     "read_records",
 ]
 
-#: Longer lines are skipped, in bytes.
-LONGEST = 100_000_000
 _CHUNK = 1 << 20
 _PEEKED_LINES = 50
 
@@ -131,7 +130,7 @@ def read_records(
         bar: a bar to advance, in bytes.
     """
     try:
-        with source.path.open("rb") as file:
+        with open_regular(source.path) as file:
             for number, line in enumerate(_lines(file, bar), start=1):
                 place = f"{source}:{number}"
                 if line is None:
@@ -148,7 +147,7 @@ def read_document(source: Source, tally: Tally) -> dict[str, Json] | None:
         tally.name(f"file over {LONGEST:,} bytes skipped", str(source))
         return None
     try:
-        value = _decoded(source.path.read_bytes())
+        value = _decoded(read_whole(source.path))
     except OSError as error:
         tally.name("file that cannot be read skipped", f"{source} ({error.strerror})")
         return None
@@ -162,7 +161,7 @@ def peek(path: Path) -> list[dict[str, Json]]:
     """Return the JSON objects in the first lines of a file, none if unreadable."""
     records: list[dict[str, Json]] = []
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             for _, line in zip(range(_PEEKED_LINES), _lines(file), strict=False):
                 value = _decoded(line or b"")
                 if isinstance(value, dict):

@@ -22,6 +22,7 @@ from pydantic import (
     ValidationError,
 )
 
+from mlxlab.content import read_whole
 from mlxlab.errors import ScriptError
 from mlxlab.traces.schema import Json, decode, encode
 
@@ -137,7 +138,7 @@ def read_script(path: str | Path) -> Script:
         ScriptError: the file cannot be read or is not a script; the message says where.
     """
     try:
-        return Script.model_validate(decode(Path(path).read_bytes()))
+        return Script.model_validate(decode(read_whole(Path(path))))
     except OSError as error:
         raise ScriptError(f"{path}: {error.strerror}; give a script (.json)") from None
     except ValidationError as error:

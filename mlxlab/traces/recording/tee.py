@@ -18,7 +18,7 @@ from mlxlab.errors import TraceError
 from mlxlab.traces.schema import Json, decode
 from mlxlab.traces.trace import Response
 from mlxlab.traces.writer import TraceWriter
-from mlxlab.web.errors import ApiError, error_response, new_request_id
+from mlxlab.web.guard import replayed
 from mlxlab.web.sse import MessageAccumulator
 
 __all__ = ["Tee", "api_path", "json_object"]
@@ -32,7 +32,7 @@ class Tee:
     """ASGI middleware: requests below ``/v1`` and their answers go into a trace.
 
     A request is written before the application sees it, and its answer when it has
-    ended, complete or not. A request that cannot be written is answered with 500.
+    ended, complete or not. What cannot be written is answered all the same.
     Expects the whole body in one message, as :class:`mlxlab.web.guard.Guard` sends it.
 
     An application that answers from a script says so in ``scope["state"]["script"]``;
@@ -48,11 +48,13 @@ class Tee:
     Attributes:
         writer: where requests that arrive from now on are written; None lets them
             pass. May be changed at any time.
+        failure: why the latest recording has stopped by itself, and where; else empty.
     """
 
     def __init__(self, app: ASGIApp, writer: TraceWriter | None = None) -> None:
         self.app = app
         self.writer = writer
+        self.failure = ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         writer = self.writer
@@ -66,12 +68,19 @@ class Tee:
         try:
             id = await run_sync(exchange.record, asked["body"])
         except TraceError as error:
-            log.error("%s", error)
-            request_id = scope.get("request_id") or new_request_id()
-            refusal = error_response(ApiError(500, str(error)), request_id)
-            await refusal(scope, receive, send)
+            self._note(writer, "a request", error)
+            await self.app(scope, replayed(asked["body"], receive), send)
             return
         await self._answer(exchange, id, asked, receive, send)
+
+    def _note(self, writer: TraceWriter, part: str, error: TraceError) -> None:
+        """Note what is not in the trace, and whether the recording goes on."""
+        if writer.is_open:
+            log.error("%s is not in the trace: %s", part, error)
+        elif self.writer is writer:
+            self.writer = None
+            self.failure = str(error)
+            log.error("the recording has stopped: %s", error)
 
     async def _answer(
         self, exchange: _Exchange, id: int, asked: Message, receive: Receive, send: Send
@@ -81,7 +90,10 @@ class Tee:
         async def conclude() -> None:
             # Also when the client has gone, which cancels what is not shielded.
             with anyio.CancelScope(shield=True):
-                await run_sync(exchange.conclude, id)
+                try:
+                    await run_sync(exchange.conclude, id)
+                except TraceError as error:
+                    self._note(exchange.writer, "an answer", error)
 
         async def receive_again() -> Message:
             return unread.pop() if unread else await receive()
@@ -137,7 +149,11 @@ class _Exchange:
             self.is_complete = not message.get("more_body", False)
 
     def conclude(self, id: int) -> None:
-        """Write the answer once, if one has begun."""
+        """Write the answer once, if one has begun.
+
+        Raises:
+            TraceError: it cannot be written.
+        """
         if self.status is None or self.is_concluded:
             return
         self.is_concluded = True
@@ -152,10 +168,7 @@ class _Exchange:
             configuration=self.scope["state"].get("configuration"),
             order=self.scope["state"].get("order"),
         )
-        try:
-            self.writer.response(id, response)
-        except TraceError as error:
-            log.error("an answer is not in the trace: %s", error)
+        self.writer.response(id, response)
 
 
 class _Heard:

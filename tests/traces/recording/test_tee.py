@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -224,28 +226,51 @@ def test_the_writer_may_change_between_and_within_requests(
     assert all(e.response is not None for e in [*first, *later])
 
 
-def test_a_request_that_cannot_be_written_is_not_answered(
+@pytest.mark.parametrize("lines", [0, 2, 3, 5])
+def test_a_full_disk_stops_the_recording_and_nothing_else(
+    writer: TraceWriter,
+    lines: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The disk takes some lines more, then half of one."""
+    left = iter(range(lines))
+
+    def write(descriptor: int, data: bytes) -> None:
+        if next(left, None) is None:
+            os.write(descriptor, data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.write(descriptor, data)
+
+    monkeypatch.setattr("mlxlab.traces.writer._write", write)
+    app = App()
+    tee = Tee(app, writer)
+    for number in range(4):
+        assert drive(tee, received=sent({"number": number})).json == {}
+    assert app.asked[-1]["body"] == sent({"number": 3})[0]["body"]
+    whole = read_trace(writer.path)
+    assert len(whole) == -(-lines // 2)
+    assert tee.writer is None
+    assert tee.failure.endswith(
+        f"No space left on device; {len(whole)} requests are in it"
+    )
+    assert caplog.messages == [f"the recording has stopped: {tee.failure}"]
+
+
+def test_a_body_that_cannot_be_written_stops_nothing(
     writer: TraceWriter, caplog: pytest.LogCaptureFixture
 ) -> None:
     app = App()
-    writer.close()
-    refused = drive(Tee(app, writer), http_scope(request_id="req_7"), sent())
-    assert refused.status == 500
-    assert refused.json["error"]["type"] == "api_error"
-    assert refused.json["request_id"] == refused.headers["request-id"] == "req_7"
-    assert "closed" in caplog.text
-    assert not app.asked
-
-
-def test_an_answer_that_cannot_be_written_still_arrives(
-    writer: TraceWriter, caplog: pytest.LogCaptureFixture
-) -> None:
-    async def closing(scope: Scope, receive: Receive, send: Send) -> None:
-        writer.close()
-        await App()(scope, receive, send)
-
-    assert drive(Tee(closing, writer), received=sent()).json == {}
-    assert "an answer is not in the trace" in caplog.text
+    tee = Tee(app, writer)
+    deep: Any = 1
+    for _ in range(900):
+        deep = [deep]
+    assert drive(tee, received=sent({"system": deep})).json == {}
+    assert drive(tee, received=sent({"number": 1})).json == {}
+    assert [e.body for e in read_trace(writer.path)][-1] == {"number": 1}
+    assert (tee.writer, tee.failure) == (writer, "")
+    (message,) = caplog.messages
+    assert message.startswith("a request is not in the trace")
 
 
 def test_a_client_that_left_before_is_not_recorded(writer: TraceWriter) -> None:

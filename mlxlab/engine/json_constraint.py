@@ -7,20 +7,26 @@ Constrained answers therefore decode more slowly than free ones.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from copy import copy
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import llguidance.hf
 import llguidance.numpy
 import mlx.core as mx
 import numpy as np
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from mlxlab.errors import RequestError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["JsonConstraint", "constraint_tokenizer"]
+__all__ = ["LIMITS", "OPTIONS", "JsonConstraint", "constraint_tokenizer", "refusal"]
+
+#: Of the conversion. An unsure model writes white space without end.
+OPTIONS = {"whitespace_flexible": False}
+#: Of the compiled schema; the library's own refuse 500 optional properties.
+LIMITS: dict[str, Any] = {"max_items_in_row": 20_000, "step_max_items": 200_000}
 
 _MOST_SAID = 300
 
@@ -45,24 +51,35 @@ class JsonConstraint:
     """
 
     def __init__(self, tokenizer: LLTokenizer, schema: Mapping[str, Any]) -> None:
+        limits = LLParserLimits(**LIMITS)
         try:
-            # An unsure model writes white space without end.
             grammar = LLMatcher.grammar_from_json_schema(
-                dict(schema), overrides={"whitespace_flexible": False}
+                dict(schema), overrides=cast("Any", OPTIONS)
             )
-            problem = LLMatcher.validate_grammar(grammar, tokenizer)
+            problem = LLMatcher.validate_grammar(grammar, tokenizer, limits=limits)
         except (ValueError, RecursionError) as error:
             problem = str(error)
         if problem:
-            raise _refusal(problem)
-        self._matcher = LLMatcher(tokenizer, grammar, log_level=0)
+            raise refusal(problem)
+        self._tokenizer, self._grammar = tokenizer, grammar
+        self._matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
         self._mask = llguidance.numpy.allocate_token_bitmask(1, tokenizer.vocab_size)
+        self._ids: list[int] = []
         self._fill()
         self._started = False
 
+    def fresh(self) -> Self:
+        """Return a copy for an answer; call it before the first step of this one."""
+        other = copy(self)
+        other._matcher = self._matcher.deep_copy()
+        other._mask = self._mask.copy()
+        other._ids = []
+        return other
+
     def __call__(self, tokens: mx.array, logits: mx.array) -> mx.array:
         if self._started:
-            self._matcher.consume_token(int(cast("int", tokens[-1].item())))
+            self._ids.append(int(cast("int", tokens[-1].item())))
+            self._matcher.consume_token(self._ids[-1])
             self._fill()
         self._started = True
         bits = np.unpackbits(self._mask.view(np.uint8), bitorder="little")
@@ -72,12 +89,23 @@ class JsonConstraint:
 
     def _fill(self) -> None:
         llguidance.numpy.fill_next_token_bitmask(self._matcher, self._mask, 0)
-        # llguidance stops on schemas that allow no next id or exceed its limits.
         if self._matcher.is_error():
-            raise _refusal(self._matcher.get_error())
+            self._recompile()
+
+    def _recompile(self) -> None:
+        """Forget the states that long answers leave behind, which are limited."""
+        matcher = LLMatcher(
+            self._tokenizer, self._grammar, log_level=0, limits=LLParserLimits(**LIMITS)
+        )
+        matcher.consume_tokens(self._ids)
+        llguidance.numpy.fill_next_token_bitmask(matcher, self._mask, 0)
+        # llguidance stops on schemas that allow no next id or exceed its limits.
+        if matcher.is_error():
+            raise refusal(self._matcher.get_error())
+        self._matcher = matcher
 
 
-def _refusal(problem: str) -> RequestError:
+def refusal(problem: str) -> RequestError:
     """Shorten the library's error to one line, without its internal state."""
     line = " ".join(problem.partition("<state>")[0].split())
     line = line.replace("NoExtensionBias", "no JSON follows it")

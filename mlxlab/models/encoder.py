@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable
+from contextlib import suppress
+from copy import copy
 from itertools import pairwise
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
-from cachetools import LRUCache, cachedmethod
+from cachetools import LRUCache
 from numpy.typing import NDArray
 
+from mlxlab.errors import ModelError
 from mlxlab.prompt import Tokens
 
 if TYPE_CHECKING:
@@ -30,6 +33,11 @@ Encoded = tuple[Tokens, NDArray[np.int64]]
 
 #: Size of the cache in tokens: a hundred long prompts, some 35 MB.
 _CACHED_TOKENS = 2 << 20
+
+#: Characters of a text that is encoded whatever it costs: a few hundred megabytes.
+_LONG = 2**18
+#: Characters that are counted at a time, and tokens that a cut between two may add.
+_CHUNK, _CUT = 2**16, 16
 
 #: Text put around every special token to test whether pieces encode like the whole.
 _SAMPLE = "Once 1,200\n  \u00e9 {0}upon{0} a\n\n{0}{0}\ttime {0}"
@@ -51,6 +59,7 @@ class Encoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
+        self._most: int | None = None
         self._lock = Lock()
         self._cache: LRUCache[str, Encoded] = LRUCache(
             _CACHED_TOKENS, getsizeof=lambda encoded: len(encoded[0]) + 1
@@ -64,22 +73,64 @@ class Encoder:
         if not all(np.array_equal(pieces[i], whole[i]) for i in (0, 1)):
             self._separator = None
 
+    def limited(self, most: int) -> Self:
+        """Return this encoder for prompts of at most this number of tokens.
+
+        It has the same cache. It gives up on a long text once its tokens are too many,
+        because each may take a kilobyte while the text is encoded.
+        """
+        other = copy(self)
+        other._most = most
+        return other
+
     def encode(self, text: str) -> Encoded:
-        """Return the ids of a text, without added tokens, and their characters."""
+        """Return the ids of a text, without added tokens, and their characters.
+
+        Raises:
+            ModelError: the text is too long, see :meth:`limited`.
+        """
         if self._separator is None:
+            self._check_length(text)
             return self._encode_whole(text)
         pieces: list[Encoded] = []
-        start = 0
+        start = tokens = 0
         stops = (match.end() for match in self._separator.finditer(text))
         for stop in (*stops, len(text)):
             ids, starts = self._encode_piece(text[start:stop])
             pieces.append((ids, starts + start))
             start = stop
+            tokens += len(ids)
+            if len(text) > _LONG:
+                self._refuse_over(tokens)
         return join_encoded(pieces)
 
-    @cachedmethod(lambda self: self._cache, lock=lambda self: self._lock)
     def _encode_piece(self, text: str) -> Encoded:
-        return self._encode_whole(text)
+        with self._lock:
+            known = self._cache.get(text)
+        if known is not None:
+            return known
+        self._check_length(text)
+        encoded = self._encode_whole(text)
+        with self._lock, suppress(ValueError):  # larger than the cache
+            self._cache[text] = encoded
+        return encoded
+
+    def _check_length(self, text: str) -> None:
+        """Count a long text in chunks, which takes little memory."""
+        if self._most is None or len(text) <= _LONG:
+            return
+        tokens = 0
+        for start in range(0, len(text), _CHUNK):
+            chunk = text[start : start + _CHUNK]
+            ids = self._tokenizer(chunk, add_special_tokens=False)["input_ids"]
+            tokens += max(len(ids) - _CUT, 0)
+            self._refuse_over(tokens)
+
+    def _refuse_over(self, tokens: int) -> None:
+        if self._most is not None and tokens > self._most:
+            raise ModelError(
+                f"prompt is too long: at least {tokens} tokens > {self._most} maximum"
+            )
 
     def _encode_whole(self, text: str) -> Encoded:
         encoding = self._tokenizer(

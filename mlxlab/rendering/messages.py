@@ -14,6 +14,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Discriminator,
+    FailFast,
     Field,
     Tag,
     ValidationError,
@@ -27,6 +28,7 @@ __all__ = [
     "ClearThinking",
     "ClearToolUses",
     "ContextManagement",
+    "FirstErrorOnly",
     "InputTokens",
     "Message",
     "MessagesRequest",
@@ -48,7 +50,20 @@ __all__ = [
 ]
 
 
+#: Most characters of one part of a place that an error names.
+_PART = 60
+
 WireT = TypeVar("WireT", bound="Wire")
+T = TypeVar("T")
+
+
+class FirstErrorOnly(FailFast):
+    """Ends the validation of a list at its first error; a list may have millions."""
+
+    __hash__ = object.__hash__  # members of a union are hashed
+
+
+Items = Annotated[list[T], FirstErrorOnly()]
 
 
 class Wire(BaseModel):
@@ -100,7 +115,7 @@ class ToolResultBlock(Wire):
 
     type: Literal["tool_result"] = "tool_result"
     tool_use_id: str
-    content: str | list[Block] = ""
+    content: str | Items[Block] = ""
 
 
 class OtherBlock(Wire):
@@ -146,7 +161,7 @@ class Message(Wire):
     """One message. Missing content means empty content."""
 
     role: Literal["user", "assistant", "system"]
-    content: str | list[Block] = ""
+    content: str | Items[Block] = ""
 
     @property
     def blocks(self) -> list[Block]:
@@ -228,8 +243,8 @@ class ClearToolUses(Wire):
     )
     keep: ToolUses = ToolUses(value=3)
     clear_at_least: InputTokens | None = None
-    exclude_tools: list[str] | None = None
-    clear_tool_inputs: bool | list[str] | None = None
+    exclude_tools: Items[str] | None = None
+    clear_tool_inputs: bool | Items[str] | None = None
 
 
 class ClearThinking(Wire):
@@ -257,7 +272,7 @@ class OtherEdit(Wire):
 class ContextManagement(Wire):
     """Edits of the history, in the order in which they are applied."""
 
-    edits: list[
+    edits: Items[
         Annotated[
             Annotated[ClearToolUses, Tag("clear_tool_uses_20250919")]
             | Annotated[ClearThinking, Tag("clear_thinking_20251015")]
@@ -271,9 +286,9 @@ class MessagesRequest(Wire):
     """A request body. ``max_tokens`` is optional, as count_tokens leaves it out."""
 
     model: str
-    messages: list[Message]
-    system: str | list[TextBlock] = ""
-    tools: list[Tool] = []
+    messages: Items[Message]
+    system: str | Items[TextBlock] = ""
+    tools: Items[Tool] = []
     thinking: Thinking | None = None
     context_management: ContextManagement | None = None
     max_tokens: int | None = None
@@ -330,4 +345,5 @@ def describe_errors(errors: Iterable[Mapping[str, Any]]) -> str:
     """
     deepest = max(errors, key=lambda error: len(error["loc"]))
     path = [p for p in deepest["loc"] if p != "str" and "[" not in str(p)]
-    return f"{'.'.join(map(str, path)) or 'body'}: {deepest['msg']}"
+    named = ".".join(str(part)[:_PART] for part in path)
+    return f"{named or 'body'}: {deepest['msg']}"

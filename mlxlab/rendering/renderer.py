@@ -75,10 +75,17 @@ class Renderer:
     Args:
         model: supplies tokenizer and template.
         rules: names out of :data:`mlxlab.rendering.rules.RULES`.
+        most: long texts are encoded only up to this number of tokens.
     """
 
-    def __init__(self, model: ModelFolder, rules: Iterable[str] = tuple(RULES)) -> None:
+    def __init__(
+        self,
+        model: ModelFolder,
+        rules: Iterable[str] = tuple(RULES),
+        most: int | None = None,
+    ) -> None:
         self.model = model
+        self._encoder = model.encoder if most is None else model.encoder.limited(most)
         self.rules = tuple(rules)
         self.notes: Counter[str] = Counter()
         self._template = ChatTemplate(model)
@@ -173,7 +180,7 @@ class Renderer:
         layout: Layout,
     ) -> Prompt:
         splices = find_splices(signed, layout.extents, rendered.text)
-        return encode_prompt(self.model.encoder, rendered, layout, splices)
+        return encode_prompt(self._encoder, rendered, layout, splices)
 
     def _encode_answer(self, rendering: Rendering, turns: tuple[Turn, ...]) -> Tokens:
         conversation, prompt = rendering.template_text.conversation, rendering.prompt
@@ -182,7 +189,7 @@ class Renderer:
         text = self._template.fill(whole, generation=False)
         extents = find_marked(self._template, whole, text, generation=False) or ()
         splices = find_splices({**rendering.signed, **signed}, extents, text)
-        ids, _ = encode_text(self.model.encoder, text, splices)
+        ids, _ = encode_text(self._encoder, text, splices)
         if common_prefix(ids, prompt.tokens) < len(prompt):
             self._note(_NOT_EXTENDED)
             return self._encode_plainly(turns)
@@ -192,7 +199,7 @@ class Renderer:
 
     def _encode_plainly(self, turns: tuple[Turn, ...]) -> Tokens:
         text = "\n".join(part.text for turn in turns for part in turn.parts)
-        return self.model.encoder.encode(text + str(self.tokenizer.eos_token or ""))[0]
+        return self._encoder.encode(text + str(self.tokenizer.eos_token or ""))[0]
 
     def _note(self, *notes: str) -> None:
         for note in notes:

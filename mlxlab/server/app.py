@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
@@ -25,6 +28,7 @@ from mlxlab.errors import (
     UnknownModelError,
 )
 from mlxlab.rendering.messages import describe_errors
+from mlxlab.server.body import read_body
 from mlxlab.server.events import PING, WireEvent
 from mlxlab.server.scheduler import QueueFullError
 from mlxlab.server.schema import (
@@ -54,6 +58,10 @@ _HOLD_S = 0.9
 #: Seconds between checks that a client still waits for a whole answer.
 _LOOK_S = 0.5
 _CLIENT_GONE = 499
+#: Most characters of a refusal.
+_MESSAGE = 1000
+#: Bodies that are read at once.
+_READERS = 2
 
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -101,7 +109,7 @@ def create_app(service: Service, *, answer_s: float = 3600.0) -> FastAPI:
 
 
 def _routes(service: Service, answer_s: float) -> APIRouter:
-    api = APIRouter()
+    api = APIRouter(route_class=_bounded_route())
     started = datetime.now(UTC).isoformat(timespec="seconds")
 
     @api.post("/v1/messages", response_model=None, responses=_ANSWER)
@@ -156,6 +164,47 @@ def _routes(service: Service, answer_s: float) -> APIRouter:
         return Response()
 
     return api
+
+
+class _Read(Request):
+    """A request with the parsed body in place of its JSON."""
+
+    def __init__(self, http: Request, data: bytes, parsed: object) -> None:
+        super().__init__(http.scope, http.receive)
+        self._data = data
+        self._parsed = parsed
+
+    async def body(self) -> bytes:
+        return self._data
+
+    async def json(self) -> object:
+        return self._parsed
+
+
+def _bounded_route() -> type[APIRoute]:
+    """Return routes that read bodies off the event loop, within the limits."""
+    # Few at a time, because each body may take its share of memory.
+    limiter = CapacityLimiter(_READERS)
+
+    class BoundedRoute(APIRoute):
+        def get_route_handler(
+            self,
+        ) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handle = super().get_route_handler()
+            if self.body_field is None:
+                return handle
+            kind: Any = self.body_field.field_info.annotation
+
+            async def handle_read(http: Request) -> Response:
+                data = await http.body()
+                if not data:
+                    return await handle(http)
+                parsed = await run_sync(read_body, kind, data, limiter=limiter)
+                return await handle(_Read(http, data, parsed))
+
+            return handle_read
+
+    return BoundedRoute
 
 
 class _Answer:
@@ -249,9 +298,9 @@ def as_api_error(error: Exception) -> ApiError:
         case ApiError():
             return error
         case RequestError():
-            return ApiError(400, str(error))
+            return ApiError(400, _cut(str(error)))
         case UnknownModelError():
-            return ApiError(404, str(error))
+            return ApiError(404, _cut(str(error)))
         case QueueFullError():
             return ApiError(529, "the queue is full; try again soon")
         case MemoryFullError():
@@ -260,8 +309,6 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(500, str(error))
         case RequestValidationError():
             return ApiError(400, _describe(error))
-        case HTTPException(status_code=400):
-            return ApiError(400, "body: cannot be decoded; give a JSON object")
         case HTTPException():
             return ApiError(error.status_code, f"{error.detail}; see the API's paths")
     log.error("a request failed", exc_info=error)
@@ -271,11 +318,15 @@ def as_api_error(error: Exception) -> ApiError:
     return ApiError(500, f"internal error: {kind}; see the log", closing)
 
 
+def _cut(message: str) -> str:
+    """Shorten a message, which may repeat what the client has sent."""
+    if len(message) <= _MESSAGE:
+        return message
+    return message[: _MESSAGE - 1] + "…"
+
+
 def _describe(error: RequestValidationError) -> str:
-    errors = error.errors()
-    if errors[0]["type"] == "json_invalid":
-        return f"body: not JSON: {errors[0]['ctx']['error']}; give a JSON object"
-    return describe_errors([{**e, "loc": e["loc"][1:]} for e in errors])
+    return describe_errors([{**e, "loc": e["loc"][1:]} for e in error.errors()])
 
 
 def _add_errors(app: FastAPI) -> None:

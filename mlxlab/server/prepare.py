@@ -172,7 +172,8 @@ class Preparation:
         return sign(ids, prepared.folder.tokenizer_digest)
 
     def _make_renderer(self, model: str, rules: str) -> Renderer:
-        return Renderer(self._folder(model), parse_rules(rules))
+        folder = self._folder(model)
+        return Renderer(folder, parse_rules(rules), folder.window)
 
     def _decoder(
         self, request: InferenceRequest, prepared: Prepared
@@ -220,13 +221,11 @@ class Preparation:
         config = request.output_config
         if not config or not config.format or self.script:
             return []
-        make = partial(
-            JsonConstraint,
-            self._constraints(prepared.alias.model),
-            config.format.schema_,
+        # Compiled here, so that a schema that cannot be enforced is refused now.
+        constraint = JsonConstraint(
+            self._constraints(prepared.alias.model), config.format.schema_
         )
-        make()  # refuse a schema that cannot be enforced now
-        return [make]
+        return [constraint.fresh]
 
 
 def _with_thinking(request: TokenCountRequest, alias: Alias) -> TokenCountRequest:
@@ -257,9 +256,11 @@ def _chosen_tool(
     grammar: Grammar,
     folder: ModelFolder,
 ) -> Callable[[], Sampler]:
-    choice = request.tool_choice
+    choice, config = request.tool_choice, request.output_config
     if choice is None or choice.type == "auto":
         return make
+    if config and config.format:
+        return make  # a schema holds the whole answer, and has no calls in it
     name = choice.name if choice.type == "tool" else None
     opening = folder.tokenizer.encode(
         grammar.call_opening(name), add_special_tokens=False

@@ -9,11 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+)
 
 from mlxlab.errors import RequestError
 from mlxlab.rendering.messages import (
     Block,
+    FirstErrorOnly,
     MessagesRequest,
     OtherBlock,
     OtherEdit,
@@ -40,6 +47,8 @@ __all__ = [
 ]
 
 _MIN_BUDGET = 1024
+#: Longer than any window, and within 32 bits.
+_MOST_TOKENS = 100_000_000
 _THINKING = ("enabled", "adaptive", "disabled")
 
 StopSequence = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
@@ -73,21 +82,27 @@ class OutputConfig(_Open):
 
 
 class TokenCountRequest(MessagesRequest):
-    """A body of ``count_tokens``."""
+    """A body of ``count_tokens``.
+
+    It has all fields of an inference, so that both refuse the same.
+    """
 
     tool_choice: ToolChoice | None = None
     output_config: OutputConfig | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=_MOST_TOKENS)] | None = None
+    stream: bool = False
+    stop_sequences: Annotated[
+        tuple[StopSequence, ...], Field(max_length=64), FirstErrorOnly()
+    ] = ()
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
 
 
 class InferenceRequest(TokenCountRequest):
     """A body of ``messages``."""
 
-    max_tokens: Annotated[int, Field(ge=0)]
-    stream: bool = False
-    stop_sequences: Annotated[tuple[StopSequence, ...], Field(max_length=64)] = ()
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=_MOST_TOKENS)]
 
 
 class CacheCreation(BaseModel):
@@ -238,6 +253,11 @@ def _check_tools(request: TokenCountRequest) -> None:
                 f"tool_choice: {choice.type!r} cannot be combined with thinking; "
                 "give auto or none"
             )
+        if request.output_config and request.output_config.format:
+            raise RequestError(
+                f"tool_choice: {choice.type!r} cannot be combined with "
+                "output_config.format; give auto or none"
+            )
 
 
 def _check_blocks(request: TokenCountRequest, model: str) -> None:
@@ -267,12 +287,13 @@ def _check_thinking(request: TokenCountRequest) -> None:
         raise RequestError(
             f"thinking.type: {thinking.type!r} is not one of {', '.join(_THINKING)}"
         )
-    if thinking.type != "enabled" or not isinstance(request, InferenceRequest):
+    if thinking.type != "enabled":
         return
     budget = thinking.budget_tokens
     # A budget that max_tokens has no room for is cut, see thinking_budget.
-    if budget is None or budget < _MIN_BUDGET:
+    if budget is None or not _MIN_BUDGET <= budget <= _MOST_TOKENS:
         raise RequestError(
             f"thinking.budget_tokens: {budget} is not accepted; give at least "
-            f"{_MIN_BUDGET}; it is cut where max_tokens leaves less"
+            f"{_MIN_BUDGET}, at most {_MOST_TOKENS}; it is cut where max_tokens leaves "
+            "less"
         )

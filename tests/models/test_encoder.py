@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from mlxlab.errors import ModelError
 from mlxlab.models.encoder import Encoded, Encoder
 from mlxlab.models.folder import find_model
 from mlxlab.rendering.renderer import Renderer
@@ -162,3 +163,16 @@ def test_threads_share_an_encoder() -> None:
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(encoder.encode, texts))
     assert list(map(listed, found)) == [plain(bundled, text) for text in texts]
+
+
+def test_a_limited_encoder_gives_up_on_long_texts_only() -> None:
+    encoder = find_model().encoder
+    limited = encoder.limited(1_000)
+    text = "word " * 60_000
+    with pytest.raises(ModelError, match=r"too long: at least \d{4,5} tokens > 1000 "):
+        limited.encode(text)
+    split = "<|im_end|>".join([text[:50_000]] * 6)
+    with pytest.raises(ModelError, match=r"too long: at least 10\d{3} tokens > 1000 "):
+        limited.encode(split)
+    assert len(limited.encode(text[:10_000])[0]) == 2_001
+    assert len(encoder.encode(text)[0]) == 60_001

@@ -74,7 +74,6 @@ class Prefill:
         restore_s: seconds spent so far on the plan and on copying reused positions.
         compute_s: seconds spent so far on computing the other positions.
         taken: checkpoints taken so far, by position.
-        halved: how often a chunk took too long, so that the next was half of it.
         given: tokens of the next chunk; None where the engine decides.
         end: tokens to fill; all but the last if None.
     """
@@ -86,7 +85,6 @@ class Prefill:
     restore_s: float
     compute_s: float = 0.0
     taken: dict[int, Checkpoint] = field(default_factory=dict, repr=False)
-    halved: int = 0
     given: int | None = None
     end: int | None = None
 
@@ -193,6 +191,7 @@ class Engine:
         self.disk = disk
         self.commits = 0
         self.users = 0
+        self._in_time = float("inf")  # tokens that chunk_s was enough for, at last
 
     def prefill(
         self,
@@ -401,10 +400,12 @@ class Engine:
             yield PrefillProgress(len(piece))
         prefill.advance(plan.length - 1)
 
-    def next_chunk(self, prefill: Prefill, position: int) -> int:
+    def next_chunk(self, position: int) -> int:
         """Return how many tokens may be computed at once, behind a position."""
-        least = min(self.chunk, _LEAST_CHUNK)
-        most = max(self.chunk >> prefill.halved, least)
+        most = self.chunk
+        if self._in_time < most:
+            least = min(most, _LEAST_CHUNK)
+            most = max(int(self._in_time) // least * least, least)
         if self.memory is None:
             return most
         growth = self.strategy.token_bytes
@@ -416,7 +417,7 @@ class Engine:
         """Yield neighbours, in chunks that end at ``stops`` too."""
         start = 0
         while start < len(positions):
-            chunk = prefill.given or self.next_chunk(prefill, int(positions[start]))
+            chunk = prefill.given or self.next_chunk(int(positions[start]))
             piece = positions[start : start + chunk]
             first, last = int(piece[0]), int(piece[-1])
             stop = next((stop for stop in stops if first < stop <= last), None)
@@ -427,17 +428,15 @@ class Engine:
 
     @contextmanager
     def _measured(self, prefill: Prefill, piece: Positions) -> Iterator[None]:
-        """Measure the computation of a chunk; a slow one halves the next."""
+        """Measure the computation of a chunk, which sizes the next one."""
         if self.memory is not None:
             self.memory.begin()
         started = perf_counter()
         yield
         taken_s = perf_counter() - started
         prefill.compute_s += taken_s
-        if taken_s > self.chunk_s:
-            prefill.halved += 1
-        elif taken_s < self.chunk_s / 4:  # twice as many tokens fit well
-            prefill.halved = max(prefill.halved - 1, 0)
+        if len(piece) >= min(self.chunk, _LEAST_CHUNK):
+            self._in_time = len(piece) * self.chunk_s / max(taken_s, 1e-9)
         if self.memory is not None:
             self.memory.record(self.model, len(piece), int(piece[-1]) + 1)
 

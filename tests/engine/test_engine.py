@@ -13,6 +13,7 @@ from mlx_lm.sample_utils import make_sampler
 from mlx_lm.utils import load
 
 from mlxlab.engine import Engine, PrefillProgress, Worker, load_model
+from mlxlab.engine.working_cache import WorkingCache
 from mlxlab.errors import ModelError
 from mlxlab.models.folder import ModelFolder, find_model
 from mlxlab.prompt import Prompt, Tokens
@@ -208,16 +209,42 @@ def test_an_abandoned_prefill_keeps_what_was_computed(
     engine.strategy.check_integrity()
 
 
-def test_chunks_that_take_long_get_smaller(
-    worker: Worker, model: Any, steps: Any
+def test_chunks_take_no_longer_than_they_may(
+    worker: Worker, model: Any, steps: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = make_engine(model, "none", chunk=1024, chunk_s=0.0)
+    """Also the first one of the next prompt; a token takes a millisecond here."""
+    now = 0.0
+    monkeypatch.setattr("mlxlab.engine.engine.perf_counter", lambda: now)
+    engine = make_engine(model, "none", chunk=1024, chunk_s=0.3)
+    compute = WorkingCache.compute
+
+    def slow(self: WorkingCache, model: Any, tokens: Tokens) -> Any:
+        nonlocal now
+        now += len(tokens) / 1000
+        return compute(self, model, tokens)
+
+    monkeypatch.setattr(WorkingCache, "compute", slow)
 
     def taken() -> list[int]:
         items = engine.stream(Prompt.of(range(1800)), max_tokens=0)
         return [item.tokens for item in items if isinstance(item, PrefillProgress)]
 
-    assert worker.call(taken) == [1024, 512, 256, 7]
+    assert worker.call(taken) == [1024, 256, 256, 256, 7]
+    assert worker.call(taken) == [256] * 7 + [7]
+    engine.chunk_s = 2.0
+    assert worker.call(taken) == [256, 1024, 519]
+
+
+def test_a_slow_device_computes_small_chunks(
+    worker: Worker, model: Any, steps: Any
+) -> None:
+    engine = make_engine(model, "none", chunk=1024, chunk_s=0.0)
+
+    def taken() -> list[int]:
+        items = engine.stream(Prompt.of(range(1200)), max_tokens=0)
+        return [item.tokens for item in items if isinstance(item, PrefillProgress)]
+
+    assert worker.call(taken) == [1024, 64, 64, 47]
 
 
 def test_an_answer_of_no_tokens_fills_the_cache(

@@ -124,7 +124,7 @@ class LeadingExecutor(Executor):
         return made
 
     def compute(self, own: Computation) -> list[PrefillProgress]:
-        chunk = own.engine.next_chunk(own.prefill, own.position)
+        chunk = own.engine.next_chunk(own.position)
         own.prefill.given = chunk
         with together(self._ranks, Compute(own.number, chunk)):
             return super().compute(own)

@@ -101,7 +101,7 @@ class Encoder:
             start = stop
             tokens += len(ids)
             if len(text) > _LONG:
-                self._refuse_over(tokens)
+                self._refuse_over(tokens, stop / len(text))
         return join_encoded(pieces)
 
     def _encode_piece(self, text: str) -> Encoded:
@@ -124,12 +124,17 @@ class Encoder:
             chunk = text[start : start + _CHUNK]
             ids = self._tokenizer(chunk, add_special_tokens=False)["input_ids"]
             tokens += max(len(ids) - _CUT, 0)
-            self._refuse_over(tokens)
+            self._refuse_over(tokens, (start + len(chunk)) / len(text))
 
-    def _refuse_over(self, tokens: int) -> None:
+    def _refuse_over(self, tokens: int, share: float) -> None:
+        """Refuse a text if the tokens of a share of it are too many.
+
+        Clients read the numbers to compact by, so all of its tokens are estimated.
+        """
         if self._most is not None and tokens > self._most:
             raise ModelError(
-                f"prompt is too long: at least {tokens} tokens > {self._most} maximum"
+                f"prompt is too long: {int(tokens / share)} tokens > {self._most} "
+                "maximum"
             )
 
     def _encode_whole(self, text: str) -> Encoded:

@@ -104,13 +104,14 @@ def _asked(exchange: Exchange) -> Exchange:
     return replace(exchange, body=exchange.body | {"max_tokens": 1})
 
 
-def test_requests_come_before_the_warm_up(tmp_path: Path) -> None:
-    trace = recorded(tmp_path / "trace.jsonl")
+def test_requests_come_before_the_warm_up() -> None:
+    beginnings = len(find_beginnings(open_one("subagents")))
+    done = f"{beginnings} of {beginnings} beginnings warm"
     with served(chunk=16) as server, Client(server.url) as client:
-        server.warm_up(trace)
+        server.warm_up("subagents")  # some 10,000 tokens, in small chunks
         client.ask(ask(words(50, 20_000)))
-        assert not warm(server)
-        until(lambda: warm(server))
+        assert done not in repr(server.status())
+        until(lambda: done in repr(server.status()))
 
 
 def test_the_latest_recording_is_found(

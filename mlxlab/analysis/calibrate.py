@@ -88,6 +88,7 @@ def calibrate(
             f"model {folder.name}: {tokens} tokens are too few to calibrate with; give "
             f"{4 * BLOCK} or more"
         )
+    load = measure_load()  # first, since it finds out whether anything can be kept
     with live_model(folder, chunk=chunk) as live:
         points = list(_points(live, tokens, seconds, random.Random(seed), progress))
         environment = live.describe()
@@ -99,7 +100,7 @@ def calibrate(
         blas=environment["blas"],
         day=datetime.now(UTC).date(),
     )
-    costs = found.model_copy(update={"load": measure_load()})
+    costs = found.model_copy(update={"load": load})
     remember_costs(costs, force=force)
     return Calibration.of(costs, folder, environment)
 

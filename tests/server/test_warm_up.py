@@ -107,7 +107,7 @@ def _asked(exchange: Exchange) -> Exchange:
 def test_requests_come_before_the_warm_up() -> None:
     beginnings = len(find_beginnings(open_one("subagents")))
     done = f"{beginnings} of {beginnings} beginnings warm"
-    with served(chunk=16) as server, Client(server.url) as client:
+    with served(chunk=64) as server, Client(server.url) as client:
         server.warm_up("subagents")  # some 10,000 tokens, in small chunks
         client.ask(ask(words(50, 20_000)))
         assert done not in repr(server.status())

@@ -7,9 +7,7 @@ import logging
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any, Self
-
-import httpx
+from typing import TYPE_CHECKING, Any, Self
 
 from mlxlab.errors import RequestError, TraceError
 from mlxlab.prompt import Role
@@ -18,6 +16,9 @@ from mlxlab.rendering.rules import RULES, canonicalize
 from mlxlab.traces.open import open_one
 from mlxlab.traces.recording.latest import LATEST, find_latest
 from mlxlab.traces.trace import SESSION_HEADER, Trace
+
+if TYPE_CHECKING:
+    import httpx
 
 __all__ = ["WarmUp", "find_beginnings"]
 
@@ -128,6 +129,8 @@ class WarmUp:
         )
 
     def _run(self, url: str, token: str) -> None:
+        import httpx  # a tenth of a second that other servers need not wait for
+
         headers = {"x-api-key": token, SESSION_HEADER: _SESSION}
         with httpx.Client(base_url=url, headers=headers, timeout=None) as client:
             for body in self._bodies:

@@ -20,6 +20,7 @@ from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from mlxlab.errors import ModelError
+from mlxlab.limits import LONG_TEXT
 from mlxlab.prompt import Tokens
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ Encoded = tuple[Tokens, NDArray[np.int64]]
 #: Size of the cache in tokens: a hundred long prompts, some 35 MB.
 _CACHED_TOKENS = 2 << 20
 
-#: Characters of a text that is encoded whatever it costs: a few hundred megabytes.
-_LONG = 2**18
 #: Characters that are counted at a time, and tokens that a cut between two may add.
 _CHUNK, _CUT = 2**16, 16
 
@@ -100,7 +99,7 @@ class Encoder:
             pieces.append((ids, starts + start))
             start = stop
             tokens += len(ids)
-            if len(text) > _LONG:
+            if len(text) > LONG_TEXT:
                 self._refuse_over(tokens, stop / len(text))
         return join_encoded(pieces)
 
@@ -117,7 +116,7 @@ class Encoder:
 
     def _check_length(self, text: str) -> None:
         """Count a long text in chunks, which takes little memory."""
-        if self._most is None or len(text) <= _LONG:
+        if self._most is None or len(text) <= LONG_TEXT:
             return
         tokens = 0
         for start in range(0, len(text), _CHUNK):

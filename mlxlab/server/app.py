@@ -129,9 +129,9 @@ def _routes(service: Service, answer_s: float) -> APIRouter:
         responses=_ERRORS,
         response_model_exclude_none=True,
     )
-    async def count_tokens(body: TokenCountRequest) -> TokenCount:
+    async def count_tokens(body: TokenCountRequest, http: Request) -> TokenCount:
         """Count the tokens of a prompt as it would be rendered."""
-        return await service.count(body)
+        return await service.count(body, http.scope["credential"])
 
     @api.get("/v1/models", responses=_ERRORS)
     async def models() -> ModelList:

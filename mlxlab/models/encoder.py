@@ -32,8 +32,8 @@ __all__ = ["Encoded", "Encoder", "join_encoded"]
 #: int32 ids, and the first character of each, both of shape ``[n]``.
 Encoded = tuple[Tokens, NDArray[np.int64]]
 
-#: Bytes of the cache: a hundred long prompts.
-_CACHED_BYTES = 64 * 2**20
+#: Bytes of the cache: eighty long prompts.
+_CACHED_BYTES = 32 * 2**20
 #: Bytes that a piece takes beside its text and ids, as measured.
 _PIECE = 500
 

@@ -47,10 +47,13 @@ log = logging.getLogger(__name__)
 _SHOWN = 20
 _GIB = 2**30
 _COLUMNS = [
-    "alias",
+    "request",
+    "session",
+    "agent",
     "strategy",
     "prompt_tokens",
     "reused_tokens",
+    "queue_s",
     "ttft_s",
     "output_tokens",
     "total_s",

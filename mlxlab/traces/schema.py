@@ -38,6 +38,7 @@ __all__ = [
     "Line",
     "RequestLine",
     "ResponseLine",
+    "Seconds",
     "body_hash",
     "decode",
     "encode",
@@ -178,6 +179,22 @@ class Order(_Closed):
     stored: tuple[tuple[int, int], ...] = ()
 
 
+class Seconds(_Closed):
+    """Where the time of an answer of our own server went; the parts add up to it.
+
+    Attributes:
+        queue: rendering, and waiting for others.
+        restore: planning, and putting reused tokens in place.
+        prefill: computing the other tokens of the prompt.
+        decode: from the first generated id to the end.
+    """
+
+    queue: float
+    restore: float
+    prefill: float
+    decode: float
+
+
 class ResponseLine(_Closed):
     """An answer; a streamed one is joined to one message.
 
@@ -190,6 +207,7 @@ class ResponseLine(_Closed):
         generated: what was generated, if the recorder could see it.
         configuration: what the server was set to, likewise.
         order: when it was planned and stored, likewise.
+        seconds: where its time went, likewise.
     """
 
     kind: Literal["response"] = "response"
@@ -202,6 +220,7 @@ class ResponseLine(_Closed):
     generated: Generated | None = None
     configuration: Configuration | None = None
     order: Order | None = None
+    seconds: Seconds | None = None
 
 
 Line: TypeAlias = HeaderLine | BodyLine | RequestLine | ResponseLine

@@ -12,7 +12,7 @@ from mlxlab.server.events import AnswerWriter
 from mlxlab.server.generation import Completed, Item, PromptPlanned
 from mlxlab.server.metrics import Metrics, Served
 from mlxlab.server.prepare import Prepared
-from mlxlab.traces.schema import Generated, Order, Seconds
+from mlxlab.traces.schema import Generated, Order, Timing
 
 __all__ = ["RequestLog"]
 
@@ -101,7 +101,7 @@ class RequestLog:
                 thinking=prepared.thinking,
             ),
             order=Order(planned=request.planned, stored=tuple(request.stored)),
-            seconds=Seconds(
+            timing=Timing(
                 queue=served.queue_s,
                 restore=served.restore_s,
                 prefill=served.prefill_s,

@@ -164,7 +164,7 @@ class Service:
             request: the parsed request.
             credential: the caches of this credential may be used.
             note: called with further facts for a recording: ``configuration`` before
-                the first events, ``generated``, ``order`` and ``seconds`` before the
+                the first events, ``generated``, ``order`` and ``timing`` before the
                 last, or when the iterator has been closed.
             asker: who sends it, if it is known.
 

@@ -38,7 +38,7 @@ __all__ = [
     "Line",
     "RequestLine",
     "ResponseLine",
-    "Seconds",
+    "Timing",
     "body_hash",
     "decode",
     "encode",
@@ -179,8 +179,8 @@ class Order(_Closed):
     stored: tuple[tuple[int, int], ...] = ()
 
 
-class Seconds(_Closed):
-    """Where the time of an answer of our own server went; the parts add up to it.
+class Timing(_Closed):
+    """Seconds of an answer of our own server; the parts add up to the whole.
 
     Attributes:
         queue: rendering, and waiting for others.
@@ -207,7 +207,7 @@ class ResponseLine(_Closed):
         generated: what was generated, if the recorder could see it.
         configuration: what the server was set to, likewise.
         order: when it was planned and stored, likewise.
-        seconds: where its time went, likewise.
+        timing: where its time went, likewise.
     """
 
     kind: Literal["response"] = "response"
@@ -220,7 +220,7 @@ class ResponseLine(_Closed):
     generated: Generated | None = None
     configuration: Configuration | None = None
     order: Order | None = None
-    seconds: Seconds | None = None
+    timing: Timing | None = None
 
 
 Line: TypeAlias = HeaderLine | BodyLine | RequestLine | ResponseLine

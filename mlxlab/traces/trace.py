@@ -26,7 +26,7 @@ from mlxlab.traces.schema import (
     Order,
     RequestLine,
     ResponseLine,
-    Seconds,
+    Timing,
     body_hash,
     decode,
     encode,
@@ -64,7 +64,7 @@ class Response:
     generated: Generated | None = None
     configuration: Configuration | None = None
     order: Order | None = None
-    seconds: Seconds | None = None
+    timing: Timing | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,7 +303,7 @@ class _Reader:
             line.generated,
             line.configuration,
             line.order,
-            line.seconds,
+            line.timing,
         )
 
     def _restored(self, line: RequestLine) -> dict[str, Json] | None:

@@ -103,7 +103,7 @@ def test_the_seconds_of_a_request_add_up(tmp_path: Path) -> None:
     late = rows.sort_values("reused_tokens").to_dict("records")[-1]
     assert late["queue_s"] + late["restore_s"] > 5 * late["prefill_s"]
     recorded = [
-        e.response.seconds for e in read_trace(tmp_path / "t.jsonl") if e.response
+        e.response.timing for e in read_trace(tmp_path / "t.jsonl") if e.response
     ]
     assert sorted(s.queue for s in recorded if s) == sorted(rows.queue_s)
 

@@ -41,7 +41,7 @@ class Tee:
     a :class:`~mlxlab.traces.schema.Generated`, what it is set to as a
     :class:`~mlxlab.traces.schema.Configuration`, the
     :class:`~mlxlab.traces.schema.Order` of its plans and commits, and the
-    :class:`~mlxlab.traces.schema.Seconds` that it took.
+    :class:`~mlxlab.traces.schema.Timing` of its parts.
 
     Args:
         app: answers.
@@ -169,7 +169,7 @@ class _Exchange:
             generated=self.scope["state"].get("generated"),
             configuration=self.scope["state"].get("configuration"),
             order=self.scope["state"].get("order"),
-            seconds=self.scope["state"].get("seconds"),
+            timing=self.scope["state"].get("timing"),
         )
         self.writer.response(id, response)
 

@@ -85,10 +85,10 @@ class Renderer:
         most: int | None = None,
     ) -> None:
         self.model = model
+        self._template = ChatTemplate(model)  # first: it starts a process
         self._encoder = model.encoder if most is None else model.encoder.limited(most)
         self.rules = tuple(rules)
         self.notes: Counter[str] = Counter()
-        self._template = ChatTemplate(model)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

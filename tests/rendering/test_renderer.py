@@ -12,6 +12,7 @@ from mlxlab.models.folder import ModelFolder, find_model
 from mlxlab.prompt import Prompt, Role, common_prefix
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.rendering.rules import RULES
+from mlxlab.rendering.template_process import TEMPLATE_PROCESS
 from tests.support import wire
 
 #: Other families' conventions, in short.
@@ -67,15 +68,16 @@ def tiny() -> ModelFolder:
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> tuple[Renderer, Counter[str]]:
     """A renderer, and how often its template has run, by kind of text."""
-    folder, runs = find_model(), Counter[str]()
-    apply = folder.tokenizer.apply_chat_template
+    renderer, runs = Renderer(find_model()), Counter[str]()
+    render = TEMPLATE_PROCESS.render
 
-    def count(messages: list[dict[str, Any]], **options: Any) -> Any:
-        runs["marked" if MARK in json.dumps(messages) else "plain"] += 1
-        return apply(messages, **options)
+    def count(**arguments: Any) -> str:
+        marked = MARK in json.dumps(arguments["conversations"])
+        runs["marked" if marked else "plain"] += 1
+        return render(**arguments)
 
-    monkeypatch.setattr(folder.tokenizer, "apply_chat_template", count)
-    return Renderer(folder), runs
+    monkeypatch.setattr(TEMPLATE_PROCESS, "render", count)
+    return renderer, runs
 
 
 def with_template(template: str) -> Renderer:

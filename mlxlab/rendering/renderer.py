@@ -32,6 +32,7 @@ from mlxlab.rendering.encoding import encode_prompt, encode_text
 from mlxlab.rendering.extents import Layout, find_marked, locate_blocks
 from mlxlab.rendering.messages import MessagesRequest, parse_answer, parse_request
 from mlxlab.rendering.rules import RULES, canonicalize
+from mlxlab.rendering.template_trial import try_template
 from mlxlab.rendering.thinking import SignedThinking, find_splices, read_thinking
 
 if TYPE_CHECKING:
@@ -76,6 +77,9 @@ class Renderer:
         model: supplies tokenizer and template.
         rules: names out of :data:`mlxlab.rendering.rules.RULES`.
         most: long texts are encoded only up to this number of tokens.
+
+    Raises:
+        ModelError: the model has no usable tokenizer, or its template fails a trial.
     """
 
     def __init__(
@@ -87,6 +91,7 @@ class Renderer:
         self.model = model
         self._template = ChatTemplate(model)  # first: it starts a process
         self._encoder = model.encoder if most is None else model.encoder.limited(most)
+        try_template(self._template, model.name)
         self.rules = tuple(rules)
         self.notes: Counter[str] = Counter()
 

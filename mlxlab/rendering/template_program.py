@@ -32,7 +32,8 @@ _REASON = 300
 def answer(arguments: dict[str, Any], limits: dict[str, Any]) -> tuple[bytes, bytes]:
     """Return the kind of an answer, and its text."""
     try:
-        texts, _ = render_jinja_template(**arguments)
+        rendered: Any = render_jinja_template(**arguments)  # its type is wrong
+        texts, _ = rendered
         # Half surrogate pairs are for the renderer to find.
         text = texts[0].encode("utf-8", "surrogatepass")
     except MemoryError:

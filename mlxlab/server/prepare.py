@@ -59,10 +59,13 @@ class Prepared:
 
     @property
     def generation(self) -> Tokens:
-        """The prompt's tail, with which the template opens the answer."""
-        roles = [segment.role for segment in self.prompt.segments]
-        start = len(roles) - 1 - roles[::-1].index(Role.GENERATION)
-        return self.prompt.tokens[self.prompt.segments[start].start :]
+        """The prompt's tail, with which the template opens the answer.
+
+        Empty if it does so on the line of the last message.
+        """
+        segments = reversed(self.prompt.segments)
+        opened = (s.start for s in segments if s.role is Role.GENERATION)
+        return self.prompt.tokens[next(opened, len(self.prompt)) :]
 
 
 class Preparation:
@@ -94,15 +97,16 @@ class Preparation:
         return self._folder(self.aliases.default.model)
 
     def load(self) -> None:
-        """Load the default model's tokenizer, template and grammar.
+        """Load the default model's tokenizer, template and grammar, and try them.
 
-        What fails here fails again with the first request, which reports it.
+        Raises:
+            ModelError: one of them cannot serve any request.
         """
         messages = [{"role": "user", "content": "Hello."}]
         body = {"model": DEFAULT, "messages": messages}
-        with suppress(Exception):
-            prepared = self.render(TokenCountRequest.model_validate(body))
-            self._grammar(prepared.alias.model)
+        with suppress(RequestError):  # a template may require a system text
+            self.render(TokenCountRequest.model_validate(body))
+        self._grammar(self.aliases.default.model)
 
     def render(self, request: TokenCountRequest) -> Prepared:
         """Choose the model and render the prompt.

@@ -42,14 +42,17 @@ TEMPLATES = {
 {%- endfor %}
 {{- tools | tojson(indent=2) }}{% if add_generation_prompt %}<assistant>{% endif %}""",
 }
+OPENING = "{% if add_generation_prompt %}assistant: {% endif %}"
 REFUSING = """{% for m in messages %}
 {%- if m.role == 'system' and not loop.first %}
 {{- raise_exception('system comes first') }}{% endif %}
 {{- m.role }}: {{ m.content }}
 {% endfor %}"""
+REFUSING += OPENING
 REWRITING = (
     "{% for m in messages %}{{ m.role }}: {{ m.content | length }}\n{% endfor %}"
 )
+REWRITING += OPENING
 
 
 #: A mark around a block, as JSON prints it.
@@ -194,9 +197,8 @@ def test_inline_system_becomes_a_user_turn_where_the_template_refuses_it() -> No
 
 
 def test_a_template_that_fails_is_named() -> None:
-    renderer = with_template("{{ raise_exception('no') }}")
     with pytest.raises(ModelError, match="model tiny: its chat template cannot"):
-        renderer.render(wire.first_body())
+        with_template("{{ raise_exception('no') }}").render(wire.first_body())
 
 
 def test_text_that_is_no_unicode_is_refused(tiny: ModelFolder) -> None:

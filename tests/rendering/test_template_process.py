@@ -92,7 +92,9 @@ def test_a_template_may_raise_anything(
 def test_a_template_may_not_take_memory(
     process: TemplateProcess, template: str
 ) -> None:
-    with pytest.raises(ModelError, match=r"^it (needs|prints|takes) more than") as found:
+    with pytest.raises(
+        ModelError, match=r"^it (needs|prints|takes) more than"
+    ) as found:
         render(process, template)
     assert not isinstance(found.value, TemplateRefusedError)
     assert render(process, HELLO) == "Hello, you!"

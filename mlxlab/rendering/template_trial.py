@@ -7,7 +7,6 @@ refused at once.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 
 from mlxlab.errors import ModelError
@@ -50,8 +49,7 @@ def try_template(template: ChatTemplate, model: str) -> None:
     texts = [_render_begin(template, text) for text in _TEXTS]
     if texts[0] == texts[1]:
         raise _refusal(model, "leaves out the user's messages")
-    # Both texts end alike from the end of the message on.
-    if not os.path.commonprefix([text[::-1] for text in texts]).strip():
+    if not _common_end(*texts).strip():  # it begins behind the message
         raise _refusal(
             model, "prints nothing after the last message, so no answer begins"
         )
@@ -85,6 +83,12 @@ def _with_result(text: str) -> Conversation:
         Turn("tool", (Part("messages[2].content[0]", Role.TOOL_RESULT, text),)),
     )
     return Conversation((_SYSTEM,), (_TOOL,), turns, thinking=False)
+
+
+def _common_end(a: str, b: str) -> str:
+    pairs = enumerate(zip(reversed(a), reversed(b), strict=False))
+    length = next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
+    return a[len(a) - length :]
 
 
 def _refusal(model: str, problem: str) -> ModelError:

@@ -169,6 +169,25 @@ def test_the_text_is_that_of_transformers() -> None:
     )
 
 
+def test_a_renderer_may_need_the_packages_around_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "transformers"
+    (package / "utils").mkdir(parents=True)
+    (package / "__init__.py").write_text("name = 'another version'")
+    (package / "utils" / "__init__.py").touch()
+    (package / "utils" / "chat_template_utils.py").write_text(
+        "from transformers import name\n"
+        "def render_jinja_template(**arguments): return [name], []"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    process = TemplateProcess()
+    try:
+        assert render(process, HELLO) == "another version"
+    finally:
+        process.stop()
+
+
 def test_threads_share_a_process(process: TemplateProcess) -> None:
     found: dict[int, str] = {}
 

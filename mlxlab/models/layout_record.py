@@ -26,6 +26,9 @@ __all__ = ["LayoutRecord", "Trial", "find_record", "keep_record", "recall_record
 
 log = logging.getLogger(__name__)
 
+#: Seconds to measure a layout, which takes a few.
+_MEASURE_S = 300
+
 
 class Trial(BaseModel):
     """A trial that a model has passed with its weights.
@@ -151,7 +154,14 @@ def _read(digest: str) -> LayoutRecord:
 
 def _measure(folder: Path) -> LayoutRecord:
     command = [sys.executable, "-m", "mlxlab.engine", str(folder)]
-    done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL)
+    try:
+        done = subprocess.run(
+            command, capture_output=True, stdin=subprocess.DEVNULL, timeout=_MEASURE_S
+        )
+    except subprocess.TimeoutExpired:
+        raise ModelError(
+            f"model {folder}: its cache layout cannot be measured in {_MEASURE_S} s"
+        ) from None
     try:
         return LayoutRecord.model_validate_json(done.stdout)
     except ValidationError:

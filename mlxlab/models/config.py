@@ -46,6 +46,7 @@ class ModelConfig(_Settings):
     dtype: str | None = None
     torch_dtype: str | None = None
     max_position_embeddings: Annotated[int, Field(ge=1)] | None = None
+    vocab_size: Annotated[int, Field(ge=1)] | None = None
     text_config: dict[str, Any] | None = None
 
 

@@ -36,6 +36,7 @@ from mlxlab.models.layout_record import (
     recall_record,
 )
 from mlxlab.models.refusal import refusing
+from mlxlab.prompt import Tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -113,6 +114,24 @@ class ModelFolder:
     def window(self) -> int:
         """Longest sequence in tokens; 2**31 - 1 if the configuration names none."""
         return min(self._text_settings.max_position_embeddings or _LONGEST, _LONGEST)
+
+    def require_ids(self, tokens: Tokens) -> None:
+        """Check that the model has an embedding of each id.
+
+        Nothing else would: mlx reads what lies in memory behind the last one. A
+        tokenizer may have more ids, of images for example.
+
+        Raises:
+            ModelError: it has not.
+        """
+        sizes = (self._settings.vocab_size, self._text_settings.vocab_size)
+        most = max((size for size in sizes if size), default=_LONGEST)
+        for id in (int(tokens.min()), int(tokens.max())) if len(tokens) else ():
+            if not 0 <= id < most:
+                raise ModelError(
+                    f"model {self.name}: id {id} of its tokenizer is beyond its "
+                    f"vocab_size of {most}; leave out the text of this id"
+                )
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -91,7 +91,8 @@ class Renderer:
         self.model = model
         self._template = ChatTemplate(model)  # first: it starts a process
         self._encoder = model.encoder if most is None else model.encoder.limited(most)
-        try_template(self._template, model.name)
+        text = try_template(self._template, model.name)
+        model.require_ids(self._encoder.encode(text)[0])
         self.rules = tuple(rules)
         self.notes: Counter[str] = Counter()
 
@@ -158,7 +159,9 @@ class Renderer:
         rendering = self.render_request(body, where)
         message = parse_answer(answer, where)
         turns = assistant_turns(len(rendering.request.messages), message)
-        return rendering.prompt, self._encode_answer(rendering, tuple(turns))
+        ids = self._encode_answer(rendering, tuple(turns))
+        self.model.require_ids(ids)
+        return rendering.prompt, ids
 
     def _count(self, request: MessagesRequest, where: str) -> int:
         """Count the tokens of a request's prompt."""
@@ -185,7 +188,9 @@ class Renderer:
         layout: Layout,
     ) -> Prompt:
         splices = find_splices(signed, layout.extents, rendered.text)
-        return encode_prompt(self._encoder, rendered, layout, splices)
+        prompt = encode_prompt(self._encoder, rendered, layout, splices)
+        self.model.require_ids(prompt.tokens)
+        return prompt
 
     def _encode_answer(self, rendering: Rendering, turns: tuple[Turn, ...]) -> Tokens:
         conversation, prompt = rendering.template_text.conversation, rendering.prompt

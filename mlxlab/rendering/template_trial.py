@@ -32,7 +32,7 @@ _FORMS: Sequence[tuple[tuple[Part, ...], tuple[ToolPart, ...]]] = (
 )
 
 
-def try_template(template: ChatTemplate, model: str) -> None:
+def try_template(template: ChatTemplate, model: str) -> str:
     """Render a user's message, and the result of a tool.
 
     A template may refuse tools, or leave their results out: other requests are served.
@@ -41,6 +41,9 @@ def try_template(template: ChatTemplate, model: str) -> None:
     Args:
         template: of the model.
         model: its name.
+
+    Returns:
+        The text of the user's message.
 
     Raises:
         ModelError: the template refuses or ignores a user's message, prints nothing
@@ -60,6 +63,7 @@ def try_template(template: ChatTemplate, model: str) -> None:
     else:
         if results[0] == results[1]:
             log.warning("model %s: its chat template leaves out tools' results", model)
+    return texts[0]
 
 
 def _render_begin(template: ChatTemplate, text: str) -> str:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
+import numpy as np
+
 from mlxlab.client.discovery import DEFAULT
 from mlxlab.decoding import Decoder, Grammar
 from mlxlab.engine import Barred, Engine, Forced, LogitsProcessor, Sampler
@@ -82,7 +84,7 @@ class Preparation:
         # One object per model, so that tokenizers are loaded once.
         self._folder = cache(find_model)
         self._renderer = cache(self._make_renderer)
-        self._grammar = cache(lambda name: Grammar.of(self._folder(name)))
+        self._grammar = cache(self._make_grammar)
         self._constraints = cache(
             lambda name: constraint_tokenizer(self._folder(name).tokenizer)
         )
@@ -179,6 +181,13 @@ class Preparation:
         folder = self._folder(model)
         return Renderer(folder, parse_rules(rules), folder.window)
 
+    def _make_grammar(self, model: str) -> Grammar:
+        folder = self._folder(model)
+        grammar = Grammar.of(folder)
+        tags = [*grammar.think_start_ids, *grammar.think_end_ids]
+        folder.require_ids(np.array(tags, dtype=np.int32))
+        return grammar
+
     def _decoder(
         self, request: InferenceRequest, prepared: Prepared
     ) -> Callable[[], Decoder]:
@@ -269,6 +278,10 @@ def _chosen_tool(
     opening = folder.tokenizer.encode(
         grammar.call_opening(name), add_special_tokens=False
     )
+    try:
+        folder.require_ids(np.array(opening, dtype=np.int32))
+    except ModelError as error:
+        raise RequestError(f"tool_choice: {error}") from None
     if choice.type == "none":
         return lambda: Barred(opening[:1], make())
     return lambda: Forced(opening, make())

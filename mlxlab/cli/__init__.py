@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import sys
 
 import typer
@@ -13,7 +14,7 @@ from mlxlab.cli import (  # noqa: F401  they register commands
     traces,
 )
 from mlxlab.cli.app import app, describe_error
-from mlxlab.errors import MlxlabError
+from mlxlab.errors import OUT_OF_MEMORY, MlxlabError
 
 # isort: split
 from mlxlab.cli import notebooks  # noqa: F401  the last command of its group
@@ -23,6 +24,9 @@ __all__ = ["app", "main"]
 
 def main() -> None:
     """Run the command line; an error becomes one line and exit code 2."""
+    # Where the system has no memory, mlx ends the process; this says in which call.
+    if sys.stderr and not faulthandler.is_enabled():
+        faulthandler.enable(all_threads=False)
     try:
         code = app(prog_name="mlxlab", standalone_mode=False)
     except typer.Abort:
@@ -33,5 +37,8 @@ def main() -> None:
         code = 2
     except (MlxlabError, OSError) as error:
         print(f"mlxlab: {describe_error(error)}", file=sys.stderr)
+        code = 2
+    except MemoryError:
+        print(f"mlxlab: {OUT_OF_MEMORY}", file=sys.stderr)
         code = 2
     sys.exit(code)

@@ -16,15 +16,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mlxlab.content import read_whole
 from mlxlab.errors import ModelError
+from mlxlab.limits import MODEL_PARTS
 
 __all__ = ["GenerationConfig", "ModelConfig", "read_object", "read_settings"]
 
 SettingsT = TypeVar("SettingsT", bound="_Settings")
 TokenIds: TypeAlias = Annotated[int, Field(ge=-1, lt=2**31)]
 
-#: Parts that are built one by one, and the most of them: building a billion never ends.
+#: Numbers of parts that are built one by one.
 _NUMBER = re.compile(r"(num|n)_(\w+_)?(layers?|blocks?|experts)$")
-_MOST_PARTS = 10_000
 
 
 class _Settings(BaseModel):
@@ -119,5 +119,5 @@ def _check_numbers(values: Mapping[str, Any]) -> None:
     for key, value in values.items():
         if isinstance(value, dict):
             _check_numbers(value)
-        elif isinstance(value, int) and _NUMBER.match(key) and value > _MOST_PARTS:
-            raise ValueError(f"{key}: Input should be at most {_MOST_PARTS}")
+        elif isinstance(value, int) and _NUMBER.match(key) and value > MODEL_PARTS:
+            raise ValueError(f"{key}: Input should be at most {MODEL_PARTS}")

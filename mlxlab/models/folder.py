@@ -16,8 +16,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxlab.content import LONGEST, content_sample, read_whole
+from mlxlab.content import content_sample, read_whole
 from mlxlab.errors import ModelError
+from mlxlab.limits import LINE_BYTES
 from mlxlab.models import gguf, smollm2, tiny
 from mlxlab.models.config import (
     GenerationConfig,
@@ -284,9 +285,9 @@ def _check_files(name: str, folder: Path) -> None:
 def _check_file(name: str, file: Path) -> None:
     if not file.is_file():
         raise ModelError(f"model {name!r}: {file} is not a regular file; remove it")
-    if file.suffix in _TEXTS and file.stat().st_size > LONGEST:
+    if file.suffix in _TEXTS and file.stat().st_size > LINE_BYTES:
         raise ModelError(
-            f"model {name!r}: {file} has more than {LONGEST:,} bytes; remove it"
+            f"model {name!r}: {file} has more than {LINE_BYTES:,} bytes; remove it"
         )
 
 

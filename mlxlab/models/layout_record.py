@@ -19,15 +19,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from mlxlab.errors import MlxlabError, ModelError
 from mlxlab.files import cache_folder, write_json
+from mlxlab.limits import LAYOUT_S
 from mlxlab.models.layout import CacheLayout
 from mlxlab.ownership import read_own
 
 __all__ = ["LayoutRecord", "Trial", "find_record", "keep_record", "recall_record"]
 
 log = logging.getLogger(__name__)
-
-#: Seconds to measure a layout, which takes a few.
-_MEASURE_S = 300
 
 
 class Trial(BaseModel):
@@ -156,11 +154,11 @@ def _measure(folder: Path) -> LayoutRecord:
     command = [sys.executable, "-m", "mlxlab.engine", str(folder)]
     try:
         done = subprocess.run(
-            command, capture_output=True, stdin=subprocess.DEVNULL, timeout=_MEASURE_S
+            command, capture_output=True, stdin=subprocess.DEVNULL, timeout=LAYOUT_S
         )
     except subprocess.TimeoutExpired:
         raise ModelError(
-            f"model {folder}: its cache layout cannot be measured in {_MEASURE_S} s"
+            f"model {folder}: its cache layout cannot be measured in {LAYOUT_S} s"
         ) from None
     try:
         return LayoutRecord.model_validate_json(done.stdout)

@@ -21,6 +21,12 @@ from threading import Lock
 from typing import Any
 
 from mlxlab.errors import ModelError
+from mlxlab.limits import (
+    TEMPLATE_CPU_S,
+    TEMPLATE_MEMORY,
+    TEMPLATE_TEXT,
+    TEMPLATE_WALL_S,
+)
 
 __all__ = [
     "TEMPLATE_PROCESS",
@@ -46,14 +52,13 @@ class TemplateLimits:
         cpu_s: seconds of the processor.
         wall_s: seconds in all, on a machine that is busy.
         text: bytes of the text in UTF-8.
-        memory: bytes of the process, of which some 300 MiB are its libraries. macOS
-            does not hold it.
+        memory: bytes of the process. macOS does not hold it.
     """
 
-    cpu_s: float = 5.0
-    wall_s: float = 60.0
-    text: int = 64 * 2**20
-    memory: int = 2 * 2**30
+    cpu_s: float = TEMPLATE_CPU_S
+    wall_s: float = TEMPLATE_WALL_S
+    text: int = TEMPLATE_TEXT
+    memory: int = TEMPLATE_MEMORY
 
 
 class TemplateProcess:

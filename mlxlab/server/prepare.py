@@ -110,8 +110,13 @@ class Preparation:
             self.render(TokenCountRequest.model_validate(body))
         self._grammar(self.aliases.default.model)
 
-    def render(self, request: TokenCountRequest) -> Prepared:
+    def render(self, request: TokenCountRequest, credential: str = "") -> Prepared:
         """Choose the model and render the prompt.
+
+        Args:
+            request: the parsed request.
+            credential: of the client. Encoded texts are cached for each apart, because
+                the time of a cached one reveals that somebody has sent it.
 
         Raises:
             UnknownModelError: no alias matches the model id.
@@ -120,7 +125,7 @@ class Preparation:
         """
         name, alias = self.aliases.resolve(request.model)
         check_supported(request, alias.model)
-        renderer = self._renderer(alias.model, alias.rules)
+        renderer = self._renderer(alias.model, alias.rules, credential)
         asked = _with_thinking(request, alias)
         try:
             rendering = renderer.render_request(asked)
@@ -177,7 +182,7 @@ class Preparation:
             ids = (*tail[start:], *ids)
         return sign(ids, prepared.folder.tokenizer_digest)
 
-    def _make_renderer(self, model: str, rules: str) -> Renderer:
+    def _make_renderer(self, model: str, rules: str, credential: str) -> Renderer:
         folder = self._folder(model)
         return Renderer(folder, parse_rules(rules), folder.window)
 

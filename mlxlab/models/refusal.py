@@ -32,7 +32,7 @@ def refusing(model: str, failed: str) -> Iterator[None]:
     except ModelError as error:
         named = f"model {model}: "
         raise ModelError(named + str(error).removeprefix(named)) from error.__cause__
-    except (KeyboardInterrupt, GeneratorExit):
+    except (KeyboardInterrupt, GeneratorExit, MemoryError):
         raise
     except BaseException as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())[:_REASON]

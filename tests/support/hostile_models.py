@@ -137,10 +137,11 @@ def _all(*breaks: Break) -> Break:
 
 
 def _large(file: str) -> Break:
-    def fill(folder: Path) -> None:
-        (folder / file).write_bytes(b'{"a": "' + b" " * 101_000_000 + b'"}')
+    def lengthen(folder: Path) -> None:
+        with (folder / file).open("ab") as opened:
+            opened.truncate(101_000_000)
 
-    return fill
+    return lengthen
 
 
 def _set(weights: dict[str, mx.array], part: str, value: Callable[..., Any]) -> None:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from mlxlab.cli import main
 from mlxlab.engine import Loader
 from mlxlab.errors import ModelError
-from mlxlab.models.folder import find_model
+from mlxlab.models.folder import ModelFolder, find_model
 from mlxlab.rendering.renderer import Renderer
 from tests.support.endpoint import ask
 from tests.support.hostile_models import CASES, MARKER, make_folder
@@ -72,6 +73,29 @@ def test_a_hostile_model_is_refused_while_it_loads(
         Loader().load(folder)
     check_line(str(caught.value))
     assert not (tmp_path / MARKER).exists()
+
+
+@pytest.mark.parametrize("command", ["serve --port 0", "compare --simulate thinking"])
+@pytest.mark.parametrize(
+    "name", ["template-nothing", "generation_config-temperature-text", "tokenizer-half"]
+)
+def test_a_command_refuses_a_hostile_folder_in_one_line(
+    command: str,
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    # Measuring the layout takes a process and seconds.
+    monkeypatch.setattr(ModelFolder, "layout", find_model().layout)
+    folder = str(make_folder(name, tmp_path))
+    monkeypatch.setattr("sys.argv", ["mlxlab", *command.split(), "--model", folder])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("mlxlab: model ")
 
 
 @pytest.fixture(scope="module")

@@ -81,7 +81,7 @@ def test_recorded_ids_are_those_of_the_model(renderer: Renderer) -> None:
     )
     asked = exchange(0, wire.first_body(), None)
     answered = replace(asked, response=Response(0.0, 200, 0.0, generated=generated))
-    with pytest.raises(ModelError, match="id 9000000 .* vocab_size of 8704"):
+    with pytest.raises(ModelError, match=r"id 9000000 .* vocab_size of 8704"):
         render_trace(Trace("t", (answered,)), renderer)
 
 

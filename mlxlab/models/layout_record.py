@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from mlxlab.errors import MlxlabError, ModelError
 from mlxlab.files import cache_folder, write_json
+from mlxlab.limits import LAYOUT_S
 from mlxlab.models.layout import CacheLayout
 from mlxlab.ownership import read_own
 
@@ -151,7 +152,14 @@ def _read(digest: str) -> LayoutRecord:
 
 def _measure(folder: Path) -> LayoutRecord:
     command = [sys.executable, "-m", "mlxlab.engine", str(folder)]
-    done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL)
+    try:
+        done = subprocess.run(
+            command, capture_output=True, stdin=subprocess.DEVNULL, timeout=LAYOUT_S
+        )
+    except subprocess.TimeoutExpired:
+        raise ModelError(
+            f"model {folder}: its cache layout cannot be measured in {LAYOUT_S} s"
+        ) from None
     try:
         return LayoutRecord.model_validate_json(done.stdout)
     except ValidationError:

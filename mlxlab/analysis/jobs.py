@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from mlxlab.analysis.tables import list_records
 from mlxlab.errors import MlxlabError
 from mlxlab.extras import needs
-from mlxlab.files import replaced
+from mlxlab.files import written
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -166,7 +166,7 @@ def _keep(folder: Path | None, task: Task, rows: list[Row]) -> None:
         return
     path = folder / f"{task.digest}.parquet"
     try:
-        with replaced(path) as file:
+        with written(path) as file:
             pd.DataFrame(rows).to_parquet(file)
     except OSError as error:
         raise MlxlabError(f"{path}: {error.strerror}; give a folder") from None

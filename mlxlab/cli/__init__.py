@@ -13,6 +13,7 @@ from mlxlab.cli import (  # noqa: F401  they register commands
     traces,
 )
 from mlxlab.cli.app import app, describe_error
+from mlxlab.cli.interrupts import interruptible
 from mlxlab.errors import MlxlabError
 
 # isort: split
@@ -22,9 +23,18 @@ __all__ = ["app", "main"]
 
 
 def main() -> None:
-    """Run the command line; an error becomes one line and exit code 2."""
+    """Run the command line; an error becomes one line and exit code 2.
+
+    Ctrl-C ends it without a traceback. A shell shows that as status 130.
+    """
+    with interruptible():
+        code = _run()
+    sys.exit(code)
+
+
+def _run() -> int:
     try:
-        code = app(prog_name="mlxlab", standalone_mode=False)
+        code: int = app(prog_name="mlxlab", standalone_mode=False)
     except typer.Abort:
         code = 1
     except typer.TyperException as error:
@@ -34,4 +44,4 @@ def main() -> None:
     except (MlxlabError, OSError) as error:
         print(f"mlxlab: {describe_error(error)}", file=sys.stderr)
         code = 2
-    sys.exit(code)
+    return code

@@ -21,8 +21,15 @@ import pytest
 
 from tests.support.endpoint import PATIENCE_S, TOKEN, ask, words
 
-#: The line comes after the imports of Python itself, which nobody can shield.
-_PROGRAM = "from mlxlab.__main__ import main; print('up', flush=True); main()"
+#: The line comes after the imports of Python itself, which nobody can shield. A shell
+#: without job control has what ends in ``&`` ignore SIGINT, these tests too.
+_PROGRAM = """
+import signal
+from mlxlab.__main__ import main
+signal.signal(signal.SIGINT, signal.{})
+print("up", flush=True)
+main()
+"""
 #: Seconds that the end may take, on a busy machine.
 _SOON_S = 15.0
 #: Commands, and the seconds in which they are interrupted.
@@ -50,11 +57,13 @@ class Ended:
 
 
 @contextmanager
-def started(line: str, home: Path) -> Iterator[subprocess.Popen[str]]:
+def started(
+    line: str, home: Path, at_first: str = "default_int_handler"
+) -> Iterator[subprocess.Popen[str]]:
     """Run a command in a group of its own, as a terminal does."""
     home.mkdir()
     process = subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM, *line.split()],
+        [sys.executable, "-c", _PROGRAM.format(at_first), *line.split()],
         cwd=home,
         env={
             **os.environ,
@@ -151,7 +160,7 @@ def commands(number: int, folder: Path) -> None:
 def servers(number: int, folder: Path) -> None:
     """Interrupt servers under load, every other one a second time."""
     drawn = random.Random(15)
-    every = [[drawn.uniform(0, 0.5)] * (i % 2) for i in range(number)]
+    every = [[drawn.uniform(0.3, 0.8)] * (i % 2) for i in range(number)]
     with ThreadPoolExecutor(2) as pool:
         jobs = [
             pool.submit(
@@ -186,10 +195,6 @@ def test_ctrl_c_ends_servers_under_load_at_any_moment(tmp_path: Path) -> None:
 
 
 def test_a_command_behind_a_shell_ignores_ctrl_c(tmp_path: Path) -> None:
-    """A shell without job control starts what ends in ``&`` with SIGINT ignored."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        ended = interrupted("strategies", 0.05, tmp_path / "home")
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with started("strategies", tmp_path / "home", "SIG_IGN") as process:
+        ended = interrupt(process)
     assert (ended.status, ended.errors) == (0, "")

@@ -86,7 +86,9 @@ def kill_often(killer: Killer, name: str, kills: int, folder: Path) -> Count:
         next_ = max([next_, *written, *found]) + 1
         once(writer, folder, next_)
         kept, next_ = writer.found(folder), next_ + 1
-        count.leftovers += len(files(folder) - expected)
+        there = files(folder)
+        count.leftovers += len(there - expected)
+        expected |= there
     return count
 
 

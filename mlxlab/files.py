@@ -76,9 +76,8 @@ def written(path: Path) -> Iterator[IO[bytes]]:
             yield opened.enter_context(os.fdopen(descriptor, "wb"))
             return
         path = Path(os.path.realpath(path))
-        like = _status(path)
-        if like and not os.access(path, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        if like := _status(path):
+            os.close(os.open(path, os.O_WRONLY | os.O_CLOEXEC))  # may it be written?
         yield opened.enter_context(replaced(path, like))
 
 

@@ -181,7 +181,7 @@ def test_ctrl_c_ends_commands(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_a_server_under_load(tmp_path: Path) -> None:
-    servers(2, tmp_path)
+    servers(1, tmp_path)
 
 
 @pytest.mark.slow

@@ -36,6 +36,20 @@ SCHEMA_BYTES: Final = 128 * 2**10
 SCHEMA_CPU_S: Final = 2
 SCHEMA_MEMORY: Final = 2**30
 
+# -- Models ----------------------------------------------------------------------------
+
+#: Seconds of a processor, and in all on a busy machine, for a text of a template.
+TEMPLATE_CPU_S: Final = 5
+TEMPLATE_WALL_S: Final = 60
+#: Bytes of that text, and of the process that makes it (Linux). Its libraries take 100
+#: MiB, a long prompt four bytes a character, several times.
+TEMPLATE_TEXT: Final = 64 * 2**20
+TEMPLATE_MEMORY: Final = 2 * 2**30
+#: Layers, blocks or experts. They are built one by one, before weights are compared.
+MODEL_PARTS: Final = 10_000
+#: Seconds to measure what a model's caches keep, which takes a few.
+LAYOUT_S: Final = 300
+
 # -- Files -----------------------------------------------------------------------------
 
 #: Bytes of a line, or of a file that is read whole.

@@ -50,6 +50,7 @@ RECORDER = "mlxlab 0.1.0"
 
 Json: TypeAlias = Any
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 RequestId = Annotated[int, Field(ge=0, strict=True)]
 Run = tuple[RequestId, Annotated[int, Field(ge=0, strict=True)]]
 Item: TypeAlias = Hash | Run
@@ -140,7 +141,7 @@ class Generated(_Closed):
     """
 
     tokenizer: str
-    ids: tuple[int, ...]
+    ids: tuple[TokenId, ...]
     thinking: bool | None = None
     redacted: bool = False
 

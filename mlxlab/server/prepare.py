@@ -98,8 +98,11 @@ class Preparation:
         """
         return self._folder(self.aliases.default.model)
 
-    def load(self) -> None:
+    def load(self, credential: str = "") -> None:
         """Load the default model's tokenizer, template and grammar, and try them.
+
+        Args:
+            credential: of the first client; see :meth:`render`.
 
         Raises:
             ModelError: one of them cannot serve any request.
@@ -107,7 +110,7 @@ class Preparation:
         messages = [{"role": "user", "content": "Hello."}]
         body = {"model": DEFAULT, "messages": messages}
         with suppress(RequestError):  # a template may require a system text
-            self.render(TokenCountRequest.model_validate(body))
+            self.render(TokenCountRequest.model_validate(body), credential)
         self._grammar(self.aliases.default.model)
 
     def render(self, request: TokenCountRequest, credential: str = "") -> Prepared:

@@ -263,7 +263,7 @@ class Service:
     def _load(self, preparation: Preparation) -> None:
         strategy = preparation.aliases.default.strategy
         loaded = self.worker.submit(self.pool.load, preparation.folder, strategy)
-        preparation.load()  # meanwhile
+        preparation.load(self.pool.credential)  # meanwhile
         loaded.result()
 
     def _keep_only(self, wanted: Collection[tuple[str, str]]) -> None:

@@ -1,0 +1,88 @@
+"""How cases end, counted by kind in a table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+__all__ = ["BAD", "Finding", "Outcome", "Row", "format_table"]
+
+#: Ends that are allowed, and those that are not. ``left``: the client did.
+GOOD = ("refused", "served", "left")
+BAD = ("5xx", "hangs", "tracebacks", "deaths", "wrong")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The end of one case.
+
+    Attributes:
+        end: one of :data:`GOOD` or :data:`BAD`.
+        seconds: until then.
+        memory: peak in bytes of the process that was tried.
+        reason: what was seen, where the end is bad.
+    """
+
+    end: str
+    seconds: float
+    memory: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A case with a bad end."""
+
+    kind: str
+    seed: int
+    outcome: Outcome
+
+    def __str__(self) -> str:
+        again = f"python -m tests.hostile --kind {self.kind} --seed {self.seed}"
+        return f"{self.outcome.end}: {again} --cases 1\n{self.outcome.reason}"
+
+
+@dataclass(slots=True)
+class Row:
+    """The counts of a kind."""
+
+    ends: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    memory: int = 0
+
+    def add(self, outcomes: Iterable[Outcome]) -> None:
+        """Count cases."""
+        for outcome in outcomes:
+            self.ends[outcome.end] += 1
+            self.seconds = max(self.seconds, outcome.seconds)
+            self.memory = max(self.memory, outcome.memory)
+
+
+def format_table(rows: dict[str, Row]) -> str:
+    """Return the counts, a line a kind, and their sum."""
+    whole = Row()
+    for row in rows.values():
+        whole.ends += row.ends
+        whole.seconds = max(whole.seconds, row.seconds)
+        whole.memory = max(whole.memory, row.memory)
+    heads = ("kind", "cases", *GOOD, *BAD, "longest", "memory")
+    table = [heads, *(_cells(*item) for item in rows.items()), _cells("all", whole)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in table
+    )
+
+
+def _cells(kind: str, row: Row) -> tuple[str, ...]:
+    counts = (row.ends.total(), *(row.ends[end] for end in (*GOOD, *BAD)))
+    return (
+        kind,
+        *(f"{count:,}" for count in counts),
+        f"{row.seconds:.1f} s",
+        f"{row.memory / 2**20:,.0f} MiB",
+    )

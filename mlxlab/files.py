@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from mlxlab.content import unpacked
-from mlxlab.errors import MlxlabError
+from mlxlab.errors import ConfigError, MlxlabError
 
 __all__ = [
     "cache_folder",
+    "expanded",
     "make_folder",
     "read_json",
     "replaced",
@@ -36,6 +37,18 @@ def cache_folder() -> Path:
     if not folder.is_absolute():
         raise FileNotFoundError("neither HOME nor XDG_CACHE_HOME is an absolute path")
     return folder / "mlxlab"
+
+
+def expanded(path: str | Path) -> Path:
+    """Return a path with the user's home folder in place of ``~``.
+
+    Raises:
+        ConfigError: the home folder is not known.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{path}: no home folder is known; set HOME") from None
 
 
 def make_folder(folder: Path) -> None:

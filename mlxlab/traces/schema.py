@@ -33,11 +33,13 @@ __all__ = [
     "BodyLine",
     "Configuration",
     "Generated",
+    "LATEST",
     "HeaderLine",
     "Json",
     "Line",
     "RequestLine",
     "ResponseLine",
+    "Seconds",
     "body_hash",
     "decode",
     "encode",
@@ -47,7 +49,15 @@ __all__ = [
 VERSION: Literal[1] = 1
 RECORDER = "mlxlab 0.1.0"
 
+#: Most lists and objects inside each other.
+_DEEPEST = 200
+
+#: Seconds until the year 10000.
+LATEST = 253_402_300_800
+
 Json: TypeAlias = Any
+Seconds = Annotated[float, Field(strict=True, ge=0, lt=LATEST, allow_inf_nan=False)]
+"""Unix seconds, or seconds since something began."""
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 RequestId = Annotated[int, Field(ge=0, strict=True)]
 Run = tuple[RequestId, Annotated[int, Field(ge=0, strict=True)]]
@@ -108,7 +118,7 @@ class RequestLine(_Closed):
 
     kind: Literal["request"] = "request"
     id: RequestId
-    t: float
+    t: Seconds
     method: str
     path: str
     headers: dict[str, str] = {}
@@ -194,9 +204,9 @@ class ResponseLine(_Closed):
 
     kind: Literal["response"] = "response"
     id: RequestId
-    t: float
-    status: int
-    first_byte_s: float
+    t: Seconds
+    status: Annotated[int, Field(strict=True, ge=100, le=999)]
+    first_byte_s: Seconds
     message: dict[str, Json] | None = None
     script: bool = False
     generated: Generated | None = None
@@ -227,9 +237,26 @@ def decode(data: bytes | str) -> Json:
 
     Raises:
         ValueError: not JSON, not UTF-8, or a number that is not finite.
-        RecursionError: nested too deeply.
+        RecursionError: lists and objects nested more than 200 deep.
     """
-    return json.loads(data, parse_constant=_not_finite, parse_float=_finite)
+    value = json.loads(data, parse_constant=_not_finite, parse_float=_finite)
+    _check_depth(value)
+    return value
+
+
+def _check_depth(value: Json) -> None:
+    """Refuse what functions that call themselves could not walk through."""
+    level = [[value]]
+    for _ in range(_DEEPEST + 1):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (dict, list))
+        ]
+        if not level:
+            return
+    raise RecursionError("nested too deeply")
 
 
 def body_hash(body: Json) -> str:

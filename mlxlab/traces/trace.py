@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from mlxlab.content import open_content
 from mlxlab.errors import TraceError
@@ -87,9 +86,8 @@ class Exchange:
     @property
     def is_inference(self) -> bool:
         """Whether it asks for an answer: a POST to a path that ends in /v1/messages."""
-        return self.method == "POST" and urlsplit(self.path).path.endswith(
-            "/v1/messages"
-        )
+        path, _, _ = self.path.partition("?")
+        return self.method == "POST" and path.endswith("/v1/messages")
 
     @property
     def session(self) -> str:

@@ -54,23 +54,39 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def break_value(value: Any, chance: Random) -> None:
-    """Put a fault into a JSON value, somewhere."""
-    found = list(places(value))
-    if not found:
+    """Put a fault into a JSON value, somewhere; near its surface as often as deep."""
+    container, key = _place(value, chance)
+    if container is None:
         return
-    container, key = chance.choice(found)
-    fault = chance.randrange(8)
+    inner = container[key]
+    fault = chance.randrange(9)
     if fault == 0:
         del container[key]
     elif fault == 1 and isinstance(container, list):
-        container.extend([container[key]] * 20)
+        container.extend([inner] * 20)
     elif fault == 2 and isinstance(container, dict):
-        container[chance.choice(_KEYS)] = container[key]
+        container[chance.choice(_KEYS)] = inner
     elif fault == 3:
-        other, own = chance.choice(found)
+        other, own = chance.choice(list(places(value)))
         container[key] = copy.deepcopy(other[own])
+    elif fault == 4 and isinstance(inner, dict | list):
+        inner.clear()
+    elif fault == 5 and isinstance(inner, int | float):
+        container[key] = inner * chance.choice((-1, 0, 2, 1000, 2**40, 0.5))
     else:
         container[key] = copy.deepcopy(chance.choice(NASTY))
+
+
+def _place(value: Any, chance: Random) -> tuple[Any, Any]:
+    """Return a container in a value and a key of it; None for both if there is none."""
+    container, key = None, None
+    while isinstance(value, dict | list) and value:
+        if container is not None and chance.random() < 0.35:
+            break
+        container = value
+        key = chance.choice(list(value) if isinstance(value, dict) else range(len(value)))
+        value = container[key]
+    return container, key
 
 
 def encoded(value: Any) -> bytes:

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.alias_generators import to_camel
 
 from mlxlab.rendering.messages import Message, MessagesRequest
-from mlxlab.traces.schema import Json, Path
+from mlxlab.traces.schema import LATEST, Json, Path
 
 __all__ = [
     "IGNORED",
@@ -178,6 +178,7 @@ class TurnRecord(_Record):
 def parse_time(timestamp: Json, otherwise: float) -> float:
     """Return Unix seconds of a record's timestamp, ``otherwise`` if it has none."""
     try:
-        return datetime.fromisoformat(timestamp).timestamp()
+        found = datetime.fromisoformat(timestamp).timestamp()
     except (TypeError, ValueError, OverflowError):
         return otherwise
+    return found if 0 <= found < LATEST else otherwise

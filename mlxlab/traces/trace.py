@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mlxlab.content import open_content
 from mlxlab.errors import TraceError
+from mlxlab.printable import encodable
 from mlxlab.traces.dedup import LISTS, Parts, join
 from mlxlab.traces.schema import (
     VERSION,
@@ -93,12 +94,12 @@ class Exchange:
     def session(self) -> str:
         """The first 8 characters of the session id, ``session`` if there is none."""
         named = self.headers.get(SESSION_HEADER) or _session_of_user(self.body)
-        return named[:8] or "session"
+        return encodable(named[:8]) or "session"
 
     @property
     def agent(self) -> str:
         """The sub-agent's id, empty for the main loop."""
-        return self.headers.get(_AGENT_HEADER, "")
+        return encodable(self.headers.get(_AGENT_HEADER, ""))
 
 
 # Without slots, because cached_property needs a dict.
@@ -219,7 +220,7 @@ class _Reader:
             raise self._error("empty", "a first line of kind 'trace'")
         exchanges = sorted(map(self._exchange, self.requests), key=lambda e: e.t)
         header = self.header.model_copy(update={"skipped": dict(self.skipped)})
-        return Trace(self.path.stem, tuple(exchanges), header)
+        return Trace(encodable(self.path.stem), tuple(exchanges), header)
 
     def _read_line(self, data: bytes) -> None:
         value = self._decoded(data)

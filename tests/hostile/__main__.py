@@ -16,6 +16,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+# A thread would not survive a fork, and what it holds would stay locked.
+os.environ |= {
+    "OPENBLAS_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+}
+# isort: split
 from tests.hostile.cases.kinds import COMMANDS, EXCHANGES, counts
 from tests.hostile.commands import prepare, run_command
 from tests.hostile.exchanges import run_exchanges

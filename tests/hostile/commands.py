@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import json
 import os
@@ -20,6 +21,7 @@ from tempfile import TemporaryDirectory, mkdtemp
 from typing import NoReturn
 
 import typer
+from tqdm import tqdm
 
 import mlxlab.cli
 from mlxlab.printable import printable
@@ -46,6 +48,7 @@ def prepare() -> None:
 
     Threads and mlx would not survive a fork, so nothing here starts or loads them.
     """
+    tqdm.monitor_interval = 0
     # Typer would build it again for each command.
     mlxlab.cli.app = typer.main.get_command(mlxlab.cli.app)  # type: ignore[assignment]
     for form, *line in _WARM:
@@ -57,6 +60,7 @@ def prepare() -> None:
             with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
                 _obey(Commands((tuple(words),)))
     assert "mlx.core" not in sys.modules
+    assert len(os.listdir("/proc/self/task")) == 1
     gc.collect()
     gc.freeze()  # or each child's first collection copies every page
 
@@ -105,6 +109,8 @@ def _wait(
         while not select.select([handle], [], [], _LOOK_S)[0]:
             if time.monotonic() > deadline:
                 hung = True
+                os.kill(child, signal.SIGABRT)  # it shows where it is
+                select.select([handle], [], [], 5)
                 os.kill(child, signal.SIGKILL)
                 break
             if not stopped and out.exists() and _SERVING in out.read_bytes():
@@ -123,6 +129,7 @@ def _be_command(make: Setting, seed: str, folder: Path) -> NoReturn:
             file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(file, number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        faulthandler.enable(2)
         inner = folder / "in"
         inner.mkdir()
         os.chdir(inner)
@@ -176,7 +183,7 @@ def _judged(
 
 def _verdict(status: int | None, said: str, complained: str) -> tuple[str, str]:
     if status is None:
-        return "hangs", "it does not end"
+        return "hangs", complained[-2500:]
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         kind = "hangs" if number == signal.SIGXCPU else "deaths"
@@ -199,7 +206,7 @@ def _verdict(status: int | None, said: str, complained: str) -> tuple[str, str]:
 def _is_bad_json(said: str) -> bool:
     """Whether it begins like the answer to ``--json -``, and is not JSON."""
     try:
-        if said.startswith("{"):
+        if said.startswith("{\n"):
             json.JSONDecoder(parse_constant=_refuse).raw_decode(said)
     except ValueError:
         return True

@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 from mlxlab.content import open_regular
 from mlxlab.errors import TraceError
+from mlxlab.printable import encodable
 from mlxlab.prompt import Role, Tokens
 
 __all__ = ["HashedRequest", "HashedTrace", "Reader"]
@@ -74,7 +75,7 @@ class HashedTrace:
     @property
     def name(self) -> str:
         """The file's name without its endings."""
-        return self.path.name.partition(".")[0]
+        return encodable(self.path.name.partition(".")[0])
 
     def __iter__(self) -> Iterator[HashedRequest]:
         """Yield the requests.

@@ -14,7 +14,9 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from multiprocessing.util import Finalize
 
 # A thread would not survive a fork, and what it holds would stay locked.
 os.environ |= {
@@ -49,14 +51,15 @@ class _Served:
     """The server of this process; one that has ended is replaced."""
 
     def __init__(self) -> None:
-        self._opened = None
+        self._opened = ExitStack()
         self.server: LimitedServer | None = None
         self.said = 0
 
     def get(self) -> LimitedServer:
         if self.server is None or self.server.process.poll() is not None:
-            self._opened = limited_server()
-            self.server = self._opened.__enter__()
+            self._opened.close()
+            self.server = self._opened.enter_context(limited_server())
+            Finalize(self, self._opened.close, exitpriority=0)
             self.said = 0
         return self.server
 
@@ -79,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pool = multiprocessing.get_context("fork").Pool(given.jobs)
     with pool:
         for batch, outcomes in pool.imap_unordered(_run, batches):
-            rows[batch.kind].add(outcomes)
+            rows[batch.kind].add(outcomes, batch.first)
             for seed, outcome in enumerate(outcomes, batch.first):
                 if outcome.end in BAD:
                     bad += 1

@@ -30,7 +30,7 @@ from tests.hostile.cases.documents import documents
 from tests.hostile.cases.files import write_document
 from tests.hostile.outcome import Outcome
 
-__all__ = ["prepare", "run_command"]
+__all__ = ["judge", "prepare", "run_command"]
 
 #: What a command may have beside what this process has.
 _MEMORY = 2 << 30
@@ -177,11 +177,18 @@ def _judged(
     status: int | None, seconds: float, memory: int, out: bytes, err: bytes
 ) -> Outcome:
     said, complained = out.decode("utf-8", "replace"), err.decode("utf-8", "replace")
-    kind, reason = _verdict(status, said, complained)
+    kind, reason = judge(status, said, complained)
     return Outcome(kind, seconds, memory, reason)
 
 
-def _verdict(status: int | None, said: str, complained: str) -> tuple[str, str]:
+def judge(status: int | None, said: str, complained: str) -> tuple[str, str]:
+    """Return how a command has ended, and what is wrong with it.
+
+    Args:
+        status: as ``os.wait`` returns it; None if it had to be ended.
+        said: its standard output.
+        complained: its standard error.
+    """
     if status is None:
         return "hangs", complained[-2500:]
     if os.WIFSIGNALED(status):
@@ -191,14 +198,15 @@ def _verdict(status: int | None, said: str, complained: str) -> tuple[str, str]:
     if "Traceback" in complained:
         return "tracebacks", complained[-2500:]
     code = os.WEXITSTATUS(status)
-    last = complained.rstrip("\n").rpartition("\n")[2]
+    lines = complained.rstrip("\n").split("\n")
     if said != printable(said) or complained != printable(complained):
         return "wrong", f"raw escapes: {(said + complained)[-1000:]!r}"
     if "Warning:" in complained:
         return "wrong", complained[-1000:]
     if code == 0:
         return ("wrong", said[:500]) if _is_bad_json(said) else ("served", "")
-    if code == 2 and last.startswith("mlxlab") and complained.count("\nmlxlab") < 2:
+    own = [line for line in lines if line.startswith("mlxlab")]
+    if code == 2 and own == lines[-1:]:
         return "refused", ""
     return "wrong", f"exit code {code}: {complained[-1000:]}"
 

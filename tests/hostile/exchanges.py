@@ -14,7 +14,7 @@ from tests.hostile.cases.exchange import Exchange, Exchanges
 from tests.hostile.outcome import Outcome
 from tests.support.limited_server import LimitedServer
 
-__all__ = ["run_exchanges"]
+__all__ = ["judge", "run_exchanges"]
 
 #: Connections at a time.
 _CLIENTS = 12
@@ -22,6 +22,8 @@ _CLIENTS = 12
 WALL_S = 60.0
 #: Seconds that an incomplete one is waited for.
 _INCOMPLETE_S = 0.3
+#: What bodies are answered with.
+_OF_BODIES = {200, 400, 404, 529}
 _STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})")
 
 
@@ -38,7 +40,7 @@ async def run_exchanges(
             begun = time.monotonic()
             exchanges = make(Random(seed))
             answers = [await _sent(exchange, address) for exchange in exchanges]
-            end, reason = _judged(exchanges, answers)
+            end, reason = judge(exchanges, answers)
             return Outcome(end, time.monotonic() - begun, 0, reason)
 
     return await asyncio.gather(*map(run, seeds))
@@ -83,9 +85,15 @@ async def _answer(
     return bytes(received) + await reader.read(-1)
 
 
-def _judged(
+def judge(
     exchanges: Sequence[Exchange], answers: Sequence[bytes | None]
 ) -> tuple[str, str]:
+    """Return how a case has ended, and what is wrong with it.
+
+    Args:
+        exchanges: what was sent.
+        answers: what came back to each; None if it did not end.
+    """
     codes = []
     for exchange, answer in zip(exchanges, answers, strict=True):
         if answer is None:
@@ -98,11 +106,21 @@ def _judged(
             return "5xx", f"{answer[-500:]!r} to {exchange.pieces[0][:1500]!r}"
         if exchange.whole and not found:
             return "wrong", f"no answer to {exchange.pieces[0][:1500]!r}"
+    if len(exchanges) == 2 and not set(codes) <= _OF_BODIES:
+        return "wrong", f"{codes} to {exchanges[0].pieces[0][:1500]!r}"
+    if codes[0] == 200 and len(exchanges) == 2 and not _is_message(answers[0]):
+        return "wrong", f"{answers[0]!r} to {exchanges[0].pieces[0][:1500]!r}"
     if len(set(codes)) > 1 and not _may_differ(answers):
         return "wrong", f"{codes} to {exchanges[0].pieces[0][:1500]!r}: {answers!r}"
     if not exchanges[0].whole and not codes[0]:
         return "refused", ""
     return ("served" if codes[0] < 300 else "refused"), ""
+
+
+def _is_message(answer: bytes | None) -> bool:
+    """Whether it is a message, or the events of one."""
+    head, _, body = (answer or b"").partition(b"\r\n\r\n")
+    return b"event-stream" in head or b'"type":"message"' in body
 
 
 def _may_differ(answers: Sequence[bytes | None]) -> bool:

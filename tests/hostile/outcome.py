@@ -45,17 +45,23 @@ class Finding:
 
 @dataclass(slots=True)
 class Row:
-    """The counts of a kind."""
+    """The counts of a kind.
+
+    Attributes:
+        ends: how many cases have ended in each way.
+        longest: the most seconds of a case, and its seed.
+        memory: the largest peak in bytes.
+    """
 
     ends: Counter[str] = field(default_factory=Counter)
-    seconds: float = 0.0
+    longest: tuple[float, int] = (0.0, 0)
     memory: int = 0
 
-    def add(self, outcomes: Iterable[Outcome]) -> None:
-        """Count cases."""
-        for outcome in outcomes:
+    def add(self, outcomes: Iterable[Outcome], first: int) -> None:
+        """Count cases, whose seeds begin with ``first``."""
+        for seed, outcome in enumerate(outcomes, first):
             self.ends[outcome.end] += 1
-            self.seconds = max(self.seconds, outcome.seconds)
+            self.longest = max(self.longest, (outcome.seconds, seed))
             self.memory = max(self.memory, outcome.memory)
 
 
@@ -64,9 +70,9 @@ def format_table(rows: dict[str, Row]) -> str:
     whole = Row()
     for row in rows.values():
         whole.ends += row.ends
-        whole.seconds = max(whole.seconds, row.seconds)
+        whole.longest = max(whole.longest, row.longest)
         whole.memory = max(whole.memory, row.memory)
-    heads = ("kind", "cases", *GOOD, *BAD, "longest", "memory")
+    heads = ("kind", "cases", *GOOD, *BAD, "longest", "by seed", "memory")
     table = [heads, *(_cells(*item) for item in rows.items()), _cells("all", whole)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return "\n".join(
@@ -83,6 +89,7 @@ def _cells(kind: str, row: Row) -> tuple[str, ...]:
     return (
         kind,
         *(f"{count:,}" for count in counts),
-        f"{row.seconds:.1f} s",
+        f"{row.longest[0]:.1f} s",
+        str(row.longest[1]),
         f"{row.memory / 2**20:,.0f} MiB",
     )

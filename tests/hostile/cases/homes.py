@@ -23,7 +23,7 @@ _HOMES = (
 _VARIABLES: dict[str, tuple[str | None, ...]] = {
     "HOME": _HOMES,
     "XDG_CACHE_HOME": _HOMES,
-    "MLXLAB_PROGRESS": ("0", "1", "no", "2", "", "\x1b[2J"),
+    "MLXLAB_PROGRESS": ("0", "no", "2", "", "\x1b[2J"),
     "COLUMNS": ("0", "1", "-1", "999999", "no", ""),
     "TERM": ("", "dumb", "no"),
     "NO_COLOR": ("1",),

@@ -59,6 +59,7 @@ BASE: dict[str, Any] = {
     },
 }
 
+_LONG = range(8, 100_000)
 _KEPT = ("model", "messages", "max_tokens")
 
 
@@ -70,6 +71,8 @@ def broken(chance: Random) -> dict[str, Any]:
             del body[key]
     for _ in range(chance.choice((1, 1, 1, 2, 3))):
         break_value(body, chance)
+    if body.get("max_tokens") in _LONG:
+        body["max_tokens"] = _LONG.start  # seconds of work that is allowed
     return body
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from glob import escape
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlxlab.errors import ConfigError

@@ -29,11 +29,11 @@ from pydantic import (
 )
 
 __all__ = [
+    "LATEST",
     "VERSION",
     "BodyLine",
     "Configuration",
     "Generated",
-    "LATEST",
     "HeaderLine",
     "Json",
     "Line",
@@ -49,7 +49,7 @@ __all__ = [
 VERSION: Literal[1] = 1
 RECORDER = "mlxlab 0.1.0"
 
-#: Most lists and objects inside each other.
+#: Most lists and objects inside each other in a line.
 _DEEPEST = 200
 
 #: Seconds until the year 10000.

@@ -143,7 +143,10 @@ def _exchanged(batch: _Batch) -> list[Outcome]:
 def _state(server: LimitedServer) -> tuple[str, str]:
     """Return a bad end of the server and its reason, or empty texts."""
     if server.process.poll() is not None:
-        return "deaths", f"exit code {server.process.returncode}: {server.printed[-2000:]}"
+        return (
+            "deaths",
+            f"exit code {server.process.returncode}: {server.printed[-2000:]}",
+        )
     state = server.state()
     said, _served.said = server.printed[_served.said :], len(server.printed)
     if "Traceback" in said:

@@ -179,9 +179,12 @@ def documents() -> Mapping[str, Document]:
     with TemporaryDirectory() as name:
         folder = Path(name)
         write_trace(_trace(), folder / "own.jsonl")
-        export_trace(folder / "own.jsonl", folder / "hashed.jsonl", salt="s", progress=False)
+        export_trace(
+            folder / "own.jsonl", folder / "hashed.jsonl", salt="s", progress=False
+        )
         own, hashed = (
-            _lines((folder / f"{kind}.jsonl").read_bytes()) for kind in ("own", "hashed")
+            _lines((folder / f"{kind}.jsonl").read_bytes())
+            for kind in ("own", "hashed")
         )
         found: dict[str, tuple[Mapping[str, list[Any]], str]] = {
             "own": ({"own.jsonl": own}, "own.jsonl"),

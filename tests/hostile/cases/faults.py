@@ -84,7 +84,9 @@ def _place(value: Any, chance: Random) -> tuple[Any, Any]:
         if container is not None and chance.random() < 0.35:
             break
         container = value
-        key = chance.choice(list(value) if isinstance(value, dict) else range(len(value)))
+        key = chance.choice(
+            list(value) if isinstance(value, dict) else range(len(value))
+        )
         value = container[key]
     return container, key
 

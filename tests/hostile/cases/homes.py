@@ -35,7 +35,10 @@ _VARIABLES: dict[str, tuple[str | None, ...]] = {
 }
 _COMMANDS = (
     *("misses own.jsonl", "read-trace own.jsonl", "claude", "agents --write ."),
-    *("compare own.jsonl --simulate --strategies paged", "import-trace --out new.jsonl"),
+    *(
+        "compare own.jsonl --simulate --strategies paged",
+        "import-trace --out new.jsonl",
+    ),
     *("sweep weka.json --scheduler here --strategies paged", "notebooks books"),
     *("misses weka.json", "claude --url http://127.0.0.1:1", "rules", "misses latest"),
     *("anonymize own.jsonl --out new.jsonl", "export-trace own.jsonl --out h.jsonl"),

@@ -15,7 +15,18 @@ __all__ = ["name_oddly", "odd_name"]
 
 _PARTS = (
     *("a", "x", "-", "--", "--help", "-v", "[bold]", "[/x]", "[", "]", "{0}", "%s"),
-    *("\x1b[2J", "\x07", "\n", "\r", "\t", "\x9b", "\u202e", "\u2028", "\ufeff", "\x7f"),
+    *(
+        "\x1b[2J",
+        "\x07",
+        "\n",
+        "\r",
+        "\t",
+        "\x9b",
+        "\u202e",
+        "\u2028",
+        "\ufeff",
+        "\x7f",
+    ),
     *("é", "e\u0301", "日本", "👩\u200d💻", "~", "*", "?", "$(id)", "`id`", "'", '"'),
     *("\udcff", "\udced\udca0\udc80", "\\", ":", ",", "=", "@", "+", " ", "  ", "."),
     *("..", "CON", "a" * 100, "0", "-1", "1e9", "NaN", "tiny", "sessions", "latest"),
@@ -42,8 +53,14 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
 _COMMANDS = (
     *("misses {path}", "read-trace {path}", "misses {path} --json {new}"),
     *("compare {path} --simulate --strategies paged", "anonymize {path} --out {new}"),
-    *("sweep {path} --scheduler here --strategies paged", "export-trace {path} --out {new}"),
-    *("misses {path} --strategy {spec}", "compare {path} --simulate --strategies {spec}"),
+    *(
+        "sweep {path} --scheduler here --strategies paged",
+        "export-trace {path} --out {new}",
+    ),
+    *(
+        "misses {path} --strategy {spec}",
+        "compare {path} --simulate --strategies {spec}",
+    ),
     *("import-trace {path} --out {new}", "misses {path} --plots {new}"),
     *("agents --write {new}", "agents --write . --aliases {path}", "notebooks {new}"),
     *("record --out {new} --script {path}", "record --out {new} --upstream {name}"),

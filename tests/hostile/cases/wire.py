@@ -14,30 +14,90 @@ __all__ = ["break_wire"]
 _METHODS = ("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "TRACE", "CONNECT", "é")
 _PATHS = (
     *("/", "/health", "/metrics", "/v1/models", "/v1/models/default", "/v1/messages"),
-    *("/v1/models/%00", "/v1/models/../..", "/v1/models/%ff", "/v1/models/" + "a" * 9000),
+    *(
+        "/v1/models/%00",
+        "/v1/models/../..",
+        "/v1/models/%ff",
+        "/v1/models/" + "a" * 9000,
+    ),
     *("//[", "//", "*", "http://[", "/v1/messages?x=%zz", "/\x1b[2J", "/anthropic/v1/"),
     *("/anthropic/v1/messages/count_tokens", "/v1/models/[x]", "/v1/models/é", ""),
     *("/v1/messages/count_tokens", "/docs", "/openapi.json", "/api/hello"),
 )
 _VERSIONS = ("HTTP/1.1", "HTTP/1.1", "HTTP/1.0", "HTTP/2.0", "HTTP/9.9", "HTTP/", "x")
 _HEADERS = (
-    *("Upgrade: websocket", "Connection: Upgrade", "Connection: keep-alive", "Expect: 100-continue"),
+    *(
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        "Connection: keep-alive",
+        "Expect: 100-continue",
+    ),
     *("Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="),
     *("Transfer-Encoding: chunked", "Transfer-Encoding: gzip, chunked", "TE: trailers"),
-    *("Content-Length: 0", "Content-Length: -1", "Content-Length: 1, 2", "Content-Length: x"),
-    *("Content-Length: 99999999999999999999", "Content-Encoding: gzip", "Accept: x/[x]"),
-    *("Content-Type: text/plain", "Content-Type: multipart/form-data", "Host: [", "Host:"),
-    *("Origin: http://a", "Origin: null", "Authorization: Bearer", "Authorization: Basic x"),
-    *("x-api-key: \u00e9", "x-api-key:", "X-Api-Key: " + "a" * 9000, "anthropic-version: x"),
+    *(
+        "Content-Length: 0",
+        "Content-Length: -1",
+        "Content-Length: 1, 2",
+        "Content-Length: x",
+    ),
+    *(
+        "Content-Length: 99999999999999999999",
+        "Content-Encoding: gzip",
+        "Accept: x/[x]",
+    ),
+    *(
+        "Content-Type: text/plain",
+        "Content-Type: multipart/form-data",
+        "Host: [",
+        "Host:",
+    ),
+    *(
+        "Origin: http://a",
+        "Origin: null",
+        "Authorization: Bearer",
+        "Authorization: Basic x",
+    ),
+    *(
+        "x-api-key: \u00e9",
+        "x-api-key:",
+        "X-Api-Key: " + "a" * 9000,
+        "anthropic-version: x",
+    ),
     *("x-claude-code-session-id: \x1b[2J", "x-claude-code-session-id: " + "é" * 99),
-    *("anthropic-beta: " + "a," * 2000, "a" * 5000 + ": b", ": b", " a: b", "a\x00b: c"),
+    *(
+        "anthropic-beta: " + "a," * 2000,
+        "a" * 5000 + ": b",
+        ": b",
+        " a: b",
+        "a\x00b: c",
+    ),
     *("Cookie: " + "a=b;" * 999, "Upgrade: h2c", "HTTP2-Settings: AAAA", "Via: 1.1 a"),
-    *("Connection: close, x", "Keep-Alive: timeout=-1", "Range: bytes=0-1", "x: \r\n y"),
+    *(
+        "Connection: close, x",
+        "Keep-Alive: timeout=-1",
+        "Range: bytes=0-1",
+        "x: \r\n y",
+    ),
 )
 _OTHER = (
-    *(b"", b"\r\n" * 3000, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"\0" * 100),
-    *(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x05\x01\x00", b"SSH-2.0-x\r\n", b"GET\r\n\r\n"),
-    *(b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 5000, b"G" * 70_000, b"\r\n\r\n", b"\xff" * 9),
+    *(
+        b"",
+        b"\r\n" * 3000,
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"\0" * 100,
+    ),
+    *(
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"\x05\x01\x00",
+        b"SSH-2.0-x\r\n",
+        b"GET\r\n\r\n",
+    ),
+    *(
+        b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 5000,
+        b"G" * 70_000,
+        b"\r\n\r\n",
+        b"\xff" * 9,
+    ),
 )
 
 
@@ -93,7 +153,13 @@ def _chunked(chance: Random) -> Exchange:
     pieces.append(b"0\r\n\r\n")
     if chance.random() < 0.5:
         at = chance.randrange(1, len(pieces))
-        fault = (b"x\r\n", b"-1\r\n", b"f" * 20 + b"\r\n", b"5;a=b\r\nhello\r\n", b"5\r\n")
+        fault = (
+            b"x\r\n",
+            b"-1\r\n",
+            b"f" * 20 + b"\r\n",
+            b"5;a=b\r\nhello\r\n",
+            b"5\r\n",
+        )
         pieces[at], whole = chance.choice(fault), False
     return Exchange((pieces[0], b"".join(pieces[1:])), whole)
 

@@ -17,8 +17,9 @@ from io import BufferedReader
 from pathlib import Path
 from typing import IO, cast
 
+from mlxlab.limits import LINE_BYTES, UNPACKED_BYTES
+
 __all__ = [
-    "LONGEST",
     "Content",
     "content_sample",
     "open_content",
@@ -27,10 +28,6 @@ __all__ = [
     "unpacked",
 ]
 
-#: Most bytes of a line, or of a file that is read whole.
-LONGEST = 100_000_000
-#: Most bytes of a file that is unpacked line by line.
-_LARGEST = 4 << 30
 #: Larger files are sampled.
 _WHOLE_BELOW = 64 * 2**20
 
@@ -38,8 +35,8 @@ _WHOLE_BELOW = 64 * 2**20
 class Content:
     """The content of a file, front to back.
 
-    Reading raises OSError where a line is longer than :data:`LONGEST` bytes, or what
-    is read whole, or where a packed file unpacks to more than 4 GiB.
+    Reading raises OSError where a line, or what is read whole, is longer than
+    ``LINE_BYTES``, or where a packed file unpacks to more than ``UNPACKED_BYTES``.
 
     Args:
         file: at its beginning.
@@ -59,16 +56,16 @@ class Content:
 
     def read(self) -> bytes:
         """Return all that is left."""
-        return self._whole(self._file.read(LONGEST + 1), "it has")
+        return self._whole(self._file.read(LINE_BYTES + 1), "it has")
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield lines with their ends."""
-        while line := self._file.readline(LONGEST + 1):
+        while line := self._file.readline(LINE_BYTES + 1):
             yield self._whole(line, "a line has")
 
     def _whole(self, data: bytes, part: str) -> bytes:
-        if len(data) > LONGEST:
-            raise self._refusal(f"{part} more than {LONGEST:,} bytes")
+        if len(data) > LINE_BYTES:
+            raise self._refusal(f"{part} more than {LINE_BYTES:,} bytes")
         return self._counted(data)
 
     def _counted(self, data: bytes) -> bytes:
@@ -131,7 +128,7 @@ def unpacked(path: Path) -> Iterator[Content]:
             file.seek(0)
             if packed:
                 with gzip.GzipFile(fileobj=file) as inner:
-                    yield Content(cast(IO[bytes], inner), path, _LARGEST)
+                    yield Content(cast(IO[bytes], inner), path, UNPACKED_BYTES)
             else:
                 yield Content(file, path)
     except (EOFError, zlib.error, gzip.BadGzipFile):

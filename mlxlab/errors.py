@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 __all__ = [
+    "OUT_OF_MEMORY",
     "ConfigError",
     "IntegrityError",
     "MemoryFullError",
@@ -26,6 +27,10 @@ __all__ = [
     "UntrustedError",
     "did_you_mean",
 ]
+
+
+#: Says what Python's MemoryError does not.
+OUT_OF_MEMORY = "out of memory: the system gives no more; free some, or use less"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -15,7 +15,7 @@ from mlxlab.decoding.calls import CallFormat, ParsedCalls
 from mlxlab.decoding.detokenizer import Detokenizer, detokenizer_factory
 from mlxlab.decoding.json_calls import JsonCalls
 from mlxlab.decoding.xml_calls import XmlCalls
-from mlxlab.errors import ModelError
+from mlxlab.models.refusal import refusing
 
 if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -56,16 +56,17 @@ class Grammar:
         Raises:
             ModelError: mlx-lm cannot load the tokenizer.
         """
-        tokenizer = _load(model)
-        return cls(
-            detokenizer_factory(tokenizer),
-            tokenizer.think_start or "",
-            tokenizer.think_end or "",
-            tuple(tokenizer.think_start_tokens or ()),
-            tuple(tokenizer.think_end_tokens or ()),
-            _call_format(tokenizer),
-            tuple(tokenizer.structural_markers),
-        )
+        with refusing(model.name, "mlx-lm cannot load its tokenizer"):
+            tokenizer = _load(model)
+            return cls(
+                detokenizer_factory(tokenizer),
+                tokenizer.think_start or "",
+                tokenizer.think_end or "",
+                tuple(tokenizer.think_start_tokens or ()),
+                tuple(tokenizer.think_end_tokens or ()),
+                _call_format(tokenizer),
+                tuple(tokenizer.structural_markers),
+            )
 
     def opens_in_thinking(self, ids: Iterable[int]) -> bool:
         """Return whether the end of a prompt leaves thinking open.
@@ -95,12 +96,7 @@ def _load(model: ModelFolder) -> TokenizerWrapper:
         "model_max_length": sys.maxsize,
         "trust_remote_code": False,
     }
-    try:
-        return load(model.path, options)
-    except (ImportError, OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"model {model.name}: mlx-lm cannot load its tokenizer: {error}"
-        ) from error
+    return load(model.path, options)
 
 
 def _call_format(tokenizer: TokenizerWrapper) -> CallFormat | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +22,7 @@ from mlxlab.errors import ModelError
 from mlxlab.models.folder import ModelFolder
 from mlxlab.models.layout import CacheLayout
 from mlxlab.models.layout_record import Trial
+from mlxlab.models.refusal import refusing
 from mlxlab.prompt import Prompt
 from mlxlab.strategies import Strategy, make_strategy, parse_strategy
 
@@ -83,7 +83,7 @@ class Loader:
                 restored.
         """
         model = _read(folder, self.group)
-        with _refusing(folder, "cannot be loaded: "):
+        with refusing(folder.name, "cannot be loaded"):
             mx.eval(model.parameters())
         found = _tried_out if self.group is not None else _accepted
         return LoadedModel(folder, model, *found(folder, model))
@@ -167,7 +167,7 @@ def _start_kernels(model: Any) -> None:
 
 
 def _tried_out(folder: ModelFolder, model: Any) -> tuple[CacheLayout, bool]:
-    with _refusing(folder, "cannot be run: "):
+    with refusing(folder.name, "cannot be run"):
         layout = measure_layout(model)
         try_out(model)
     return layout, try_batch(model)
@@ -175,7 +175,7 @@ def _tried_out(folder: ModelFolder, model: Any) -> tuple[CacheLayout, bool]:
 
 def _read(folder: ModelFolder, group: mx.distributed.Group | None) -> Any:
     """Read a model; the weights of a part are read when they are needed."""
-    with _refusing(folder, "cannot be loaded: "):
+    with refusing(folder.name, "cannot be loaded"):
         model, _ = load_mlx_model(folder.path, lazy=group is not None)
         if group is not None:
             shard(model, group)
@@ -190,7 +190,7 @@ def outline_layout(folder: ModelFolder) -> CacheLayout:
             class.
     """
     model = outline_model(folder)
-    with _refusing(folder, "cannot be run: "):
+    with refusing(folder.name, "cannot be run"):
         return measure_layout(model)
 
 
@@ -203,7 +203,7 @@ def outline_model(folder: ModelFolder) -> Any:
     Raises:
         ModelError: the model cannot be loaded.
     """
-    with _refusing(folder, "cannot be loaded: "):
+    with refusing(folder.name, "cannot be loaded"):
         if any(folder.path.glob("model*.safetensors")):
             model, _ = load_mlx_model(folder.path, lazy=True)
         else:
@@ -223,15 +223,3 @@ def _without_weights(folder: ModelFolder) -> Any:
 
 def _blank(weight: mx.array) -> mx.array:
     return mx.broadcast_to(mx.zeros((), dtype=weight.dtype), weight.shape)
-
-
-@contextmanager
-def _refusing(folder: ModelFolder, failed: str) -> Iterator[None]:
-    """Turn whatever mlx-lm raises into one line: any type, and it calls sys.exit."""
-    try:
-        yield
-    except ModelError as error:
-        raise ModelError(f"model {folder.name}: {error}") from None
-    except (Exception, SystemExit) as error:
-        why = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ModelError(f"model {folder.name}: {failed}{why}") from error

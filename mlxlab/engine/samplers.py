@@ -53,7 +53,7 @@ class Barred:
 
     def __init__(self, ids: Iterable[int], sampler: Sampler) -> None:
         self.sampler = sampler
-        self.ids = mx.array(sorted(ids), dtype=mx.int32)
+        self.ids = tuple(sorted(ids))
 
     def __call__(self, logprobs: mx.array) -> mx.array:
         return self.sampler(_without(self.ids, logprobs))
@@ -87,7 +87,7 @@ class BoundedThinking:
         self.sampler = sampler
         self.start = start
         self.closing = tuple(closing)
-        self.stop = mx.array(sorted(stop), dtype=mx.int32)
+        self.stop = tuple(sorted(stop))
         self.budget = budget
         self._open = mx.array(opened)
         self._spent = mx.array(0)
@@ -115,9 +115,11 @@ class BoundedThinking:
         return token
 
 
-def _without(ids: mx.array, logprobs: mx.array) -> mx.array:
-    if ids.size == 0:
+def _without(ids: Iterable[int], logprobs: mx.array) -> mx.array:
+    """Bar ids, as far as the model has them: mlx writes behind the last one too."""
+    known = [id for id in ids if 0 <= id < logprobs.shape[-1]]
+    if not known:
         return logprobs
     barred = mx.array(logprobs)
-    barred[..., ids] = -float("inf")
+    barred[..., mx.array(known)] = -float("inf")
     return barred

@@ -74,6 +74,8 @@ def try_out(model: Any) -> None:
         tokens = np.arange(1, cut + _BEHIND + 1, dtype=np.int32)
         half = _is_half(model)
         whole = fresh.compute(model, tokens)[0].astype(mx.float32)
+        if mx.isnan(whole).any():
+            raise ModelError("its answers are not numbers: its weights are damaged")
         chunked = _computed(model, WorkingCache.of(model), tokens)
         off = _differences(whole[cut:], chunked[cut:])
         if not (np.median(off) if half else off.max()) <= _CHUNKED[half]:

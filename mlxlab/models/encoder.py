@@ -20,6 +20,7 @@ from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from mlxlab.errors import ModelError
+from mlxlab.limits import LONG_TEXT
 from mlxlab.prompt import Tokens
 
 if TYPE_CHECKING:
@@ -31,11 +32,11 @@ __all__ = ["Encoded", "Encoder", "join_encoded"]
 #: int32 ids, and the first character of each, both of shape ``[n]``.
 Encoded = tuple[Tokens, NDArray[np.int64]]
 
-#: Size of the cache in tokens: a hundred long prompts, some 35 MB.
-_CACHED_TOKENS = 2 << 20
+#: Bytes of the cache: eighty long prompts.
+_CACHED_BYTES = 32 * 2**20
+#: Bytes that a piece takes beside its text and ids, as measured.
+_PIECE = 500
 
-#: Characters of a text that is encoded whatever it costs: a few hundred megabytes.
-_LONG = 2**18
 #: Characters that are counted at a time, and tokens that a cut between two may add.
 _CHUNK, _CUT = 2**16, 16
 
@@ -61,9 +62,7 @@ class Encoder:
         self._tokenizer = tokenizer
         self._most: int | None = None
         self._lock = Lock()
-        self._cache: LRUCache[str, Encoded] = LRUCache(
-            _CACHED_TOKENS, getsizeof=lambda encoded: len(encoded[0]) + 1
-        )
+        self._cache = _new_cache()
         separators = _find_separators(tokenizer.added_tokens_decoder.values())
         pattern = "|".join(map(re.escape, separators))
         self._separator = re.compile(pattern) if separators else None
@@ -76,10 +75,11 @@ class Encoder:
     def limited(self, most: int) -> Self:
         """Return this encoder for prompts of at most this number of tokens.
 
-        It has the same cache. It gives up on a long text once its tokens are too many,
-        because each may take a kilobyte while the text is encoded.
+        It has a cache of its own. It gives up on a long text once its tokens are too
+        many, because each may take a kilobyte while the text is encoded.
         """
         other = copy(self)
+        other._cache = _new_cache()
         other._most = most
         return other
 
@@ -100,7 +100,7 @@ class Encoder:
             pieces.append((ids, starts + start))
             start = stop
             tokens += len(ids)
-            if len(text) > _LONG:
+            if len(text) > LONG_TEXT:
                 self._refuse_over(tokens, stop / len(text))
         return join_encoded(pieces)
 
@@ -117,7 +117,7 @@ class Encoder:
 
     def _check_length(self, text: str) -> None:
         """Count a long text in chunks, which takes little memory."""
-        if self._most is None or len(text) <= _LONG:
+        if self._most is None or len(text) <= LONG_TEXT:
             return
         tokens = 0
         for start in range(0, len(text), _CHUNK):
@@ -143,7 +143,18 @@ class Encoder:
         )
         ids = np.asarray(encoding["input_ids"], dtype=np.int32)
         offsets = np.asarray(encoding["offset_mapping"], dtype=np.int64)
-        return ids, offsets.reshape(-1, 2)[:, 0]
+        return ids, offsets.reshape(-1, 2)[:, 0].copy()
+
+
+def _new_cache() -> LRUCache[str, Encoded]:
+    return LRUCache(_CACHED_BYTES, getsizeof=_size)
+
+
+def _size(encoded: Encoded) -> int:
+    """Return the bytes that a piece takes in a cache, its text included."""
+    ids, starts = encoded
+    characters = int(starts[-1]) + 1 if len(starts) else 0
+    return _PIECE + ids.nbytes + starts.nbytes + characters
 
 
 def _find_separators(added: Collection[AddedToken]) -> list[str]:

@@ -8,7 +8,6 @@ weights, so that a simulation imports no mlx.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -20,7 +19,14 @@ from typing import TYPE_CHECKING, Any
 from mlxlab.content import content_sample, read_whole
 from mlxlab.errors import ModelError
 from mlxlab.files import expanded
+from mlxlab.limits import LINE_BYTES
 from mlxlab.models import gguf, smollm2, tiny
+from mlxlab.models.config import (
+    GenerationConfig,
+    ModelConfig,
+    read_object,
+    read_settings,
+)
 from mlxlab.models.encoder import Encoder
 from mlxlab.models.geometry import known_layout
 from mlxlab.models.layout import CacheLayout
@@ -31,6 +37,8 @@ from mlxlab.models.layout_record import (
     keep_record,
     recall_record,
 )
+from mlxlab.models.refusal import refusing
+from mlxlab.prompt import Tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,6 +49,11 @@ __all__ = ["BUNDLED", "SMOLLM2", "ModelFolder", "find_model"]
 BUNDLED = "tiny"
 #: Name of the language model that comes from the package index.
 SMOLLM2 = "smollm2"
+
+#: Suffixes of the files that are read, and of those that are read whole.
+_READ = {".json", ".jinja", ".safetensors"}
+_TEXTS = {".json", ".jinja"}
+_LONGEST = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -95,13 +108,32 @@ class ModelFolder:
     @property
     def dtype(self) -> str:
         """Type of the weights by the configuration, such as ``bfloat16``."""
-        config = {**self.config, **self._text_config}
-        return str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
+        own, text = self._settings, self._text_settings
+        named = text.dtype or own.dtype or text.torch_dtype or own.torch_dtype
+        return named or "bfloat16"
 
     @property
     def window(self) -> int:
         """Longest sequence in tokens; 2**31 - 1 if the configuration names none."""
-        return int(self._text_config.get("max_position_embeddings", 2**31 - 1))
+        return min(self._text_settings.max_position_embeddings or _LONGEST, _LONGEST)
+
+    def require_ids(self, tokens: Tokens) -> None:
+        """Check that the model has an embedding of each id.
+
+        Nothing else would: mlx reads what lies in memory behind the last one. A
+        tokenizer may have more ids, of images for example.
+
+        Raises:
+            ModelError: it has not.
+        """
+        sizes = (self._settings.vocab_size, self._text_settings.vocab_size)
+        most = max((size for size in sizes if size), default=_LONGEST)
+        for id in (int(tokens.min()), int(tokens.max())) if len(tokens) else ():
+            if not 0 <= id < most:
+                raise ModelError(
+                    f"model {self.name}: id {id} of its tokenizer is beyond its "
+                    f"vocab_size of {most}; leave out the text of this id"
+                )
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -114,7 +146,7 @@ class ModelFolder:
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         from transformers import AutoTokenizer
 
-        try:
+        with refusing(self.name, "no tokenizer"):
             # mlxlab checks the window itself; transformers would only warn.
             tokenizer = AutoTokenizer.from_pretrained(
                 self.path,
@@ -122,36 +154,39 @@ class ModelFolder:
                 model_max_length=sys.maxsize,
                 trust_remote_code=False,  # by default it asks on the terminal
             )
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"model {self.name}: no tokenizer: {error}") from error
-        if not tokenizer.is_fast or not tokenizer.chat_template:
-            raise ModelError(
-                f"model {self.name}: mlxlab needs a tokenizer.json and a chat template"
-            )
-        return tokenizer
+            if tokenizer.is_fast and tokenizer.chat_template:
+                tokenizer.get_chat_template()  # of several there must be a default
+                return tokenizer
+        raise ModelError(
+            f"model {self.name}: mlxlab needs a tokenizer.json and a chat template"
+        )
 
     @cached_property
     def encoder(self) -> Encoder:
-        """Encodes texts with :attr:`tokenizer`, and caches the ids of their pieces."""
-        return Encoder(self.tokenizer)
+        """Encodes texts with :attr:`tokenizer`, and caches the ids of their pieces.
+
+        Raises:
+            ModelError: see :attr:`tokenizer`; or the tokenizer encodes nothing.
+        """
+        tokenizer = self.tokenizer
+        with refusing(self.name, "its tokenizer does not work"):
+            return Encoder(tokenizer)
 
     @property
     def end_ids(self) -> frozenset[int]:
         """Token ids that end an answer."""
-        ids = {self.tokenizer.eos_token_id}
-        for named in (self._generation_config, self.config):
-            eos = named.get("eos_token_id")
-            ids |= set(eos) if isinstance(eos, list) else {eos}
-        return frozenset(i for i in ids if isinstance(i, int))
+        own = self.tokenizer.eos_token_id
+        ids = self._generation_settings.end_ids | self._settings.end_ids
+        return ids | {own} if isinstance(own, int) else ids
 
     @property
     def sampling(self) -> Mapping[str, float]:
         """The model's own settings of temperature, top_p, top_k and min_p, if any."""
-        keys = ("temperature", "top_p", "top_k", "min_p")
-        config = self._generation_config
-        if config.get("do_sample") is False:
+        settings = self._generation_settings
+        if settings.do_sample is False:
             return {}
-        return {key: config[key] for key in keys if key in config}
+        keys = {"temperature", "top_p", "top_k", "min_p"}
+        return settings.model_dump(include=keys, exclude_none=True)
 
     @cached_property
     def tokenizer_digest(self) -> str:
@@ -173,24 +208,38 @@ class ModelFolder:
         Files of 64 MiB and more are hashed by size, first MiB and last MiB.
         """
         digest = hashlib.sha256()
-        for file in sorted(self.path.iterdir()):
-            if file.suffix in {".json", ".jinja", ".safetensors"}:
-                digest.update(file.name.encode() + b"\0" + content_sample(file))
+        with refusing(self.name, "its files cannot be read"):
+            for file in sorted(self.path.iterdir()):
+                if file.suffix in _READ:
+                    digest.update(file.name.encode() + b"\0" + content_sample(file))
         return digest.hexdigest()[:16]
 
-    @cached_property
-    def _generation_config(self) -> Mapping[str, Any]:
-        file = self.path / "generation_config.json"
-        try:
-            found = json.loads(read_whole(file)) if file.exists() else {}
-        except (OSError, ValueError) as error:
-            raise ModelError(f"model {self.name}: {file.name}: {error}") from None
-        return found if isinstance(found, dict) else {}
+    def check(self) -> None:
+        """Check the settings that mlxlab uses.
 
-    @property
-    def _text_config(self) -> Mapping[str, Any]:
-        nested = self.config.get("text_config")
-        return nested if isinstance(nested, dict) else self.config
+        Raises:
+            ModelError: one of them means nothing.
+        """
+        _ = self._settings, self._text_settings, self._generation_settings
+
+    @cached_property
+    def _settings(self) -> ModelConfig:
+        file = self.path / "config.json"
+        return read_settings(ModelConfig, self.name, file, self.config)
+
+    @cached_property
+    def _text_settings(self) -> ModelConfig:
+        """Those of the language model in a model of more than text."""
+        nested = self._settings.text_config
+        if nested is None:
+            return self._settings
+        return read_settings(ModelConfig, self.name, self.path / "config.json", nested)
+
+    @cached_property
+    def _generation_settings(self) -> GenerationConfig:
+        file = self.path / "generation_config.json"
+        values = read_object(self.name, file) if file.exists() else {}
+        return read_settings(GenerationConfig, self.name, file, values)
 
 
 def find_model(name: str = BUNDLED, *, download: bool = True) -> ModelFolder:
@@ -215,24 +264,32 @@ def find_model(name: str = BUNDLED, *, download: bool = True) -> ModelFolder:
         path = gguf.unpack(path)
     elif not path.is_dir():
         path = _fetch(name, download)
-    _require_regular(name, path)
+    _check_files(name, path)
+    folder = ModelFolder(name, path, read_object(name, path / "config.json"))
+    folder.check()
+    return folder
+
+
+def _check_files(name: str, folder: Path) -> None:
+    """Refuse what is not a file or too large: others open the files by name.
+
+    They would wait for a pipe, and read a device until memory ends.
+    """
     try:
-        config = json.loads(read_whole(path / "config.json"))
-        if not isinstance(config, dict):
-            raise ValueError("no JSON object")
-    except (OSError, ValueError, RecursionError) as error:
+        for file in folder.iterdir():
+            if file.suffix in _READ or (file.exists() and not file.is_dir()):
+                _check_file(name, file)
+    except OSError as error:
+        raise ModelError(f"model {name!r}: {folder}: {error.strerror}") from None
+
+
+def _check_file(name: str, file: Path) -> None:
+    if not file.is_file():
+        raise ModelError(f"model {name!r}: {file} is not a regular file; remove it")
+    if file.suffix in _TEXTS and file.stat().st_size > LINE_BYTES:
         raise ModelError(
-            f"model {name!r}: {path / 'config.json'} cannot be read ({error}); "
-            "give a folder in mlx-lm's format"
-        ) from None
-    return ModelFolder(name, path, config)
-
-
-def _require_regular(name: str, folder: Path) -> None:
-    """Refuse pipes and devices: others open the files by name, and would wait."""
-    for file in folder.iterdir():
-        if file.exists() and not (file.is_file() or file.is_dir()):
-            raise ModelError(f"model {name!r}: {file} is not a regular file; remove it")
+            f"model {name!r}: {file} has more than {LINE_BYTES:,} bytes; remove it"
+        )
 
 
 def _fetch(name: str, download: bool) -> Path:

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from jinja2 import TemplateError
-
 from mlxlab.errors import ModelError
 from mlxlab.models.folder import ModelFolder
 from mlxlab.prompt import Role
 from mlxlab.rendering.conversation import Call, Conversation, Part, ToolPart, Turn
 from mlxlab.rendering.marks import wrap, wrap_descriptions, wrap_strings
+from mlxlab.rendering.template_process import TEMPLATE_PROCESS, TemplateRefusedError
 
 __all__ = ["ChatTemplate", "TemplateText", "template_input"]
 
@@ -46,6 +45,7 @@ class ChatTemplate:
 
     def __init__(self, model: ModelFolder) -> None:
         self._model = model
+        TEMPLATE_PROCESS.start()  # while the tokenizer is read
 
     def render(self, conversation: Conversation) -> TemplateText:
         """Render a conversation in the first form that the template accepts.
@@ -57,7 +57,7 @@ class ChatTemplate:
         for note, simplify in _SIMPLER_FORMS.items():
             try:
                 return TemplateText(conversation, self.fill(conversation), notes)
-            except ModelError:
+            except TemplateRefusedError:
                 simpler = simplify(conversation)
                 notes += (note,) if simpler != conversation else ()
                 conversation = simpler
@@ -77,23 +77,36 @@ class ChatTemplate:
             generation: whether the text ends with the opening of the answer.
 
         Raises:
-            ModelError: the template refuses the conversation.
+            TemplateRefusedError: the template refuses the conversation.
+            ModelError: it exceeds a limit.
         """
         messages, tools = template_input(conversation, open_mark or _no_mark)
         try:
-            text = self._model.tokenizer.apply_chat_template(
+            return self._render(
                 messages,
-                tools=tools or None,
-                tokenize=False,
+                tools or None,
                 add_generation_prompt=generation,
                 enable_thinking=conversation.thinking,
             )
-        except (TemplateError, TypeError, ValueError) as error:
-            raise ModelError(
+        except ModelError as error:
+            raise type(error)(
                 f"model {self._model.name}: its chat template cannot render the "
                 f"request: {error}"
-            ) from error
-        return str(text)
+            ) from None
+
+    def _render(
+        self, messages: list[dict[str, Any]], tools: list[Any] | None, **options: Any
+    ) -> str:
+        """Do what ``apply_chat_template`` of transformers does, in another process."""
+        tokenizer = self._model.tokenizer
+        if not messages:
+            raise TemplateRefusedError("it has no message to answer")
+        return TEMPLATE_PROCESS.render(
+            conversations=[messages],
+            tools=tools,
+            chat_template=tokenizer.get_chat_template(tools=tools),
+            **{**tokenizer.special_tokens_map, **options},
+        )
 
 
 def _no_mark(label: str, role: Role) -> str:

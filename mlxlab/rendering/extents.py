@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from mlxlab.errors import ModelError
 from mlxlab.prompt import Role
 from mlxlab.rendering.chat_template import ChatTemplate, TemplateText
 from mlxlab.rendering.conversation import Conversation
 from mlxlab.rendering.marks import Extent, Marks
+from mlxlab.rendering.template_process import TemplateRefusedError
 
 __all__ = ["Layout", "find_marked", "locate_blocks"]
 
@@ -66,7 +66,7 @@ def find_marked(
     marks = Marks()
     try:
         marked = template.fill(conversation, marks.open, generation)
-    except ModelError:
+    except TemplateRefusedError:
         return None
     return marks.locate(marked, text)
 
@@ -79,7 +79,7 @@ def _find_turns(template: ChatTemplate, rendered: TemplateText) -> tuple[Extent,
         shorter = replace(rendered.conversation, turns=turns[:n])
         try:
             text = template.fill(shorter, generation=False)
-        except ModelError:
+        except TemplateRefusedError:
             continue
         start = extents[-1].stop if extents else 0
         if len(text) > start and rendered.text.startswith(text):

@@ -32,6 +32,7 @@ from mlxlab.rendering.encoding import encode_prompt, encode_text
 from mlxlab.rendering.extents import Layout, find_marked, locate_blocks
 from mlxlab.rendering.messages import MessagesRequest, parse_answer, parse_request
 from mlxlab.rendering.rules import RULES, canonicalize
+from mlxlab.rendering.template_trial import try_template
 from mlxlab.rendering.thinking import SignedThinking, find_splices, read_thinking
 
 if TYPE_CHECKING:
@@ -76,6 +77,9 @@ class Renderer:
         model: supplies tokenizer and template.
         rules: names out of :data:`mlxlab.rendering.rules.RULES`.
         most: long texts are encoded only up to this number of tokens.
+
+    Raises:
+        ModelError: the model has no usable tokenizer, or its template fails a trial.
     """
 
     def __init__(
@@ -85,10 +89,12 @@ class Renderer:
         most: int | None = None,
     ) -> None:
         self.model = model
+        self._template = ChatTemplate(model)  # first: it starts a process
         self._encoder = model.encoder if most is None else model.encoder.limited(most)
+        text = try_template(self._template, model.name)
+        model.require_ids(self._encoder.encode(text)[0])
         self.rules = tuple(rules)
         self.notes: Counter[str] = Counter()
-        self._template = ChatTemplate(model)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -153,7 +159,9 @@ class Renderer:
         rendering = self.render_request(body, where)
         message = parse_answer(answer, where)
         turns = assistant_turns(len(rendering.request.messages), message)
-        return rendering.prompt, self._encode_answer(rendering, tuple(turns))
+        ids = self._encode_answer(rendering, tuple(turns))
+        self.model.require_ids(ids)
+        return rendering.prompt, ids
 
     def _count(self, request: MessagesRequest, where: str) -> int:
         """Count the tokens of a request's prompt."""
@@ -180,7 +188,9 @@ class Renderer:
         layout: Layout,
     ) -> Prompt:
         splices = find_splices(signed, layout.extents, rendered.text)
-        return encode_prompt(self._encoder, rendered, layout, splices)
+        prompt = encode_prompt(self._encoder, rendered, layout, splices)
+        self.model.require_ids(prompt.tokens)
+        return prompt
 
     def _encode_answer(self, rendering: Rendering, turns: tuple[Turn, ...]) -> Tokens:
         conversation, prompt = rendering.template_text.conversation, rendering.prompt

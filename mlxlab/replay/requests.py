@@ -133,6 +133,7 @@ def _render(trace: Trace, exchange: Exchange, renderer: Renderer) -> RenderedReq
     is_ours = generated and generated.tokenizer == renderer.model.tokenizer_digest
     if generated and is_ours and (generated.ids or not generated.redacted):
         answer = np.array(generated.ids, dtype=np.int32)
+        renderer.model.require_ids(answer)
     length, window = len(prompt) + len(answer), renderer.model.window
     if length > window:
         raise ModelError(

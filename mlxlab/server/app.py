@@ -22,6 +22,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from mlxlab.errors import (
+    OUT_OF_MEMORY,
     MemoryFullError,
     MlxlabError,
     RequestError,
@@ -129,9 +130,9 @@ def _routes(service: Service, answer_s: float) -> APIRouter:
         responses=_ERRORS,
         response_model_exclude_none=True,
     )
-    async def count_tokens(body: TokenCountRequest) -> TokenCount:
+    async def count_tokens(body: TokenCountRequest, http: Request) -> TokenCount:
         """Count the tokens of a prompt as it would be rendered."""
-        return await service.count(body)
+        return await service.count(body, http.scope["credential"])
 
     @api.get("/v1/models", responses=_ERRORS)
     async def models() -> ModelList:
@@ -305,6 +306,9 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(529, "the queue is full; try again soon")
         case MemoryFullError():
             return ApiError(529, str(error))
+        case MemoryError():
+            log.error(OUT_OF_MEMORY)
+            return ApiError(529, OUT_OF_MEMORY)
         case MlxlabError():
             return ApiError(500, str(error))
         case RequestValidationError():
@@ -334,6 +338,7 @@ def _add_errors(app: FastAPI) -> None:
         return error_response(as_api_error(error), request.scope["request_id"])
 
     for kind in (
+        MemoryError,
         MlxlabError,
         ApiError,
         QueueFullError,

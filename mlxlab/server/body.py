@@ -9,55 +9,25 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Mapping
 from typing import Any, NoReturn, TypeVar
 
-import numpy as np
 from pydantic import ValidationError
 
 from mlxlab.errors import RequestError
+from mlxlab.limits import BLOCKS, MESSAGES, TOOLS
 from mlxlab.rendering.messages import describe_errors
 from mlxlab.server.json_schema import check_schema
 from mlxlab.server.schema import TokenCountRequest
+from mlxlab.web.json_shape import check_shape, name_place
 
-__all__ = ["LIMITS", "BodyLimits", "read_body"]
+__all__ = ["read_body"]
 
 RequestT = TypeVar("RequestT", bound=TokenCountRequest)
 
-
-@dataclass(frozen=True, slots=True)
-class BodyLimits:
-    """Limits of a body's JSON; see docs/server.md.
-
-    Attributes:
-        values: most values in all lists and objects.
-        depth: most lists and objects inside each other.
-        messages: most messages.
-        blocks: most blocks in all messages, those of tool results included.
-        tools: most tools.
-        schema_bytes: most bytes of the schema of an answer, without spaces.
-    """
-
-    values: int = 250_000
-    depth: int = 128
-    messages: int = 10_000
-    blocks: int = 20_000
-    tools: int = 2_000
-    schema_bytes: int = 128 * 2**10
-
-
-LIMITS = BodyLimits()
-
-_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
-_TOKEN = re.compile(rf"{_STRING.pattern}|[\[\]{{}},:]", re.DOTALL)
-_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 #: Only an escape can write half a surrogate pair into a text that was UTF-8.
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-#: Parts of a place that are named, and characters of each.
-_PARTS, _PART = 5, 40
 
 
 def read_body(kind: type[RequestT], data: bytes) -> RequestT:
@@ -71,7 +41,7 @@ def read_body(kind: type[RequestT], data: bytes) -> RequestT:
         RequestError: the message names the field and the limit.
     """
     text = _decoded(data)
-    _check_shape(text)
+    check_shape(text)
     value = _parsed(text)
     if _ESCAPED_SURROGATE.search(text):
         _check_unicode(value)
@@ -84,7 +54,7 @@ def read_body(kind: type[RequestT], data: bytes) -> RequestT:
         raise RequestError(describe_errors(found)) from None
     config = request.output_config
     if config and config.format:
-        check_schema(config.format.schema_, LIMITS.schema_bytes)
+        check_schema(config.format.schema_)
     return request
 
 
@@ -95,55 +65,6 @@ def _decoded(data: bytes) -> str:
         raise RequestError(
             f"body: not UTF-8 at byte {error.start}; give a JSON object in UTF-8"
         ) from None
-
-
-def _check_shape(text: str) -> None:
-    """Bound the number of values and their depth, without parsing them."""
-    bare: list[str] = []
-    position = 0
-    # An object has a string for its key besides its value.
-    for match in islice(_STRING.finditer(text), 2 * LIMITS.values + 1):
-        bare.append(text[position : match.start()])
-        position = match.end()
-    if len(bare) > 2 * LIMITS.values:
-        raise _excess(text)
-    outside = "".join([*bare, text[position:]]).encode()
-    if sum(map(outside.count, (b",", b"[", b"{"))) > LIMITS.values:
-        raise _excess(text)
-    brackets = np.frombuffer(outside.translate(None, _NO_BRACKETS), dtype=np.uint8)
-    opens = np.isin(brackets, np.frombuffer(b"[{", dtype=np.uint8))
-    depths = np.where(opens, 1, -1).cumsum()
-    if depths.size and depths.max() > LIMITS.depth:
-        raise _excess(text)
-
-
-def _excess(text: str) -> RequestError:
-    """Name the place at which a text exceeds its limits."""
-    place: list[str | int] = []
-    string, values = "", 0
-    for match in _TOKEN.finditer(text):
-        token = match[0]
-        if token in "[{":
-            place.append(0 if token == "[" else "")
-        elif token in "]}":
-            del place[-1:]
-        elif token == ":" and place:
-            place[-1] = string[1:-1]
-        elif token == "," and place and isinstance(place[-1], int):
-            place[-1] += 1
-        string = token
-        if len(place) > LIMITS.depth:
-            return RequestError(
-                f"{_named(place)}: lists and objects nested more than {LIMITS.depth} "
-                "deep; give a flatter value"
-            )
-        values += token in "[{,"
-        if values > LIMITS.values:
-            break
-    return RequestError(
-        f"{_named(place[:1])}: the body has more than {LIMITS.values:,} values; "
-        "give fewer, longer ones"
-    )
 
 
 def _parsed(text: str) -> Any:
@@ -167,7 +88,7 @@ def _check_unicode(value: Any) -> None:
         place, value = waiting.pop()
         if isinstance(value, str) and _SURROGATE.search(value):
             raise RequestError(
-                f"{_named(place)}: half a surrogate pair; give Unicode text"
+                f"{name_place(place)}: half a surrogate pair; give Unicode text"
             )
         if isinstance(value, dict):
             waiting += (((*place, key), key) for key in value)
@@ -179,17 +100,17 @@ def _check_unicode(value: Any) -> None:
 def _check_counts(body: Mapping[str, Any]) -> None:
     messages, tools = _list(body.get("messages")), _list(body.get("tools"))
     for name, items, most in (
-        ("messages", messages, LIMITS.messages),
-        ("tools", tools, LIMITS.tools),
+        ("messages", messages, MESSAGES),
+        ("tools", tools, TOOLS),
     ):
         if len(items) > most:
             raise RequestError(f"{name}: {len(items):,} items; give at most {most:,}")
     blocks = 0
     for k, message in enumerate(messages):
         blocks += _count_blocks(message)
-        if blocks > LIMITS.blocks:
+        if blocks > BLOCKS:
             raise RequestError(
-                f"messages.{k}.content: more than {LIMITS.blocks:,} blocks so far; "
+                f"messages.{k}.content: more than {BLOCKS:,} blocks so far; "
                 "join texts to fewer blocks"
             )
 
@@ -205,18 +126,3 @@ def _content(value: object) -> object:
 
 def _list(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
-
-
-def _named(place: Iterable[object]) -> str:
-    """Return a place in one short line, whatever the client calls its keys."""
-    first, *others = [*islice(place, _PARTS)] or [0]
-    if not isinstance(first, str):
-        return "body"  # not an object, so it has no fields
-    return ".".join(_printable(str(part)) for part in (first, *others))
-
-
-def _printable(text: str) -> str:
-    cut = text if len(text) <= _PART else f"{text[:_PART]}…"
-    if cut.isprintable():
-        return cut
-    return cut.encode("ascii", "backslashreplace").decode()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxlab.engine.json_constraint import LIMITS, OPTIONS, refusal
+from mlxlab.limits import SCHEMA_BYTES, SCHEMA_CPU_S, SCHEMA_MEMORY
 
 __all__ = ["check_schema"]
 
@@ -24,19 +25,18 @@ _TRIAL = Path(__file__).with_name("schema_trial.py")
 _COMPLEX = "too complex; give fewer or simpler patterns, limits and multiples"
 
 
-def check_schema(schema: Mapping[str, Any], most: int) -> None:
+def check_schema(schema: Mapping[str, Any]) -> None:
     """Try whether answers can be held to a schema.
 
     Args:
         schema: a JSON schema.
-        most: bytes of it, as JSON without spaces.
 
     Raises:
         RequestError: they cannot, or finding out takes too long.
     """
     text = json.dumps(schema, separators=(",", ":"))
-    if len(text) > most:
-        raise refusal(f"{len(text):,} bytes; give at most {most:,}")
+    if len(text) > SCHEMA_BYTES:
+        raise refusal(f"{len(text):,} bytes; give at most {SCHEMA_BYTES:,}")
     problem = _problem(text)
     if problem:
         raise refusal(problem)
@@ -47,7 +47,7 @@ def _problem(schema: str) -> str:
     asked = json.dumps({"options": OPTIONS, "limits": LIMITS})
     try:
         trial = subprocess.run(
-            [sys.executable, "-P", str(_TRIAL)],
+            [sys.executable, "-P", str(_TRIAL), str(SCHEMA_CPU_S), str(SCHEMA_MEMORY)],
             input=f'{asked[:-1]},"schema":{schema}}}',
             capture_output=True,
             text=True,

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
+import numpy as np
+
 from mlxlab.client.discovery import DEFAULT
 from mlxlab.decoding import Decoder, Grammar
 from mlxlab.engine import Barred, Engine, Forced, LogitsProcessor, Sampler
@@ -59,10 +61,13 @@ class Prepared:
 
     @property
     def generation(self) -> Tokens:
-        """The prompt's tail, with which the template opens the answer."""
-        roles = [segment.role for segment in self.prompt.segments]
-        start = len(roles) - 1 - roles[::-1].index(Role.GENERATION)
-        return self.prompt.tokens[self.prompt.segments[start].start :]
+        """The prompt's tail, with which the template opens the answer.
+
+        Empty if it does so on the line of the last message.
+        """
+        segments = reversed(self.prompt.segments)
+        opened = (s.start for s in segments if s.role is Role.GENERATION)
+        return self.prompt.tokens[next(opened, len(self.prompt)) :]
 
 
 class Preparation:
@@ -79,7 +84,7 @@ class Preparation:
         # One object per model, so that tokenizers are loaded once.
         self._folder = cache(find_model)
         self._renderer = cache(self._make_renderer)
-        self._grammar = cache(lambda name: Grammar.of(self._folder(name)))
+        self._grammar = cache(self._make_grammar)
         self._constraints = cache(
             lambda name: constraint_tokenizer(self._folder(name).tokenizer)
         )
@@ -94,18 +99,24 @@ class Preparation:
         return self._folder(self.aliases.default.model)
 
     def load(self) -> None:
-        """Load the default model's tokenizer, template and grammar.
+        """Load the default model's tokenizer, template and grammar, and try them.
 
-        What fails here fails again with the first request, which reports it.
+        Raises:
+            ModelError: one of them cannot serve any request.
         """
         messages = [{"role": "user", "content": "Hello."}]
         body = {"model": DEFAULT, "messages": messages}
-        with suppress(Exception):
-            prepared = self.render(TokenCountRequest.model_validate(body))
-            self._grammar(prepared.alias.model)
+        with suppress(RequestError):  # a template may require a system text
+            self.render(TokenCountRequest.model_validate(body))
+        self._grammar(self.aliases.default.model)
 
-    def render(self, request: TokenCountRequest) -> Prepared:
+    def render(self, request: TokenCountRequest, credential: str = "") -> Prepared:
         """Choose the model and render the prompt.
+
+        Args:
+            request: the parsed request.
+            credential: of the client. Encoded texts are cached for each apart, because
+                the time of a cached one reveals that somebody has sent it.
 
         Raises:
             UnknownModelError: no alias matches the model id.
@@ -114,7 +125,7 @@ class Preparation:
         """
         name, alias = self.aliases.resolve(request.model)
         check_supported(request, alias.model)
-        renderer = self._renderer(alias.model, alias.rules)
+        renderer = self._renderer(alias.model, alias.rules, credential)
         asked = _with_thinking(request, alias)
         try:
             rendering = renderer.render_request(asked)
@@ -171,9 +182,16 @@ class Preparation:
             ids = (*tail[start:], *ids)
         return sign(ids, prepared.folder.tokenizer_digest)
 
-    def _make_renderer(self, model: str, rules: str) -> Renderer:
+    def _make_renderer(self, model: str, rules: str, credential: str) -> Renderer:
         folder = self._folder(model)
         return Renderer(folder, parse_rules(rules), folder.window)
+
+    def _make_grammar(self, model: str) -> Grammar:
+        folder = self._folder(model)
+        grammar = Grammar.of(folder)
+        tags = [*grammar.think_start_ids, *grammar.think_end_ids]
+        folder.require_ids(np.array(tags, dtype=np.int32))
+        return grammar
 
     def _decoder(
         self, request: InferenceRequest, prepared: Prepared
@@ -265,6 +283,10 @@ def _chosen_tool(
     opening = folder.tokenizer.encode(
         grammar.call_opening(name), add_special_tokens=False
     )
+    try:
+        folder.require_ids(np.array(opening, dtype=np.int32))
+    except ModelError as error:
+        raise RequestError(f"tool_choice: {error}") from None
     if choice.type == "none":
         return lambda: Barred(opening[:1], make())
     return lambda: Forced(opening, make())

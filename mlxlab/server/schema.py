@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from mlxlab.errors import RequestError
+from mlxlab.limits import ANSWER_TOKENS, STOP_CHARACTERS, STOP_SEQUENCES
 from mlxlab.rendering.messages import (
     Block,
     FirstErrorOnly,
@@ -47,11 +48,11 @@ __all__ = [
 ]
 
 _MIN_BUDGET = 1024
-#: Longer than any window, and within 32 bits.
-_MOST_TOKENS = 100_000_000
 _THINKING = ("enabled", "adaptive", "disabled")
 
-StopSequence = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+StopSequence = Annotated[
+    str, StringConstraints(min_length=1, max_length=STOP_CHARACTERS)
+]
 Effort = Literal["low", "medium", "high", "xhigh", "max"]
 
 
@@ -89,10 +90,10 @@ class TokenCountRequest(MessagesRequest):
 
     tool_choice: ToolChoice | None = None
     output_config: OutputConfig | None = None
-    max_tokens: Annotated[int, Field(ge=0, le=_MOST_TOKENS)] | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=ANSWER_TOKENS)] | None = None
     stream: bool = False
     stop_sequences: Annotated[
-        tuple[StopSequence, ...], Field(max_length=64), FirstErrorOnly()
+        tuple[StopSequence, ...], Field(max_length=STOP_SEQUENCES), FirstErrorOnly()
     ] = ()
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -102,7 +103,7 @@ class TokenCountRequest(MessagesRequest):
 class InferenceRequest(TokenCountRequest):
     """A body of ``messages``."""
 
-    max_tokens: Annotated[int, Field(ge=0, le=_MOST_TOKENS)]
+    max_tokens: Annotated[int, Field(ge=0, le=ANSWER_TOKENS)]
 
 
 class CacheCreation(BaseModel):
@@ -291,9 +292,9 @@ def _check_thinking(request: TokenCountRequest) -> None:
         return
     budget = thinking.budget_tokens
     # A budget that max_tokens has no room for is cut, see thinking_budget.
-    if budget is None or not _MIN_BUDGET <= budget <= _MOST_TOKENS:
+    if budget is None or not _MIN_BUDGET <= budget <= ANSWER_TOKENS:
         raise RequestError(
             f"thinking.budget_tokens: {budget} is not accepted; give at least "
-            f"{_MIN_BUDGET}, at most {_MOST_TOKENS}; it is cut where max_tokens leaves "
-            "less"
+            f"{_MIN_BUDGET}, at most {ANSWER_TOKENS}; it is cut where max_tokens "
+            "leaves less"
         )

@@ -1,7 +1,8 @@
 """The trial of a JSON schema: a program for a process of its own, with limits.
 
 It compiles a schema and writes some JSON of it, as an answer would. It imports nothing
-of mlxlab, so that it starts in a tenth of a second. It reads a JSON object with
+of mlxlab, so that it starts in a tenth of a second. Its arguments are the seconds of a
+processor and the bytes of memory that it may take. It reads a JSON object with
 ``schema``, ``options`` and ``limits`` and prints one line: what is wrong, or nothing.
 """
 
@@ -17,9 +18,6 @@ from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
-#: Limits of the process. The system may not have the second.
-_CPU_S = 2
-_ADDRESSES = 2**30
 _WALKS = 4
 _STEPS = 400
 _WALKS_S = 0.3
@@ -67,9 +65,10 @@ def _allowed(matcher: LLMatcher) -> list[int]:
 
 def main() -> None:
     """Read the schema from standard input."""
-    resource.setrlimit(resource.RLIMIT_CPU, (_CPU_S, _CPU_S + 1))
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_AS, (_ADDRESSES, _ADDRESSES))
+    cpu_s, memory = map(int, sys.argv[1:])
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
+    with suppress(ValueError, OSError):  # not every system has this limit
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     try:
         problem = find_problem(**json.load(sys.stdin))
     except (ValueError, RecursionError) as error:

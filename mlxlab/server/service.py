@@ -129,13 +129,19 @@ class Service:
         wanted = {(alias.model, alias.strategy) for alias in aliases.values()}
         self.worker.submit(self._keep_only, wanted)
 
-    async def count(self, request: TokenCountRequest) -> TokenCount:
+    async def count(
+        self, request: TokenCountRequest, credential: str = ""
+    ) -> TokenCount:
         """Count the prompt tokens of a request as it would be rendered.
+
+        Args:
+            request: the parsed request.
+            credential: of the client.
 
         Raises:
             MlxlabError: see :meth:`Preparation.render`.
         """
-        prepared = await self._prepared(request, self.preparation)
+        prepared = await self._prepared(request, credential, self.preparation)
         tokens, edits = len(prepared.prompt), prepared.edits
         if edits is None:
             return TokenCount(input_tokens=tokens)
@@ -172,7 +178,7 @@ class Service:
         preparation.aliases.resolve(request.model)
         self._check_queue()  # before the work of rendering
         arrived, clock = time.time(), time.monotonic()
-        prepared = await self._prepared(request, preparation)
+        prepared = await self._prepared(request, credential, preparation)
         alias = prepared.alias
         strategy = self.pool.spec(prepared.folder, alias.strategy)
         note(configuration=Configuration(strategy=strategy, rules=alias.rules))
@@ -230,9 +236,9 @@ class Service:
         )
 
     async def _prepared(
-        self, request: TokenCountRequest, preparation: Preparation
+        self, request: TokenCountRequest, credential: str, preparation: Preparation
     ) -> Prepared:
-        prepared = await self._alone(partial(preparation.render, request))
+        prepared = await self._alone(partial(preparation.render, request, credential))
         folder = prepared.folder
         self._tokenizers.setdefault(folder.tokenizer_digest, folder.tokenizer)
         return prepared

@@ -28,8 +28,9 @@ from pydantic import (
     model_validator,
 )
 
+from mlxlab.limits import TRACE_DEPTH, TRACE_SECONDS
+
 __all__ = [
-    "LATEST",
     "VERSION",
     "BodyLine",
     "Configuration",
@@ -41,6 +42,7 @@ __all__ = [
     "ResponseLine",
     "Seconds",
     "body_hash",
+    "check_depth",
     "decode",
     "encode",
     "parse_line",
@@ -49,16 +51,14 @@ __all__ = [
 VERSION: Literal[1] = 1
 RECORDER = "mlxlab 0.1.0"
 
-#: Most lists and objects inside each other in a line.
-_DEEPEST = 200
-
-#: Seconds until the year 10000.
-LATEST = 253_402_300_800
 
 Json: TypeAlias = Any
-Seconds = Annotated[float, Field(strict=True, ge=0, lt=LATEST, allow_inf_nan=False)]
+Seconds = Annotated[
+    float, Field(strict=True, ge=0, lt=TRACE_SECONDS, allow_inf_nan=False)
+]
 """Unix seconds, or seconds since something began."""
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 RequestId = Annotated[int, Field(ge=0, strict=True)]
 Run = tuple[RequestId, Annotated[int, Field(ge=0, strict=True)]]
 Item: TypeAlias = Hash | Run
@@ -149,7 +149,7 @@ class Generated(_Closed):
     """
 
     tokenizer: str
-    ids: tuple[int, ...]
+    ids: tuple[TokenId, ...]
     thinking: bool | None = None
     redacted: bool = False
 
@@ -237,17 +237,21 @@ def decode(data: bytes | str) -> Json:
 
     Raises:
         ValueError: not JSON, not UTF-8, or a number that is not finite.
-        RecursionError: lists and objects nested more than 200 deep.
+        RecursionError: lists and objects nested more than ``TRACE_DEPTH`` deep.
     """
     value = json.loads(data, parse_constant=_not_finite, parse_float=_finite)
-    _check_depth(value)
+    check_depth(value)
     return value
 
 
-def _check_depth(value: Json) -> None:
-    """Refuse what functions that call themselves could not walk through."""
+def check_depth(value: Json) -> None:
+    """Refuse what functions that call themselves could not walk through.
+
+    Raises:
+        RecursionError: lists and objects nested more than ``TRACE_DEPTH`` deep.
+    """
     level = [[value]]
-    for _ in range(_DEEPEST + 1):
+    for _ in range(TRACE_DEPTH + 1):
         level = [
             inner
             for outer in level

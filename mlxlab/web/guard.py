@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mlxlab.limits import BODY_BYTES
 from mlxlab.web.errors import ApiError, error_response, new_request_id
 
 __all__ = ["Bounds", "Guard", "is_loopback", "replayed"]
@@ -28,7 +29,7 @@ class Bounds:
     Attributes:
         header_lines: most headers.
         header_bytes: most bytes of all header names and values.
-        body_bytes: most bytes of a body; the API accepts 32 MiB.
+        body_bytes: most bytes of a body.
         body_s: seconds from the headers to the last byte of the body.
         header_s: seconds from a request's first byte, or from the connection, to the
             end of its headers.
@@ -41,7 +42,7 @@ class Bounds:
 
     header_lines: int = 100
     header_bytes: int = 32 * 2**10
-    body_bytes: int = 32 * 2**20
+    body_bytes: int = BODY_BYTES
     body_s: float = 60.0
     header_s: float = 10.0
     idle_s: float = 5.0

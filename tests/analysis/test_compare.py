@@ -311,7 +311,7 @@ def test_several_traces_start_from_empty_caches() -> None:
 def test_notes_of_all_renderings_add_up() -> None:
     folder = find_model()
     folder.tokenizer.chat_template = (
-        "{% for m in messages %}{{ m.content | length }}\n{% endfor %}"
+        "{% for m in messages %}{{ m.content | length }}\n{% endfor %}>"
     )
     compared = compare(
         small_trace(), model=folder, strategies="prefix@none,paged", simulate=True

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from mlxlab.cli import main
+from mlxlab.errors import OUT_OF_MEMORY
 
 UNIT = "give a size with its unit, such as 16GiB"
 LAYOUT = "give a known model, bytes a token such as 96KiB"
@@ -96,3 +100,30 @@ def test_a_bad_line_is_one_line(
     (tmp_path / "x").write_text("no trace")
     assert says in fails(line, capsys)
     assert not (tmp_path / "y").exists()
+
+
+def test_no_memory_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def call(**options: object) -> int:
+        raise MemoryError
+
+    monkeypatch.setattr("mlxlab.cli.app", call)
+    assert fails("compare", capsys) == f"mlxlab: {OUT_OF_MEMORY}"
+
+
+def test_a_crash_says_where() -> None:
+    program = """
+import os, signal
+import mlxlab.cli
+def crash(**options):
+    os.kill(os.getpid(), signal.SIGSEGV)
+mlxlab.cli.app = crash
+mlxlab.cli.main()
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == -signal.SIGSEGV
+    assert ended.stderr.startswith("Fatal Python error: Segmentation fault")
+    assert "in crash" in ended.stderr

@@ -7,6 +7,7 @@ import pytest
 
 from docs.check_site import find_faults
 from docs.picture import stack
+from mlxlab import limits
 from mlxlab.prompt import Prompt, Role, Segment
 from mlxlab.strategies import STRATEGIES, make_strategy
 from mlxlab.strategies.placements import PLACEMENTS, parse_placement
@@ -21,6 +22,7 @@ PAGES = sorted(
     }
 )
 _LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
+_UNITS = ((10, "K"), (20, "M"), (30, "G"))
 _CODE = re.compile(r"```.*?```|`[^`]*`", re.DOTALL)
 
 
@@ -39,6 +41,16 @@ def test_every_page_is_in_the_contents() -> None:
     index = (ROOT / "docs/index.md").read_text()
     listed = {line.strip() for line in index.splitlines()}
     assert {page.stem for page in (ROOT / "docs").glob("*.md")} - listed == {"index"}
+
+
+def test_every_limit_is_on_its_page_with_its_value() -> None:
+    page = (ROOT / "docs/limits.md").read_text()
+    constants = {n: v for n, v in vars(limits).items() if n.isupper()}
+    assert len(constants) > 10
+    for name, value in constants.items():
+        (line,) = [x for x in page.splitlines() if f"`{name}`" in x]
+        shown = {f"{value:,}", *(f"{value / 2**n:g} {u}iB" for n, u in _UNITS)}
+        assert any(re.search(rf"\b{text}\b", line) for text in shown), name
 
 
 def test_the_readme_fits_on_a_page() -> None:

@@ -77,6 +77,18 @@ def test_forced_ids_come_first(worker: Worker, engine: Engine) -> None:
     assert forced[2:] == [item for item in free if isinstance(item, int)]
 
 
+def test_ids_that_the_model_has_not_are_barred_without_harm() -> None:
+    """mlx would write behind the last log probability, or at the end for -1."""
+    seen: list[mx.array] = []
+
+    def watched(logprobs: mx.array) -> mx.array:
+        seen.append(logprobs)
+        return mx.argmax(logprobs, axis=-1)
+
+    Barred([2, 2**31 - 1, -1, 8704], watched)(mx.zeros((1, 4)))
+    assert seen[0].tolist() == [[0.0, 0.0, -float("inf"), 0.0]]
+
+
 def test_barred_ids_never_come(worker: Worker, engine: Engine) -> None:
     first = answer(worker, engine, 1)[0]
     sampler = Barred([first], make_sampler(temp=0.0))

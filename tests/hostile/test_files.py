@@ -127,7 +127,7 @@ def test_a_long_line_is_not_unpacked(name: str, begin: bytes, tmp_path: Path) ->
 def test_many_lines_are_not_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlxlab.content._LARGEST", 10_000_000)
+    monkeypatch.setattr("mlxlab.content.UNPACKED_BYTES", 10_000_000)
     path = tmp_path / "a.jsonl.gz"
     with gzip.open(path, "wb", compresslevel=1) as file:
         file.write(MOONCAKE * 300_000)

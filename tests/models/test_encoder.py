@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from typing import Any
@@ -147,7 +148,7 @@ def test_what_was_seen_is_not_encoded_again() -> None:
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlxlab.models.encoder._CACHED_TOKENS", 50)
+    monkeypatch.setattr("mlxlab.models.encoder._CACHED_BYTES", 1400)
     counted: Any = Counted(bundled)
     encoder = Encoder(counted)
     texts = [f"{i} " * 12 + "<|im_end|>" for i in range(9)]
@@ -176,3 +177,26 @@ def test_a_limited_encoder_gives_up_on_long_texts_only() -> None:
         limited.encode(split)
     assert len(limited.encode(text[:10_000])[0]) == 2_001
     assert len(encoder.encode(text)[0]) == 60_001
+
+
+def test_a_limited_encoder_has_a_cache_of_its_own() -> None:
+    counted: Any = Counted(bundled)
+    encoder = Encoder(counted)
+    one, other = encoder.limited(1_000), encoder.limited(1_000)
+    for each in (one, other, one, other):
+        each.encode("said to one")
+    assert counted.texts.count("said to one") == 2
+
+
+@pytest.mark.parametrize("words", [1, 400])
+def test_the_cache_takes_the_memory_that_it_counts(
+    words: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlxlab.models.encoder._CACHED_BYTES", most := 2**21)
+    encoder = Encoder(bundled)
+    tracemalloc.start()
+    for i in range(most // (400 + 12 * words)):
+        encoder.encode(f"{i} word" * words)
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 0.7 * most < taken < 1.2 * most

@@ -394,7 +394,7 @@ def test_only_the_latest_uses_are_computed_again(tiny: ModelFolder) -> None:
 def test_what_is_rendered_to_be_counted_is_not_noted() -> None:
     folder = find_model()
     folder.tokenizer.chat_template = (
-        "{% for m in messages %}{{ m.role }}: {{ m.content | length }}\n{% endfor %}"
+        "{% for m in messages %}{{ m.role }}: {{ m.content | length }}\n{% endfor %}>"
     )
     renderer = Renderer(folder)
     renderer.render(agent_body(always(clear_tool_inputs=True)))

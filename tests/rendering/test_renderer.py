@@ -12,6 +12,7 @@ from mlxlab.models.folder import ModelFolder, find_model
 from mlxlab.prompt import Prompt, Role, common_prefix
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.rendering.rules import RULES
+from mlxlab.rendering.template_process import TEMPLATE_PROCESS
 from tests.support import wire
 
 #: Other families' conventions, in short.
@@ -41,14 +42,17 @@ TEMPLATES = {
 {%- endfor %}
 {{- tools | tojson(indent=2) }}{% if add_generation_prompt %}<assistant>{% endif %}""",
 }
+OPENING = "{% if add_generation_prompt %}assistant: {% endif %}"
 REFUSING = """{% for m in messages %}
 {%- if m.role == 'system' and not loop.first %}
 {{- raise_exception('system comes first') }}{% endif %}
 {{- m.role }}: {{ m.content }}
 {% endfor %}"""
+REFUSING += OPENING
 REWRITING = (
     "{% for m in messages %}{{ m.role }}: {{ m.content | length }}\n{% endfor %}"
 )
+REWRITING += OPENING
 
 
 #: A mark around a block, as JSON prints it.
@@ -67,15 +71,16 @@ def tiny() -> ModelFolder:
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> tuple[Renderer, Counter[str]]:
     """A renderer, and how often its template has run, by kind of text."""
-    folder, runs = find_model(), Counter[str]()
-    apply = folder.tokenizer.apply_chat_template
+    renderer, runs = Renderer(find_model()), Counter[str]()
+    render = TEMPLATE_PROCESS.render
 
-    def count(messages: list[dict[str, Any]], **options: Any) -> Any:
-        runs["marked" if MARK in json.dumps(messages) else "plain"] += 1
-        return apply(messages, **options)
+    def count(**arguments: Any) -> str:
+        marked = MARK in json.dumps(arguments["conversations"])
+        runs["marked" if marked else "plain"] += 1
+        return render(**arguments)
 
-    monkeypatch.setattr(folder.tokenizer, "apply_chat_template", count)
-    return Renderer(folder), runs
+    monkeypatch.setattr(TEMPLATE_PROCESS, "render", count)
+    return renderer, runs
 
 
 def with_template(template: str) -> Renderer:
@@ -192,9 +197,8 @@ def test_inline_system_becomes_a_user_turn_where_the_template_refuses_it() -> No
 
 
 def test_a_template_that_fails_is_named() -> None:
-    renderer = with_template("{{ raise_exception('no') }}")
     with pytest.raises(ModelError, match="model tiny: its chat template cannot"):
-        renderer.render(wire.first_body())
+        with_template("{{ raise_exception('no') }}").render(wire.first_body())
 
 
 def test_text_that_is_no_unicode_is_refused(tiny: ModelFolder) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from pydantic import ValidationError
 
 from mlxlab.errors import ModelError, RequestError
 from mlxlab.models.folder import ModelFolder, find_model
@@ -72,6 +73,22 @@ def test_reasoning_that_the_server_forbade_is_not_rendered(renderer: Renderer) -
     )
     as_asked, as_done, as_off = (request.prompt.tokens.tolist() for request in requests)
     assert as_done == as_off != as_asked
+
+
+def test_recorded_ids_are_those_of_the_model(renderer: Renderer) -> None:
+    generated = Generated(
+        tokenizer=renderer.model.tokenizer_digest, ids=(5, 9_000_000), thinking=None
+    )
+    asked = exchange(0, wire.first_body(), None)
+    answered = replace(asked, response=Response(0.0, 200, 0.0, generated=generated))
+    with pytest.raises(ModelError, match=r"id 9000000 .* vocab_size of 8704"):
+        render_trace(Trace("t", (answered,)), renderer)
+
+
+@pytest.mark.parametrize("id", [-1, 2**31, 2**70])
+def test_recorded_ids_fit_into_32_bits(id: int) -> None:
+    with pytest.raises(ValidationError, match="ids"):
+        Generated(tokenizer="any", ids=(id,))
 
 
 def test_empty_messages_name_the_request(renderer: Renderer) -> None:

@@ -19,6 +19,7 @@ import pytest
 from mlxlab.engine import Worker
 from mlxlab.engine.working_cache import WorkingCache
 from mlxlab.errors import ServerError
+from mlxlab.models.encoder import Encoded, Encoder
 from mlxlab.prompt import Tokens
 from mlxlab.server.aliases import Aliases
 from mlxlab.server.app import create_app
@@ -576,6 +577,31 @@ def test_one_credential_learns_nothing_of_anothers_prompts(
     assert min(read[1], read[3], read[4]) > 800
     # The same work, so that time tells nothing either.
     assert fed[2] == fed[0] > 900 > max(fed[1], fed[3], fed[4])
+
+
+def test_one_credential_encodes_again_what_another_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encoded: list[str] = []
+    encode = Encoder._encode_whole
+
+    def noted(self: Encoder, text: str) -> Encoded:
+        encoded.append(text)
+        return encode(self, text)
+
+    body = ask("Only one of them may know this.", max_tokens=1)
+    with (
+        several() as (url, _),
+        Client(url, FIRST) as first,
+        Client(url, SECOND) as second,
+    ):
+        monkeypatch.setattr(Encoder, "_encode_whole", noted)
+        times = []
+        for client in (first, second, first, second):
+            client.post("/v1/messages/count_tokens", json=body).raise_for_status()
+            client.ask(body)
+            times.append(sum("may know this" in text for text in encoded))
+    assert times == [1, 2, 2, 2]
 
 
 def test_claims_of_a_client_do_not_choose_a_cache(client: Client) -> None:

@@ -13,6 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from mlxlab.engine import Request
+from mlxlab.errors import OUT_OF_MEMORY
 from mlxlab.server.generation import Item, Job, request_of
 from mlxlab.server.server import Server
 from tests.support import wire
@@ -252,15 +253,26 @@ def test_requests_that_wait_when_the_worker_ends_are_answered() -> None:
         assert client.refusal(body)[0] == 500
 
 
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (LookupError("on purpose"), 500, "internal error: LookupError; see the log"),
+        (MemoryError("on purpose"), 529, OUT_OF_MEMORY),
+    ],
+)
 def test_a_call_that_fails_on_the_worker_is_one_failed_request(
-    server: Server, client: Client, monkeypatch: pytest.MonkeyPatch
+    error: Exception,
+    status: int,
+    said: str,
+    server: Server,
+    client: Client,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def broken(job: Job, put: Callable[[Item], object]) -> Request:
-        raise MemoryError("on purpose")
+        raise error
 
     monkeypatch.setattr("mlxlab.server.service.request_of", broken)
-    status, message = client.refusal(ask())
-    assert (status, message) == (500, "internal error: MemoryError; see the log")
+    assert client.refusal(ask()) == (status, said)
     assert server.requests.outcome.iloc[-1] == "error"
     monkeypatch.undo()
     assert client.get("/health").status_code == 200
@@ -276,7 +288,7 @@ def test_an_error_in_the_middle_of_a_stream_is_an_event(
         def fail_at_last(item: Item) -> None:
             put(item)
             if next(seen) == 4:
-                raise MemoryError("on purpose")
+                raise LookupError("on purpose")
 
         return request_of(job, fail_at_last)
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from mlxlab.engine import DiskStore, Engine, Loader
+from mlxlab.errors import ModelError
 from mlxlab.server.auth import name_of
 from mlxlab.server.model_pool import EngineKey
 from mlxlab.server.server import Server
@@ -71,3 +72,31 @@ def test_a_template_may_refuse_a_lone_user(tmp_path: Path) -> None:
     with served(folder) as server, Client(server.url) as client:
         assert client.refusal(ask())[0] == 400
         assert client.ask(ask(system="You help."))["stop_reason"]
+
+
+INST = "{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}"
+
+
+def test_a_template_may_open_the_answer_on_the_line_of_the_message(
+    tmp_path: Path,
+) -> None:
+    folder = copy_tiny(tmp_path / "model")
+    Path(folder, "chat_template.jinja").write_text(INST)
+    with served(folder) as server, Client(server.url) as client:
+        assert client.ask(ask())["stop_reason"]
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        ("{{ messages[0].content }}", "prints nothing after the last message"),
+        ("{{ 1 // 0 }}", "ZeroDivisionError"),
+    ],
+)
+def test_a_template_that_serves_nothing_is_refused_at_the_start(
+    template: str, problem: str, tmp_path: Path
+) -> None:
+    folder = copy_tiny(tmp_path / "model")
+    Path(folder, "chat_template.jinja").write_text(template)
+    with pytest.raises(ModelError, match=problem), served(folder):
+        pass

@@ -29,7 +29,7 @@ import resource, sys
 from mlxlab.server.server import Options, serve
 from tests.support.limited_server import state_of
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)
-with serve(options=Options(token=sys.argv[2])) as server:
+with serve(strategy=sys.argv[3], options=Options(token=sys.argv[2])) as server:
     print(server.url, flush=True)
     for line in sys.stdin:
         print(state_of(server), flush=True)
@@ -68,8 +68,16 @@ class LimitedServer:
     @property
     def peak(self) -> int:
         """The most bytes of memory in use so far."""
+        return self._memory("VmHWM")
+
+    @property
+    def taken(self) -> int:
+        """The bytes of memory in use now."""
+        return self._memory("VmRSS")
+
+    def _memory(self, name: str) -> int:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        (line,) = [x for x in status.splitlines() if x.startswith("VmHWM")]
+        (line,) = [x for x in status.splitlines() if x.startswith(name)]
         return int(line.split()[1]) * 1024
 
     def state(self) -> str:
@@ -87,13 +95,13 @@ class LimitedServer:
 
 
 @contextmanager
-def limited_server() -> Iterator[LimitedServer]:
+def limited_server(strategy: str = "paged") -> Iterator[LimitedServer]:
     """Run a server of the bundled model whose memory is limited."""
     with TemporaryDirectory() as home:
         errors = Path(home, "stderr")
         with errors.open("w") as stderr:
             process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM, str(_ADDRESSES), TOKEN],
+                [sys.executable, "-c", _PROGRAM, str(_ADDRESSES), TOKEN, strategy],
                 env=os.environ | {"HOME": home},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from mlxlab.content import open_regular
 from mlxlab.errors import ModelError
+from mlxlab.limits import GGUF_STRING, GGUF_VALUES
 
 __all__ = ["QUANTIZED", "Header", "Tensor", "open_file", "read_header"]
 
@@ -43,8 +44,6 @@ _REFUSED |= {20: "IQ4_NL", 23: "IQ4_XS", 39: "MXFP4"}
 QUANTIZED = frozenset({"Q4_0", "Q4_1", "Q8_0"})
 
 _ALIGNMENT = 32
-_MOST = 2**22  # of strings, numbers, keys or tensors: far above any real file
-_LONGEST = 2**24  # bytes of a string
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +169,7 @@ class _Reader:
 
     def _count(self) -> int:
         count = int(self._number(10))
-        if count > _MOST:
+        if count > GGUF_VALUES:
             raise ModelError(f"damaged: it claims {count:,} entries")
         return count
 
@@ -181,7 +180,7 @@ class _Reader:
             raise ModelError("damaged: a text that is not UTF-8") from None
 
     def _take(self, size: int) -> bytes:
-        if size > _LONGEST:
+        if size > GGUF_STRING:
             raise ModelError(f"damaged: it claims {size:,} bytes of text or numbers")
         data = self._file.read(size)
         if len(data) < size:

@@ -31,7 +31,8 @@ from pydantic import (
 
 from mlxlab.content import Content, unpacked
 from mlxlab.errors import TraceError
-from mlxlab.files import replaced
+from mlxlab.files import written
+from mlxlab.limits import PROMPT_HASHES
 from mlxlab.prompt import Role, Segment, Tokens
 from mlxlab.traces.hashed.base import HASHED_FORMATS, Count, HashedFormat, Unit
 from mlxlab.traces.hashed.trace import HashedRequest
@@ -40,8 +41,6 @@ from mlxlab.traces.schema import HeaderLine, Json, Seconds, encode
 __all__ = ["HashedFile", "Hasher", "write_hashed"]
 
 HASH_BYTES = 8
-#: Most hashes of a request: of four million tokens, each by itself.
-_MOST = 2**22
 _Runs: TypeAlias = list[tuple[Count, Annotated[Count, Field(ge=1)]]]
 
 
@@ -161,7 +160,7 @@ def write_hashed(
     header = _Header.model_validate({**notes, "unit": hasher.unit})
     packed = path.suffix == ".gz"
     try:
-        with replaced(path) as file:
+        with written(path) as file:
             # Without time and name in it, equal content gives equal files.
             out = gzip.GzipFile("", "wb", fileobj=file, mtime=0) if packed else file
             out.write(encode(header.model_dump(mode="json")) + b"\n")
@@ -255,8 +254,10 @@ def _request(line: _Request, counts: Mapping[str, int]) -> HashedRequest:
 def _numbers(runs: _Runs, known: int) -> Tokens:
     if any(first + count > known for first, count in runs):
         raise ValueError(f"a run beyond the {known} hashes so far; accepted: earlier")
-    if sum(count for _, count in runs) > _MOST:
-        raise ValueError(f"more than {_MOST:,} hashes; accepted: those of a prompt")
+    if sum(count for _, count in runs) > PROMPT_HASHES:
+        raise ValueError(
+            f"more than {PROMPT_HASHES:,} hashes; accepted: those of a prompt"
+        )
     ranges = [np.arange(f, f + count, dtype=np.int32) for f, count in runs]
     return np.concatenate(ranges) if ranges else np.empty(0, np.int32)
 

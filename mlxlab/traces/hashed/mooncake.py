@@ -16,9 +16,9 @@ from pydantic import BaseModel, Field, ValidationError
 
 from mlxlab.content import unpacked
 from mlxlab.errors import TraceError
+from mlxlab.limits import TRACE_SECONDS
 from mlxlab.traces.hashed.base import HASHED_FORMATS, BlockId, Count, HashedFormat
 from mlxlab.traces.hashed.trace import HashedRequest
-from mlxlab.traces.schema import LATEST
 
 __all__ = ["Mooncake"]
 
@@ -28,7 +28,7 @@ UNIT = 512
 
 class _Line(BaseModel):
     timestamp: Annotated[
-        float, Field(strict=True, ge=0, lt=LATEST * 1000, allow_inf_nan=False)
+        float, Field(strict=True, ge=0, lt=TRACE_SECONDS * 1000, allow_inf_nan=False)
     ]
     input_length: Annotated[Count, Field(ge=1)]
     hash_ids: list[BlockId]

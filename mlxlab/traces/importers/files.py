@@ -15,10 +15,11 @@ from typing import IO, NoReturn
 
 from tqdm.auto import tqdm
 
-from mlxlab.content import LONGEST, open_regular, read_whole
+from mlxlab.content import open_regular, read_whole
 from mlxlab.errors import TraceError
+from mlxlab.limits import LINE_BYTES, TRACE_SECONDS
 from mlxlab.traces.importers.tally import Tally
-from mlxlab.traces.schema import LATEST, Json, decode
+from mlxlab.traces.schema import Json, decode
 from mlxlab.traces.trace import PARTIAL_LINE
 
 __all__ = [
@@ -72,7 +73,9 @@ def find_sources(path: Path, ending: str, tally: Tally) -> list[Source]:
 
 def _source(path: Path, found: os.stat_result) -> Source:
     # A file may be dated before 1970, or later than any time of a trace.
-    return Source(path, found.st_size, min(max(found.st_mtime, 0.0), LATEST - 1.0))
+    return Source(
+        path, found.st_size, min(max(found.st_mtime, 0.0), TRACE_SECONDS - 1.0)
+    )
 
 
 class _Search:
@@ -127,7 +130,7 @@ def read_records(
 ) -> Iterator[tuple[str, dict[str, Json]]]:
     """Yield the JSON object in each line of a file, after its place, ``file:line``.
 
-    Lines of more than :data:`LONGEST` bytes are never held in memory.
+    Lines of more than :data:`~mlxlab.limits.LINE_BYTES` bytes are never held in memory.
 
     Args:
         source: the file.
@@ -139,7 +142,7 @@ def read_records(
             for number, line in enumerate(_lines(file, bar), start=1):
                 place = f"{source}:{number}"
                 if line is None:
-                    tally.name(f"line over {LONGEST:,} bytes skipped", place)
+                    tally.name(f"line over {LINE_BYTES:,} bytes skipped", place)
                 elif (value := _record(line, place, tally)) is not None:
                     yield place, value
     except OSError as error:
@@ -148,8 +151,8 @@ def read_records(
 
 def read_document(source: Source, tally: Tally) -> dict[str, Json] | None:
     """Return the JSON object that a file consists of, None if it does not."""
-    if source.size > LONGEST:
-        tally.name(f"file over {LONGEST:,} bytes skipped", str(source))
+    if source.size > LINE_BYTES:
+        tally.name(f"file over {LINE_BYTES:,} bytes skipped", str(source))
         return None
     try:
         value = _decoded(read_whole(source.path))
@@ -188,8 +191,8 @@ def _lines(
     file: IO[bytes], bar: tqdm[NoReturn] | None = None
 ) -> Iterator[bytes | None]:
     """Yield lines with their ends, None for lines that are too long."""
-    while line := file.readline(LONGEST + 1):
-        size, whole = len(line), len(line) <= LONGEST
+    while line := file.readline(LINE_BYTES + 1):
+        size, whole = len(line), len(line) <= LINE_BYTES
         rest = line
         while not whole and rest and not rest.endswith(b"\n"):
             rest = file.readline(_CHUNK)

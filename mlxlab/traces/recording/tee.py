@@ -14,11 +14,12 @@ from anyio.to_thread import run_sync
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mlxlab.errors import TraceError
+from mlxlab.errors import RequestError, TraceError
 from mlxlab.traces.schema import Json, decode
 from mlxlab.traces.trace import Response
 from mlxlab.traces.writer import TraceWriter
 from mlxlab.web.guard import replayed
+from mlxlab.web.json_shape import check_shape
 from mlxlab.web.sse import MessageAccumulator
 
 __all__ = ["Tee", "api_path", "json_object"]
@@ -201,10 +202,11 @@ def api_path(scope: Scope) -> str:
 
 
 def json_object(data: bytes) -> dict[str, Json] | None:
-    """The JSON object that ``data`` is, None if it is none."""
+    """The JSON object that ``data`` is; None if it is none, or beyond the limits."""
     try:
+        check_shape(data.decode(errors="replace"))
         value = decode(data)
-    except (ValueError, RecursionError):
+    except (RequestError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -257,20 +258,40 @@ def test_a_full_disk_stops_the_recording_and_nothing_else(
     assert caplog.messages == [f"the recording has stopped: {tee.failure}"]
 
 
-def test_a_body_that_cannot_be_written_stops_nothing(
+def test_an_answer_that_cannot_be_written_stops_nothing(
     writer: TraceWriter, caplog: pytest.LogCaptureFixture
 ) -> None:
-    app = App()
-    tee = Tee(app, writer)
     deep: Any = 1
     for _ in range(900):
         deep = [deep]
-    assert drive(tee, received=sent({"system": deep})).json == {}
-    assert drive(tee, received=sent({"number": 1})).json == {}
-    assert [e.body for e in read_trace(writer.path)][-1] == {"number": 1}
+    call = {"type": "tool_use", "id": "t", "name": "n", "input": {"a": deep}}
+    tee = Tee(App(EVENTS, tuple(frames({**MESSAGE, "content": [call]}))), writer)
+    drive(tee, received=sent())
+    assert [e.body for e in read_trace(writer.path)] == [request(0)]
     assert (tee.writer, tee.failure) == (writer, "")
     (message,) = caplog.messages
-    assert message.startswith("a request is not in the trace")
+    assert message.startswith("an answer is not in the trace")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"system": ' + b"[" * 900 + b"]" * 900 + b"}",
+        b'{"messages": [' + b"1," * 2_000_000 + b"1]}",
+    ],
+    ids=["deep", "long"],
+)
+def test_a_body_beyond_the_limits_passes_and_is_not_parsed(
+    data: bytes, writer: TraceWriter
+) -> None:
+    app = App()
+    tracemalloc.start()
+    assert drive(Tee(app, writer), received=requests(data)).json == {}
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert app.asked == requests(data)
+    assert [e.body for e in read_trace(writer.path)] == [None]
+    assert peak < 10 * len(data) + 2**20
 
 
 def test_a_client_that_left_before_is_not_recorded(writer: TraceWriter) -> None:

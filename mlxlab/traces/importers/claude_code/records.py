@@ -13,8 +13,9 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from mlxlab.limits import TRACE_SECONDS
 from mlxlab.rendering.messages import Message, MessagesRequest
-from mlxlab.traces.schema import LATEST, Json, Path
+from mlxlab.traces.schema import Json, Path
 
 __all__ = [
     "IGNORED",
@@ -181,4 +182,4 @@ def parse_time(timestamp: Json, otherwise: float) -> float:
         found = datetime.fromisoformat(timestamp).timestamp()
     except (TypeError, ValueError, OverflowError):
         return otherwise
-    return found if 0 <= found < LATEST else otherwise
+    return found if 0 <= found < TRACE_SECONDS else otherwise

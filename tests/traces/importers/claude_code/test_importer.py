@@ -235,7 +235,7 @@ def test_damage_is_counted_and_the_rest_read(
 def test_a_huge_line_is_left_out_and_named(
     log: SessionLog, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(files, "LONGEST", 2000)
+    monkeypatch.setattr(files, "LINE_BYTES", 2000)
     monkeypatch.setattr(files, "_CHUNK", 10)
     two_requests(log)
     log.raw(b'{"type": "' + b"x" * 5000 + b'"}\n')

@@ -60,7 +60,7 @@ def prepare() -> None:
             with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
                 _obey(Commands((tuple(words),)))
     assert "mlx.core" not in sys.modules
-    assert len(os.listdir("/proc/self/task")) == 1
+    assert len(list(Path("/proc/self/task").iterdir())) == 1
     gc.collect()
     gc.freeze()  # or each child's first collection copies every page
 

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from mlxlab.content import unpacked
-from mlxlab.errors import MlxlabError
+from mlxlab.errors import ConfigError, MlxlabError
 from mlxlab.unfinished import unfinished_file, unfinished_folder
 
 __all__ = [
     "cache_folder",
     "create",
+    "expanded",
     "is_writable",
     "locked",
     "make_folder",
@@ -47,6 +48,18 @@ def cache_folder() -> Path:
     if not folder.is_absolute():
         raise FileNotFoundError("neither HOME nor XDG_CACHE_HOME is an absolute path")
     return folder / "mlxlab"
+
+
+def expanded(path: str | Path) -> Path:
+    """Return a path with the user's home folder in place of ``~``.
+
+    Raises:
+        ConfigError: the home folder is not known.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{path}: no home folder is known; set HOME") from None
 
 
 def make_folder(folder: Path) -> None:

@@ -58,6 +58,14 @@ LINE_BYTES: Final = 100_000_000
 UNPACKED_BYTES: Final = 4 << 30
 #: Hashes of a request in a hashed trace: of four million tokens, each by itself.
 PROMPT_HASHES: Final = 2**22
+#: Numbers of the blocks in a hashed trace: readers keep a table of all.
+BLOCK_NUMBERS: Final = 2**24
+#: Tokens that one hash stands for.
+UNIT_TOKENS: Final = 2**20
+#: Lists and objects inside each other in a line of a trace.
+TRACE_DEPTH: Final = 200
+#: Unix seconds of a trace: until the year 10000.
+TRACE_SECONDS: Final = 253_402_300_800
 #: Strings, numbers, keys or tensors in a GGUF file's header, and bytes of a string.
 GGUF_VALUES: Final = 2**22
 GGUF_STRING: Final = 2**24

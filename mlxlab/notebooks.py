@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mlxlab.errors import NotebookError
-from mlxlab.files import written
+from mlxlab.files import expanded, written
 
 __all__ = ["copy_notebooks", "list_notebooks"]
 
@@ -36,7 +36,7 @@ def copy_notebooks(folder: str | Path, *, force: bool = False) -> list[Path]:
     Raises:
         NotebookError: a file is there already, or the folder cannot be written.
     """
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     copies = {source: folder / source.name for source in list_notebooks()}
     there = [copy for copy in copies.values() if copy.exists()]
     if there and not force:

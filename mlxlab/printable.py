@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["printable"]
+__all__ = ["encodable", "printable"]
 
 #: Control characters but the ends of lines and tabs, half surrogate pairs, and marks
 #: that reorder what follows.
@@ -16,3 +16,11 @@ _OBEYED = re.compile(
 def printable(text: str) -> str:
     r"""Return the text with escapes such as ``\x1b`` for what a terminal would obey."""
     return _OBEYED.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def encodable(text: str) -> str:
+    r"""Return the text with escapes such as ``\udcff`` for half surrogate pairs.
+
+    Names of files and texts in JSON may hold them; UTF-8, and so tables, may not.
+    """
+    return text.encode(errors="backslashreplace").decode()

@@ -8,8 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from glob import escape
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from mlxlab.errors import ConfigError
+from mlxlab.files import expanded
 
 if TYPE_CHECKING:
     from mlxlab.strategies import Parameter
@@ -59,7 +61,10 @@ def complete_layouts(incomplete: str) -> list[str]:
 def complete_files(incomplete: str) -> list[str]:
     """Complete a path; folders end in a slash."""
     folder, slash, name = incomplete.rpartition("/")
-    parent = Path(f"{folder}{slash}" or ".").expanduser()
+    try:
+        parent = expanded(f"{folder}{slash}" or ".")
+    except ConfigError:
+        return []
     found = sorted(parent.glob(f"{escape(name)}*"))
     return [f"{folder}{slash}{path.name}{'/' * path.is_dir()}" for path in found]
 

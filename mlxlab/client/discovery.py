@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, PositiveInt, StringConstraints, TypeAdapter, ValidationError
 
 from mlxlab.errors import ServerError
-from mlxlab.files import write_private
+from mlxlab.files import expanded, write_private
 from mlxlab.ownership import read_own
 
 __all__ = [
@@ -109,7 +109,7 @@ def running(folder: Path = FOLDER) -> list[Endpoint]:
         ServerError: a file is damaged, or other users may have written or read it.
     """
     found = []
-    for path in folder.expanduser().glob("*.json"):
+    for path in expanded(folder).glob("*.json"):
         try:
             endpoint = _read(path)
         except FileNotFoundError:
@@ -141,7 +141,7 @@ def find(url: str | None = None, folder: Path = FOLDER) -> Endpoint:
 
 
 def _path(endpoint: Endpoint, folder: Path) -> Path:
-    return folder.expanduser() / f"{endpoint.port}.json"
+    return expanded(folder) / f"{endpoint.port}.json"
 
 
 def _read(path: Path) -> Endpoint:

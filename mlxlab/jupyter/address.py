@@ -17,7 +17,7 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter, ValidationError
 
 from mlxlab.errors import ServerError
-from mlxlab.files import write_private
+from mlxlab.files import expanded, write_private
 from mlxlab.ownership import read_own
 
 __all__ = ["FOLDER", "Address", "is_free", "name_notebook", "recall", "remember"]
@@ -98,4 +98,4 @@ def is_free(port: int) -> bool:
 
 def _path(notebook: str, folder: Path) -> Path:
     name = sha256(notebook.encode(errors="surrogatepass")).hexdigest()[:16]
-    return folder.expanduser() / f"{name}.json"
+    return expanded(folder) / f"{name}.json"

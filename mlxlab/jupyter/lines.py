@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
-from pathlib import Path
 
 from IPython.core.error import UsageError
+
+from mlxlab.files import expanded
 
 __all__ = ["split_line"]
 
@@ -22,5 +23,8 @@ def split_line(line: str) -> list[str]:
         words = shlex.split(line)
     except ValueError as error:
         raise UsageError(f"{error}: {line}") from None
-    home = str(Path.home())
-    return [re.sub(r"^(--[\w-]+=)?~(?=/|$)", rf"\g<1>{home}", word) for word in words]
+    return [re.sub(r"^(--[\w-]+=)?~(?=/|$)", _at_home, word) for word in words]
+
+
+def _at_home(start: re.Match[str]) -> str:
+    return f"{start[1] or ''}{expanded('~')}"

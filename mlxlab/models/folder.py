@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlxlab.content import content_sample, read_whole
 from mlxlab.errors import ModelError
+from mlxlab.files import expanded
 from mlxlab.limits import LINE_BYTES
 from mlxlab.models import gguf, smollm2, tiny
 from mlxlab.models.config import (
@@ -256,7 +257,7 @@ def find_model(name: str = BUNDLED, *, download: bool = True) -> ModelFolder:
         UntrustedError: another user may have written the unpacked files.
         OSError: the cache folder cannot be written.
     """
-    path = tiny.PATH if name == BUNDLED else Path(name).expanduser()
+    path = tiny.PATH if name == BUNDLED else expanded(name)
     if name == SMOLLM2:
         path = gguf.unpack(smollm2.find_file(download=download))
     elif path.suffix == ".gguf" and not path.is_dir():

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlxlab.client.discovery import DEFAULT
+from mlxlab.content import read_whole
 from mlxlab.errors import ConfigError
 from mlxlab.files import written
 from mlxlab.server.aliases import Alias, Aliases
@@ -79,7 +80,7 @@ def write_agents(folder: Path, aliases: Aliases, *, force: bool = False) -> list
     }
     try:
         for path in agents:
-            if path.exists() and not force and not _is_ours(path.read_text("utf-8")):
+            if path.exists() and not force and not _is_ours(read_whole(path).decode()):
                 raise ConfigError(
                     f"{path}: not written by mlxlab, or edited since; move it, or give "
                     "--force to replace it"

@@ -26,6 +26,7 @@ from pydantic import (
 from mlxlab.client.discovery import DEFAULT, TIERS, Endpoint
 from mlxlab.content import read_whole
 from mlxlab.errors import ConfigError, MlxlabError, UnknownModelError
+from mlxlab.files import expanded
 from mlxlab.models.folder import BUNDLED
 from mlxlab.rendering.rules import parse_rules
 from mlxlab.replay.specs import StrategySpec
@@ -125,7 +126,7 @@ class Aliases:
         Raises:
             ConfigError: the file cannot be read, or holds a value that is not accepted.
         """
-        path = _PREPARED if path is None else Path(path).expanduser()
+        path = _PREPARED if path is None else expanded(path)
         try:
             file = _File.model_validate_json(read_whole(path))
         except OSError as error:

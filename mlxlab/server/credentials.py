@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mlxlab.client.discovery import TOKEN_VARIABLE
 from mlxlab.errors import ServerError, UntrustedError
+from mlxlab.files import expanded
 from mlxlab.ownership import read_own
 from mlxlab.web.guard import is_loopback
 
@@ -41,7 +42,7 @@ def find_token(
     if token is not None:
         return token
     if file is not None:
-        return _read(Path(file).expanduser())
+        return _read(expanded(file))
     return environment.get(TOKEN_VARIABLE) or None
 
 

@@ -32,7 +32,9 @@ def open_traces(traces: Traces) -> list[AnyTrace]:
     """Open traces by name or path; opened traces stay as they are.
 
     Args:
-        traces: one trace or several. A folder stands for all trace files in it.
+        traces: one trace or several. A folder stands for all trace files in it:
+            ``.jsonl``, ``.jsonl.gz``, ``.json.gz``, and ``.json`` that hold a hashed
+            trace.
 
     Raises:
         TraceError: no trace, or see :func:`read_trace`.
@@ -102,7 +104,12 @@ def _files(name: str | Path) -> Iterator[str | Path]:
     if str(name) in bundled_traces() or not Path(name).is_dir():
         yield name
         return
-    files = [*Path(name).glob("*.jsonl"), *Path(name).glob("*.json*.gz")]
+    folder = Path(name)
+    files = [*folder.glob("*.jsonl"), *folder.glob("*.json*.gz")]
+    # Other programs and mlxlab itself write results beside traces, also as .json.
+    files += filter(HASHED_FORMATS.recognizing, folder.glob("*.json"))
     if not files:
-        raise TraceError(f"{name}: no trace in it; accepted: .jsonl, .json.gz")
+        raise TraceError(
+            f"{name}: no trace in it; accepted: .jsonl, hashed .json, .json.gz"
+        )
     yield from sorted(files)

@@ -12,7 +12,7 @@ import operator
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 from mlxlab.rendering.thinking import SIGNATURE_PREFIX
 from mlxlab.traces.id_redaction import (
@@ -44,16 +44,19 @@ def kept_headers(headers: Mapping[str, str]) -> dict[str, str]:
 
 def kept_path(path: str) -> str:
     """A request path without secrets and without parameters that name a credential."""
-    parts = urlsplit(path)
-    query = parse_qsl(parts.query, keep_blank_values=True)
+    # Not a URL: two slashes at the beginning are followed by no host.
+    bare, _, text = path.partition("?")
+    query = parse_qsl(text, keep_blank_values=True)
     kept = [(key, value) for key, value in query if not _CREDENTIAL.search(key)]
     clean = [(mask_text(key)[0], mask_text(value)[0]) for key, value in kept]
     if clean != query:
-        parts = parts._replace(query=urlencode(clean))
-    plain, secrets = mask_text(unquote(parts.path))
+        text = urlencode(clean, errors="replace")
+    plain, secrets = mask_text(unquote(bare))
     if secrets:
-        parts = parts._replace(path=quote(plain))
-    return path if clean == query and not secrets else parts.geturl()
+        bare = quote(plain, errors="replace")
+    if clean == query and not secrets:
+        return path
+    return f"{bare}?{text}" if text else bare
 
 
 def redacted(value: Json) -> tuple[Json, int]:

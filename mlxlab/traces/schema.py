@@ -28,6 +28,8 @@ from pydantic import (
     model_validator,
 )
 
+from mlxlab.limits import TRACE_DEPTH, TRACE_SECONDS
+
 __all__ = [
     "VERSION",
     "BodyLine",
@@ -38,8 +40,10 @@ __all__ = [
     "Line",
     "RequestLine",
     "ResponseLine",
+    "Seconds",
     "Timing",
     "body_hash",
+    "check_depth",
     "decode",
     "encode",
     "parse_line",
@@ -48,7 +52,12 @@ __all__ = [
 VERSION: Literal[1] = 1
 RECORDER = "mlxlab 0.1.0"
 
+
 Json: TypeAlias = Any
+Seconds = Annotated[
+    float, Field(strict=True, ge=0, lt=TRACE_SECONDS, allow_inf_nan=False)
+]
+"""Unix seconds, or seconds since something began."""
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 RequestId = Annotated[int, Field(ge=0, strict=True)]
@@ -110,7 +119,7 @@ class RequestLine(_Closed):
 
     kind: Literal["request"] = "request"
     id: RequestId
-    t: float
+    t: Seconds
     method: str
     path: str
     headers: dict[str, str] = {}
@@ -190,10 +199,10 @@ class Timing(_Closed):
         decode: from the first generated id to the end.
     """
 
-    queue: float
-    restore: float
-    prefill: float
-    decode: float
+    queue: Seconds
+    restore: Seconds
+    prefill: Seconds
+    decode: Seconds
 
 
 class ResponseLine(_Closed):
@@ -213,9 +222,9 @@ class ResponseLine(_Closed):
 
     kind: Literal["response"] = "response"
     id: RequestId
-    t: float
-    status: int
-    first_byte_s: float
+    t: Seconds
+    status: Annotated[int, Field(strict=True, ge=100, le=999)]
+    first_byte_s: Seconds
     message: dict[str, Json] | None = None
     script: bool = False
     generated: Generated | None = None
@@ -247,9 +256,30 @@ def decode(data: bytes | str) -> Json:
 
     Raises:
         ValueError: not JSON, not UTF-8, or a number that is not finite.
-        RecursionError: nested too deeply.
+        RecursionError: lists and objects nested more than ``TRACE_DEPTH`` deep.
     """
-    return json.loads(data, parse_constant=_not_finite, parse_float=_finite)
+    value = json.loads(data, parse_constant=_not_finite, parse_float=_finite)
+    check_depth(value)
+    return value
+
+
+def check_depth(value: Json) -> None:
+    """Refuse what functions that call themselves could not walk through.
+
+    Raises:
+        RecursionError: lists and objects nested more than ``TRACE_DEPTH`` deep.
+    """
+    level = [[value]]
+    for _ in range(TRACE_DEPTH + 1):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (dict, list))
+        ]
+        if not level:
+            return
+    raise RecursionError("nested too deeply")
 
 
 def body_hash(body: Json) -> str:

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from mlxlab.content import open_content
 from mlxlab.errors import TraceError
+from mlxlab.printable import encodable
 from mlxlab.traces.dedup import LISTS, Parts, join
 from mlxlab.traces.schema import (
     VERSION,
@@ -91,9 +91,8 @@ class Exchange:
     @property
     def is_inference(self) -> bool:
         """Whether it asks for an answer: a POST to a path that ends in /v1/messages."""
-        return self.method == "POST" and urlsplit(self.path).path.endswith(
-            "/v1/messages"
-        )
+        path, _, _ = self.path.partition("?")
+        return self.method == "POST" and path.endswith("/v1/messages")
 
     @property
     def session(self) -> str:
@@ -224,7 +223,7 @@ class _Reader:
             raise self._error("empty", "a first line of kind 'trace'")
         exchanges = sorted(map(self._exchange, self.requests), key=lambda e: e.t)
         header = self.header.model_copy(update={"skipped": dict(self.skipped)})
-        return Trace(self.path.stem, tuple(exchanges), header)
+        return Trace(encodable(self.path.stem), tuple(exchanges), header)
 
     def _read_line(self, data: bytes) -> None:
         value = self._decoded(data)
@@ -357,12 +356,12 @@ def session_of(headers: Mapping[str, str], body: Mapping[str, Json] | None) -> s
         body: of the request.
     """
     named = headers.get(SESSION_HEADER) or _session_of_user(body)
-    return named[:8] or "session"
+    return encodable(named[:8]) or "session"
 
 
 def agent_of(headers: Mapping[str, str]) -> str:
     """Return the id of the sub-agent that asks, empty for the main loop."""
-    return headers.get(_AGENT_HEADER, "")
+    return encodable(headers.get(_AGENT_HEADER, ""))
 
 
 def _session_of_user(body: Mapping[str, Json] | None) -> str:

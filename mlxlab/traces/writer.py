@@ -23,7 +23,7 @@ from mlxlab.files import create, written
 from mlxlab.traces.dedup import split
 from mlxlab.traces.id_redaction import Tokenizers, find_tokenizer
 from mlxlab.traces.redaction import Redactor, kept_headers, kept_path
-from mlxlab.traces.schema import HeaderLine, Json, body_hash, encode
+from mlxlab.traces.schema import HeaderLine, Json, body_hash, check_depth, encode
 from mlxlab.traces.trace import Exchange, Response, Trace
 
 __all__ = ["TraceWriter", "write_trace"]
@@ -188,7 +188,7 @@ class _Lines:
 
     def header(self, header: HeaderLine) -> bytes:
         unsaid = set() if header.skipped else {"skipped"}
-        return encode(self._clean(header.model_dump(exclude=unsaid))) + b"\n"
+        return _line(self._clean(header.model_dump(exclude=unsaid)))
 
     def exchange(self, exchange: Exchange) -> bytes:
         answer = exchange.response
@@ -205,7 +205,7 @@ class _Lines:
             "headers": self._clean(kept_headers(exchange.headers)),
         }
         if exchange.body is None:
-            return encode(line) + b"\n"
+            return _line(line)
         parts = split(exchange.body)
         named = {key: self._named(items) for key, items in parts.lists.items()}
         line["params"] = self._clean(dict(parts.params))
@@ -213,7 +213,7 @@ class _Lines:
         if parts.cache_control:
             line["cache_control"] = self._clean(list(map(list, parts.cache_control)))
         fresh = {k: v for _, bodies in named.values() for k, v in bodies.items()}
-        data = b"".join([*fresh.values(), encode(line), b"\n"])
+        data = b"".join([*fresh.values(), _line(line)])
         self._remember(exchange.id, fresh, {k: v for k, (v, _) in named.items()})
         return data
 
@@ -238,7 +238,7 @@ class _Lines:
             line["order"] = response.order.model_dump(mode="json")
         if response.timing:
             line["timing"] = response.timing.model_dump(mode="json")
-        return encode(line) + b"\n"
+        return _line(line)
 
     def _named(self, items: Json) -> tuple[str | list[str], dict[str, bytes]]:
         """Names for bodies, and lines for those that are not stored yet."""
@@ -258,7 +258,7 @@ class _Lines:
             self._names[sent] = known
             if known not in self._stored:
                 line = {"kind": "body", "hash": known, "body": clean}
-                fresh.setdefault(known, encode(line) + b"\n")
+                fresh.setdefault(known, _line(line))
         if self._holds:
             self._held[id(body)] = body, known
         return known
@@ -289,6 +289,12 @@ class _Lines:
             self.secrets += found
             log.warning("%d secrets replaced in a recorded body", found)
         return value
+
+
+def _line(value: Json) -> bytes:
+    """Return a line that can be read again."""
+    check_depth(value)
+    return encode(value) + b"\n"
 
 
 def _shared(a: list[str], b: list[str]) -> int:

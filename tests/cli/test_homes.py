@@ -45,6 +45,26 @@ def test_a_simulation_needs_no_home(line: str, home: str, tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["claude", "agents --write . --aliases ~/a.json", "import-trace --out a.jsonl"],
+)
+def test_a_home_may_not_be_known(line: str, tmp_path: Path) -> None:
+    done = run({"HOME": "~"}, tmp_path, line)
+    assert done.returncode == 2
+    assert done.stderr.startswith("mlxlab: ~/")
+    assert done.stderr.endswith("no home folder is known; set HOME\n")
+
+
+def test_plots_need_no_cache(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "loop")}
+    done = run(home, tmp_path, "misses tasks --plots plots")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("mlxlab: plots: Symlink loop")
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("line", ["calibrate", "claude"])
 def test_what_needs_a_home_says_so(line: str, tmp_path: Path) -> None:
     done = run({}, tmp_path, line)

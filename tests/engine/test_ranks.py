@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
@@ -18,8 +19,9 @@ from mlx_lm.utils import load_model as load_mlx_model
 from mlxlab.engine import Loader, Runner
 from mlxlab.engine.ranks.channel import Channel, LostError
 from mlxlab.engine.ranks.messages import Begin, Stop, WirePrompt
+from mlxlab.engine.ranks.ranks import _hosts
 from mlxlab.engine.sharding import shard, weight_bytes
-from mlxlab.errors import ModelError
+from mlxlab.errors import ModelError, ServerError
 from mlxlab.models.folder import find_model
 from mlxlab.prompt import Prompt, Role, Segment
 from tests.support.models import save_model
@@ -35,6 +37,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def running(case: str, folder: Path, scratch: Path) -> Pair:
     return Pair(["tests.support.rank", str(folder), case], scratch)
+
+
+@pytest.mark.parametrize("data", ["", "{}", "[]", "[[]", "[[1]]", '["a"]', None])
+def test_the_file_of_addresses_is_not_trusted(
+    data: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "hosts.json"
+    if data is None:
+        os.mkfifo(path)
+    else:
+        path.write_text(data)
+    monkeypatch.setenv("MLX_HOSTFILE", str(path))
+    with pytest.raises(ServerError, match=r"MLX_HOSTFILE: .*hosts\.json: .*; see"):
+        _hosts()
+
+
+def test_addresses_have_ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "hosts.json"
+    path.write_text('[["127.0.0.1:5000", "127.0.0.2:5000"], ["10.0.0.1:5000"]]')
+    monkeypatch.setenv("MLX_HOSTFILE", str(path))
+    assert _hosts() == ["127.0.0.1", "127.0.0.2"]
 
 
 @needs_ring

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,14 @@ def test_edited_files_are_kept(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"default\.md: .*edited.*--force"):
         write_agents(tmp_path, Aliases.load())
     assert "And be kind." in path.read_text()
+
+
+def test_only_files_are_read(tmp_path: Path) -> None:
+    path = tmp_path / ".claude/agents/default.md"
+    path.parent.mkdir(parents=True)
+    os.mkfifo(path)
+    with pytest.raises(ConfigError, match="not a regular file"):
+        write_agents(tmp_path, Aliases.load())
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

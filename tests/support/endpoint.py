@@ -19,6 +19,7 @@ import pytest
 from mlxlab.models import tiny
 from mlxlab.server.server import Options, Server, serve
 from mlxlab.web.sse import MessageAccumulator
+from tests.support.credential import TOKEN
 
 __all__ = [
     "TOKEN",
@@ -31,7 +32,6 @@ __all__ = [
     "words",
 ]
 
-TOKEN = "token-of-the-tests"
 #: Patience with a busy machine; no step should take this long.
 PATIENCE_S = 60.0
 

@@ -5,26 +5,56 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
-from tests.support.endpoint import TOKEN
+from tests.support.credential import TOKEN
 
-__all__ = ["LimitedServer", "limited_server"]
+if TYPE_CHECKING:  # it loads mlx, which programs that fork must not
+    from mlxlab.server.server import Server
+
+__all__ = ["LimitedServer", "limited_server", "state_of"]
 
 #: Address space; the server itself takes some 2 GiB of it.
 _ADDRESSES = 6 * 2**30
+#: Looks, 20 ms apart, until all requests have to be finished.
+_PATIENCE = 1500
 
 _PROGRAM = """
 import resource, sys
 from mlxlab.server.server import Options, serve
+from tests.support.limited_server import state_of
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)
 with serve(strategy=sys.argv[3], options=Options(token=sys.argv[2])) as server:
     print(server.url, flush=True)
-    sys.stdin.read()
+    for line in sys.stdin:
+        print(state_of(server), flush=True)
 """
+
+
+def state_of(server: Server) -> str:
+    """Return what is wrong with a server that nobody asks anything; else ``idle``."""
+    unfinished = 0
+    for _ in range(_PATIENCE):
+        unfinished = server._service.scheduler.unfinished
+        if not unfinished:
+            break
+        time.sleep(0.02)
+    else:
+        return f"{unfinished} requests are unfinished"
+    for loaded in server._service.pool._loaded.values():
+        for engine in loaded.engines.values():
+            try:
+                server._worker.call(engine.strategy.check_integrity)
+            except Exception as error:
+                return f"{engine.strategy.name}: {error!r}"
+            if engine.users or engine.store.nbytes != engine.strategy.stored_bytes:
+                return f"{engine.strategy.name}: {engine.users} users; other bytes"
+    return "idle"
 
 
 class LimitedServer:
@@ -49,6 +79,14 @@ class LimitedServer:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         (line,) = [x for x in status.splitlines() if x.startswith(name)]
         return int(line.split()[1]) * 1024
+
+    def state(self) -> str:
+        """Return ``idle`` once all requests are finished and all books are right."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().strip()
 
     @property
     def printed(self) -> str:

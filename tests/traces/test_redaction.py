@@ -79,6 +79,8 @@ def test_only_listed_headers_stay() -> None:
 def test_credentials_in_an_address_go() -> None:
     assert kept_path("/v1/messages?beta=true&api_key=x") == "/v1/messages?beta=true"
     assert kept_path("/v1/messages?a=%20&b") == "/v1/messages?a=%20&b"
+    assert kept_path("//[?key=1") == "//["
+    assert kept_path("//[/\ud800?a=\ud800&key=1") == "//[/\ud800?a=%3F"
 
 
 def test_the_file_holds_no_secret_and_the_log_counts(

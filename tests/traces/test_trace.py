@@ -135,12 +135,33 @@ def test_session_and_agent_are_read_off_header_or_metadata() -> None:
         ("POST", "/v1/messages/count_tokens?beta=true", False),
         ("HEAD", "/v1/messages", False),
         ("GET", "/v1/models", False),
+        ("POST", "//[", False),
+        ("POST", "//[/v1/messages?a=[", True),
+        ("POST", "", False),
     ],
 )
 def test_inference_is_told_from_the_rest(
     method: str, path: str, expected: bool
 ) -> None:
     assert Exchange(0, 0.0, method, path, {}, None).is_inference is expected
+
+
+@pytest.mark.parametrize("depth", [199, 200])
+def test_what_is_written_can_be_read(depth: int, tmp_path: Path) -> None:
+    path = tmp_path / "deep.jsonl"
+    asked = Exchange(0, 1.0, "POST", "/v1/messages", {}, nested(depth))
+    if depth < 200:  # the line is one more object
+        write_trace(Trace("deep", (asked,)), path)
+        assert read_trace(path).exchanges[0].body == nested(depth)
+    else:
+        with pytest.raises(TraceError, match="nested too deeply"):
+            write_trace(Trace("deep", (asked,)), path)
+
+
+def test_a_session_is_printable_unicode() -> None:
+    headers = {"x-claude-code-session-id": "\ud800", "x-claude-code-agent-id": "\udfff"}
+    exchange = Exchange(0, 0.0, "POST", "/v1/messages", headers, None)
+    assert (exchange.session, exchange.agent) == (r"\ud800", r"\udfff")
 
 
 def test_the_digest_is_of_the_content_only(path: Path, tmp_path: Path) -> None:
@@ -252,6 +273,14 @@ HASH = body_hash({"a": 1})
 REQUEST = {"kind": "request", "id": 0, "t": 1.0, "method": "POST", "path": "/"}
 
 
+def nested(depth: int) -> Any:
+    """Return an object with others in it, this many in all."""
+    value: Any = {}
+    for _ in range(depth - 1):
+        value = {"a": value}
+    return value
+
+
 def line(**changes: Any) -> str:
     return json.dumps({**REQUEST, **changes})
 
@@ -292,6 +321,14 @@ def line(**changes: Any) -> str:
         (f"{HEADER}\n{line(t='big')}\n".replace('"big"', "1e999"), r":2: .*finite"),
         (f"{HEADER}\n{'[' * 200_000}\n", r":2: nested too deeply"),
         (f"{HEADER}\n{line(params={'a': 'b'}, extra=1)}\n", r":2: .*extra"),
+        (f"{HEADER}\n{line(params=nested(200))}\n", r":2: nested too deeply"),
+        *(
+            (f"{HEADER}\n{line(**{key: value})}\n", rf":2: request.{key}: ")
+            for key, value in [
+                *(("t", t) for t in (None, "1", -1, 1e308, True, 10**30)),
+                *(("id", id) for id in (None, "1", -1, 1.5, True)),
+            ]
+        ),
     ],
 )
 def test_damage_is_named_by_its_line(path: Path, content: str, message: str) -> None:

@@ -4,9 +4,16 @@ Along an axis of requests ``2 #7`` is request 7, of the second session; ``2b #7`
 second sub-agent's.
 """
 
+from mlxlab.errors import ConfigError
 from mlxlab.extras import needs
 
 with needs("plots"):
+    import matplotlib as mpl
+
+    try:
+        mpl.get_cachedir()
+    except RuntimeError as error:  # a link that leads to itself
+        raise ConfigError(f"plots: {error}; set HOME or XDG_CACHE_HOME") from None
     from mlxlab.analysis.plots.fidelity import (
         plot_pareto,
         plot_shift,

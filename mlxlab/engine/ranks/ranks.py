@@ -24,7 +24,9 @@ from typing import Self
 
 import mlx.core as mx
 import numpy as np
+from pydantic import TypeAdapter
 
+from mlxlab.content import read_whole
 from mlxlab.engine.ranks.channel import Channel, LostError
 from mlxlab.engine.ranks.messages import Failed, Hello, Message, Stop
 from mlxlab.errors import MlxlabError, ServerError
@@ -42,6 +44,8 @@ _NEWS_S = 1.0
 _PIECES_S = 0.2
 #: Most bytes of the address of rank 0.
 _ADDRESS = 1024
+#: The addresses of each rank, in order.
+_ADDRESSES: TypeAdapter[list[list[str]]] = TypeAdapter(list[list[str]])
 _PACKAGES = ("mlxlab", "mlx", "mlx-lm")
 
 
@@ -289,10 +293,13 @@ def _hello(channel: Channel) -> Hello | None:
 
 
 def _hosts() -> list[str]:
-    """Return addresses at which other machines may reach this one, rank 0."""
+    """Return addresses at which other machines may reach this one, rank 0.
+
+    Raises:
+        ServerError: the file of addresses cannot be read.
+    """
     if (file := os.environ.get("MLX_HOSTFILE")) is not None:
-        addresses = json.loads(Path(file).read_text())[0]
-        given = [address.rpartition(":")[0] for address in addresses]
+        given = [address.rpartition(":")[0] for address in _addresses(Path(file))]
     else:
         coordinator = os.environ.get("MLX_JACCL_COORDINATOR", "").rpartition(":")[0]
         given = [coordinator or os.environ.get("NCCL_HOST_IP", "")]
@@ -300,6 +307,15 @@ def _hosts() -> list[str]:
     if given and all(host.startswith("127.") for host in given):
         return given
     return list(dict.fromkeys([*given, socket.gethostname()]))
+
+
+def _addresses(file: Path) -> list[str]:
+    """Return the addresses of rank 0, the first of the lists in mlx.launch's file."""
+    try:
+        return _ADDRESSES.validate_json(read_whole(file))[0]
+    except (OSError, ValueError, IndexError) as error:
+        reason = getattr(error, "strerror", None) or "not lists of addresses"
+        raise ServerError(f"MLX_HOSTFILE: {file}: {reason}; see mlx.launch") from None
 
 
 def _versions() -> dict[str, str]:

@@ -5,13 +5,29 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from pydantic import Field
 
 from mlxlab.content import unpacked
+from mlxlab.limits import BLOCK_NUMBERS, UNIT_TOKENS
 from mlxlab.traces.formats import Format, Registry
 from mlxlab.traces.hashed.trace import HashedRequest, HashedTrace
 
-__all__ = ["HASHED_FORMATS", "HashedFormat"]
+__all__ = [
+    "HASHED_FORMATS",
+    "BlockId",
+    "Count",
+    "HashedFormat",
+    "Unit",
+]
+
+Count = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
+"""A number of tokens."""
+Unit = Annotated[int, Field(strict=True, ge=1, le=UNIT_TOKENS)]
+"""Tokens that one hash stands for."""
+BlockId = Annotated[int, Field(strict=True, ge=0, lt=BLOCK_NUMBERS)]
+"""A number of a block in a file; readers keep a table of all below the largest one."""
 
 _HEAD_BYTES = 1 << 14
 #: The first line of a recorded trace. Its tools may have parameters of any name.

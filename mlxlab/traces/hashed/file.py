@@ -34,15 +34,14 @@ from mlxlab.errors import TraceError
 from mlxlab.files import written
 from mlxlab.limits import PROMPT_HASHES
 from mlxlab.prompt import Role, Segment, Tokens
-from mlxlab.traces.hashed.base import HASHED_FORMATS, HashedFormat
+from mlxlab.traces.hashed.base import HASHED_FORMATS, Count, HashedFormat, Unit
 from mlxlab.traces.hashed.trace import HashedRequest
-from mlxlab.traces.schema import HeaderLine, Json, encode
+from mlxlab.traces.schema import HeaderLine, Json, Seconds, encode
 
 __all__ = ["HashedFile", "Hasher", "write_hashed"]
 
 HASH_BYTES = 8
-_Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
-_Runs: TypeAlias = list[tuple[_Count, Annotated[int, Field(ge=1, le=2**31 - 1)]]]
+_Runs: TypeAlias = list[tuple[Count, Annotated[Count, Field(ge=1)]]]
 
 
 class _Closed(BaseModel):
@@ -51,7 +50,7 @@ class _Closed(BaseModel):
 
 class _Header(HeaderLine):
     kind: Literal["hashed"] = "hashed"  # type: ignore[assignment]
-    unit: Annotated[int, Field(ge=1)]
+    unit: Unit
 
 
 class _Hashes(_Closed):
@@ -61,17 +60,17 @@ class _Hashes(_Closed):
 
 class _Part(_Closed):
     role: Role
-    tokens: _Count
+    tokens: Count
     content: _Runs = []
 
 
 class _Request(_Closed):
     kind: Literal["request"]
-    t: float
+    t: Seconds
     session: str
     agent: str = ""
-    tokens: Annotated[int, Field(ge=1)]
-    answer_tokens: _Count = 0
+    tokens: Annotated[Count, Field(ge=1)]
+    answer_tokens: Count = 0
     chained: _Runs = []
     parts: list[_Part] = []
 

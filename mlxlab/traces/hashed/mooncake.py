@@ -16,20 +16,22 @@ from pydantic import BaseModel, Field, ValidationError
 
 from mlxlab.content import unpacked
 from mlxlab.errors import TraceError
-from mlxlab.traces.hashed.base import HASHED_FORMATS, HashedFormat
+from mlxlab.limits import TRACE_SECONDS
+from mlxlab.traces.hashed.base import HASHED_FORMATS, BlockId, Count, HashedFormat
 from mlxlab.traces.hashed.trace import HashedRequest
 
 __all__ = ["Mooncake"]
 
 #: Tokens of a block.
 UNIT = 512
-_MOST = 2**31 - 1
 
 
 class _Line(BaseModel):
-    timestamp: float
-    input_length: Annotated[int, Field(ge=1, le=_MOST)]
-    hash_ids: list[Annotated[int, Field(ge=0, le=_MOST)]]
+    timestamp: Annotated[
+        float, Field(strict=True, ge=0, lt=TRACE_SECONDS * 1000, allow_inf_nan=False)
+    ]
+    input_length: Annotated[Count, Field(ge=1)]
+    hash_ids: list[BlockId]
 
 
 @HASHED_FORMATS.register

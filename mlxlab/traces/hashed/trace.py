@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from mlxlab.content import open_regular
+from mlxlab.errors import TraceError
+from mlxlab.printable import encodable
 from mlxlab.prompt import Role, Tokens
 
 __all__ = ["HashedRequest", "HashedTrace", "Reader"]
@@ -73,10 +75,20 @@ class HashedTrace:
     @property
     def name(self) -> str:
         """The file's name without its endings."""
-        return self.path.name.partition(".")[0]
+        return encodable(self.path.name.partition(".")[0])
 
     def __iter__(self) -> Iterator[HashedRequest]:
-        return self.read(self.path)
+        """Yield the requests.
+
+        Raises:
+            TraceError: there is none, or see :data:`Reader`.
+        """
+        requests = self.read(self.path)
+        first = next(requests, None)
+        if first is None:
+            raise TraceError(f"{self.path}: no request; give a trace with some")
+        yield first
+        yield from requests
 
     @cached_property
     def digest(self) -> str:

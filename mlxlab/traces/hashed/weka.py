@@ -16,35 +16,33 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from mlxlab.content import unpacked
 from mlxlab.errors import TraceError
 from mlxlab.prompt import Role
-from mlxlab.traces.hashed.base import HASHED_FORMATS, HashedFormat
+from mlxlab.traces.hashed.base import HASHED_FORMATS, BlockId, Count, HashedFormat, Unit
 from mlxlab.traces.hashed.trace import HashedRequest
+from mlxlab.traces.schema import Seconds
 
 __all__ = ["Weka"]
-
-_MOST = 2**31 - 1
-_Count = Annotated[int, Field(ge=0, le=_MOST)]
 
 
 class _Request(BaseModel):
     type: Literal["n", "s"]
-    t: float
-    tokens: Annotated[int, Field(alias="in", ge=1, le=_MOST)]
-    hash_ids: list[_Count]
+    t: Seconds
+    tokens: Annotated[Count, Field(alias="in", ge=1)]
+    hash_ids: list[BlockId]
 
 
 class _Agent(BaseModel):
     type: Literal["subagent"]
-    t: float
+    t: Seconds
     agent_id: str = ""
-    tool_tokens: _Count = 0
-    system_tokens: _Count = 0
+    tool_tokens: Count = 0
+    system_tokens: Count = 0
     requests: list[_Request]
 
 
 class _Session(BaseModel):
-    block_size: Annotated[int, Field(ge=1)]
-    tool_tokens: _Count = 0
-    system_tokens: _Count = 0
+    block_size: Unit
+    tool_tokens: Count = 0
+    system_tokens: Count = 0
     requests: list[Annotated[_Request | _Agent, Field(discriminator="type")]]
 
 

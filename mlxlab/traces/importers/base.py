@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from mlxlab.errors import TraceError
+from mlxlab.printable import encodable
 from mlxlab.traces.formats import Format, Registry
 from mlxlab.traces.importers.tally import Tally
 from mlxlab.traces.schema import HeaderLine
@@ -125,7 +126,7 @@ class Importer(Format):
         skipped = dict(sorted(tally.counts.items()))
         header = {"imported": self.name, "skipped": skipped}
         numbered = tuple(replace(e, id=id) for id, e in enumerate(wanted))
-        return Trace(path.stem, numbered, HeaderLine.model_validate(header))
+        return Trace(encodable(path.stem), numbered, HeaderLine.model_validate(header))
 
     def _nothing(self, path: Path, selection: Selection, tally: Tally) -> TraceError:
         counts = [f"{reason} ({n:,} times)" for reason, n in tally.counts.items()]

@@ -19,7 +19,7 @@ from mlxlab.traces.importers.base import IMPORTERS, Importer, Selection
 from mlxlab.traces.importers.files import bytes_bar, find_sources, peek
 from mlxlab.traces.importers.tally import Tally
 from mlxlab.traces.redaction import kept_headers, kept_path
-from mlxlab.traces.schema import Json, decode
+from mlxlab.traces.schema import Json, Seconds, decode
 from mlxlab.traces.trace import Exchange, Response
 
 __all__ = ["Capture"]
@@ -28,7 +28,7 @@ __all__ = ["Capture"]
 class _Captured(BaseModel):
     model_config = ConfigDict(allow_inf_nan=False)
 
-    t: float
+    t: Seconds
     method: str
     path: str
     headers: dict[str, str] = {}

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mlxlab.traces.importers.base import IMPORTERS, Importer, Selection
 from mlxlab.traces.importers.files import (
@@ -24,7 +25,7 @@ from mlxlab.traces.importers.files import (
 )
 from mlxlab.traces.importers.tally import Interner, Tally
 from mlxlab.traces.redaction import kept_headers, kept_path
-from mlxlab.traces.schema import Json, decode
+from mlxlab.traces.schema import Json, Seconds, decode
 from mlxlab.traces.trace import Exchange, Response
 from mlxlab.web.sse import MessageAccumulator
 
@@ -34,7 +35,7 @@ __all__ = ["ClaudeTrace"]
 class _Recorded(BaseModel):
     model_config = ConfigDict(allow_inf_nan=False, frozen=True)
 
-    timestamp: float
+    timestamp: Seconds
     body: Json = None
 
 
@@ -45,7 +46,7 @@ class _Request(_Recorded):
 
 
 class _Response(_Recorded):
-    status_code: int
+    status_code: Annotated[int, Field(strict=True, ge=100, le=999)]
     body_raw: str | None = None
 
 

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from mlxlab.content import open_regular, read_whole
 from mlxlab.errors import TraceError
-from mlxlab.limits import LINE_BYTES
+from mlxlab.limits import LINE_BYTES, TRACE_SECONDS
 from mlxlab.traces.importers.tally import Tally
 from mlxlab.traces.schema import Json, decode
 from mlxlab.traces.trace import PARTIAL_LINE
@@ -63,12 +63,19 @@ def find_sources(path: Path, ending: str, tally: Tally) -> list[Source]:
     try:
         own = path.stat()
         if stat.S_ISREG(own.st_mode):
-            return [Source(path, own.st_size, own.st_mtime)]
+            return [_source(path, own)]
         next(path.iterdir(), None)
     except OSError as error:
         raise TraceError(f"{path}: {error.strerror}; give a file or folder") from None
     found = _Search(ending, tally).below(path)
     return sorted(found, key=lambda source: source.path)
+
+
+def _source(path: Path, found: os.stat_result) -> Source:
+    # A file may be dated before 1970, or later than any time of a trace.
+    return Source(
+        path, found.st_size, min(max(found.st_mtime, 0.0), TRACE_SECONDS - 1.0)
+    )
 
 
 class _Search:
@@ -105,7 +112,7 @@ class _Search:
         elif wanted and not stat.S_ISREG(found.st_mode):
             self._tally.name("file that is not a regular file skipped", str(path))
         elif wanted and self._is_new(found):
-            yield Source(path, found.st_size, found.st_mtime)
+            yield _source(path, found)
 
     def _is_new(self, found: os.stat_result) -> bool:
         key = (found.st_dev, found.st_ino)

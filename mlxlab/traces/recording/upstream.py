@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
-from urllib.parse import urlsplit
 
 import anyio
 import httpx
@@ -100,7 +99,7 @@ class ScriptUpstream:
         self._turn = anyio.Lock()
 
     async def answer(self, call: Call) -> Answer:
-        path = urlsplit(call.path).path
+        path = call.path.partition("?")[0]
         match call.method, path:
             case "HEAD", _:
                 return _json_answer(200, None)
@@ -173,7 +172,7 @@ class EndpointUpstream:
 def _host(url: str) -> str | None:
     try:
         parsed = httpx.URL(url)
-    except httpx.InvalidURL:
+    except (httpx.InvalidURL, UnicodeError):
         return None
     return (parsed.host or None) if parsed.scheme in ("http", "https") else None
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from mlxlab import misses, sweep, tune
 from mlxlab.errors import TraceError
 from mlxlab.prompt import Role
 from mlxlab.traces import write_trace
@@ -58,7 +61,16 @@ def changed(path: str, value: Any) -> Any:
         (changed("requests.0.in", 0), "requests.0.n.in: Input should be greater"),
         (changed("requests.0.hash_ids", [-1]), "hash_ids.0: Input should be greater"),
         (changed("requests.0.hash_ids", [2**31]), "hash_ids.0: Input should be less"),
+        (changed("requests.0.hash_ids", [2**24]), "hash_ids.0: Input should be less"),
+        (changed("requests.0.hash_ids", [True]), "hash_ids.0: Input should be a"),
+        (changed("requests.0.hash_ids", ["1"]), "hash_ids.0: Input should be a"),
+        (changed("requests.0.hash_ids", None), "hash_ids: Input should be a"),
         (changed("requests.0.type", "x"), "requests.0: Input tag 'x'"),
+        (changed("block_size", 2**20 + 1), "block_size: Input should be less"),
+        *(
+            (changed("requests.1.requests.0.t", t), "requests.0.t: Input should be")
+            for t in (None, "1", -1, 1e308, True, float("nan"), float("inf"), 10**30)
+        ),
     ],
 )
 def test_a_bad_session_is_refused(session: Any, says: str, tmp_path: Path) -> None:
@@ -106,6 +118,65 @@ def test_what_is_opened_is_told_by_its_content(tmp_path: Path) -> None:
     opened = open_traces([folder, "sessions"])
     assert [type(trace) for trace in opened] == [HashedTrace, HashedTrace, Trace]
     assert [trace.name for trace in opened] == ["m", "w", "sessions"]
+
+
+def test_a_folder_is_read_as_published(tmp_path: Path) -> None:
+    """Sessions of kv-cache-tester are not packed, and have other files beside them."""
+    write_weka(tmp_path / "a.json")
+    write_weka(tmp_path / "b.json.gz")
+    (tmp_path / "results.json").write_text('{"rates": [1]}')
+    (tmp_path / "rates.txt").write_text("1\n")
+    os.mkfifo(tmp_path / "pipe.json")
+    assert [trace.name for trace in open_traces(tmp_path)] == ["a", "b"]
+    for path in (tmp_path, tmp_path / "a.json", tmp_path / "b.json.gz"):
+        found = sweep(path, strategies="paged", scheduler="here", progress=False)
+        assert found.to_dict()
+        assert misses(path, progress=False).to_dict()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"timestamp": -1},
+        {"timestamp": "0"},
+        {"timestamp": True},
+        {"timestamp": 1e300},
+        {"timestamp": None},
+        {"input_length": 2**31},
+        {"input_length": True},
+        {"hash_ids": [2**24]},
+    ],
+)
+def test_an_odd_line_is_named(line: dict[str, Any], tmp_path: Path) -> None:
+    first, second = mooncake_lines()
+    path = write_mooncake(tmp_path / "m.jsonl", [first, second | line])
+    (name,) = line
+    with pytest.raises(TraceError, match=rf"m\.jsonl:2: {name}.*accepted:"):
+        list(Mooncake().open(path))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"block_size":64,"requests":[]}',
+        b'{"block_size":64,"requests":[{"type":"subagent","t":0,"requests":[]}]}',
+        b'{"kind":"hashed","unit":64}\n',
+    ],
+    ids=["weka", "agents", "hashed"],
+)
+def test_a_trace_without_requests_is_refused(data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(data)
+    for use in (misses, partial(sweep, scheduler="here"), tune):
+        with pytest.raises(TraceError, match=r"a\.json: no request"):
+            use(path, progress=False)  # type: ignore[operator]
+
+
+def test_a_name_need_not_be_unicode(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xff.json")
+    write_weka(path)
+    assert read_trace(path).name == r"\udcff"
+    assert misses(path, progress=False).to_dict()
 
 
 def test_what_cannot_be_opened_is_told(tmp_path: Path) -> None:

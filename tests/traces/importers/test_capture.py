@@ -50,6 +50,8 @@ def test_a_capture_is_ordered_cleaned_and_survives_writing(tmp_path: Path) -> No
         (captured(1.0, []), ":1: body: "),
         ('{"t": 1}\n', ":1: method: Field required; accepted: t, method"),
         ("[" * 100_000 + "\n", ":1: not JSON .*nested too deeply"),
+        (captured(1.0, {"a": "_"}).replace('"_"', "[" * 300 + "]" * 300), "too deeply"),
+        *((captured(t, {}), ":1: t: ") for t in (-1.0, 1e300, True)),
     ],
 )
 def test_a_bad_capture_is_named_by_its_line(

@@ -31,6 +31,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from mlxlab.files import expanded
 from mlxlab.traces.importers.base import IMPORTERS, Importer, Selection
 from mlxlab.traces.importers.claude_code.session import (
     REBUILT,
@@ -62,7 +63,7 @@ class ClaudeCode(Importer):
     filters = Importer.filters | {"project"}
 
     def default_path(self) -> Path:
-        return Path.home() / ".claude/projects"
+        return expanded("~/.claude/projects")
 
     def recognizes(self, path: Path) -> bool:
         newest = sorted(find_sources(path, _ENDING, Tally()), key=lambda s: -s.changed)

@@ -13,6 +13,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from mlxlab.limits import TRACE_SECONDS
 from mlxlab.rendering.messages import Message, MessagesRequest
 from mlxlab.traces.schema import Json, Path
 
@@ -178,6 +179,7 @@ class TurnRecord(_Record):
 def parse_time(timestamp: Json, otherwise: float) -> float:
     """Return Unix seconds of a record's timestamp, ``otherwise`` if it has none."""
     try:
-        return datetime.fromisoformat(timestamp).timestamp()
+        found = datetime.fromisoformat(timestamp).timestamp()
     except (TypeError, ValueError, OverflowError):
         return otherwise
+    return found if 0 <= found < TRACE_SECONDS else otherwise

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mlxlab.errors import NotebookError
-from mlxlab.files import replaced
+from mlxlab.files import written
 
 __all__ = ["copy_notebooks", "list_notebooks"]
 
@@ -45,7 +45,7 @@ def copy_notebooks(folder: str | Path, *, force: bool = False) -> list[Path]:
         )
     for source, copy in copies.items():
         try:
-            with replaced(copy) as file:
+            with written(copy) as file:
                 file.write(source.read_bytes())
         except OSError as error:
             raise NotebookError(

@@ -126,7 +126,9 @@ def measure_load() -> float:
 def _read_s(data: bytes) -> float:
     """Return the seconds to read and check a new file of this content."""
     with TemporaryFile(dir=cache_folder(), buffering=0) as file:
-        file.write(data)
+        view = memoryview(data)
+        while view:  # a disk that gets full takes a part first
+            view = view[file.write(view) :]
         os.fsync(file.fileno())
         if sys.platform == "darwin":
             fcntl.fcntl(file.fileno(), fcntl.F_NOCACHE, 1)

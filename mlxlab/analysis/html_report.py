@@ -17,7 +17,7 @@ from mlxlab.analysis.plots import plot_causes, plot_strip
 from mlxlab.analysis.tables import html_table
 from mlxlab.analysis.tune import tune
 from mlxlab.errors import MlxlabError
-from mlxlab.files import replaced
+from mlxlab.files import written
 from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
 from mlxlab.replay.cost_model import CostModel
 from mlxlab.replay.specs import DEFAULT_SPECS, Strategies
@@ -84,7 +84,7 @@ def report(
         manifest=json.dumps(compared.manifest, indent=1),
     )
     try:
-        with replaced(Path(out)) as file:
+        with written(Path(out)) as file:
             file.write(page.encode())
     except OSError as error:
         raise MlxlabError(f"{out}: {error.strerror}; give a file to write") from None

@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -18,7 +21,7 @@ from tqdm.auto import tqdm
 from mlxlab.analysis.tables import list_records
 from mlxlab.errors import MlxlabError
 from mlxlab.extras import needs
-from mlxlab.files import replaced
+from mlxlab.files import written
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -136,13 +139,35 @@ def _client(scheduler: str | None, tasks: int) -> Iterator[Client]:
         with client:
             yield client
         return
-    with (
-        LocalCluster(
+    with _interrupts_held():
+        cluster = LocalCluster(
             n_workers=min(tasks, _cores()), threads_per_worker=1, dashboard_address=None
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+        )
+    with cluster, Client(cluster) as client:
         yield client
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back until the block ends; what it starts never gets one.
+
+    Threads and processes inherit the mask. A terminal interrupts all processes, and
+    those of a cluster would print where they were.
+    """
+    resource_tracker.ensure_running()  # it would lift the mask
+    held: list[int] = []
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main:
+        before = signal.signal(signal.SIGINT, lambda kind, _: held.append(kind))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if is_main:
+            signal.signal(signal.SIGINT, before)
+    if held:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _cores() -> int:
@@ -166,7 +191,7 @@ def _keep(folder: Path | None, task: Task, rows: list[Row]) -> None:
         return
     path = folder / f"{task.digest}.parquet"
     try:
-        with replaced(path) as file:
+        with written(path) as file:
             pd.DataFrame(rows).to_parquet(file)
     except OSError as error:
         raise MlxlabError(f"{path}: {error.strerror}; give a folder") from None

@@ -14,6 +14,7 @@ from mlxlab.cli import (  # noqa: F401  they register commands
     traces,
 )
 from mlxlab.cli.app import app, describe_error
+from mlxlab.cli.interrupts import interruptible
 from mlxlab.errors import OUT_OF_MEMORY, MlxlabError
 
 # isort: split
@@ -23,12 +24,21 @@ __all__ = ["app", "main"]
 
 
 def main() -> None:
-    """Run the command line; an error becomes one line and exit code 2."""
+    """Run the command line; an error becomes one line and exit code 2.
+
+    Ctrl-C ends it without a traceback. A shell shows that as status 130.
+    """
     # Where the system has no memory, mlx ends the process; this says in which call.
     if sys.stderr and not faulthandler.is_enabled():
         faulthandler.enable(all_threads=False)
+    with interruptible():
+        code = _run()
+    sys.exit(code)
+
+
+def _run() -> int:
     try:
-        code = app(prog_name="mlxlab", standalone_mode=False)
+        code: int = app(prog_name="mlxlab", standalone_mode=False)
     except typer.Abort:
         code = 1
     except typer.TyperException as error:
@@ -41,4 +51,4 @@ def main() -> None:
     except MemoryError:
         print(f"mlxlab: {OUT_OF_MEMORY}", file=sys.stderr)
         code = 2
-    sys.exit(code)
+    return code

@@ -6,7 +6,6 @@ the verb is called without it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
@@ -23,6 +22,7 @@ from mlxlab.cli.completion import (
 )
 from mlxlab.cli.screen import STDOUT, Screen
 from mlxlab.errors import ConfigError
+from mlxlab.files import is_writable
 from mlxlab.sizes import SIZE_FORM, read_size
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ Text: TypeAlias = Annotated[
 
 def _check_file(path: Path | None) -> Path | None:
     """Refuse a file that cannot be written, before any work."""
-    if path and path != STDOUT and (path.is_dir() or not _is_writable(path.parent)):
+    if path and path != STDOUT and not is_writable(path):
         raise ConfigError(f"--json {path}: give a file in a folder of yours")
     return path
 
@@ -153,16 +153,9 @@ def _check_layout(text: str | None) -> str | None:
 
 
 def _check_folder(path: Path | None) -> Path | None:
-    if path and not _is_writable(path):
+    if path and not is_writable(path / "any.svg"):
         raise ConfigError(f"--plots {path}: give a folder in a folder of yours")
     return path
-
-
-def _is_writable(folder: Path) -> bool:
-    """Return whether a folder, or the first one above it that exists, takes files."""
-    path = folder.absolute()
-    found = next(own for own in (path, *path.parents) if own.exists())
-    return found.is_dir() and os.access(found, os.W_OK)
 
 
 Json: TypeAlias = Annotated[

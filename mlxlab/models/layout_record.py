@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Self
@@ -18,7 +17,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from mlxlab.errors import MlxlabError, ModelError
-from mlxlab.files import cache_folder, write_json
+from mlxlab.files import cache_folder, locked, write_json
 from mlxlab.limits import LAYOUT_S
 from mlxlab.models.layout import CacheLayout
 from mlxlab.ownership import read_own
@@ -132,14 +131,26 @@ def recall_record(digest: str) -> LayoutRecord | None:
 
 
 def keep_record(record: LayoutRecord, digest: str) -> None:
-    """Keep a record of the model of that digest, if the cache folder takes it."""
-    with suppress(OSError, ValidationError):
-        if _read(digest) == record:
-            return
+    """Keep a record of the model of that digest, if the cache folder takes it.
+
+    One without a trial does not replace the same with a trial, which another process
+    may have kept meanwhile.
+    """
     try:
-        write_json(record.model_dump(mode="json"), _file(digest))
+        with locked(_file(digest).parent):
+            if not _is_known(record, digest):
+                write_json(record.model_dump(mode="json"), _file(digest), own=True)
     except (MlxlabError, OSError) as error:
         log.warning("the model's layout is not kept: %s", error)
+
+
+def _is_known(record: LayoutRecord, digest: str) -> bool:
+    """Return whether what is kept says the same, or the same and a trial."""
+    try:
+        kept = _read(digest)
+    except (OSError, ValidationError):
+        return False
+    return record in (kept, kept.model_copy(update={"trial": None}))
 
 
 def _file(digest: str) -> Path:

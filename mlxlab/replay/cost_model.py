@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from mlxlab.files import cache_folder, write_json
+from mlxlab.files import cache_folder, locked, write_json
 from mlxlab.ownership import read_own
 from mlxlab.strategies import Disk, Plan
 
@@ -249,18 +249,19 @@ def remember_costs(costs: CostModel, *, force: bool = False) -> Path:
         MlxlabError: the file cannot be written.
     """
     path = _file(costs.model)
-    kept = _kept(costs.model)
-    better = next((c for c in kept if not force and _is_better(c, costs)), None)
-    if better:
-        log.warning(
-            "calibration not kept: it has %d points, that of %s has %d and stays; "
-            "force replaces it (--force)",
-            *(len(costs.points), better.day, len(better.points)),
-        )
-        return path
-    others = [c for c in kept if c.machine != costs.machine]
-    content = [c.model_dump(mode="json") for c in (*others, costs)]
-    write_json({"calibrations": content}, path)
+    with locked(path.parent):
+        kept = _kept(costs.model)
+        better = next((c for c in kept if not force and _is_better(c, costs)), None)
+        if better is None:
+            others = [c for c in kept if c.machine != costs.machine]
+            content = [c.model_dump(mode="json") for c in (*others, costs)]
+            write_json({"calibrations": content}, path, own=True)
+            return path
+    log.warning(
+        "calibration not kept: it has %d points, that of %s has %d and stays; "
+        "force replaces it (--force)",
+        *(len(costs.points), better.day, len(better.points)),
+    )
     return path
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mlxlab.client.discovery import DEFAULT
 from mlxlab.errors import ConfigError
-from mlxlab.files import replaced
+from mlxlab.files import written
 from mlxlab.server.aliases import Alias, Aliases
 
 __all__ = ["write_agents"]
@@ -85,7 +85,7 @@ def write_agents(folder: Path, aliases: Aliases, *, force: bool = False) -> list
                     "--force to replace it"
                 )
         for path, text in agents.items():
-            with replaced(path) as file:
+            with written(path) as file:
                 file.write(text.encode())
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{folder / _FOLDER}: {error}; give another folder") from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Self, TypeVar
 from tqdm.auto import tqdm
 
 from mlxlab.errors import TraceError
-from mlxlab.files import replaced
+from mlxlab.files import create, written
 from mlxlab.traces.dedup import split
 from mlxlab.traces.id_redaction import Tokenizers, find_tokenizer
 from mlxlab.traces.redaction import Redactor, kept_headers, kept_path
@@ -39,7 +40,7 @@ class TraceWriter:
     Thread-safe. The file is readable by its owner only.
 
     Args:
-        path: must not exist.
+        path: must not exist, but for a pipe or a device.
         notes: further keys of the first line, such as the client's version.
         tokenizers: by which generated ids are read, to find secrets in them.
 
@@ -58,6 +59,7 @@ class TraceWriter:
         self._lines = _Lines(tokenizers)
         self._next = 0
         header = HeaderLine.model_validate(notes or {})
+        self._is_new = not self.path.exists()
         self._descriptor = _create(self.path)
         self._append(lambda: self._lines.header(header))
 
@@ -76,6 +78,12 @@ class TraceWriter:
         """Close the file; a second time does nothing."""
         with self._lock:
             self._close()
+
+    def discard(self) -> None:
+        """Close the file and remove it, unless it was there before, as a pipe is."""
+        self.close()
+        if self._is_new:
+            self.path.resolve().unlink()
 
     @property
     def is_open(self) -> bool:
@@ -121,12 +129,12 @@ class TraceWriter:
             raise TraceError(f"{self.path}: closed; give a new file to record into")
         with _one_line(self.path):
             data = make()
-        end = os.lseek(self._descriptor, 0, os.SEEK_END)
+        end = os.fstat(self._descriptor).st_size
         try:
             _write(self._descriptor, data)
         except OSError as error:
             # What was half written would damage the middle of the file.
-            with suppress(OSError):
+            with suppress(OSError):  # a pipe has no end to go back to
                 os.ftruncate(self._descriptor, end)
             self._close()
             raise TraceError(
@@ -144,14 +152,14 @@ def write_trace(trace: Trace, path: str | Path, *, progress: bool = False) -> No
 
     Args:
         trace: what to write.
-        path: the file.
+        path: the file, a pipe or a device; see :func:`mlxlab.files.written`.
         progress: whether to show a bar.
 
     Raises:
         TraceError: it cannot be written.
     """
     path = Path(path)
-    with _one_line(path), replaced(path) as file:
+    with _one_line(path), written(path) as file:
         lines = _Lines(holds=True)
         file.write(lines.header(trace.header))
         exchanges = tqdm(trace.exchanges, desc="writing", disable=not progress)
@@ -287,9 +295,8 @@ def _shared(a: list[str], b: list[str]) -> int:
 
 
 def _create(path: Path) -> int:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
     try:
-        return os.open(path, flags, 0o600)
+        return create(path)
     except FileExistsError:
         raise TraceError(f"{path}: exists; give the name of a new file") from None
     except OSError as error:
@@ -300,7 +307,8 @@ def _write(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
-    os.fsync(descriptor)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.fsync(descriptor)
 
 
 @contextmanager

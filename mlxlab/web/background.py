@@ -117,6 +117,7 @@ class BackgroundServer:
         run = self._run
         if run is None:
             return
+        run.complaints.stop()
         run.server.should_exit = True
         run.thread.join(_STOP_S)
         run.bound.close()

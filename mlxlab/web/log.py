@@ -118,8 +118,8 @@ class Complaints(logging.Handler):
     """Collects the log records of one thread's HTTP server and event loop.
 
     All servers of a process share two loggers. Repeated records of this thread reach no
-    other handler. Records of its event loop never do, because they would be printed
-    into the notebook.
+    other handler, nor do those of a server that stops, which breaks off open answers.
+    Records of its event loop never do, because they would be printed into the notebook.
 
     Args:
         lines: the log to append to.
@@ -130,6 +130,7 @@ class Complaints(logging.Handler):
         super().__init__()
         self.lines = lines
         self.thread = thread
+        self._is_stopping = False
         self._server = logging.getLogger("uvicorn.error")
         self._loop = logging.getLogger("asyncio")
 
@@ -138,6 +139,10 @@ class Complaints(logging.Handler):
         self._server.addHandler(self)
         self._server.addFilter(self._admit)
         self._loop.addFilter(self._divert)
+
+    def stop(self) -> None:
+        """Keep further records from other handlers."""
+        self._is_stopping = True
 
     def detach(self) -> None:
         """Stop collecting. Safe to repeat."""
@@ -151,6 +156,8 @@ class Complaints(logging.Handler):
             self.lines.add(self.format(record).rstrip(), _kind(record))
 
     def _admit(self, record: logging.LogRecord) -> bool:
+        if self._is_stopping:
+            return self._divert(record)
         return not (self._is_ours(record) and self.lines.is_repeated(_kind(record)))
 
     def _divert(self, record: logging.LogRecord) -> bool:

@@ -16,7 +16,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from mlxlab.analysis.fidelity.result import Fidelity, format_nats, format_share
-from mlxlab.files import cache_folder, write_json
+from mlxlab.files import cache_folder, locked, write_json
 from mlxlab.models.layout import CacheLayout
 from mlxlab.ownership import read_own
 from mlxlab.replay.specs import StrategySpec
@@ -157,10 +157,12 @@ def remember(found: Fidelity, path: Path | None = None) -> None:
         return
     model = found.manifest["model"]["digest"]
     keys = [record.key for record in new]
-    before = _read(path) if path else _read_own(model)
-    kept = [old for old in before if old.key not in keys]
-    content = _File(measurements=(*kept, *new)).model_dump(mode="json")
-    write_json(content, path or _path(model))
+    out = path or _path(model)
+    with locked(out.parent):
+        before = _read(path) if path else _read_own(model)
+        kept = [old for old in before if old.key not in keys]
+        content = _File(measurements=(*kept, *new)).model_dump(mode="json")
+        write_json(content, out, own=path is None)
 
 
 def recall(key: RecordKey) -> FidelityRecord | None:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from mlxlab.analysis.plots.style import INK
 from mlxlab.errors import MlxlabError
-from mlxlab.files import replaced
+from mlxlab.files import written
 
 __all__ = ["COLOUR_SCHEMES", "Picture"]
 
@@ -66,7 +66,7 @@ class Picture(Figure):
             raise MlxlabError(f"{path}: give a file name that ends in .svg or .png")
         content = self._png() if path.suffix == ".png" else self._svg_file()
         try:
-            with replaced(path) as file:
+            with written(path) as file:
                 file.write(content)
         except OSError as error:
             raise MlxlabError(f"{path}: {error.strerror}; give a folder") from None

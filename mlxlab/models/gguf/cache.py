@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from typing import Any
 
 from mlxlab.content import content_sample
 from mlxlab.errors import ModelError
-from mlxlab.files import cache_folder, make_folder, replaced
+from mlxlab.files import cache_folder, make_folder, replaced, replaced_folder
 from mlxlab.models.gguf.header import open_file, read_header
 from mlxlab.ownership import require_own
 
@@ -63,20 +62,11 @@ def _write(file: Path, folder: Path) -> None:
     contents, weights = _describe(file)
     make_folder(folder.parent)
     require_own(folder.parent)
-    part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+    with replaced_folder(folder) as part:
         for name, content in contents.items():
             with replaced(part / name) as opened:
                 opened.write(content.encode())
         _convert(file, part, weights)
-        try:
-            part.rename(folder)
-        except OSError:
-            # Another process was faster; its folder has the same content.
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _describe(file: Path) -> tuple[dict[str, str], int]:

@@ -31,7 +31,7 @@ from pydantic import (
 
 from mlxlab.content import Content, unpacked
 from mlxlab.errors import TraceError
-from mlxlab.files import replaced
+from mlxlab.files import written
 from mlxlab.limits import PROMPT_HASHES
 from mlxlab.prompt import Role, Segment, Tokens
 from mlxlab.traces.hashed.base import HASHED_FORMATS, HashedFormat
@@ -161,7 +161,7 @@ def write_hashed(
     header = _Header.model_validate({**notes, "unit": hasher.unit})
     packed = path.suffix == ".gz"
     try:
-        with replaced(path) as file:
+        with written(path) as file:
             # Without time and name in it, equal content gives equal files.
             out = gzip.GzipFile("", "wb", fileobj=file, mtime=0) if packed else file
             out.write(encode(header.model_dump(mode="json")) + b"\n")

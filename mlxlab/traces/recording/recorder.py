@@ -87,7 +87,7 @@ def recording(
         try:
             server.start()
         except ServerError:
-            writer.path.unlink()
+            writer.discard()
             raise
         with server:
             yield Recording(server.url, writer)

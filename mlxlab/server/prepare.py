@@ -283,11 +283,8 @@ def _chosen_tool(
     if config and config.format:
         return make  # a schema holds the whole answer, and has no calls in it
     name = choice.name if choice.type == "tool" else None
-    opening = folder.tokenizer.encode(
-        grammar.call_opening(name), add_special_tokens=False
-    )
     try:
-        folder.require_ids(np.array(opening, dtype=np.int32))
+        opening = folder.encode(grammar.call_opening(name))
     except ModelError as error:
         raise RequestError(f"tool_choice: {error}") from None
     if choice.type == "none":

@@ -125,15 +125,18 @@ def test_a_pipe_without_a_reader_is_refused(
 def test_a_reader_that_leaves_is_one_line(path: Path) -> None:
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    left = Thread(target=lambda: (select([reader], [], []), os.close(reader)))
+
+    def leave() -> None:
+        select([reader], [], [])
+        os.close(reader)
 
     def write(path: Path) -> None:
-        with_more_than_it_holds = {"long": "x" * 2**20}
-        left.start()
-        write_json(with_more_than_it_holds, path)
+        leaving.start()
+        write_json({"more than it holds": "x" * 2**20}, path)
 
+    leaving = Thread(target=leave)
     assert "Broken pipe" in refused(write, path)
-    left.join()
+    leaving.join()
 
 
 @every_writer
@@ -341,7 +344,8 @@ def test_what_is_being_written_is_no_leftover(tmp_path: Path) -> None:
 def test_a_writer_whose_new_file_was_taken_for_a_leftover_makes_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock, taken = fcntl.flock, []
+    lock = fcntl.flock
+    taken: list[Path] = []
 
     def late(descriptor: int, operation: int) -> None:
         if operation == fcntl.LOCK_EX and not taken:

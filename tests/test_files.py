@@ -10,6 +10,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -34,6 +35,7 @@ from mlxlab.traces import write_trace
 from mlxlab.traces.hashed.file import Hasher, write_hashed
 from mlxlab.traces.recording.recorder import recording
 from mlxlab.traces.writer import TraceWriter
+from mlxlab.unfinished import scratch_folder
 from tests.support.exchanges import small_trace
 
 
@@ -160,6 +162,7 @@ def test_a_device_in_a_folder_stays(path: Path) -> None:
 
 _PRINTS = """
 import sys
+import tempfile
 from pathlib import Path
 from mlxlab.files import write_json
 print("before", flush=True)
@@ -388,3 +391,16 @@ def test_a_folder_is_locked_for_one_at_a_time(tmp_path: Path) -> None:
         order.append("first")
     thread.join()
     assert order == ["first", "second"]
+
+
+def test_a_scratch_folder_goes_with_its_block_or_its_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (left := tmp_path / ".mlxlab-k1ll3d__.part").mkdir()
+    with scratch_folder() as folder, scratch_folder() as other:
+        (folder / "inside").write_bytes(BEFORE)
+        assert {*tmp_path.iterdir()} == {folder, other}
+        assert mode(folder) == 0o700
+    assert not left.exists()
+    assert list(tmp_path.iterdir()) == []

@@ -250,7 +250,7 @@ def check_depth(value: Json) -> None:
     Raises:
         RecursionError: lists and objects nested more than ``TRACE_DEPTH`` deep.
     """
-    level = [[value]]
+    level: list[Json] = [[value]]
     for _ in range(TRACE_DEPTH + 1):
         level = [
             inner

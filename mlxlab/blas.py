@@ -12,7 +12,6 @@ import logging
 import os
 import platform
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -23,6 +22,7 @@ from mlxlab.elf import drop_prefix
 from mlxlab.errors import UntrustedError
 from mlxlab.files import cache_folder, make_folder, replaced
 from mlxlab.ownership import read_own, require_own
+from mlxlab.unfinished import scratch_folder
 
 __all__ = ["Blas", "preload"]
 
@@ -124,8 +124,8 @@ def _load_wheel() -> Blas:
         log.warning("BLAS: private copy, the cached one is not used: %s", error)
     except OSError as error:
         log.debug("BLAS: private copy, the cached one cannot be used: %s", error)
-    with tempfile.TemporaryDirectory(prefix="mlxlab-") as private:
-        copy = Path(private).resolve() / name
+    with scratch_folder() as private:
+        copy = private.resolve() / name
         copy.write_bytes(renamed)
         copy.chmod(0o600)
         require_own(copy)

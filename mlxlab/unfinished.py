@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["unfinished_file", "unfinished_folder"]
+__all__ = ["scratch_folder", "unfinished_file", "unfinished_folder"]
 
 _PREFIX, _SUFFIX = ".mlxlab-", ".part"
 #: Names as :mod:`tempfile` makes them.
@@ -36,6 +36,17 @@ def unfinished_file(folder: Path) -> AbstractContextManager[Path]:
 def unfinished_folder(folder: Path) -> AbstractContextManager[Path]:
     """Make an empty folder in another one; see :func:`unfinished_file`."""
     return _unfinished(folder, _make_folder)
+
+
+def scratch_folder() -> AbstractContextManager[Path]:
+    """Make an empty folder where the system keeps temporary files.
+
+    It is removed at the end of the block.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    return _unfinished(Path(tempfile.gettempdir()), _make_folder)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -34,6 +35,7 @@ from mlxlab.traces import write_trace
 from mlxlab.traces.hashed.file import Hasher, write_hashed
 from mlxlab.traces.recording.recorder import recording
 from mlxlab.traces.writer import TraceWriter
+from mlxlab.unfinished import scratch_folder
 from tests.support.exchanges import small_trace
 
 
@@ -125,15 +127,18 @@ def test_a_pipe_without_a_reader_is_refused(
 def test_a_reader_that_leaves_is_one_line(path: Path) -> None:
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    left = Thread(target=lambda: (select([reader], [], []), os.close(reader)))
+
+    def leave() -> None:
+        select([reader], [], [])
+        os.close(reader)
 
     def write(path: Path) -> None:
-        with_more_than_it_holds = {"long": "x" * 2**20}
-        left.start()
-        write_json(with_more_than_it_holds, path)
+        leaving.start()
+        write_json({"more than it holds": "x" * 2**20}, path)
 
+    leaving = Thread(target=leave)
     assert "Broken pipe" in refused(write, path)
-    left.join()
+    leaving.join()
 
 
 @every_writer
@@ -157,6 +162,7 @@ def test_a_device_in_a_folder_stays(path: Path) -> None:
 
 _PRINTS = """
 import sys
+import tempfile
 from pathlib import Path
 from mlxlab.files import write_json
 print("before", flush=True)
@@ -341,7 +347,8 @@ def test_what_is_being_written_is_no_leftover(tmp_path: Path) -> None:
 def test_a_writer_whose_new_file_was_taken_for_a_leftover_makes_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock, taken = fcntl.flock, []
+    lock = fcntl.flock
+    taken: list[Path] = []
 
     def late(descriptor: int, operation: int) -> None:
         if operation == fcntl.LOCK_EX and not taken:
@@ -384,3 +391,16 @@ def test_a_folder_is_locked_for_one_at_a_time(tmp_path: Path) -> None:
         order.append("first")
     thread.join()
     assert order == ["first", "second"]
+
+
+def test_a_scratch_folder_goes_with_its_block_or_its_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (left := tmp_path / ".mlxlab-k1ll3d__.part").mkdir()
+    with scratch_folder() as folder, scratch_folder() as other:
+        (folder / "inside").write_bytes(BEFORE)
+        assert {*tmp_path.iterdir()} == {folder, other}
+        assert mode(folder) == 0o700
+    assert not left.exists()
+    assert list(tmp_path.iterdir()) == []

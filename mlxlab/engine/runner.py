@@ -67,6 +67,8 @@ class Request:
         answer: the ids so far.
         planned: number of its plan; a runner counts plans and commits together.
         stored: number of each commit, and the leading tokens that it stored.
+        restore_s: seconds spent on its plan and on reused tokens so far.
+        prefill_s: seconds spent on the other tokens of its prompt so far.
         cancelled: whether it was ended by its caller.
         error: why it ended early, if it failed.
     """
@@ -82,6 +84,8 @@ class Request:
     answer: list[int] = field(default_factory=list, init=False)
     planned: int | None = field(default=None, init=False)
     stored: list[tuple[int, int]] = field(default_factory=list, init=False)
+    restore_s: float = field(default=0.0, init=False)
+    prefill_s: float = field(default=0.0, init=False)
     cancelled: bool = field(default=False, init=False)
     error: Exception | None = field(default=None, init=False)
 
@@ -206,11 +210,13 @@ class Runner:
             own.begun = self._executor.begin(request.engine, request.prompt)
             request.planned = next(self._order)
             request.put(own.begun.prefill.plan)
-        before = own.begun.prefill.compute_s
+        prefill = own.begun.prefill
+        before = prefill.compute_s
         done = self._executor.compute(own.begun)
+        request.restore_s, request.prefill_s = prefill.restore_s, prefill.compute_s
         if done:
             tokens = sum(progress.tokens for progress in done)
-            self._measure(tokens, own.begun.prefill.compute_s - before)
+            self._measure(tokens, prefill.compute_s - before)
         for progress in done:
             request.put(progress)
         if not own.remaining:

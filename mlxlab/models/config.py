@@ -112,7 +112,7 @@ def read_settings(
         problem = "lists and objects nested too deep"
     else:
         return settings
-    raise ModelError(f"model {model!r}: {file}: {problem}")
+    raise ModelError(f"model {model}: cannot be loaded: {file.name}: {problem}")
 
 
 def _check_numbers(values: Mapping[str, Any]) -> None:

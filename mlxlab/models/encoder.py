@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 
 from mlxlab.errors import ModelError
 from mlxlab.limits import LONG_TEXT
+from mlxlab.models.refusal import refusing
 from mlxlab.prompt import Tokens
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 __all__ = ["Encoded", "Encoder", "join_encoded"]
 
@@ -122,7 +123,7 @@ class Encoder:
         tokens = 0
         for start in range(0, len(text), _CHUNK):
             chunk = text[start : start + _CHUNK]
-            ids = self._tokenizer(chunk, add_special_tokens=False)["input_ids"]
+            ids = self._tokenized(chunk)["input_ids"]
             tokens += max(len(ids) - _CUT, 0)
             self._refuse_over(tokens, (start + len(chunk)) / len(text))
 
@@ -138,12 +139,16 @@ class Encoder:
             )
 
     def _encode_whole(self, text: str) -> Encoded:
-        encoding = self._tokenizer(
-            text, add_special_tokens=False, return_offsets_mapping=True
-        )
+        encoding = self._tokenized(text, return_offsets_mapping=True)
         ids = np.asarray(encoding["input_ids"], dtype=np.int32)
         offsets = np.asarray(encoding["offset_mapping"], dtype=np.int64)
         return ids, offsets.reshape(-1, 2)[:, 0].copy()
+
+    def _tokenized(self, text: str, **options: bool) -> BatchEncoding:
+        # The pattern of a tokenizer may give up on a text, which is a panic.
+        name = self._tokenizer.name_or_path
+        with refusing(name, "its tokenizer cannot encode this text"):
+            return self._tokenizer(text, add_special_tokens=False, **options)
 
 
 def _new_cache() -> LRUCache[str, Encoded]:

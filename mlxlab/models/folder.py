@@ -16,6 +16,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mlxlab.content import content_sample, read_whole
 from mlxlab.errors import ModelError
 from mlxlab.files import expanded
@@ -38,7 +41,6 @@ from mlxlab.models.layout_record import (
     recall_record,
 )
 from mlxlab.models.refusal import refusing
-from mlxlab.prompt import Tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -117,7 +119,7 @@ class ModelFolder:
         """Longest sequence in tokens; 2**31 - 1 if the configuration names none."""
         return min(self._text_settings.max_position_embeddings or _LONGEST, _LONGEST)
 
-    def require_ids(self, tokens: Tokens) -> None:
+    def require_ids(self, tokens: NDArray[np.integer[Any]]) -> None:
         """Check that the model has an embedding of each id.
 
         Nothing else would: mlx reads what lies in memory behind the last one. A
@@ -160,6 +162,18 @@ class ModelFolder:
         raise ModelError(
             f"model {self.name}: mlxlab needs a tokenizer.json and a chat template"
         )
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a short text that the model is made to say.
+
+        Raises:
+            ModelError: the tokenizer cannot, or the model lacks an id.
+        """
+        tokenizer = self.tokenizer
+        with refusing(self.name, "its tokenizer cannot encode this text"):
+            ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+        self.require_ids(np.array(ids, dtype=np.int64))
+        return ids
 
     @cached_property
     def encoder(self) -> Encoder:

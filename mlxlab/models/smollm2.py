@@ -11,7 +11,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -21,6 +20,7 @@ from mlxlab.errors import ModelError
 from mlxlab.extras import needs
 from mlxlab.files import cache_folder, replaced
 from mlxlab.ownership import require_own
+from mlxlab.unfinished import scratch_folder
 
 if TYPE_CHECKING:
     from tqdm.auto import tqdm
@@ -69,11 +69,16 @@ def _installed() -> Path | None:
 
 
 def _fetch(file: Path) -> None:
-    with tempfile.TemporaryDirectory(prefix="mlxlab-") as name:
-        folder = Path(name)
+    with scratch_folder() as folder:
         requirements = folder / "requirements.txt"
         requirements.write_text(f"{_REQUIREMENT}\n")
-        _run_pip("--require-hashes", "--dest", name, "--requirement", str(requirements))
+        _run_pip(
+            "--require-hashes",
+            "--dest",
+            str(folder),
+            "--requirement",
+            str(requirements),
+        )
         try:
             [wheel] = folder.glob("*.whl")
             with ZipFile(wheel) as opened:

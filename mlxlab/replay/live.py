@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
-from pathlib import Path
-from shutil import rmtree
-from tempfile import mkdtemp
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 from mlxlab import blas
@@ -25,6 +22,7 @@ from mlxlab.replay.simulator import Outcome, Progress
 from mlxlab.replay.turns import Schedule
 from mlxlab.replay.users import LiveUsers
 from mlxlab.strategies import Commit, Strategy
+from mlxlab.unfinished import scratch_folder
 
 __all__ = ["LiveModel", "LiveReplay", "live_model"]
 
@@ -96,7 +94,7 @@ class LiveModel:
         self.folder = folder
         self.worker = worker
         self.chunk = chunk
-        self._disks: list[DiskFolder] = []
+        self._disks = ExitStack()
         loaded = worker.call(Loader().load, folder)
         self.model, self.batched = loaded.model, loaded.batched
 
@@ -140,15 +138,13 @@ class LiveModel:
         """Return a disk for one strategy, empty like its memory."""
         if strategy.tier is None:
             return None
-        folder = DiskFolder(Path(mkdtemp(prefix="mlxlab-")), strategy.disk)
-        self._disks.append(folder)
-        return folder.open(str(len(self._disks)), strategy.tier)
+        path = self._disks.enter_context(scratch_folder())
+        folder = self._disks.enter_context(closing(DiskFolder(path, strategy.disk)))
+        return folder.open("replay", strategy.tier)
 
     def close(self) -> None:
         """Remove what was written to disk."""
-        for disk in self._disks:
-            disk.close()
-            rmtree(disk.path, ignore_errors=True)
+        self._disks.close()
 
     def describe(self) -> dict[str, Any]:
         """Return device, BLAS and chunk size, for a manifest."""

@@ -30,6 +30,7 @@ from mlxlab.errors import (
 )
 from mlxlab.rendering.messages import describe_errors
 from mlxlab.server.body import read_body
+from mlxlab.server.event_log import Asker
 from mlxlab.server.events import PING, WireEvent
 from mlxlab.server.scheduler import QueueFullError
 from mlxlab.server.schema import (
@@ -117,11 +118,8 @@ def _routes(service: Service, answer_s: float) -> APIRouter:
     async def messages(body: InferenceRequest, http: Request) -> Response:
         """Answer a request, streamed or whole."""
         state = http.scope.setdefault("state", {})
-        events = service.answer(
-            body,
-            http.scope["credential"],
-            state.update,
-        )
+        asker = Asker.of(http.headers, body.model_extra or {})
+        events = service.answer(body, http.scope["credential"], state.update, asker)
         answer = _Answer(http, events, time.monotonic() + answer_s)
         return await (answer.streamed() if body.stream else answer.whole())
 

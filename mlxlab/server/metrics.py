@@ -29,6 +29,14 @@ class Served:
         total_s: seconds from arrival to the end.
         outcome: the stop reason, ``cancelled`` or ``error``.
         disk_tokens: of the reused ones, those from disk.
+        request: counts the requests of the server, from 1.
+        session: of the client, by its own claim; see
+            :class:`~mlxlab.server.event_log.Asker`.
+        agent: the sub-agent, likewise; empty for the main loop.
+        queue_s: of ``total_s``, seconds of rendering and of waiting for others.
+        restore_s: seconds of planning, and of putting reused tokens in place.
+        prefill_s: seconds of computing the other tokens of the prompt.
+        decode_s: seconds from the first generated id to the end.
     """
 
     t: float
@@ -42,6 +50,13 @@ class Served:
     total_s: float
     outcome: str
     disk_tokens: int = 0
+    request: int = 0
+    session: str = ""
+    agent: str = ""
+    queue_s: float = 0.0
+    restore_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
 
 
 class Metrics:
@@ -74,6 +89,13 @@ class Metrics:
             "mlxlab_ttft_seconds",
             "Arrival to first token",
             by,
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._parts = Histogram(
+            "mlxlab_part_seconds",
+            "Parts of the time of a request",
+            (*by, "part"),
             buckets=_SECONDS,
             registry=self._registry,
         )
@@ -122,6 +144,8 @@ class Metrics:
         self._output.labels(*at).inc(served.output_tokens)
         if served.ttft_s is not None:
             self._ttft.labels(*at).observe(served.ttft_s)
+        for part in ("queue", "restore", "prefill", "decode"):
+            self._parts.labels(*at, part).observe(getattr(served, f"{part}_s"))
 
     def refuse(self) -> None:
         """Count a request that was refused because the queue was full."""

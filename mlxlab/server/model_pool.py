@@ -85,7 +85,7 @@ class ModelPool:
         self.chunk = chunk
         self._loader = loader or Loader()
         self._disk_path = disk
-        self._credential = credential
+        self.credential = credential
         self._generated = generated
         self._disk: DiskFolder | None = None
         self._has_no_disk = False  # it was said why
@@ -196,7 +196,7 @@ class ModelPool:
             ModelError: the model cannot be loaded, is larger than the budget, or cannot
                 be run under this strategy.
         """
-        self.engine(folder, EngineKey(strategy, self._credential))
+        self.engine(folder, EngineKey(strategy, self.credential))
 
     def keep_only(self, wanted: Collection[tuple[str, str]]) -> None:
         """Drop engines whose model and strategy no alias names any more."""
@@ -240,7 +240,7 @@ class ModelPool:
                 backlog = self.budget // _BACKLOG_SHARE
                 self._disk = DiskFolder(path, strategy.disk, backlog=backlog)
             self._disk.size = max(self._disk.size, strategy.disk)
-            is_generated = self._generated and credential == self._credential
+            is_generated = self._generated and credential == self.credential
             owner = "generated" if is_generated else credential
             parts = (folder.digest, folder.layout, strategy.windows, owner)
             return self._disk.open(repr(parts), strategy.tier)

@@ -98,8 +98,11 @@ class Preparation:
         """
         return self._folder(self.aliases.default.model)
 
-    def load(self) -> None:
+    def load(self, credential: str = "") -> None:
         """Load the default model's tokenizer, template and grammar, and try them.
+
+        Args:
+            credential: of the first client; see :meth:`render`.
 
         Raises:
             ModelError: one of them cannot serve any request.
@@ -107,7 +110,7 @@ class Preparation:
         messages = [{"role": "user", "content": "Hello."}]
         body = {"model": DEFAULT, "messages": messages}
         with suppress(RequestError):  # a template may require a system text
-            self.render(TokenCountRequest.model_validate(body))
+            self.render(TokenCountRequest.model_validate(body), credential)
         self._grammar(self.aliases.default.model)
 
     def render(self, request: TokenCountRequest, credential: str = "") -> Prepared:
@@ -280,11 +283,8 @@ def _chosen_tool(
     if config and config.format:
         return make  # a schema holds the whole answer, and has no calls in it
     name = choice.name if choice.type == "tool" else None
-    opening = folder.tokenizer.encode(
-        grammar.call_opening(name), add_special_tokens=False
-    )
     try:
-        folder.require_ids(np.array(opening, dtype=np.int32))
+        opening = folder.encode(grammar.call_opening(name))
     except ModelError as error:
         raise RequestError(f"tool_choice: {error}") from None
     if choice.type == "none":

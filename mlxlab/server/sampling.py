@@ -128,8 +128,8 @@ def thinking_sampler(
     if len(grammar.think_start_ids) != 1 or len(grammar.think_end_ids) != 1:
         return make
     # Templates put one newline after the opening tag and two after the closing tag.
-    opening = [*grammar.think_start_ids, *_encode(folder, "\n")]
-    closing = [*grammar.think_end_ids, *_encode(folder, "\n\n")]
+    opening = [*grammar.think_start_ids, *folder.encode("\n")]
+    closing = [*grammar.think_end_ids, *folder.encode("\n\n")]
 
     def wrapped() -> Sampler:
         sampler = make()
@@ -145,8 +145,3 @@ def thinking_sampler(
         )
 
     return wrapped
-
-
-def _encode(folder: ModelFolder, text: str) -> list[int]:
-    ids: list[int] = folder.tokenizer.encode(text, add_special_tokens=False)
-    return ids

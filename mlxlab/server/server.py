@@ -19,6 +19,7 @@ from mlxlab.client.launch import client_environment, environment_lines
 from mlxlab.engine import Executor, Loader, Worker
 from mlxlab.engine.ranks import LeadingExecutor, LeadingLoader, Ranks
 from mlxlab.errors import ServerError
+from mlxlab.files import write_json
 from mlxlab.server.aliases import Aliases
 from mlxlab.server.app import create_app
 from mlxlab.server.auth import Authentication, name_of
@@ -27,6 +28,7 @@ from mlxlab.server.metrics import Served
 from mlxlab.server.model_pool import ModelPool, default_budget
 from mlxlab.server.notices import list_notices
 from mlxlab.server.service import Service
+from mlxlab.server.timeline import make_timeline
 from mlxlab.server.warm_up import WarmUp
 from mlxlab.traces.recording.latest import note_latest
 from mlxlab.traces.recording.script import read_script
@@ -47,10 +49,13 @@ log = logging.getLogger(__name__)
 _SHOWN = 20
 _GIB = 2**30
 _COLUMNS = [
-    "alias",
+    "request",
+    "session",
+    "agent",
     "strategy",
     "prompt_tokens",
     "reused_tokens",
+    "queue_s",
     "ttft_s",
     "output_tokens",
     "total_s",
@@ -294,6 +299,18 @@ class Server:
             str(self._warm_up or ""),
             self._tee.failure,
         )
+
+    def timeline(self, path: str | Path) -> None:
+        """Write what the latest requests did, and when, for Perfetto.
+
+        Args:
+            path: a JSON file, to be opened at https://ui.perfetto.dev or
+                ``chrome://tracing``. It holds no text of prompts and answers.
+
+        Raises:
+            MlxlabError: the file cannot be written.
+        """
+        write_json(make_timeline(self._service.events.since()), path)
 
     def warm_up(self, trace: str | Path | Trace) -> None:
         """Compute what the sessions of a trace begin with, while nothing is asked.

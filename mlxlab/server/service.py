@@ -5,8 +5,8 @@ Takes parsed requests and yields events of the Messages API.
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -17,21 +17,17 @@ from mlxlab.engine import Engine, Executor, Request, Runner, Worker
 from mlxlab.errors import ServerError
 from mlxlab.models.folder import ModelFolder
 from mlxlab.server.aliases import Aliases
+from mlxlab.server.event_log import Asker, EventLog
 from mlxlab.server.events import AnswerWriter, WireEvent
-from mlxlab.server.generation import (
-    Completed,
-    Item,
-    Job,
-    PromptPlanned,
-    request_of,
-)
-from mlxlab.server.metrics import Metrics, Served
+from mlxlab.server.generation import Completed, Item, Job, request_of
+from mlxlab.server.metrics import Metrics
 from mlxlab.server.model_pool import EngineKey, ModelPool
 from mlxlab.server.prepare import Preparation, Prepared
+from mlxlab.server.request_log import RequestLog
 from mlxlab.server.scheduler import QueueFullError, Scheduler
 from mlxlab.server.schema import InferenceRequest, TokenCount, TokenCountRequest
 from mlxlab.traces.recording.script import Script
-from mlxlab.traces.schema import Configuration, Generated, Order
+from mlxlab.traces.schema import Configuration
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,6 +51,7 @@ class Service:
 
     Attributes:
         pinned: stored tokens that are evicted last.
+        events: what happens to the requests.
     """
 
     def __init__(
@@ -73,6 +70,7 @@ class Service:
         runner = Runner(batch, pool.release, executor=executor)
         self.scheduler = Scheduler(worker, runner, limit=queue)
         self.metrics = Metrics()
+        self.events = EventLog()
         self.preparation = Preparation(aliases, script)
         self._one_at_a_time = CapacityLimiter(1)
         self._stored: dict[tuple[str, str], int] = {}
@@ -156,6 +154,7 @@ class Service:
         request: InferenceRequest,
         credential: str,
         note: Callable[..., object] = lambda **facts: None,
+        asker: Asker | None = None,
     ) -> AsyncIterator[WireEvent | None]:
         """Yield events as they come, and None as a heartbeat.
 
@@ -165,8 +164,9 @@ class Service:
             request: the parsed request.
             credential: the caches of this credential may be used.
             note: called with further facts for a recording: ``configuration`` before
-                the first events, ``generated`` and ``order`` before the last, or when
-                the iterator has been closed.
+                the first events, ``generated``, ``order`` and ``timing`` before the
+                last, or when the iterator has been closed.
+            asker: who sends it, if it is known.
 
         Raises:
             MlxlabError: see the methods of :class:`Preparation`.
@@ -177,48 +177,39 @@ class Service:
         # Reject unknown models before reporting a full queue.
         preparation.aliases.resolve(request.model)
         self._check_queue()  # before the work of rendering
-        arrived, clock = time.time(), time.monotonic()
-        prepared = await self._prepared(request, credential, preparation)
-        alias = prepared.alias
-        strategy = self.pool.spec(prepared.folder, alias.strategy)
-        note(configuration=Configuration(strategy=strategy, rules=alias.rules))
-        job = await self._alone(
-            partial(
-                preparation.job, request, prepared, partial(self._engine, credential)
-            )
+        own = RequestLog(
+            self.events, self.metrics, asker or Asker(), request.model, note
         )
-        thinking = request.thinking
-        writer = AnswerWriter(
-            request.model,
-            sign=partial(preparation.sign, prepared),
-            show_thinking=not (thinking and thinking.display == "omitted"),
-            edits=prepared.edits,
-        )
-        request_log = _RequestLog(arrived, clock, prepared)
-        made: list[Request] = []
-        self._check_queue()  # other requests may have come first
-        items = self.scheduler.stream(partial(self._request, job, made))
         try:
-            async for item in items:
-                if item is not None:
-                    request_log.record(item)
-                    events = list(writer.write(item))
-                    if isinstance(item, Completed):
-                        # Who has got a whole answer may rely on these records.
-                        _note_generated(note, prepared, made[0])
-                        request_log.count(self.metrics, writer)
-                    for event in events:
-                        yield event
-                # A prefill and hidden thinking are items without events.
-                yield None
+            prepared = await self._prepared(request, credential, preparation)
+            alias = prepared.alias
+            strategy = self.pool.spec(prepared.folder, alias.strategy)
+            note(configuration=Configuration(strategy=strategy, rules=alias.rules))
+            engines = partial(self._engine, credential)
+            job = await self._alone(
+                partial(preparation.job, request, prepared, engines)
+            )
+            self._check_queue()  # other requests may have come first
+            writer = _writer(request, prepared, preparation)
+            own.queue(prepared, writer)
+            stream = self.scheduler.stream(partial(self._request, job, own))
+            async with aclosing(stream) as items:  # type: ignore[type-var]
+                async for item in items:
+                    if item is not None:
+                        own.take(item)
+                        events = list(writer.write(item))
+                        if isinstance(item, Completed):
+                            # Who has got a whole answer may rely on these records.
+                            own.conclude()
+                        for event in events:
+                            yield event
+                    # A prefill and hidden thinking are items without events.
+                    yield None
         except Exception:
-            request_log.outcome = "error"
+            own.outcome = "error"
             raise
         finally:
-            await items.aclose()  # type: ignore[attr-defined]
-            if made:
-                _note_generated(note, prepared, made[0])
-            request_log.count(self.metrics, writer)
+            own.conclude()
 
     def tokenizer(self, digest: str) -> PreTrainedTokenizerBase | None:
         """Return the tokenizer of a served model by its digest, if it is known."""
@@ -255,10 +246,9 @@ class Service:
             raise
 
     def _request(
-        self, job: Job, made: list[Request], put: Callable[[Item], object]
+        self, job: Job, own: RequestLog, put: Callable[[Item], object]
     ) -> Request:
-        request = request_of(job, put)
-        made.append(request)
+        own.request = request = request_of(job, put)
         done = request.done
 
         def count_stored() -> None:
@@ -273,7 +263,7 @@ class Service:
     def _load(self, preparation: Preparation) -> None:
         strategy = preparation.aliases.default.strategy
         loaded = self.worker.submit(self.pool.load, preparation.folder, strategy)
-        preparation.load()  # meanwhile
+        preparation.load(self.pool.credential)  # meanwhile
         loaded.result()
 
     def _keep_only(self, wanted: Collection[tuple[str, str]]) -> None:
@@ -284,58 +274,13 @@ class Service:
         return self.pool.engine(folder, EngineKey(strategy, credential))
 
 
-def _note_generated(
-    note: Callable[..., object], prepared: Prepared, request: Request
-) -> None:
-    """Note what a request has generated, and when it was planned and stored."""
-    if request.planned is None:
-        return
-    note(
-        generated=Generated(
-            tokenizer=prepared.folder.tokenizer_digest,
-            ids=tuple(request.answer),
-            thinking=prepared.thinking,
-        ),
-        order=Order(planned=request.planned, stored=tuple(request.stored)),
+def _writer(
+    request: InferenceRequest, prepared: Prepared, preparation: Preparation
+) -> AnswerWriter:
+    thinking = request.thinking
+    return AnswerWriter(
+        request.model,
+        sign=partial(preparation.sign, prepared),
+        show_thinking=not (thinking and thinking.display == "omitted"),
+        edits=prepared.edits,
     )
-
-
-class _RequestLog:
-    """Times and outcome of one request."""
-
-    def __init__(self, arrived: float, clock: float, prepared: Prepared) -> None:
-        self.arrived = arrived
-        self.clock = clock
-        self.prepared = prepared
-        self.ttft_s: float | None = None
-        self.disk_tokens = 0
-        self.outcome = "cancelled"
-        self._is_counted = False
-
-    def record(self, item: Item) -> None:
-        if isinstance(item, PromptPlanned):
-            self.disk_tokens = item.plan.disk_tokens
-        if self.ttft_s is None and isinstance(item, tuple):
-            self.ttft_s = time.monotonic() - self.clock
-
-    def count(self, metrics: Metrics, writer: AnswerWriter) -> None:
-        """Count the request, once."""
-        if not self._is_counted:
-            self._is_counted = True
-            metrics.add(self._served(writer))
-
-    def _served(self, writer: AnswerWriter) -> Served:
-        usage, alias = writer.usage, self.prepared.alias
-        return Served(
-            t=self.arrived,
-            alias=self.prepared.name,
-            model=alias.model,
-            strategy=alias.strategy,
-            prompt_tokens=len(self.prepared.prompt),
-            reused_tokens=usage.cache_read if usage else 0,
-            output_tokens=len(writer.ids),
-            ttft_s=self.ttft_s,
-            total_s=time.monotonic() - self.clock,
-            outcome=writer.stop_reason or self.outcome,
-            disk_tokens=self.disk_tokens,
-        )

@@ -41,6 +41,7 @@ __all__ = [
     "RequestLine",
     "ResponseLine",
     "Seconds",
+    "Timing",
     "body_hash",
     "check_depth",
     "decode",
@@ -188,6 +189,22 @@ class Order(_Closed):
     stored: tuple[tuple[int, int], ...] = ()
 
 
+class Timing(_Closed):
+    """Seconds of an answer of our own server; the parts add up to the whole.
+
+    Attributes:
+        queue: rendering, and waiting for others.
+        restore: planning, and putting reused tokens in place.
+        prefill: computing the other tokens of the prompt.
+        decode: from the first generated id to the end.
+    """
+
+    queue: Seconds
+    restore: Seconds
+    prefill: Seconds
+    decode: Seconds
+
+
 class ResponseLine(_Closed):
     """An answer; a streamed one is joined to one message.
 
@@ -200,6 +217,7 @@ class ResponseLine(_Closed):
         generated: what was generated, if the recorder could see it.
         configuration: what the server was set to, likewise.
         order: when it was planned and stored, likewise.
+        timing: where its time went, likewise.
     """
 
     kind: Literal["response"] = "response"
@@ -212,6 +230,7 @@ class ResponseLine(_Closed):
     generated: Generated | None = None
     configuration: Configuration | None = None
     order: Order | None = None
+    timing: Timing | None = None
 
 
 Line: TypeAlias = HeaderLine | BodyLine | RequestLine | ResponseLine

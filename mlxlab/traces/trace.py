@@ -26,6 +26,7 @@ from mlxlab.traces.schema import (
     Order,
     RequestLine,
     ResponseLine,
+    Timing,
     body_hash,
     decode,
     encode,
@@ -38,7 +39,9 @@ __all__ = [
     "Exchange",
     "Response",
     "Trace",
+    "agent_of",
     "read_trace",
+    "session_of",
 ]
 
 #: A reason in :attr:`Trace.skipped`: the last line is incomplete after a crash.
@@ -61,6 +64,7 @@ class Response:
     generated: Generated | None = None
     configuration: Configuration | None = None
     order: Order | None = None
+    timing: Timing | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +97,12 @@ class Exchange:
     @property
     def session(self) -> str:
         """The first 8 characters of the session id, ``session`` if there is none."""
-        named = self.headers.get(SESSION_HEADER) or _session_of_user(self.body)
-        return encodable(named[:8]) or "session"
+        return session_of(self.headers, self.body)
 
     @property
     def agent(self) -> str:
         """The sub-agent's id, empty for the main loop."""
-        return encodable(self.headers.get(_AGENT_HEADER, ""))
+        return agent_of(self.headers)
 
 
 # Without slots, because cached_property needs a dict.
@@ -299,6 +302,7 @@ class _Reader:
             line.generated,
             line.configuration,
             line.order,
+            line.timing,
         )
 
     def _restored(self, line: RequestLine) -> dict[str, Json] | None:
@@ -342,6 +346,22 @@ class _Reader:
 
     def _error(self, problem: str, accepted: str) -> TraceError:
         return TraceError(f"{self.path}:{self.number}: {problem}; accepted: {accepted}")
+
+
+def session_of(headers: Mapping[str, str], body: Mapping[str, Json] | None) -> str:
+    """Return the first 8 characters of a session id, ``session`` if there is none.
+
+    Args:
+        headers: of the request, with names in lower case.
+        body: of the request.
+    """
+    named = headers.get(SESSION_HEADER) or _session_of_user(body)
+    return encodable(named[:8]) or "session"
+
+
+def agent_of(headers: Mapping[str, str]) -> str:
+    """Return the id of the sub-agent that asks, empty for the main loop."""
+    return encodable(headers.get(_AGENT_HEADER, ""))
 
 
 def _session_of_user(body: Mapping[str, Json] | None) -> str:

@@ -25,12 +25,21 @@ from tests.support.model_visitor import SERVED, ModelVisitor
 SLOW = ("weights-", "template-loop", "template-gigabytes")
 QUICK = [name for name in CASES if not name.startswith(SLOW)]
 #: These are refused before anything is loaded.
-EARLY = ("generation_config-", "config-max_position_embeddings-", "template-")
+EARLY: tuple[str, ...] = (
+    "generation_config-",
+    "config-max_position_embeddings-",
+    "template-",
+)
 EARLY += ("config-num_hidden_layers-million", "config-dtype-number", "config-deep")
 EARLY += ("tokenizer-dangling", "tokenizer-large", "tokenizer-half", "tokenizer-deep")
 EARLY += ("tokenizer_config-eos_token-list", "tokenizer_config-chat_template")
 #: These are loaded.
-LOADED = ("weights-half", "weights-long-header", "weights-nan", "weights-other-shapes")
+LOADED: tuple[str, ...] = (
+    "weights-half",
+    "weights-long-header",
+    "weights-nan",
+    "weights-other-shapes",
+)
 LOADED += ("weights-outside", "config-model_file-code", "config-model_type-path")
 
 #: Cases that are harmless, and have to be served.

@@ -87,3 +87,18 @@ def test_a_tokenizer_may_have_ids_that_the_model_has_not(tmp_path: Path) -> None
     ask["messages"] = [{"role": "user", "content": "Hi"}]
     with pytest.raises(ModelError, match="id 9000000"):
         renderer.render_exchange(ask, answer)
+
+
+def test_a_tokenizer_may_give_up_on_a_text(tmp_path: Path) -> None:
+    path = copy_tiny(tmp_path / "model")
+    file = Path(path, "tokenizer.json")
+    tokenizer = json.loads(file.read_text())
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$|(.+)+x"}}
+    split |= {"behavior": "Isolated", "invert": False}
+    file.write_text(json.dumps(tokenizer | {"pre_tokenizer": split}))
+    renderer = Renderer(find_model(path))
+    ask = {"model": "any", "messages": [{"role": "user", "content": "a" * 60 + "b"}]}
+    with pytest.raises(ModelError, match="cannot encode this text: PanicException"):
+        renderer.render(ask)
+    with pytest.raises(ModelError, match="cannot encode this text: PanicException"):
+        renderer.model.encode("a" * 60 + "b")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from mlxlab.decoding import Grammar
 from mlxlab.engine import Sampler, Worker
+from mlxlab.models.config import GenerationConfig
 from mlxlab.models.folder import ModelFolder, find_model
 from mlxlab.server import sampling
 from mlxlab.server.sampling import sampling_of, thinking_budget, thinking_sampler
@@ -40,10 +41,10 @@ def request(**changes: Any) -> InferenceRequest:
 class Folder(ModelFolder):
     """The bundled model, sampled otherwise by its makers."""
 
-    def __init__(self, said: Mapping[str, float]) -> None:
+    def __init__(self, said: Mapping[str, Any]) -> None:
         tiny = find_model()
         super().__init__(tiny.name, tiny.path, tiny.config)
-        self.__dict__["_generation_config"] = said
+        self.__dict__["_generation_settings"] = GenerationConfig(**said)
 
 
 def made(

@@ -256,7 +256,11 @@ def _grid(
     }
 
 
-_JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json")
+_JSON_FILES: tuple[str, ...] = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+)
 _JSON_FILES += ("tokenizer_config.json",)
 _NO_OBJECTS: Mapping[str, str | bytes] = {
     "empty": "",

@@ -39,8 +39,9 @@ class Tee:
     An application that answers from a script says so in ``scope["state"]["script"]``;
     one that sees what a model generates puts into it, under their names in lower case,
     a :class:`~mlxlab.traces.schema.Generated`, what it is set to as a
-    :class:`~mlxlab.traces.schema.Configuration`, and the
-    :class:`~mlxlab.traces.schema.Order` of its plans and commits.
+    :class:`~mlxlab.traces.schema.Configuration`, the
+    :class:`~mlxlab.traces.schema.Order` of its plans and commits, and the
+    :class:`~mlxlab.traces.schema.Timing` of its parts.
 
     Args:
         app: answers.
@@ -168,6 +169,7 @@ class _Exchange:
             generated=self.scope["state"].get("generated"),
             configuration=self.scope["state"].get("configuration"),
             order=self.scope["state"].get("order"),
+            timing=self.scope["state"].get("timing"),
         )
         self.writer.response(id, response)
 

@@ -23,6 +23,7 @@ import typer
 from tqdm import tqdm
 
 import mlxlab.cli
+from mlxlab.errors import OUT_OF_MEMORY
 from mlxlab.printable import printable
 from tests.hostile.cases.command import Commands, Setting
 from tests.hostile.cases.documents import documents
@@ -205,6 +206,8 @@ def judge(status: int | None, said: str, complained: str) -> tuple[str, str]:
     lines = complained.rstrip("\n").split("\n")
     if said != printable(said) or complained != printable(complained):
         return "wrong", f"raw escapes: {(said + complained)[-1000:]!r}"
+    if OUT_OF_MEMORY in complained:
+        return "deaths", complained[-1000:]
     if "Warning:" in complained:
         return "wrong", complained[-1000:]
     if code == 0:

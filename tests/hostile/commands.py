@@ -14,7 +14,6 @@ import sys
 import time
 import traceback
 from contextlib import redirect_stderr, redirect_stdout, suppress
-from io import StringIO
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory, mkdtemp
@@ -24,6 +23,7 @@ import typer
 from tqdm import tqdm
 
 import mlxlab.cli
+from mlxlab.errors import OUT_OF_MEMORY
 from mlxlab.printable import printable
 from tests.hostile.cases.command import Commands, Setting
 from tests.hostile.cases.documents import documents
@@ -57,8 +57,13 @@ def prepare() -> None:
             write_document(documents()[form], folder, Random(0), 0)
             path = folder / documents()[form].path
             words = [word.format(path=path, new=folder / "new") for word in line]
-            with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            with (
+                Path(os.devnull).open("w") as nowhere,
+                redirect_stdout(nowhere),
+                redirect_stderr(nowhere),
+            ):
                 _obey(Commands((tuple(words),)))
+    faulthandler.disable()  # the file that it has is closed
     assert "mlx.core" not in sys.modules
     assert len(list(Path("/proc/self/task").iterdir())) == 1
     gc.collect()
@@ -201,6 +206,8 @@ def judge(status: int | None, said: str, complained: str) -> tuple[str, str]:
     lines = complained.rstrip("\n").split("\n")
     if said != printable(said) or complained != printable(complained):
         return "wrong", f"raw escapes: {(said + complained)[-1000:]!r}"
+    if OUT_OF_MEMORY in complained:
+        return "deaths", complained[-1000:]
     if "Warning:" in complained:
         return "wrong", complained[-1000:]
     if code == 0:

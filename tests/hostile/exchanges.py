@@ -10,6 +10,7 @@ from contextlib import suppress
 from random import Random
 from urllib.parse import urlsplit
 
+from mlxlab.errors import OUT_OF_MEMORY
 from tests.hostile.cases.exchange import Exchange, Exchanges
 from tests.hostile.outcome import Outcome
 from tests.support.limited_server import LimitedServer
@@ -22,6 +23,8 @@ _CLIENTS = 12
 WALL_S = 60.0
 #: Seconds that an incomplete one is waited for.
 _INCOMPLETE_S = 0.3
+#: 529 says that the server has too much to do.
+_NEVER = {*range(500, 600)} - {529}
 #: What bodies are answered with.
 _OF_BODIES = {200, 400, 404, 529}
 _STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})")
@@ -102,7 +105,7 @@ def judge(
         codes.append(int(found[1]) if found else 0)
         if exchange.leaves is not None:
             return "left", ""
-        if codes[-1] >= 500 and codes[-1] != 529:
+        if OUT_OF_MEMORY.encode() in answer or codes[-1] in _NEVER:
             return "5xx", f"{answer[-500:]!r} to {exchange.pieces[0][:1500]!r}"
         if exchange.whole and not found:
             return "wrong", f"no answer to {exchange.pieces[0][:1500]!r}"

@@ -11,6 +11,7 @@ from random import Random
 
 import pytest
 
+from mlxlab.errors import OUT_OF_MEMORY
 from tests.hostile.cases.exchange import Exchange, posted
 from tests.hostile.cases.kinds import COMMANDS, EXCHANGES, counts
 from tests.hostile.commands import judge as judge_command
@@ -76,6 +77,7 @@ LINE = "mlxlab: a.jsonl: no trace; give one\n"
         (1 << 8, "", "Traceback (most recent call last):\n", "tracebacks"),
         (0, "", "Traceback (most recent call last):\n", "tracebacks"),
         (0, "\x1b[2J", "", "wrong"),
+        (2 << 8, "", f"mlxlab: {OUT_OF_MEMORY}\n", "deaths"),
         (2 << 8, "", f"\x07{LINE}", "wrong"),
         (0, "", "x.py:1: RuntimeWarning: overflow\n", "wrong"),
         (0, '{\n "a": NaN\n}\n', "", "wrong"),
@@ -109,6 +111,8 @@ def answer(status: int, body: str = '{"type":"message"}') -> bytes:
         ([answer(405), answer(405)], "wrong"),
         ([answer(500), answer(500)], "5xx"),
         ([answer(200), answer(503)], "5xx"),
+        ([answer(529), answer(529)], "refused"),
+        ([answer(529, OUT_OF_MEMORY), answer(200)], "5xx"),
         ([b"", answer(200)], "wrong"),
         ([answer(200), None], "hangs"),
     ],

@@ -11,7 +11,10 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from tests.hostile.test_json import SCHEMAS
 from tests.support.endpoint import Client, ask, error_of
 from tests.support.limited_server import LimitedServer, limited_server
 
@@ -254,6 +257,54 @@ def test_what_is_within_the_limits_is_answered(
     fields: dict[str, Any] = json.loads(body) | {"stop_sequences": ["e", "a", " "]}
     answer = send(client, path, json.dumps(fields).encode())
     assert answer.status_code == 200, answer.text[:300]
+
+
+_KEYWORDS = st.sampled_from(
+    [
+        *("type", "properties", "items", "pattern", "enum", "const", "$ref", "allOf"),
+        *(
+            "anyOf",
+            "oneOf",
+            "not",
+            "if",
+            "format",
+            "minLength",
+            "multipleOf",
+            "minimum",
+        ),
+        *("required", "additionalProperties", "prefixItems", "$defs", "a"),
+    ]
+)
+_JSON = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-(2**70), 2**70),
+        st.floats(allow_nan=False),
+        st.text(max_size=8),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4), st.dictionaries(_KEYWORDS, inner, max_size=4)
+    ),
+    max_leaves=10,
+)
+_OBJECTS = st.dictionaries(_KEYWORDS, _JSON, max_size=4)
+
+
+@pytest.mark.slow
+@settings(max_examples=300, suppress_health_check=list(HealthCheck))
+@given(st.one_of(_JSON, st.builds(lambda good, odd: good | odd, SCHEMAS, _OBJECTS)))
+def test_any_schema_is_refused_or_answered(
+    server: LimitedServer, schema: dict[str, Any]
+) -> None:
+    body = held(schema)
+    headers = {"content-type": "application/json"}
+    with Client(server.url) as client:
+        statuses = {
+            client.post(path, content=body, headers=headers).status_code
+            for path in PATHS
+        }
+    assert statuses in ({200}, {400})
 
 
 UPGRADE = (

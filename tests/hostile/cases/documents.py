@@ -145,7 +145,11 @@ def _logged() -> list[Any]:
         "body": _request(1),
     }
     events = b"".join(frames(_ANSWER)).decode()
-    answers = [{"body_raw": events}, {"body": _ANSWER}, {"body_raw": "no"}]
+    answers: list[dict[str, Any]] = [
+        {"body_raw": events},
+        {"body": _ANSWER},
+        {"body_raw": "no"},
+    ]
     rest = {"timestamp": T + 1, "status_code": 200, "headers": {}}
     return [{"request": asked, "response": rest | answer} for answer in answers]
 

@@ -97,5 +97,5 @@ def mix_folder(chance: Random, folder: Path) -> Commands:
     found = sorted(path.name for path in inner.iterdir())
     given = ["mix", *(f"mix/{name}" for name in found)]
     words = chance.choice(_COMMANDS).split()
-    path = chance.choice(("mix", chance.choice(given)))
-    return Commands((tuple(word.format(path) for word in words),))
+    named = chance.choice(("mix", chance.choice(given)))
+    return Commands((tuple(word.format(named) for word in words),))

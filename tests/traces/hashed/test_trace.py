@@ -169,7 +169,7 @@ def test_a_trace_without_requests_is_refused(data: bytes, tmp_path: Path) -> Non
     path.write_bytes(data)
     for use in (misses, partial(sweep, scheduler="here"), tune):
         with pytest.raises(TraceError, match=r"a\.json: no request"):
-            use(path, progress=False)  # type: ignore[operator]
+            use(path, progress=False)
 
 
 def test_a_name_need_not_be_unicode(tmp_path: Path) -> None:

@@ -274,14 +274,13 @@ def test_a_fork_gets_a_process_of_its_own() -> None:
     assert first != second
 
 
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
 def test_the_process_holds_no_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLXLAB_TOKEN", "not for a template")
     process = TemplateProcess()
-    process.start()
-    assert process._process is not None
-    held = Path(f"/proc/{process._process.pid}/environ")
-    if not held.exists():
-        pytest.skip("no /proc here")
-    assert b"PATH=" in held.read_bytes()
-    assert b"MLXLAB_TOKEN" not in held.read_bytes()
+    render(process, HELLO)
+    assert process._process
+    held = Path(f"/proc/{process._process.pid}/environ").read_bytes()
     process.stop()
+    assert b"PATH=" in held
+    assert b"MLXLAB_TOKEN" not in held

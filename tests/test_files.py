@@ -226,6 +226,8 @@ def test_a_replaced_file_keeps_its_owner(path: Path) -> None:
         pytest.skip("only root may give files away")
     path.write_bytes(BEFORE)
     os.chown(path, 1234, 1235)
+    if not os.access(path, os.W_OK):
+        pytest.skip("root may not write everything here")
     write_json({}, path)
     assert (path.stat().st_uid, path.stat().st_gid) == (1234, 1235)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import sys
+from contextlib import suppress
 
 import typer
 
@@ -30,7 +31,8 @@ def main() -> None:
     """
     # Where the system has no memory, mlx ends the process; this says in which call.
     if sys.stderr and not faulthandler.is_enabled():
-        faulthandler.enable(all_threads=False)
+        with suppress(OSError):  # a stream without a file takes none
+            faulthandler.enable(all_threads=False)
     with interruptible():
         code = _run()
     sys.exit(code)

@@ -25,6 +25,7 @@ from mlxlab.cli.options import (
     Strategies,
     Text,
     Traces,
+    check_file,
     find_folder,
     given,
     known_costs,
@@ -206,7 +207,11 @@ def report(
     traces: Traces = None,
     out: Annotated[
         Path,
-        typer.Option(metavar="FILE", help="Write the page to this HTML file."),
+        typer.Option(
+            metavar="FILE",
+            callback=check_file,
+            help="Write the page to this HTML file.",
+        ),
     ] = Path("report.html"),
     model: Model = None,
     strategies: Strategies = None,

@@ -43,6 +43,8 @@ __all__ = [
     "Strategies",
     "Text",
     "Traces",
+    "check_file",
+    "check_folder",
     "find_folder",
     "given",
     "known_costs",
@@ -136,10 +138,23 @@ Text: TypeAlias = Annotated[
 ]
 
 
-def _check_file(path: Path | None) -> Path | None:
-    """Refuse a file that cannot be written, before any work."""
+def check_file(option: typer.CallbackParam, path: Path | None) -> Path | None:
+    """Refuse a file that cannot be written, before any work.
+
+    Raises:
+        ConfigError: it is a folder, for example, or in one that is not this user's.
+    """
     if path and path != STDOUT and not is_writable(path):
-        raise ConfigError(f"--json {path}: give a file in a folder of yours")
+        name = option.opts[0]
+        raise ConfigError(f"{name} {path}: give a file in a folder of yours")
+    return path
+
+
+def check_folder(option: typer.CallbackParam, path: Path | None) -> Path | None:
+    """Refuse a folder in which no file can be written; see :func:`check_file`."""
+    if path and not is_writable(path / "any"):
+        name = option.opts[0]
+        raise ConfigError(f"{name} {path}: give a folder in a folder of yours")
     return path
 
 
@@ -152,18 +167,12 @@ def _check_layout(text: str | None) -> str | None:
     return text
 
 
-def _check_folder(path: Path | None) -> Path | None:
-    if path and not is_writable(path / "any.svg"):
-        raise ConfigError(f"--plots {path}: give a folder in a folder of yours")
-    return path
-
-
 Json: TypeAlias = Annotated[
     Path | None,
     typer.Option(
         "--json",
         metavar="FILE",
-        callback=_check_file,
+        callback=check_file,
         help="Write the result as JSON to this file; - prints it.",
     ),
 ]
@@ -181,7 +190,7 @@ Plots: TypeAlias = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER",
-        callback=_check_folder,
+        callback=check_folder,
         help="Write plots to this folder, as SVG files.",
     ),
 ]

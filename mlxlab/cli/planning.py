@@ -21,6 +21,7 @@ from mlxlab.cli.options import (
     Rules,
     Strategies,
     Traces,
+    check_folder,
     find_folder,
     given,
     known_costs,
@@ -118,7 +119,9 @@ def sweep(
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", help="Keep results in this folder; continue from them."
+            metavar="FOLDER",
+            callback=check_folder,
+            help="Keep results in this folder; continue from them.",
         ),
     ] = None,
     scheduler: Annotated[

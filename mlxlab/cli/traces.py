@@ -11,7 +11,7 @@ from typer.core import TyperCommand
 import mlxlab as ml
 from mlxlab.cli.app import SHARE, app, screen_of
 from mlxlab.cli.completion import complete_formats
-from mlxlab.cli.options import Json, Model, OneTrace, Rules, given
+from mlxlab.cli.options import Json, Model, OneTrace, Rules, check_file, given
 from mlxlab.cli.screen import Answer
 
 
@@ -70,7 +70,10 @@ def _print_url(url: str) -> None:
 def import_trace(
     context: typer.Context,
     out: Annotated[
-        Path, typer.Option(metavar="FILE", help="Write the trace to this file.")
+        Path,
+        typer.Option(
+            metavar="FILE", callback=check_file, help="Write the trace to this file."
+        ),
     ],
     path: Annotated[
         Path | None,
@@ -128,7 +131,11 @@ def anonymize(
     trace: OneTrace,
     out: Annotated[
         Path,
-        typer.Option(metavar="FILE", help="Write the anonymised trace to this file."),
+        typer.Option(
+            metavar="FILE",
+            callback=check_file,
+            help="Write the anonymised trace to this file.",
+        ),
     ],
     json: Json = None,
 ) -> Answer:
@@ -151,7 +158,9 @@ def export_trace(
     out: Annotated[
         Path,
         typer.Option(
-            metavar="FILE", help="Write the hashes to this file, .jsonl or .jsonl.gz."
+            metavar="FILE",
+            callback=check_file,
+            help="Write the hashes to this file, .jsonl or .jsonl.gz.",
         ),
     ],
     model: Model = None,

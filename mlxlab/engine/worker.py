@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from functools import partial
+from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 import mlx.core as mx
@@ -22,7 +23,7 @@ __all__ = ["Worker"]
 P = ParamSpec("P")
 T = TypeVar("T")
 _END = object()
-#: Seconds that the interpreter's exit waits for an idle worker to end.
+#: Seconds that the interpreter's exit and Ctrl-C wait for a worker to end.
 _EXIT_S = 1.0
 
 
@@ -45,8 +46,16 @@ class Worker:
     def __enter__(self) -> Worker:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is KeyboardInterrupt:
+            self._end(_EXIT_S)  # a call may take minutes
+        else:
+            self.close()
 
     @property
     def is_alive(self) -> bool:

@@ -11,6 +11,7 @@ import atexit
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 _PROGRAM = Path(__file__).with_name("template_program.py")
+_PASSED = re.compile("PATH|HOME|TMPDIR|TZ|LANG|(LC_|PYTHON|LD_|DYLD_).*")
 #: Seconds until a process that has closed its pipe is gone.
 _GONE_S = 5.0
 
@@ -126,7 +128,7 @@ class TemplateProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # threads take memory
+                env=_environment(),
                 start_new_session=True,  # Ctrl-C is for this process alone
             )
         return self._process
@@ -154,6 +156,12 @@ class TemplateProcess:
             if pipe is not None:
                 pipe.close()
         self._process = None
+
+
+def _environment() -> dict[str, str]:
+    """Return what Python needs; tokens are nothing for a stranger's program."""
+    kept = {k: v for k, v in os.environ.items() if _PASSED.fullmatch(k)}
+    return {**kept, "OPENBLAS_NUM_THREADS": "1"}  # threads take memory
 
 
 def _exchange(

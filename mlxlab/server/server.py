@@ -347,7 +347,7 @@ class Server:
         before, self._tee.writer = self._tee.writer, writer
         self._tee.failure = ""
         self.trace = writer.path if writer else None
-        if writer:
+        if writer and writer.path.is_file():  # a pipe is not read again
             note_latest(writer.path)
         if before:
             before.close()

@@ -115,3 +115,18 @@ def test_nothing_is_put_behind_the_end() -> None:
     assert running.result(20)
     closing.join(20)
     assert not closing.is_alive()
+
+
+def test_an_interrupt_does_not_wait_for_a_long_call() -> None:
+    done = threading.Event()
+
+    def interrupt() -> None:
+        with Worker() as worker:
+            worker.submit(done.wait, 60)
+            raise KeyboardInterrupt
+
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    assert time.monotonic() - begun < 30
+    done.set()

@@ -272,3 +272,16 @@ def test_a_fork_gets_a_process_of_its_own() -> None:
     first, text, second, last = run_parent("fork")
     assert (text, last) == ("user", "parent")
     assert first != second
+
+
+def test_the_process_holds_no_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLXLAB_TOKEN", "not for a template")
+    process = TemplateProcess()
+    process.start()
+    assert process._process is not None
+    held = Path(f"/proc/{process._process.pid}/environ")
+    if not held.exists():
+        pytest.skip("no /proc here")
+    assert b"PATH=" in held.read_bytes()
+    assert b"MLXLAB_TOKEN" not in held.read_bytes()
+    process.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import threading
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from mlxlab.errors import MlxlabError, ModelError, ServerError, TraceError
 from mlxlab.models import tiny
 from mlxlab.server.server import Options, Server, serve
 from mlxlab.traces import load_trace, read_trace
+from mlxlab.traces.recording.latest import find_latest
 from tests.support import wire
 from tests.support.endpoint import (
     TOKEN,
@@ -153,6 +155,30 @@ def test_a_recording_that_stops_is_in_the_status(
     assert client.ask(ask())["stop_reason"]
     server.record(None)
     assert len(read_trace(tmp_path / "second.jsonl").inference) == 1
+
+
+def test_a_recording_goes_into_a_pipe_until_its_reader_leaves(
+    tmp_path: Path, server: Server, client: Client
+) -> None:
+    os.mkfifo(pipe := tmp_path / "pipe")
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    before = latest_recording()
+    server.record(pipe)
+    assert latest_recording() == before
+    assert client.ask(ask())["stop_reason"]
+    kinds = [json.loads(line)["kind"] for line in os.read(reader, 2**20).splitlines()]
+    assert kinds == ["trace", "body", "request", "response"]
+    os.close(reader)
+    assert client.ask(ask())["stop_reason"]
+    assert "pipe: Broken pipe; 1 requests are in it" in repr(server.status())
+    server.record(None)
+
+
+def latest_recording() -> Path | None:
+    try:
+        return find_latest()
+    except TraceError:
+        return None
 
 
 def test_a_change_leaves_a_running_answer_alone(server: Server, client: Client) -> None:

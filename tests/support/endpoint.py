@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 import pytest
@@ -34,6 +34,13 @@ __all__ = [
 
 #: Patience with a busy machine; no step should take this long.
 PATIENCE_S = 60.0
+
+
+class Reachable(Protocol):
+    """A server of this process, or of another."""
+
+    @property
+    def url(self) -> str: ...
 
 
 class Client(httpx.Client):
@@ -114,7 +121,7 @@ def words(n: int, first: int = 0) -> str:
     return " ".join(f"w{i}" for i in range(first, first + n))
 
 
-def raw_request(server: Server, body: dict[str, Any]) -> socket.socket:
+def raw_request(server: Reachable, body: dict[str, Any]) -> socket.socket:
     """Send a request on a socket that the test may close at any time."""
     data = json.dumps(body).encode()
     host, _, port = server.url.removeprefix("http://").partition(":")

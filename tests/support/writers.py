@@ -236,13 +236,15 @@ def _record(folder: Path, start: int) -> Iterator[int]:
             id = writer.request(
                 t=1.0, method="POST", path="/v1/messages", headers={}, body=body
             )
-            writer.response(id, Response(2.0, number, 0.1, {"role": "assistant"}))
+            writer.response(
+                id, Response(float(number), 200, 0.1, {"role": "assistant"})
+            )
             yield number
 
 
 def _read_records(folder: Path) -> set[int]:
     return {
-        own.response.status
+        int(own.response.t)
         for path in folder.glob("[0-9]*.jsonl")
         if path.read_bytes().count(b"\n")  # else killed before anything was recorded
         for own in read_trace(path).exchanges

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from mlxlab.errors import UntrustedError
+from mlxlab.limits import LINE_BYTES
 
 __all__ = ["read_own", "require_own"]
 
@@ -61,7 +62,10 @@ def read_own(path: Path, *, secret: bool = False) -> bytes:
                 access = "read or write" if secret else "write"
                 raise _untrusted(path, f"others may {access} it")
             _require_way(path, _way(path.parent))
-            return file.read()
+            data = file.read(LINE_BYTES + 1)
+            if len(data) > LINE_BYTES:
+                raise _untrusted(path, f"it has more than {LINE_BYTES:,} bytes")
+            return data
     except UntrustedError:
         raise
     except OSError:

@@ -144,6 +144,12 @@ def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
         read_own(tmp_path / "pipe")
 
 
+def test_a_file_without_end_is_refused(file: Path) -> None:
+    os.truncate(file, 2**40)
+    with pytest.raises(UntrustedError, match="more than 100,000,000 bytes"):
+        read_own(file)
+
+
 def test_what_is_missing_is_missing(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     for check in (read_own, require_own):

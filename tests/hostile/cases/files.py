@@ -14,8 +14,8 @@ from tests.hostile.cases.faults import break_bytes, break_value, encoded
 
 __all__ = ["break_packed", "break_trace", "readers", "write_document"]
 
-#: Commands for a trace, and how often one is tried.
-_RECORDED = {
+#: Commands for a trace, and how often one is tried; those that take seconds seldom.
+_RECORDED: dict[tuple[str, ...], float] = {
     ("misses",): 4,
     ("misses", "--by-request", "--text", "full"): 3,
     ("misses", "--json", "-", "--strategy", "suffix"): 1,
@@ -26,8 +26,11 @@ _RECORDED = {
     ("export-trace", "--out", "hashes.jsonl.gz"): 2,
     ("anonymize", "--out", "other.jsonl"): 2,
     ("import-trace", "--out", "other.jsonl"): 1,
+    ("misses", "--plots", "plots"): 0.2,
+    ("report", "--strategies", "paged"): 0.2,
+    ("tune", "--trials", "1"): 0.2,
 }
-_HASHED = {
+_HASHED: dict[tuple[str, ...], float] = {
     ("misses",): 4,
     ("misses", "--by-request"): 2,
     ("misses", "--json", "-"): 1,
@@ -35,8 +38,10 @@ _HASHED = {
     ("sweep", "--scheduler", "here", "--strategies", "paged", "--users", "1,2"): 3,
     ("import-trace", "--out", "other.jsonl"): 1,
     ("compare", "--simulate"): 1,
+    ("misses", "--plots", "plots"): 0.2,
+    ("tune", "--trials", "1"): 0.2,
 }
-_FOREIGN = {
+_FOREIGN: dict[tuple[str, ...], float] = {
     (): 5,
     ("--since", "2025-10-09"): 1,
     ("--limit", "1"): 1,
@@ -108,13 +113,13 @@ def readers(document: Document, chance: Random) -> Commands:
 
 
 def _with(
-    path: str, commands: dict[tuple[str, ...], int], chance: Random
+    path: str, commands: dict[tuple[str, ...], float], chance: Random
 ) -> tuple[str, ...]:
     name, *options = _chosen(commands, chance)
     return (name, path, *options)
 
 
-def _chosen(commands: dict[tuple[str, ...], int], chance: Random) -> tuple[str, ...]:
+def _chosen(commands: dict[tuple[str, ...], float], chance: Random) -> tuple[str, ...]:
     (found,) = chance.choices(list(commands), list(commands.values()))
     return found
 

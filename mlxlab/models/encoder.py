@@ -148,7 +148,10 @@ class Encoder:
         # The pattern of a tokenizer may give up on a text, which is a panic.
         name = self._tokenizer.name_or_path
         with refusing(name, "its tokenizer cannot encode this text"):
-            return self._tokenizer(text, add_special_tokens=False, **options)
+            encoding: BatchEncoding = self._tokenizer(
+                text, add_special_tokens=False, **options
+            )
+        return encoding
 
 
 def _new_cache() -> LRUCache[str, Encoded]:

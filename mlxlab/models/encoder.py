@@ -148,10 +148,10 @@ class Encoder:
         # The pattern of a tokenizer may give up on a text, which is a panic.
         name = self._tokenizer.name_or_path
         with refusing(name, "its tokenizer cannot encode this text"):
-            found: BatchEncoding = self._tokenizer(
+            encoding: BatchEncoding = self._tokenizer(
                 text, add_special_tokens=False, **options
             )
-            return found
+        return encoding
 
 
 def _new_cache() -> LRUCache[str, Encoded]:

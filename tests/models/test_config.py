@@ -93,7 +93,8 @@ def test_a_tokenizer_may_give_up_on_a_text(tmp_path: Path) -> None:
     path = copy_tiny(tmp_path / "model")
     file = Path(path, "tokenizer.json")
     tokenizer = json.loads(file.read_text())
-    split: dict[str, Any] = {"type": "Split", "pattern": {"Regex": "(a+)+$|(.+)+x"}}
+    pattern = {"Regex": "(a+)+$|(.+)+x"}
+    split: dict[str, Any] = {"type": "Split", "pattern": pattern}
     split |= {"behavior": "Isolated", "invert": False}
     file.write_text(json.dumps(tokenizer | {"pre_tokenizer": split}))
     renderer = Renderer(find_model(path))

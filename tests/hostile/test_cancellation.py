@@ -67,7 +67,7 @@ def is_idle(server: LimitedServer) -> bool:
 @pytest.mark.parametrize(
     ("strategy", "clients", "each"),
     [
-        ("paged:capacity=8MiB", 32, 6),
+        ("paged:capacity=8MiB", 16, 4),
         *(
             pytest.param(strategy, clients, 40, marks=pytest.mark.slow)
             for strategy in ("paged:capacity=8MiB", "block-hash", "segmented", "prefix")

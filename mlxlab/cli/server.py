@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from mlxlab.cli.activity import shown_requests
 from mlxlab.cli.app import SERVE, app
 from mlxlab.cli.completion import complete_strategies, complete_traces
 from mlxlab.cli.options import Chunk, Model, Rules, given, size_option
@@ -155,7 +156,8 @@ def serve(
             ranks=ranks,
         ) as server:
             shown = [*server.notices, *environment_lines(server.endpoint)]
-            wait_for_signal(lambda: _print_server(repr(server), server.url, shown))
+            with shown_requests(server.events):
+                wait_for_signal(lambda: _print_server(repr(server), server.url, shown))
 
 
 @app.command(

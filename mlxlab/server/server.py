@@ -24,6 +24,7 @@ from mlxlab.server.aliases import Aliases
 from mlxlab.server.app import create_app
 from mlxlab.server.auth import Authentication, name_of
 from mlxlab.server.credentials import check_token, is_short
+from mlxlab.server.event_log import EventLog
 from mlxlab.server.metrics import Served
 from mlxlab.server.model_pool import ModelPool, default_budget
 from mlxlab.server.notices import list_notices
@@ -232,6 +233,11 @@ class Server:
         return self._http.is_alive and self._worker.is_alive
 
     @property
+    def events(self) -> EventLog:
+        """What happens to the requests, as it happens."""
+        return self._service.events
+
+    @property
     def endpoint(self) -> Endpoint:
         """The endpoint as launchers see it.
 
@@ -310,7 +316,7 @@ class Server:
         Raises:
             MlxlabError: the file cannot be written.
         """
-        write_json(make_timeline(self._service.events.since()), path)
+        write_json(make_timeline(self.events.since()), path)
 
     def warm_up(self, trace: str | Path | Trace) -> None:
         """Compute what the sessions of a trace begin with, while nothing is asked.

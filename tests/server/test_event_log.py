@@ -60,7 +60,7 @@ def test_who_asks_is_what_the_client_says(
 
 
 def of(server: Server, request: int) -> list[Event]:
-    return [e for e in server._service.events.since() if e.request == request]
+    return [e for e in server.events.since() if e.request == request]
 
 
 def test_a_request_passes_all_stages_in_order() -> None:

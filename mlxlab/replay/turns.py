@@ -147,9 +147,10 @@ class Schedule:
     def __init__(
         self, traces: Sequence[Sequence[Turn]], users: int, think_times: float = 1.0
     ) -> None:
-        self.users = users
         self.think_times = think_times
-        self._waiting = iter([turns for turns in traces if turns])
+        own = [turns for turns in traces if turns]
+        self._first = min(users, len(own))
+        self._waiting = iter(own)
         self._due: list[tuple[float, int]] = []
         self._missing: dict[int, int] = {}  # answers that a request still waits for
         self._followers: dict[int, list[Turn]] = defaultdict(list)
@@ -162,7 +163,7 @@ class Schedule:
 
     def start(self, now: float) -> None:
         """Let each user take its first trace."""
-        for _ in range(self.users):
+        for _ in range(self._first):
             self._begin(now)
 
     def take(self, now: float) -> Iterator[tuple[float, int]]:

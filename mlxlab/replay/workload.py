@@ -229,7 +229,7 @@ class Workload:
                     heapq.heappush(running, entry)
                     return
 
-        for _ in range(self.users):
+        for _ in range(min(self.users, len(self.sources))):
             begin(0.0)
         while running:
             now, turn, start, request, requests = heapq.heappop(running)

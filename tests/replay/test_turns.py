@@ -150,6 +150,11 @@ def test_each_user_takes_the_next_trace_when_its_own_has_ended() -> None:
     assert replay(Schedule(turns, 9), 10) == [(0, 0), (0, 2), (0, 3), (12, 1), (12, 4)]
 
 
+def test_users_beyond_the_traces_cost_nothing() -> None:
+    turns = list_turns([trace(*TWO)])
+    assert replay(Schedule(turns, 10**12), 10) == replay(Schedule(turns, 1), 10)
+
+
 def test_think_times_can_be_shortened() -> None:
     turns = list_turns([trace(*TWO)])
     assert replay(Schedule(turns, 1, 0.0), 10) == [(0, 0), (10, 1)]

@@ -64,6 +64,7 @@ def test_users_take_traces_at_the_same_time() -> None:
     # c begins when b ends, at second 1, and goes on at 3 and 5.
     assert order(2, *sources) == "a0 b0 b1 c0 a1 c1 c2 a2"
     assert order(9, *sources) == "a0 b0 c0 b1 c1 a1 c2 a2"
+    assert order(10**12, *sources) == order(9, *sources)
 
 
 def test_no_more_traces_are_open_than_there_are_users() -> None:

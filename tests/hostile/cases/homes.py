@@ -99,10 +99,10 @@ def _put(chance: Random, home: Path) -> None:
         if chance.random() < 0.4:
             chance.choice(ODD)(path)
             return
+        lines = [value]
+        break_value(lines, chance)
+        data = encoded(lines[0] if lines else chance.choice(NASTY))
+        path.write_bytes(break_bytes(data, chance) if chance.random() < 0.3 else data)
+        path.chmod(chance.choice((0o600, 0o600, 0o600, 0o644, 0o666, 0)))
     except OSError:
         return  # something odd is in the way
-    lines = [value]
-    break_value(lines, chance)
-    data = encoded(lines[0] if lines else chance.choice(NASTY))
-    path.write_bytes(break_bytes(data, chance) if chance.random() < 0.3 else data)
-    path.chmod(chance.choice((0o600, 0o600, 0o600, 0o644, 0o666, 0)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import subprocess
 import sys
@@ -27,12 +29,14 @@ _PATIENCE = 1500
 _PROGRAM = """
 import resource, sys
 from mlxlab.server.server import Options, serve
-from tests.support.limited_server import state_of
+from tests.support.limited_server import give_back, state_of
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)
 with serve(strategy=sys.argv[3], options=Options(token=sys.argv[2])) as server:
     print(server.url, flush=True)
     for line in sys.stdin:
-        print(state_of(server), flush=True)
+        state = state_of(server)
+        give_back(server)
+        print(state, flush=True)
 """
 
 
@@ -55,6 +59,15 @@ def state_of(server: Server) -> str:
             if engine.users or engine.store.nbytes != engine.strategy.stored_bytes:
                 return f"{engine.strategy.name}: {engine.users} users; other bytes"
     return "idle"
+
+
+def give_back(server: Server) -> None:
+    """Give the system what allocators keep for later, so that leaks can be seen."""
+    import mlx.core as mx
+
+    gc.collect()
+    server._worker.call(mx.clear_cache)
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 class LimitedServer:

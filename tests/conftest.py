@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,3 +49,17 @@ def client() -> Path:
         return install()
     except (OSError, subprocess.SubprocessError) as error:
         pytest.skip(f"npm cannot install Claude Code: {error}")
+
+
+@pytest.fixture
+def half_a_minute() -> Iterator[None]:
+    """End a test that waits for a pipe, or reads a device, for ever."""
+
+    def stop(number: int, frame: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(30)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-import signal
 import socket
 import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from select import select
@@ -37,6 +36,7 @@ from mlxlab.traces.recording.recorder import recording
 from mlxlab.traces.writer import TraceWriter
 from mlxlab.unfinished import scratch_folder
 from tests.support.exchanges import small_trace
+from tests.support.odd_files import make_socket
 
 
 def _hashed(path: Path) -> None:
@@ -63,18 +63,7 @@ every_writer = pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
 BEFORE = b"what was there before\n"
 
 
-@pytest.fixture(autouse=True)
-def hang() -> Iterator[None]:
-    """End a test that waits for ever."""
-
-    def stop(number: int, frame: object) -> None:
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(30)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+pytestmark = pytest.mark.usefixtures("half_a_minute")
 
 
 @pytest.fixture
@@ -246,14 +235,6 @@ def _circle(path: Path) -> None:
     path.symlink_to(path.name)
 
 
-def _socket(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as own:
-        here = Path.cwd()
-        os.chdir(path.parent)  # names of sockets are short
-        own.bind(path.name)
-        os.chdir(here)
-
-
 def _below_a_file(path: Path) -> None:
     path.parent.rmdir()
     path.parent.write_bytes(BEFORE)
@@ -261,7 +242,7 @@ def _below_a_file(path: Path) -> None:
 
 ODD: dict[str, Callable[[Path], None]] = {
     "folder": Path.mkdir,
-    "socket": _socket,
+    "socket": make_socket,
     "circle": _circle,
     "below a file": _below_a_file,
 }

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 
@@ -20,6 +16,7 @@ import pytest
 from mlxlab.files import read_json
 from mlxlab.traces import Trace, read_trace
 from mlxlab.traces.hashed.file import HashedFile
+from tests.support.commands import started
 from tests.support.endpoint import PATIENCE_S, TOKEN, ask
 
 #: Commands, and the file or folder that each writes.
@@ -34,44 +31,17 @@ COMMANDS = {
 _PROGRAM = "from mlxlab.cli import main; print('up', flush=True); main()"
 
 
-@contextmanager
-def started(line: str, home: Path) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM, *line.split()],
-        cwd=home,
-        env={
-            **os.environ,
-            "HOME": str(home),
-            "XDG_CACHE_HOME": str(home / "cache"),
-            "MLXLAB_TOKEN": TOKEN,
-            "PYTHONPATH": os.pathsep.join(sys.path),
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    try:
-        assert process.stdout.readline() == "up\n"
-        yield process
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
 def run(line: str, home: Path) -> float:
     """Run a command to its end; return the seconds that it took."""
     begun = time.monotonic()
-    with started(line, home) as process:
+    with started(_PROGRAM, line, home) as process:
         errors = process.communicate(timeout=PATIENCE_S)[1]
     assert process.returncode == 0, errors
     return time.monotonic() - begun
 
 
 def kill(line: str, home: Path, seconds: float) -> None:
-    with started(line, home) as process, suppress(subprocess.TimeoutExpired):
+    with started(_PROGRAM, line, home) as process, suppress(subprocess.TimeoutExpired):
         process.wait(seconds)
 
 
@@ -149,7 +119,7 @@ def test_a_server_that_records_may_be_killed(tmp_path: Path) -> None:
     drawn = random.Random(15)
     for number in range(6):
         path, answered = tmp_path / f"{number}.jsonl", list[str]()
-        with started(f"serve --port 0 --record {path}", tmp_path) as process:
+        with started(_PROGRAM, f"serve --port 0 --record {path}", tmp_path) as process:
             assert process.stdout is not None
             url = process.stdout.readline().split()[-1]
             threads = [Thread(target=_ask, args=(url, i, answered)) for i in range(6)]

@@ -7,7 +7,6 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from threading import Thread
 import httpx
 import pytest
 
+from tests.support.commands import started as started_program
 from tests.support.endpoint import PATIENCE_S, TOKEN, ask, words
 
 #: The line comes after the imports of Python itself, which nobody can shield. A shell
@@ -62,30 +62,8 @@ def started(
 ) -> Iterator[subprocess.Popen[str]]:
     """Run a command in a group of its own, as a terminal does."""
     home.mkdir()
-    process = subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM.format(at_first), *line.split()],
-        cwd=home,
-        env={
-            **os.environ,
-            "HOME": str(home),
-            "XDG_CACHE_HOME": str(home / "cache"),
-            "MLXLAB_TOKEN": TOKEN,
-            "PYTHONPATH": os.pathsep.join(sys.path),
-        },
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    try:
-        assert process.stdout.readline() == "up\n"
+    with started_program(_PROGRAM.format(at_first), line, home) as process:
         yield process
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
 
 
 def interrupt(process: subprocess.Popen[str], pauses: Sequence[float] = ()) -> Ended:

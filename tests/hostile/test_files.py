@@ -6,9 +6,7 @@ import gzip
 import json
 import os
 import shutil
-import signal
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,33 +19,14 @@ from mlxlab.traces.hashed.trace import HashedTrace
 from mlxlab.traces.importers import import_trace
 from mlxlab.traces.open import open_traces, read_trace
 from mlxlab.traces.recording.script import read_script
+from tests.support.odd_files import make_socket
 
-
-@pytest.fixture(autouse=True)
-def hang() -> Iterator[None]:
-    """End a test that waits for a pipe or reads a device for ever."""
-
-    def stop(number: int, frame: object) -> None:
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(30)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
-
-
-def _socket(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as own:
-        here = Path.cwd()
-        os.chdir(path.parent)  # names of sockets are short
-        own.bind(path.name)
-        os.chdir(here)
+pytestmark = pytest.mark.usefixtures("half_a_minute")
 
 
 KINDS: dict[str, Callable[[Path], None]] = {
     "pipe": os.mkfifo,
-    "socket": _socket,
+    "socket": make_socket,
     "device": lambda path: path.symlink_to("/dev/zero"),
     "folder": Path.mkdir,
 }

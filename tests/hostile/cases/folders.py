@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -11,20 +10,13 @@ from random import Random
 from tests.hostile.cases.command import Commands
 from tests.hostile.cases.documents import documents
 from tests.hostile.cases.files import write_document
+from tests.support.odd_files import make_socket
 
 __all__ = ["ODD", "mix_folder"]
 
 
 def _loop(path: Path) -> None:
     path.symlink_to(path.name)
-
-
-def _socket(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as own:
-        here = Path.cwd()
-        os.chdir(path.parent)  # names of sockets are short
-        own.bind(path.name)
-        os.chdir(here)
 
 
 def _sparse(path: Path) -> None:
@@ -46,7 +38,7 @@ def _shut(path: Path) -> None:
 #: What a path may be, other than a file of the format that is expected there.
 ODD: tuple[Callable[[Path], object], ...] = (
     os.mkfifo,
-    _socket,
+    make_socket,
     _loop,
     _sparse,
     _nest,

@@ -42,7 +42,7 @@ def weka_session() -> dict[str, Any]:
 
 def write_weka(path: Path, session: Any = None) -> Path:
     data = json.dumps(weka_session() if session is None else session).encode()
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
     return path
 
 
@@ -66,5 +66,5 @@ def mooncake_lines() -> list[dict[str, Any]]:
 def write_mooncake(path: Path, lines: list[dict[str, Any]] | None = None) -> Path:
     lines = mooncake_lines() if lines is None else lines
     data = "".join(json.dumps(line) + "\n" for line in lines).encode()
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
     return path

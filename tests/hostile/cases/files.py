@@ -129,7 +129,7 @@ def _encoded(lines: list[object]) -> bytes:
 
 
 def _packed(data: bytes, chance: Random) -> bytes:
-    packed = gzip.compress(data, 1)
+    packed = gzip.compress(data, 1, mtime=0)
     match chance.randrange(10):
         case 0:
             return packed[: chance.randrange(len(packed))]
@@ -140,12 +140,14 @@ def _packed(data: bytes, chance: Random) -> bytes:
         case 3:
             return packed + chance.randbytes(20)
         case 4:
-            return gzip.compress(packed)
+            return gzip.compress(packed, mtime=0)
         case 5:
             return zlib.compress(data)
         case 6:
             filler = chance.choice((b" ", b"[", b"0", b'"'))
-            return gzip.compress(data + filler * (chance.randrange(1, 30) << 20), 1)
+            return gzip.compress(
+                data + filler * (chance.randrange(1, 30) << 20), 1, mtime=0
+            )
         case 7:
             return data
         case _:

@@ -9,8 +9,9 @@ import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import pandas as pd
 
@@ -25,6 +26,10 @@ from mlxlab.server.app import create_app
 from mlxlab.server.auth import Authentication, name_of
 from mlxlab.server.credentials import check_token, is_short
 from mlxlab.server.event_log import EventLog
+from mlxlab.server.live.description import Description
+from mlxlab.server.live.page import page_routes
+from mlxlab.server.live.selection import Selection
+from mlxlab.server.live.view import View
 from mlxlab.server.metrics import Served
 from mlxlab.server.model_pool import ModelPool, default_budget
 from mlxlab.server.notices import list_notices
@@ -179,6 +184,7 @@ class Server:
     Attributes:
         token: the token that clients send.
         trace: the recorded trace, None without a recording.
+        view: what users see of it while it runs.
     """
 
     def __init__(
@@ -212,10 +218,15 @@ class Server:
             executor=executor,
             script=script,
         )
-        self._tee = Tee(create_app(self._service, answer_s=options.answer_s))
+        self._changing = Lock()
+        self._selected: frozenset[int] = frozenset()
+        self.view = View(self._service.events, Description(self))
+        app = create_app(self._service, answer_s=options.answer_s)
+        app.include_router(page_routes(self))
+        self._tee = Tee(app)
         guard = Guard(self._tee, [options.host])
-        app = Authentication(guard, [self.token], options.host)
-        self._http = BackgroundServer(app, options.host, options.port)
+        protected = Authentication(guard, [self.token], options.host)
+        self._http = BackgroundServer(protected, options.host, options.port)
 
     @property
     def url(self) -> str:
@@ -283,9 +294,12 @@ class Server:
         Raises:
             MlxlabError: an unknown model, strategy or rule; then nothing changes.
         """
-        changed = self.aliases.with_default(model=model, strategy=strategy, rules=rules)
-        self._service.configure(changed.with_disk(self._disk))
-        self._publish()
+        with self._changing:
+            changed = self.aliases.with_default(
+                model=model, strategy=strategy, rules=rules
+            )
+            self._service.configure(changed.with_disk(self._disk))
+            self._publish()
         return self
 
     def status(self) -> Status:
@@ -305,6 +319,26 @@ class Server:
             str(self._warm_up or ""),
             self._tee.failure,
         )
+
+    def meters(self) -> dict[str, Any]:
+        """Return what is in use, for the live view: JSON values by name."""
+        memory, writer = self._service.pool.memory, self._tee.writer
+        failure = self._tee.failure
+        recording = writer and {"file": str(writer.path), "requests": writer.requests}
+        return {
+            "memory": [memory.peak, memory.budget],
+            "recording": {"failure": failure} if failure else recording,
+            "note": str(self._warm_up or ""),
+        }
+
+    def select(self, requests: Iterable[int]) -> None:
+        """Choose the requests of :attr:`selected` by their numbers."""
+        self._selected = frozenset(requests)
+
+    @property
+    def selected(self) -> Selection:
+        """The requests that were chosen in the live view."""
+        return Selection(self.requests[lambda rows: rows.request.isin(self._selected)])
 
     def timeline(self, path: str | Path) -> None:
         """Write what the latest requests did, and when, for Perfetto.

@@ -31,7 +31,9 @@ class Stage(StrEnum):
     PLANNED = "planned"
     PROGRESS = "progress"
     FIRST_TOKEN = "first token"
+    EVICTED = "evicted"
     ENDED = "ended"
+    EXPLAINED = "explained"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import atexit
 import html
 import logging
 import secrets
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ from mlxlab.server.event_log import EventLog
 from mlxlab.server.live.description import Description
 from mlxlab.server.live.page import page_routes
 from mlxlab.server.live.selection import Selection
+from mlxlab.server.live.text import list_rows
 from mlxlab.server.live.view import View
 from mlxlab.server.metrics import Served
 from mlxlab.server.model_pool import ModelPool, default_budget
@@ -46,12 +48,13 @@ from mlxlab.web.guard import Guard
 
 if TYPE_CHECKING:
     from mlxlab.analysis.plots.picture import Picture
+    from mlxlab.server.live.panel import Panel
 
 __all__ = ["Options", "Server", "Status", "serve"]
 
 log = logging.getLogger(__name__)
 
-#: Most rows and columns of a status.
+#: Most rows that are shown, and columns of a status.
 _SHOWN = 20
 _GIB = 2**30
 _COLUMNS = [
@@ -220,6 +223,7 @@ class Server:
         )
         self._changing = Lock()
         self._selected: frozenset[int] = frozenset()
+        self._panel: Panel | None = None
         self.view = View(self._service.events, Description(self))
         app = create_app(self._service, answer_s=options.answer_s)
         app.include_router(page_routes(self))
@@ -440,9 +444,28 @@ class Server:
         state = "" if self.is_running else ", stopped"
         return f"Server({alias.model}, {alias.strategy}{state})"
 
+    def _ipython_display_(self) -> None:
+        """Show the live panel in a notebook.
+
+        Raises:
+            NotImplementedError: IPython then shows the text or the HTML instead.
+        """
+        from IPython.core.getipython import get_ipython
+
+        if not hasattr(get_ipython(), "kernel"):
+            raise NotImplementedError
+        if self._panel is None:
+            try:
+                from mlxlab.server.live.panel import Panel
+            except ModuleNotFoundError:
+                raise NotImplementedError from None
+            self._panel = Panel(self)
+        self._panel.show()
+
     def _repr_html_(self) -> str:
+        requests = list_rows(self.view.rows()[-_SHOWN:], time.time())
         if not self.is_running:
-            return f"<code>{html.escape(repr(self))}</code>"
+            return f"<code>{html.escape(repr(self))}</code>" + requests
         alias = self.aliases.default
         facts: dict[str, object] = {
             "URL": self.url,
@@ -463,6 +486,7 @@ class Server:
                 "environment and <code>ANTHROPIC_AUTH_TOKEN</code>",
                 environment_lines(self.endpoint, token=False),
             )
+            + requests
         )
 
     def _publish(self) -> None:

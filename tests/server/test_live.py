@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mlxlab.server.event_log import Asker, EventLog, Stage
-from mlxlab.server.live.rows import reduce_spans
+from mlxlab.server.live.pieces import Fill, Piece, Span, make_pieces, reduce_spans
 from mlxlab.server.live.view import View
 from mlxlab.server.metrics import Served
 
@@ -67,7 +67,10 @@ def test_a_snapshot_and_then_only_what_has_changed() -> None:
     assert whole["server"]["rules"]
     [row] = whole["rows"]
     assert row["request"] == first
-    assert row["spans"] == [("system", 100, 90)]
+    assert row["pieces"] == [
+        {"fill": "reused", "tokens": 90, "label": "system"},
+        {"fill": "computed", "tokens": 10, "label": ""},
+    ]
     assert row["queue_s"] == 0.1
     assert "cause" not in row  # what is not known is not there
 
@@ -203,13 +206,27 @@ def test_requests_whose_end_was_missed_do_not_stay_open() -> None:
 
 @pytest.mark.parametrize("count", [1, 150, 9999])
 def test_short_spans_are_joined_and_nothing_is_lost(count: int) -> None:
-    spans = [["system", 5000, 5000]]
-    spans += [["user", 3, 1] for _ in range(count)]
-    spans += [["tool-result", 7, 0], ["assistant", 4000, 0]]
-    reduced = reduce_spans(spans)
+    spans = [Span("system", 5000, 5000)]
+    spans += [Span("user", 3, 1) for _ in range(count)]
+    spans += [Span("tool-result", 7, 0), Span("assistant", 4000, 0)]
+    reduced = reduce_spans((s.kind, s.tokens, s.reused) for s in spans)
     assert len(reduced) <= 201
-    assert reduced[0] == ("system", 5000, 5000)
-    for position in (1, 2):
-        assert sum(s[position] for s in reduced) == sum(int(s[position]) for s in spans)
-    assert reduce_spans(reduced) == reduced
-    assert reduce_spans([]) == []
+    assert reduced[0] == spans[0]
+    assert sum(s.tokens for s in reduced) == sum(s.tokens for s in spans)
+    assert sum(s.reused for s in reduced) == sum(s.reused for s in spans)
+    assert reduce_spans([]) == ()
+
+
+def test_a_prompt_is_cut_where_its_fill_changes() -> None:
+    spans = [Span("system", 60, 60), Span("tools", 30, 10), Span("odd", 10)]
+    for done, expected in (
+        (0, [(Fill.LEFT, 20, ""), (Fill.LEFT, 10, "")]),
+        (75, [(Fill.COMPUTED, 5, ""), (Fill.LEFT, 15, ""), (Fill.LEFT, 10, "")]),
+        (100, [(Fill.COMPUTED, 20, ""), (Fill.COMPUTED, 10, "")]),
+    ):
+        reused = [(Fill.REUSED, 60, "system"), (Fill.REUSED, 10, "tools")]
+        for is_broken in (False, True):
+            mark = [(Fill.BREAK, 0, "")] if is_broken else []
+            assert make_pieces(spans, done, is_broken=is_broken) == [
+                Piece(*piece) for piece in (*reused, *mark, *expected)
+            ]

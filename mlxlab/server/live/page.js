@@ -31,7 +31,7 @@ async function change(wanted) {
   try {
     const sent = { method: "POST", headers: headers(), body: JSON.stringify(wanted) };
     const answer = await fetch("/change", sent);
-    if (!answer.ok) panel.receive({ error: await messageOf(answer) });
+    panel.receive(answer.ok ? { done: true } : { error: await messageOf(answer) });
   } catch {
     panel.receive({ error: "the server does not answer" });
   }

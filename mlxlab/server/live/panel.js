@@ -7,10 +7,6 @@ const TICK_MS = 250;
 const SPOKEN_MS = 5000; // between two totals that a screen reader hears
 const LETTER = 6; // pixels of a letter in a strip, about
 const [MIB, GIB] = [2 ** 20, 2 ** 30];
-const KINDS = {
-  "attribution": "header", "system": "system", "tools": "tools", "inline-system": "env",
-  "user": "user", "tool-result": "result", "assistant": "answer", "answer": "answer",
-};
 const PARTS = ["queue", "restore", "prefill", "decode"];
 
 const count = (n) => n.toLocaleString("en-US");
@@ -40,55 +36,28 @@ function put(element, ...children) {
   element.replaceChildren(...children.filter(Boolean));
 }
 
-// -- A row's strip: reused tokens, computed ones, those still to compute ---------------
-
-function spansOf(row) {
-  if (row.spans) return row.spans;
-  return known(row.prompt_tokens) ? [["", row.prompt_tokens, row.reused_tokens ?? 0]] : [];
-}
+// -- A row's strip: reused tokens, computed ones, those left to compute ----------------
 
 // `scale`: pixels a token.
 function strip(row, scale) {
-  const spans = spansOf(row);
-  const piece = (kind, tokens, label) => drawPiece(kind, tokens, label, scale);
-  const isPlanned = known(row.reused_tokens);
-  const isOver = row.stage === "ended" || row.stage === "first token";
-  const done = isOver ? row.prompt_tokens : (row.done_tokens ?? row.reused_tokens ?? 0);
-  const pieces = [];
-  let start = 0;
-  let isBroken = !(row.lost_tokens > 0);
-  for (const [kind, tokens, reused] of spans) {
-    const label = KINDS[kind] ?? "";
-    const computed = Math.min(Math.max(done - start - reused, 0), tokens - reused);
-    const left = tokens - reused - computed;
-    if (!isBroken && reused < tokens) {
-      isBroken = true;
-      if (reused) pieces.push(piece("reused", reused, label));
-      pieces.push(h("i", { class: "break", title: row.cause ?? "" }, "▼"));
-    } else if (reused) pieces.push(piece("reused", reused, label));
-    if (computed) pieces.push(piece("computed", computed, reused ? "" : label));
-    if (left) pieces.push(piece(isPlanned ? "left" : "waiting", left, reused || computed ? "" : label));
-    start += tokens;
-  }
-  const bar = h("div", { class: "bar", role: "img", "aria-label": spoken(row) }, ...pieces);
+  const pieces = row.pieces ?? [];
+  const bar = h("div", { class: "bar", role: "img", "aria-label": spoken(row) });
+  bar.append(...pieces.map((piece) => drawPiece(piece, row, scale)));
   bar.style.width = `${(row.prompt_tokens ?? 0) * scale}px`;
   return bar;
 }
 
-function drawPiece(kind, tokens, label, scale) {
+function drawPiece({ fill, tokens, label }, row, scale) {
+  if (fill === "break") return h("i", { class: fill, title: row.cause }, "▼");
   const fits = tokens * scale > LETTER * (label.length + 1);
-  const title = `${label} ${count(tokens)} ${kind}`.trim();
-  const element = h("span", { class: kind, title }, fits && label);
+  const element = h("span", { class: fill, title: `${label} ${count(tokens)} ${fill}`.trim() }, fits && label);
   element.style.flexGrow = tokens;
   return element;
 }
 
-function spoken(row) {
-  const named = spansOf(row).map(([kind, tokens, reused]) => {
-    const name = KINDS[kind] ?? kind;
-    return `${name} ${count(tokens)} tokens, ${percent(reused, tokens)} reused`.trim();
-  });
-  return named.length > 6 ? `${count(row.prompt_tokens)} tokens in ${named.length} parts` : named.join("; ");
+function spoken({ pieces = [] }) {
+  const named = pieces.filter(({ tokens }) => tokens).map(({ fill, tokens, label }) => `${label} ${count(tokens)} ${fill}`.trim());
+  return named.slice(0, 8).join(", ");
 }
 
 // -- Rows ------------------------------------------------------------------------------
@@ -275,6 +244,7 @@ class Panel {
 
   receive(message) {
     if (message.error) return this.fail(message.error);
+    if (message.done) return this.head.removeAttribute("aria-busy");
     if (message.offline) return this.lose(message.offline);
     this.root.classList.remove("offline");
     const isAtEnd = this.list.scrollTop + this.list.clientHeight > this.list.scrollHeight - 40;
@@ -286,7 +256,6 @@ class Panel {
     }
     if (message.meters) this.drawRecording(message.meters);
     if (message.server) this.drawHead();
-    else if (message.meters) this.head.removeAttribute("aria-busy");
     this.take(message.rows, message.first);
     if (message.totals || message.meters) this.drawTotals();
     if (message.losses) this.drawLosses();
@@ -547,11 +516,17 @@ export function mount(root, send) {
 export default {
   render({ model, el }) {
     const panel = mount(el, (change) => model.send({ change }));
-    const receive = (message) => panel.receive(message);
+    // The same as HTML is kept in the notebook, and hidden while this is shown.
+    const hidden = h("style", {}, `[data-mlxlab="${model.get("place")}"] { display: none }`);
+    const receive = (message) => {
+      document.head.append(hidden);
+      panel.receive(message);
+    };
     model.on("msg:custom", receive);
     model.send({ watch: true });
     return () => {
       model.off("msg:custom", receive);
+      hidden.remove();
       panel.close();
     };
   },

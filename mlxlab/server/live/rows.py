@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from itertools import groupby
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 from mlxlab.server.event_log import Event, Stage
+from mlxlab.server.live.pieces import Piece, Span, make_pieces, reduce_spans
 
-__all__ = ["Row", "Span", "reduce_spans"]
+__all__ = ["Row"]
 
-Span: TypeAlias = tuple[str, int, int]
-"""Kind, tokens, and how many of them were reused; neighbours in a prompt."""
-
-#: A span is shown by itself if it takes this share of its prompt.
-_SHOWN_SHARE = 1 / 100
 #: Most characters of a fact that is text.
 _CHARACTERS = 2000
-#: Stages that say how far a request is; the others come behind its end.
-_STEPS = frozenset(Stage.__members__.values()) - {"evicted", "explained"}
+#: Stages that do not say how far a request is.
+_ASIDE = frozenset({Stage.EVICTED, Stage.EXPLAINED})
 
 
 @dataclass(slots=True)
@@ -58,7 +53,7 @@ class Row:
     done_tokens: int | None = None
     output_tokens: int | None = None
     behind: int | None = None
-    spans: Sequence[Span] = ()
+    spans: tuple[Span, ...] = ()
     ttft_s: float | None = None
     queue_s: float | None = None
     restore_s: float | None = None
@@ -82,7 +77,7 @@ class Row:
     def take(self, event: Event, version: int) -> None:
         """Add the facts of an event."""
         self.version = version
-        if event.stage in _STEPS and event.stage != self.stage:
+        if event.stage not in _ASIDE and event.stage != self.stage:
             self.stage, self.stage_t = str(event.stage), event.t
         for name in _FACTS & event.facts.keys():
             setattr(self, name, _bounded(event.facts[name]))
@@ -90,41 +85,24 @@ class Row:
             self.spans = reduce_spans(event.facts["spans"])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the known facts as JSON values."""
+        """Return the known facts as JSON values, with pieces in place of spans."""
         found = {name: getattr(self, name) for name in _SHOWN}
+        found["pieces"] = [asdict(piece) for piece in self.pieces()]
         return {name: value for name, value in found.items() if value not in _UNKNOWN}
 
+    def pieces(self) -> list[Piece]:
+        """Return the prompt from left to right."""
+        tokens = self.prompt_tokens or 0
+        spans = self.spans or (Span("", tokens, self.reused_tokens or 0),)
+        is_computed = self.stage in (Stage.FIRST_TOKEN, Stage.ENDED)
+        done = tokens if is_computed else self.done_tokens or 0
+        return make_pieces(spans, done, is_broken=bool(self.lost_tokens))
 
-_SHOWN = [f.name for f in fields(Row) if f.name != "version"]
-_FACTS = frozenset(_SHOWN) - {"request", "t", "stage", "stage_t", "spans"}
-_UNKNOWN: tuple[object, ...] = (None, "", (), {})
+
+_SHOWN = [f.name for f in fields(Row) if f.name not in ("version", "spans")]
+_FACTS = frozenset(_SHOWN) - {"request", "t", "stage", "stage_t"}
+_UNKNOWN: tuple[object, ...] = (None, "", [], {})
 
 
 def _bounded(value: Any) -> Any:
     return value[:_CHARACTERS] if isinstance(value, str) else value
-
-
-def reduce_spans(spans: Iterable[Sequence[Any]]) -> list[Span]:
-    """Join spans that are too short to be seen, in prompt order.
-
-    A run of short neighbours becomes one span, of the kind that has most of its tokens.
-
-    Args:
-        spans: kind, tokens and reused tokens of each.
-
-    Returns:
-        At most 201 spans with the same sums.
-    """
-    given: list[Span] = [(str(kind), int(n), int(hit)) for kind, n, hit in spans]
-    least = sum(n for _, n, _ in given) * _SHOWN_SHARE
-    reduced: list[Span] = []
-    for is_short, run in groupby(given, lambda span: span[1] < least):
-        reduced += _joined(list(run)) if is_short else run
-    return reduced
-
-
-def _joined(spans: Sequence[Span]) -> list[Span]:
-    if not spans:
-        return []
-    kind = max(spans, key=lambda span: span[1])[0]
-    return [(kind, sum(n for _, n, _ in spans), sum(hit for _, _, hit in spans))]

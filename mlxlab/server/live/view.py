@@ -123,7 +123,7 @@ class View:
             row.take(event, version)
         if event.stage is Stage.ENDED:
             self._count(event.facts)
-        elif event.stage == "explained":
+        elif event.stage is Stage.EXPLAINED:
             self._losses.add(event.facts, (row and row.reused_tokens) or 0)
         for oldest in list(islice(self._rows, max(len(self._rows) - self._kept, 0))):
             self._remove(oldest)

@@ -1,0 +1,87 @@
+"""Rows of the live view as text: for a terminal, and for a page without scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from html import escape
+
+from mlxlab.server.event_log import Stage
+from mlxlab.server.live.pieces import Fill, Piece
+from mlxlab.server.live.rows import Row
+
+__all__ = ["describe_row", "draw_strip", "format_share", "list_rows"]
+
+_GLYPHS = {Fill.REUSED: "░", Fill.COMPUTED: "▓", Fill.LEFT: "▒", Fill.BREAK: "▼"}
+#: Characters of the longest strip of a list.
+_CELLS = 48
+
+
+def draw_strip(pieces: Sequence[Piece], cells: int) -> Iterator[tuple[Fill, str]]:
+    """Yield each piece with its characters: labels where they fit.
+
+    Args:
+        pieces: the prompt.
+        cells: characters for its tokens; a break takes one more.
+    """
+    tokens = sum(piece.tokens for piece in pieces) or 1
+    passed = 0
+    for piece in pieces:
+        start = round(cells * passed / tokens)
+        passed += piece.tokens
+        width = round(cells * passed / tokens) - start
+        glyph = _GLYPHS[piece.fill]
+        if piece.fill is Fill.BREAK:
+            yield piece.fill, glyph
+        elif width:
+            label = piece.label if len(piece.label) + 2 <= width else ""
+            yield piece.fill, label.center(width, glyph)
+
+
+def describe_row(row: Row, now: float) -> tuple[str, str, str, str]:
+    """Return name, reused share, computed tokens, and state with cause.
+
+    Args:
+        row: a request.
+        now: Unix seconds.
+    """
+    share = computed = ""
+    if row.prompt_tokens is not None and row.reused_tokens is not None:
+        share = format_share(row.reused_tokens, row.prompt_tokens)
+        computed = f"{row.prompt_tokens - row.reused_tokens:,} new"
+    state = [_describe_state(row, max(now - row.stage_t, 0.0)), row.cause]
+    name = f"#{row.request} {row.agent or 'main'}"
+    return name, share, computed, "  ".join(filter(None, state))
+
+
+def format_share(part: int, whole: int) -> str:
+    """Return a share in percent, 100 only if it is all."""
+    share = 100 * part / whole if whole else 0.0
+    return f"{int(share) if share > 99 else round(share)} %"
+
+
+def _describe_state(row: Row, since_s: float) -> str:
+    match row.stage:
+        case Stage.ARRIVED:
+            return f"rendering {since_s:.1f} s"
+        case Stage.QUEUED:
+            behind = f" behind #{row.behind}" if row.behind else ""
+            return f"queued {since_s:.1f} s{behind}"
+        case Stage.PLANNED | Stage.PROGRESS:
+            done = row.done_tokens or row.reused_tokens or 0
+            return f"{format_share(done, row.prompt_tokens or 0)} done"
+        case Stage.FIRST_TOKEN:
+            return f"answers {since_s:.1f} s"
+    return row.outcome if row.ttft_s is None else f"{row.ttft_s:.1f} s"
+
+
+def list_rows(rows: Sequence[Row], now: float) -> str:
+    """Return an HTML table of rows that reads well without any style; "" for none."""
+    longest = max((row.prompt_tokens or 0 for row in rows), default=0) or 1
+    lines = []
+    for row in rows:
+        name, *others = map(escape, describe_row(row, now))
+        cells = round(_CELLS * (row.prompt_tokens or 0) / longest)
+        strip = "".join(text for _, text in draw_strip(row.pieces(), cells))
+        cells_html = "".join(f"<td>{text}</td>" for text in (f"<code>{strip}</code>", *others))
+        lines.append(f"<tr><th scope='row'>{name}</th>{cells_html}</tr>")
+    return f"<table><tbody>{''.join(lines)}</tbody></table>" if lines else ""

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+from tests.support.endpoint import PATIENCE_S
 
 #: Screenshots go here if it is set.
 SHOTS = "MLXLAB_SHOTS"
@@ -30,7 +32,8 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def context(browser: Browser) -> Iterator[BrowserContext]:
     with browser.new_context(viewport={"width": 1200, "height": 900}) as context:
-        context.set_default_timeout(60_000)
+        context.set_default_timeout(1000 * PATIENCE_S)
+        expect.set_options(timeout=1000 * PATIENCE_S)
         yield context
 
 

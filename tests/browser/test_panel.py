@@ -45,7 +45,8 @@ def port() -> int:
 def notebook(tmp_path: Path, port: int) -> Path:
     cells = [SERVE.format(token=TOKEN, port=port).strip(), CHOSEN]
     book = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell(cell) for cell in cells]
+        cells=[nbformat.v4.new_code_cell(cell) for cell in cells],
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
     )
     folder = tmp_path / "notebooks"
     folder.mkdir()
@@ -110,11 +111,11 @@ def test_requests_are_seen_chosen_and_kept(
     page: Page, lab: str, notebook: Path, port: int
 ) -> None:
     open_notebook(page, lab, notebook)
-    expect(page.locator(".jp-NotebookPanel")).to_contain_text("Idle", timeout=90_000)
+    expect(page.get_by_text("| Idle")).to_be_visible()
     page.locator(".jp-CodeCell").first.click()
     run_command(page, "notebook:run-cell")
     panel = page.locator(".mlxlab-panel")
-    expect(panel.locator(".empty")).to_be_visible(timeout=120_000)
+    expect(panel.locator(".empty")).to_be_visible()
     expect(panel).to_have_count(1)
 
     with Client(f"http://127.0.0.1:{port}") as client:

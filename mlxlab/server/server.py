@@ -350,11 +350,13 @@ class Server:
 
     def meters(self) -> dict[str, Any]:
         """Return what is in use, for the live view: JSON values by name."""
-        memory, writer = self._service.pool.memory, self._tee.writer
-        failure = self._tee.failure
+        memory, held = self._service.pool.memory, self._service.holdings
+        writer, failure = self._tee.writer, self._tee.failure
         recording = writer and {"file": str(writer.path), "requests": writer.requests}
         return {
             "memory": [memory.peak, memory.budget],
+            "cache": [held.in_memory, held.capacity] if held.capacity else None,
+            "disk": [held.on_disk, held.disk] if held.disk else None,
             "recording": {"failure": failure} if failure else recording,
             "note": str(self._warm_up or ""),
         }

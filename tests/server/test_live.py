@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pytest
-
 from mlxlab.server.event_log import Asker, EventLog, Stage
-from mlxlab.server.live.pieces import Fill, Piece, Span, make_pieces, reduce_spans
+from mlxlab.server.live.pieces import Fill, Piece, Span, make_pieces
 from mlxlab.server.live.view import View
 from mlxlab.server.metrics import Served
 
@@ -48,9 +46,14 @@ class Watched:
         assert served.keys() <= Served.__dataclass_fields__.keys()
         self.log.add(number, Stage.ENDED, **served)
 
-    def explain(self, number: int, kind: str, lost: int, **facts: Any) -> None:
-        cause = {"cause": f"{kind}!", "kind": kind, "lost_tokens": lost} | facts
-        self.log.add(number, Stage.EXPLAINED, **cause)
+    def explain(
+        self, number: int, kind: str, lost: int, remedy: str = "", **facts: Any
+    ) -> None:
+        seconds = lost / 10
+        losses = [(kind, remedy, lost, seconds)] if lost else []
+        found = {"cause": f"{kind}!", "kind": kind, "remedy": remedy, "losses": losses}
+        found |= {"lost_tokens": lost, "lost_s": seconds, "shadow": {}, "by": None}
+        self.log.add(number, Stage.EXPLAINED, **found | facts)
 
     def changes(self, version: int = 0) -> dict[str, Any]:
         changed = self.view.since(version)
@@ -112,7 +115,7 @@ def test_a_row_follows_its_request() -> None:
     assert watched.view.rows()[0].stage_t == begun  # of the first chunk
     note(Stage.FIRST_TOKEN)
     watched.end(number, 1000, 0)
-    watched.explain(number, "evicted", 600, by=3, detail="d", shadow={"prefix": 1})
+    watched.explain(number, "evicted", 600, by=3, shadow={"prefix": 1})
     watched.log.add(number, Stage.EVICTED, tokens=5, of=1, tier="memory")
     row = watched.view.rows()[0]
     assert row.is_over
@@ -145,27 +148,52 @@ def test_losses_name_the_setting_that_avoids_them() -> None:
     watched.rules = {"inline-system"}
     for _ in range(2):
         header = watched.serve()
-        watched.explain(header, "attribution header", 50, lost_s=7.0)
+        watched.explain(header, "attribution header", 70, "rule drop-attribution")
     evicted = watched.serve(100, 10)
     shadow = {"paged": 90, "prefix": 12}
-    watched.explain(evicted, "evicted", 80, lost_s=11.0, shadow=shadow)
-    small = watched.serve(100, 10)
-    watched.explain(small, "block granularity", 80, lost_s=1.0, shadow={"paged": 11})
-    watched.explain(watched.serve(), "a cause of later versions", 9, lost_s=0.5)
+    watched.explain(evicted, "evicted", 80, "capacity", shadow=shadow)
+    slots = watched.serve(100, 10)
+    watched.explain(slots, "not kept", 60, "paged")
+    watched.explain(watched.serve(), "tool order", 5, "suffix (approximate)")
     watched.explain(watched.serve(), "fresh content", 0)
-    header_loss, evicted_loss, block_loss = watched.changes()["losses"]
-    assert header_loss == {
+    first, second, third = watched.changes()["losses"]
+    assert first == {
         "cause": "attribution header",
-        "requests": 2,
-        "lost_tokens": 100,
+        "lost_tokens": 140,
         "lost_s": 14.0,
         "remedy": "drop-attribution",
         "setting": {"rules": "inline-system,drop-attribution"},
     }
-    assert evicted_loss["setting"] == {"strategy": "paged"}
-    assert "setting" not in block_loss  # the other strategy would have saved little
+    # Another strategy would have reused them, whatever limits this one.
+    assert second["setting"] == {"strategy": "paged"}
+    assert third["setting"] == {"strategy": "paged"}
     watched.rules.add("drop-attribution")
     assert "setting" not in watched.changes()["losses"][0]
+
+
+def test_no_setting_is_offered_that_helps_little_or_changes_answers() -> None:
+    watched = Watched()
+    small = watched.serve(100, 10)
+    watched.explain(small, "block granularity", 80, "block=8", shadow={"prefix": 11})
+    watched.explain(watched.serve(), "tool order", 50, "suffix (approximate)")
+    for loss in watched.changes()["losses"]:
+        assert "setting" not in loss
+        assert loss["remedy"]
+
+
+def test_a_row_says_its_cause_where_it_is_worth_a_look() -> None:
+    watched = Watched()
+    for kind, lost, headline in (
+        ("evicted", 40, "evicted!"),
+        ("block granularity", 1, ""),
+        ("fresh content", 0, ""),
+        ("new session", 0, "new session!"),
+    ):
+        watched.explain(watched.serve(100, 20), kind, lost)
+        row = watched.view.rows()[-1]
+        assert row.headline == headline
+        marks = [piece for piece in row.pieces() if piece.fill is Fill.BREAK]
+        assert len(marks) == (lost > 2)
 
 
 def test_ten_thousand_requests_take_no_more_than_two_hundred() -> None:
@@ -202,19 +230,6 @@ def test_requests_whose_end_was_missed_do_not_stay_open() -> None:
     numbers = [row.request for row in watched.view.rows()]
     assert kept in numbers
     assert lost not in numbers
-
-
-@pytest.mark.parametrize("count", [1, 150, 9999])
-def test_short_spans_are_joined_and_nothing_is_lost(count: int) -> None:
-    spans = [Span("system", 5000, 5000)]
-    spans += [Span("user", 3, 1) for _ in range(count)]
-    spans += [Span("tool-result", 7, 0), Span("assistant", 4000, 0)]
-    reduced = reduce_spans((s.kind, s.tokens, s.reused) for s in spans)
-    assert len(reduced) <= 201
-    assert reduced[0] == spans[0]
-    assert sum(s.tokens for s in reduced) == sum(s.tokens for s in spans)
-    assert sum(s.reused for s in reduced) == sum(s.reused for s in spans)
-    assert reduce_spans([]) == ()
 
 
 def test_a_prompt_is_cut_where_its_fill_changes() -> None:

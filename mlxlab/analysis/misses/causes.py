@@ -70,11 +70,6 @@ class Cause(StrEnum):
         """The kind of miss."""
         return _KINDS.get(self, CauseKind.INVALIDATED)
 
-    @property
-    def rule(self) -> str | None:
-        """The rule that avoids it, if there is one."""
-        return _RULES.get(self)
-
 
 #: Kinds of the causes that are not a changed prefix.
 _KINDS = {
@@ -189,7 +184,7 @@ def _rule_for(cause: Cause, lost: Role, changed: Role, deferred: bool) -> str | 
         return "inline-system"
     if cause is Cause.TOOLS and deferred:
         return "deferred-tools"
-    return cause.rule
+    return _RULES.get(cause)
 
 
 def _limit_of(strategy: Strategy) -> str:

@@ -1,4 +1,4 @@
-"""Sums up why requests computed what had been computed before, and what avoids it."""
+"""Sums up what causes have cost that a rule or setting would have saved."""
 
 from __future__ import annotations
 
@@ -7,49 +7,46 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlxlab.analysis.misses.causes import Cause
+from mlxlab.strategies import STRATEGIES
 
 __all__ = ["Losses"]
 
 #: Causes that are shown.
 _SHOWN = 3
-#: A strategy is proposed if it would have reused this share of the lost tokens.
+#: A strategy of the shadow is proposed if it would have saved this share of the tokens.
 _WORTH = 0.5
-_CAUSES = frozenset(map(str, Cause))
+_RULE = "rule "
 
 
 @dataclass(slots=True)
 class _Loss:
-    """The tokens and seconds that one cause has cost."""
+    """What one cause has cost, where one remedy would have helped."""
 
-    requests: int = 0
-    lost_tokens: int = 0
-    lost_s: float = 0.0
+    tokens: int = 0
+    seconds: float = 0.0
     saved: Counter[str] = field(default_factory=Counter)
 
 
 class Losses:
-    """What each cause has cost so far."""
+    """What each cause has cost so far, from the explanations of requests."""
 
     def __init__(self) -> None:
-        self._losses: dict[str, _Loss] = {}
+        self._losses: dict[tuple[str, str], _Loss] = {}
 
     def add(self, facts: Mapping[str, Any], reused_tokens: int) -> None:
-        """Add the explanation of a request.
+        """Add a request.
 
         Args:
-            facts: of its event.
+            facts: see :meth:`mlxlab.server.explanation.Explanation.facts`.
             reused_tokens: those of the request.
         """
-        kind, tokens = facts.get("kind"), facts.get("lost_tokens") or 0
-        if not kind or not tokens:
-            return
-        loss = self._losses.setdefault(str(kind), _Loss())
-        loss.requests += 1
-        loss.lost_tokens += tokens
-        loss.lost_s += facts.get("lost_s") or 0.0
-        for spec, others in (facts.get("shadow") or {}).items():
-            loss.saved[spec] += max(others - reused_tokens, 0)
+        for cause, remedy, tokens, seconds in facts["losses"]:
+            loss = self._losses.setdefault((cause, remedy), _Loss())
+            loss.tokens += tokens
+            loss.seconds += seconds
+            if cause == facts["kind"]:
+                for spec, others in facts["shadow"].items():
+                    loss.saved[spec] += min(max(others - reused_tokens, 0), tokens)
 
     def to_list(self, rules: Collection[str]) -> list[dict[str, Any]]:
         """Return the costliest causes as JSON values, the costliest first.
@@ -58,26 +55,34 @@ class Losses:
             rules: names of the rules in force.
         """
         ordered = sorted(
-            self._losses.items(), key=lambda item: (-item[1].lost_s, -item[1].lost_tokens)
+            self._losses.items(), key=lambda item: (-item[1].seconds, -item[1].tokens)
         )
         return [
             {
-                "cause": kind,
-                "requests": loss.requests,
-                "lost_tokens": loss.lost_tokens,
-                "lost_s": round(loss.lost_s, 3),
-                **_remedy(kind, loss, rules),
+                "cause": cause,
+                "lost_tokens": loss.tokens,
+                "lost_s": round(loss.seconds, 3),
+                **_choose(remedy, loss, rules),
             }
-            for kind, loss in ordered[:_SHOWN]
+            for (cause, remedy), loss in ordered[:_SHOWN]
         ]
 
 
-def _remedy(kind: str, loss: _Loss, rules: Collection[str]) -> dict[str, Any]:
-    """Return the setting that would have avoided most of a loss, if one is known."""
-    rule = Cause(kind).rule if kind in _CAUSES else None
-    if rule and rule not in rules:
-        return {"remedy": rule, "setting": {"rules": ",".join((*rules, rule))}}
+def _choose(remedy: str, loss: _Loss, rules: Collection[str]) -> dict[str, Any]:
+    """Return the remedy, and the change of settings that it is, if it is one."""
+    if remedy.startswith(_RULE):
+        name = remedy.removeprefix(_RULE)
+        changed = {} if name in rules else {"rules": ",".join((*rules, name))}
+        return {"remedy": name, "setting": changed} if changed else {"remedy": name}
+    if _is_exact(remedy):
+        return {"remedy": remedy, "setting": {"strategy": remedy}}
     for spec, saved in loss.saved.most_common(1):
-        if saved >= _WORTH * loss.lost_tokens:
+        if saved >= _WORTH * loss.tokens:
             return {"remedy": spec, "setting": {"strategy": spec}}
-    return {}
+    return {"remedy": remedy}
+
+
+def _is_exact(remedy: str) -> bool:
+    """Whether a remedy is the spec of a strategy that changes no answer."""
+    strategy = STRATEGIES.get(remedy.partition(":")[0])
+    return strategy is not None and strategy.exact

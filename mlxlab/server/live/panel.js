@@ -81,7 +81,7 @@ function stateOf(row, now) {
 
 function causeOf(row) {
   const failed = ["cancelled", "error", "refused"].includes(row.outcome) && known(row.ttft_s);
-  return [row.cause, failed ? row.outcome : ""].filter(Boolean).join(", ");
+  return [row.headline, failed ? row.outcome : ""].filter(Boolean).join(", ");
 }
 
 class RowView {
@@ -165,8 +165,9 @@ function facts(row) {
   const reused = known(row.reused_tokens) && `${count(row.reused_tokens)} reused`;
   const lost = row.lost_tokens > 0 && `${count(row.lost_tokens)} lost`;
   const output = known(row.output_tokens) && `${count(row.output_tokens)} answered`;
+  const remedy = row.remedy && `saved by: ${row.remedy}`;
   const end = row.outcome && `ended: ${row.outcome}`;
-  const said = [row.session && `session ${row.session}`, row.strategy, tokens, reused, disk, lost, output, end];
+  const said = [row.session && `session ${row.session}`, row.strategy, tokens, reused, disk, output, end, row.cause, lost, remedy];
   return h("p", {}, said.filter(Boolean).join(" · "));
 }
 
@@ -460,7 +461,7 @@ class Panel {
       totals.requests > 0 && `${percent(totals.reused_tokens, totals.prompt_tokens)} reused`,
       timed, `${totals.running} running, ${totals.queued} queued`,
     ].filter(Boolean);
-    const bars = ["memory", "disk"].filter((name) => meters[name]).map((name) => gauge(name, ...meters[name]));
+    const bars = ["memory", "cache", "disk"].filter((name) => meters[name]).map((name) => gauge(name, ...meters[name]));
     put(this.totals, h("span", {}, text.join(" · ")), ...bars, meters.note);
     if (Date.now() - this.spokenAt > SPOKEN_MS && totals.requests) {
       this.spokenAt = Date.now();

@@ -6,11 +6,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from mlxlab.analysis.misses.causes import Cause
 from mlxlab.server.event_log import Event, Stage
-from mlxlab.server.live.pieces import Piece, Span, make_pieces, reduce_spans
+from mlxlab.server.live.pieces import Piece, Span, make_pieces
 
 __all__ = ["Row"]
 
+#: Share of a prompt below which lost tokens are few.
+_FEW = 0.02
+#: Causes of prompts that resemble no earlier one.
+_FIRST = frozenset({Cause.SESSION, Cause.AGENT, Cause.SIDE})
 #: Most characters of a fact that is text.
 _CHARACTERS = 2000
 #: Stages that do not say how far a request is.
@@ -27,15 +32,12 @@ class Row:
         version: of the view, when the row last changed.
         stage: the latest step of the request.
         stage_t: when the row came to that stage, Unix seconds.
-        spans: the prompt from left to right, see :func:`reduce_spans`.
+        spans: the prompt from left to right, see :mod:`mlxlab.server.strip`.
         behind: the request that it waits for.
         done_tokens: prompt tokens restored and computed so far.
-        cause: why tokens were computed that had been computed before.
-        by: the request that evicted them.
-        detail: lines on the block that broke the prompt.
-        shadow: reused tokens under other strategies.
 
-    The other attributes are those of :class:`~mlxlab.server.metrics.Served`.
+    Explained are ``cause`` and all behind it, see
+    :class:`~mlxlab.server.explanation.Explanation`. The others are those of :class:`~mlxlab.server.metrics.Served`.
     """
 
     request: int
@@ -67,12 +69,23 @@ class Row:
     lost_s: float | None = None
     by: int | None = None
     detail: str = ""
+    remedy: str = ""
     shadow: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def is_over(self) -> bool:
         """Whether the request has ended."""
         return self.stage == Stage.ENDED
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether tokens were computed that a setting would have saved, and not few."""
+        return (self.lost_tokens or 0) > _FEW * (self.prompt_tokens or 0)
+
+    @property
+    def headline(self) -> str:
+        """The cause, where it is worth a look."""
+        return self.cause if self.is_broken or self.kind in _FIRST else ""
 
     def take(self, event: Event, version: int) -> None:
         """Add the facts of an event."""
@@ -82,11 +95,12 @@ class Row:
         for name in _FACTS & event.facts.keys():
             setattr(self, name, _bounded(event.facts[name]))
         if "spans" in event.facts:
-            self.spans = reduce_spans(event.facts["spans"])
+            self.spans = tuple(Span(*span) for span in event.facts["spans"])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the known facts as JSON values, with pieces in place of spans."""
         found = {name: getattr(self, name) for name in _SHOWN}
+        found["headline"] = self.headline
         found["pieces"] = [asdict(piece) for piece in self.pieces()]
         return {name: value for name, value in found.items() if value not in _UNKNOWN}
 
@@ -96,7 +110,7 @@ class Row:
         spans = self.spans or (Span("", tokens, self.reused_tokens or 0),)
         is_computed = self.stage in (Stage.FIRST_TOKEN, Stage.ENDED)
         done = tokens if is_computed else self.done_tokens or 0
-        return make_pieces(spans, done, is_broken=bool(self.lost_tokens))
+        return make_pieces(spans, done, is_broken=self.is_broken)
 
 
 _SHOWN = [f.name for f in fields(Row) if f.name not in ("version", "spans")]

@@ -48,7 +48,7 @@ def describe_row(row: Row, now: float) -> tuple[str, str, str, str]:
     if row.prompt_tokens is not None and row.reused_tokens is not None:
         share = format_share(row.reused_tokens, row.prompt_tokens)
         computed = f"{row.prompt_tokens - row.reused_tokens:,} new"
-    state = [_describe_state(row, max(now - row.stage_t, 0.0)), row.cause]
+    state = [_describe_state(row, max(now - row.stage_t, 0.0)), row.headline]
     name = f"#{row.request} {row.agent or 'main'}"
     return name, share, computed, "  ".join(filter(None, state))
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote
 
 import pandas as pd
 
@@ -30,7 +31,7 @@ from mlxlab.server.event_log import EventLog
 from mlxlab.server.live.description import Description
 from mlxlab.server.live.page import page_routes
 from mlxlab.server.live.selection import Selection
-from mlxlab.server.live.text import list_rows
+from mlxlab.server.live.text import describe_totals, list_rows
 from mlxlab.server.live.view import View
 from mlxlab.server.metrics import Served
 from mlxlab.server.model_pool import ModelPool, default_budget
@@ -205,6 +206,7 @@ class Server:
         token: the token that clients send.
         trace: the recorded trace, None without a recording.
         view: what users see of it while it runs.
+        is_stopped: whether :meth:`stop` was called, here or in a live view.
     """
 
     def __init__(
@@ -240,7 +242,8 @@ class Server:
             explain=options.explain,
             shadow=options.shadow,
         )
-        self._changing = Lock()
+        self.is_stopped = False
+        self._changing, self._stopping = Lock(), Lock()
         self._selected: frozenset[int] = frozenset()
         self._panel: Panel | None = None
         self.view = View(self._service.events, Description(self))
@@ -255,6 +258,11 @@ class Server:
     def url(self) -> str:
         """Base URL for clients."""
         return self._http.url
+
+    @property
+    def page(self) -> str:
+        """Address of the live view for a browser; the fragment holds the token."""
+        return f"{self.url}/#{quote(self.token, safe='')}"
 
     @property
     def aliases(self) -> Aliases:
@@ -443,17 +451,19 @@ class Server:
 
     def stop(self) -> None:
         """End open answers and free the models. Safe to call twice."""
-        atexit.unregister(self.stop)
-        if self._endpoint is not None:
-            withdraw(self._endpoint)
-            self._endpoint = None
-        if self._warm_up is not None:
-            self._warm_up.stop()
-        self._http.stop()
-        self.record(None)
-        self._worker.close()
-        self._service.close()
-        self._pool.close()
+        self.is_stopped = True
+        with self._stopping:
+            atexit.unregister(self.stop)
+            if self._endpoint is not None:
+                withdraw(self._endpoint)
+                self._endpoint = None
+            if self._warm_up is not None:
+                self._warm_up.stop()
+            self._http.stop()
+            self.record(None)
+            self._worker.close()
+            self._service.close()
+            self._pool.close()
 
     def __enter__(self) -> Self:
         return self
@@ -490,7 +500,7 @@ class Server:
         self._panel.show()
 
     def _repr_html_(self) -> str:
-        requests = list_rows(self.view.rows()[-_SHOWN:], time.time())
+        requests = self._list_requests()
         if not self.is_running:
             return f"<code>{html.escape(repr(self))}</code>" + requests
         alias = self.aliases.default
@@ -515,6 +525,14 @@ class Server:
             )
             + requests
         )
+
+    def _list_requests(self) -> str:
+        """Return the totals and the latest requests as HTML; "" without requests."""
+        rows, totals = self.view.rows(), self.view.since()["totals"]
+        if not rows:
+            return ""
+        latest = list_rows(rows[-_SHOWN:], time.time())
+        return f"<p>{describe_totals(totals)}</p>{latest}"
 
     def _publish(self) -> None:
         """Publish the endpoint for `mlxlab claude`."""

@@ -153,6 +153,7 @@ def test_requests_are_seen_chosen_and_kept(
     run_command(page, "apputils:change-theme", theme="JupyterLab Dark")
     expect(page.locator("body")).to_have_attribute("data-jp-theme-light", "false")
     assert panel.evaluate("element => getComputedStyle(element).color") != light
+    expect(page.locator("#jupyterlab-splash")).to_be_hidden()
     shoot(page, "lab-dark")
 
     def is_kept() -> bool:
@@ -168,6 +169,8 @@ def test_requests_are_seen_chosen_and_kept(
     expect(page.locator(".jp-CodeCell")).to_have_count(2)
     kept = page.locator(".jp-OutputArea").first
     expect(kept.get_by_text("#5 main")).to_be_visible()
+    expect(page.get_by_text("| Idle")).to_be_visible()
+    for text in ("Loading widget", "Error displaying widget"):
+        expect(kept.get_by_text(text)).to_be_hidden()
     shoot(page, "lab-reopened")
-    expect(kept.get_by_text("Error displaying widget")).to_be_hidden()
     expect(page.locator(".mlxlab-panel")).to_have_count(0)

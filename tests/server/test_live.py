@@ -57,7 +57,7 @@ class Watched:
 
     def changes(self, version: int = 0) -> dict[str, Any]:
         changed = self.view.since(version)
-        assert changed is not None
+        assert changed
         assert json.loads(json.dumps(changed, allow_nan=False)) is not None
         return changed
 
@@ -77,7 +77,7 @@ def test_a_snapshot_and_then_only_what_has_changed() -> None:
     assert row["queue_s"] == 0.1
     assert "cause" not in row  # what is not known is not there
 
-    assert watched.view.since(whole["version"]) is None
+    assert watched.view.since(whole["version"]) == {}
     second = watched.arrive("explore")
     changed = watched.changes(whole["version"])
     assert not changed["whole"]

@@ -102,7 +102,7 @@ async def _events(server: Server) -> AsyncIterator[bytes]:
     version, sent = 0, time.monotonic()
     while True:
         changed = server.view.since(version)
-        if changed is not None:
+        if changed:
             version = changed["version"]
             yield frame("view", **changed)
         elif time.monotonic() - sent > _PING_S:

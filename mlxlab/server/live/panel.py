@@ -26,8 +26,9 @@ _KEEP_S = 2.0
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 #: Where a notebook is opened again, there is no widget; JupyterLab would say so.
 _STYLE = (
-    "<style>.jp-OutputArea-child:has([data-mlxlab='{place}']) + .jp-OutputArea-child "
-    ".jupyter-widgets:not(:has(*)) {{ display: none }}</style>"
+    "<style>"
+    ".jp-OutputArea-child:has([data-mlxlab='{place}']) + .jp-OutputArea-child"
+    ":not(:has(.mlxlab-panel)) {{ display: none }}</style>"
 )
 
 
@@ -101,11 +102,11 @@ class Panel(anywidget.AnyWidget):
     def _send_change(self) -> bool:
         with self._guard:
             changed = self._server.view.since(self._version)
-            if changed is not None:
+            if changed:
                 self._version = changed["version"]
-        if changed is not None:
+        if changed:
             self.send(changed)
-        return changed is not None
+        return bool(changed)
 
     def _change(self, change: dict[str, Any]) -> None:
         try:

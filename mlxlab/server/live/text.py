@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
+from typing import Any
 
 from mlxlab.server.event_log import Stage
 from mlxlab.server.live.pieces import Fill, Piece
 from mlxlab.server.live.rows import Row
 
-__all__ = ["describe_row", "draw_strip", "format_share", "list_rows"]
+__all__ = ["describe_row", "describe_totals", "draw_strip", "list_rows"]
 
 _GLYPHS = {Fill.REUSED: "░", Fill.COMPUTED: "▓", Fill.LEFT: "▒", Fill.BREAK: "▼"}
 #: Characters of the longest strip of a list.
@@ -53,6 +54,22 @@ def describe_row(row: Row, now: float) -> tuple[str, str, str, str]:
     return name, share, computed, "  ".join(filter(None, state))
 
 
+def describe_totals(totals: Mapping[str, Any]) -> str:
+    """Return what all requests come to, in one line.
+
+    Args:
+        totals: see :meth:`mlxlab.server.live.view.View.since`.
+    """
+    parts = [f"{totals['running']} running, {totals['queued']} queued"]
+    if "ttft_p50_s" in totals:
+        p50, p95 = totals["ttft_p50_s"], totals["ttft_p95_s"]
+        parts.insert(0, f"TTFT p50 {p50:.1f} p95 {p95:.1f} s")
+    if totals["requests"]:
+        share = format_share(totals["reused_tokens"], totals["prompt_tokens"])
+        parts.insert(0, f"{share} reused")
+    return " · ".join(parts)
+
+
 def format_share(part: int, whole: int) -> str:
     """Return a share in percent, 100 only if it is all."""
     share = 100 * part / whole if whole else 0.0
@@ -80,8 +97,8 @@ def list_rows(rows: Sequence[Row], now: float) -> str:
     lines = []
     for row in rows:
         name, *others = map(escape, describe_row(row, now))
-        cells = round(_CELLS * (row.prompt_tokens or 0) / longest)
-        strip = "".join(text for _, text in draw_strip(row.pieces(), cells))
-        cells_html = "".join(f"<td>{text}</td>" for text in (f"<code>{strip}</code>", *others))
-        lines.append(f"<tr><th scope='row'>{name}</th>{cells_html}</tr>")
+        strip = draw_strip(row.pieces(), _CELLS * (row.prompt_tokens or 0) // longest)
+        texts = ["".join(text for _, text in strip), *others]
+        cells = "".join(f"<td style='text-align:left'>{text}</td>" for text in texts)
+        lines.append(f"<tr><th scope='row'>{name}</th>{cells}</tr>")
     return f"<table><tbody>{''.join(lines)}</tbody></table>" if lines else ""

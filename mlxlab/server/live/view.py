@@ -57,11 +57,11 @@ class View:
         #: Each part of the state, with the version that it is of.
         self._parts: dict[str, tuple[int, Any]] = {}
 
-    def since(self, version: int = 0) -> dict[str, Any] | None:
+    def since(self, version: int = 0) -> dict[str, Any]:
         """Return what has changed behind a version; all that is shown behind 0.
 
         Returns:
-            None without a change; else JSON values: ``version``, ``whole`` (whether it
+            Empty without a change; else JSON values: ``version``, ``whole`` (whether it
             is a snapshot), ``now`` (Unix seconds), ``first`` (the oldest request that
             is still shown), ``rows`` (the changed ones), and, where they have changed,
             ``server``, ``meters``, ``totals`` and ``losses``.
@@ -69,7 +69,7 @@ class View:
         with self._lock:
             self._read()
             if version >= self._version:
-                return None
+                return {}
             rows = [row for row in self._rows.values() if row.version > version]
             parts = self._parts.items()
             return {

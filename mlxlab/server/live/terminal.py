@@ -39,7 +39,9 @@ def draw_open(
     """
     line = Text(describe_totals(totals), "dim", no_wrap=True, overflow="ellipsis")
     shown = [row for row in rows if not row.is_over][-_ROWS:]
-    return Group(*([_draw_rows(shown, max(width // 2 - 12, 8), now)] if shown else ()), line)
+    return Group(
+        *([_draw_rows(shown, max(width // 2 - 12, 8), now)] if shown else ()), line
+    )
 
 
 def _draw_rows(rows: Sequence[Row], cells: int, now: float) -> Table:

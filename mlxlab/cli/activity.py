@@ -52,7 +52,8 @@ def _follow(server: Server, over: Flag) -> None:
     from mlxlab.server.live.terminal import draw_open
 
     console, view = Console(stderr=True), server.view
-    number, version, totals = 0, 0, {}
+    number = version = 0
+    totals: dict[str, Any] = {}
     is_over = False
     with Live(
         console=console, auto_refresh=False, transient=True, redirect_stdout=False

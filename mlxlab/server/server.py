@@ -6,7 +6,6 @@ import atexit
 import html
 import logging
 import secrets
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from mlxlab.client.discovery import Endpoint, publish, withdraw
-from mlxlab.client.launch import client_environment, environment_lines
+from mlxlab.client.launch import client_environment
 from mlxlab.engine import Executor, Loader, Worker
 from mlxlab.engine.ranks import LeadingExecutor, LeadingLoader, Ranks
 from mlxlab.errors import ServerError
@@ -29,9 +28,9 @@ from mlxlab.server.auth import Authentication, name_of
 from mlxlab.server.credentials import check_token, is_short
 from mlxlab.server.event_log import EventLog
 from mlxlab.server.live.description import Description
+from mlxlab.server.live.html import describe_server
 from mlxlab.server.live.page import page_routes
 from mlxlab.server.live.selection import Selection
-from mlxlab.server.live.text import describe_totals, list_rows
 from mlxlab.server.live.view import View
 from mlxlab.server.metrics import Served
 from mlxlab.server.model_pool import ModelPool, default_budget
@@ -56,7 +55,7 @@ __all__ = ["Options", "Server", "Status", "serve"]
 
 log = logging.getLogger(__name__)
 
-#: Most rows that are shown, and columns of a status.
+#: Most rows and columns of a status.
 _SHOWN = 20
 _GIB = 2**30
 _COLUMNS = [
@@ -367,6 +366,7 @@ class Server:
             "disk": [held.on_disk, held.disk] if held.disk else None,
             "recording": {"failure": failure} if failure else recording,
             "note": str(self._warm_up or ""),
+            "selected": sorted(self._selected),
         }
 
     def select(self, requests: Iterable[int]) -> None:
@@ -376,7 +376,8 @@ class Server:
     @property
     def selected(self) -> Selection:
         """The requests that were chosen in the live view."""
-        return Selection(self.requests[lambda rows: rows.request.isin(self._selected)])
+        rows = self.requests
+        return Selection(rows.loc[rows.request.isin(self._selected)])
 
     def timeline(self, path: str | Path) -> None:
         """Write what the latest requests did, and when, for Perfetto.
@@ -500,39 +501,7 @@ class Server:
         self._panel.show()
 
     def _repr_html_(self) -> str:
-        requests = self._list_requests()
-        if not self.is_running:
-            return f"<code>{html.escape(repr(self))}</code>" + requests
-        alias = self.aliases.default
-        facts: dict[str, object] = {
-            "URL": self.url,
-            "token": "server.token (not shown: notebooks save their output)",
-            "model": alias.model,
-            "strategy": alias.strategy,
-            "rules": alias.rules,
-        }
-        if self.trace:
-            failure = self._tee.failure
-            facts["recording"] = f"stopped: {failure}" if failure else self.trace
-        notices = self.notices
-        return (
-            _definitions(facts)
-            + (_folded("Approximate: measured fidelity", notices) if notices else "")
-            + _folded(
-                "Claude Code: <code>mlxlab claude</code> in a terminal, or this "
-                "environment and <code>ANTHROPIC_AUTH_TOKEN</code>",
-                environment_lines(self.endpoint, token=False),
-            )
-            + requests
-        )
-
-    def _list_requests(self) -> str:
-        """Return the totals and the latest requests as HTML; "" without requests."""
-        rows, totals = self.view.rows(), self.view.since()["totals"]
-        if not rows:
-            return ""
-        latest = list_rows(rows[-_SHOWN:], time.time())
-        return f"<p>{describe_totals(totals)}</p>{latest}"
+        return describe_server(self)
 
     def _publish(self) -> None:
         """Publish the endpoint for `mlxlab claude`."""
@@ -545,23 +514,6 @@ class Server:
             publish(self._endpoint)
         except ServerError as error:
             log.warning("`mlxlab claude` will not find this endpoint: %s", error)
-
-
-def _definitions(facts: Mapping[str, object]) -> str:
-    """Return a list in the page's colours, light or dark; a click selects a value."""
-    rows = "".join(
-        f"<dt style='opacity:.7'>{key}</dt><dd style='margin:0'>"
-        f"<code style='user-select:all'>{html.escape(str(value))}</code></dd>"
-        for key, value in facts.items()
-    )
-    grid = "display:grid; grid-template-columns:max-content auto; gap:2px 1em; margin:0"
-    return f"<dl style='{grid}'>{rows}</dl>"
-
-
-def _folded(summary: str, lines: Iterable[str]) -> str:
-    """Return lines that a click on the summary shows; the summary is HTML."""
-    text = html.escape("\n".join(lines))
-    return f"<details><summary>{summary}</summary><pre>{text}</pre></details>"
 
 
 def serve(

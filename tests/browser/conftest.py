@@ -21,12 +21,12 @@ def browser() -> Iterator[Browser]:
     path = shutil.which("chromium") or shutil.which("google-chrome")
     if path is None:
         pytest.skip("no Chromium is installed")
-    with sync_playwright() as playwright:
-        # Root, as in containers, has no sandbox.
-        with playwright.chromium.launch(
-            executable_path=path, args=["--no-sandbox"]
-        ) as browser:
-            yield browser
+    root = ["--no-sandbox"]  # as in containers, has no sandbox
+    with (
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=path, args=root) as browser,
+    ):
+        yield browser
 
 
 @pytest.fixture

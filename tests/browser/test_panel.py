@@ -19,7 +19,6 @@ from tests.browser.conftest import shoot
 from tests.support.endpoint import TOKEN, Client, ask, until, words
 
 ROOT = Path(__file__).parents[2]
-PORTS = ("lab", "server")
 
 SERVE = """
 import mlxlab as ml
@@ -70,7 +69,7 @@ def lab(tmp_path: Path, notebook: Path) -> Iterator[str]:
     command += [f"--ServerApp.root_dir={notebook.parent}", f"--ServerApp.port={port}"]
     command += ["--IdentityProvider.token=", "--LabApp.expose_app_in_browser=True"]
     command += ["--ServerApp.port_retries=0", "--ServerApp.disable_check_xsrf=True"]
-    with open(tmp_path / "lab.log", "wb") as log:
+    with (tmp_path / "lab.log").open("wb") as log:
         process = subprocess.Popen(
             command, env=os.environ | own, stdout=log, stderr=log
         )
@@ -135,8 +134,8 @@ def test_requests_are_seen_chosen_and_kept(
 
         for strategy in ("prefix", "paged"):
             panel.get_by_label("strategy").select_option(strategy)
-            expected = f"(tiny, {strategy})"
-            until(lambda name=expected: name in client.get("/v1/models").text)
+            expect(panel.locator("header")).not_to_have_attribute("aria-busy", "true")
+            assert f"(tiny, {strategy})" in client.get("/v1/models").text
             expect(panel.get_by_label("strategy")).to_have_value(strategy)
     rows.nth(1).click()
     expect(panel.locator(".detail")).to_contain_text("prefill")

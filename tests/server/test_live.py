@@ -51,8 +51,9 @@ class Watched:
     ) -> None:
         seconds = lost / 10
         losses = [(kind, remedy, lost, seconds)] if lost else []
-        found = {"cause": f"{kind}!", "kind": kind, "remedy": remedy, "losses": losses}
-        found |= {"lost_tokens": lost, "lost_s": seconds, "shadow": {}, "by": None}
+        found: dict[str, Any] = {"cause": f"{kind}!", "kind": kind, "remedy": remedy}
+        found |= {"lost_tokens": lost, "lost_s": seconds, "losses": losses}
+        found |= {"shadow": {}, "by": None}
         self.log.add(number, Stage.EXPLAINED, **found | facts)
 
     def changes(self, version: int = 0) -> dict[str, Any]:

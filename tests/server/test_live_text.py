@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from io import StringIO
 
 import pytest
 from rich.console import Console
 
 from mlxlab.server.event_log import Event, Stage
+from mlxlab.server.live.html import list_rows
 from mlxlab.server.live.pieces import Span, make_pieces
 from mlxlab.server.live.rows import Row
 from mlxlab.server.live.terminal import draw_open
-from mlxlab.server.live.text import describe_row, draw_strip, list_rows
+from mlxlab.server.live.text import describe_row, draw_strip
 
 NOW = 1000.0
 SPANS = [("system", 40, 40), ("tools", 40, 20), ("user", 20, 0)]
 PLANNED = {"prompt_tokens": 100, "reused_tokens": 60, "spans": SPANS}
 
 
-def make_row(number: int, *steps: tuple[Stage, dict[str, object]]) -> Row:
+def make_row(number: int, *steps: tuple[Stage, Mapping[str, object]]) -> Row:
     row = Row(number, NOW - 9)
     for stage, facts in steps:
         row.take(Event(1, NOW - 2.7, number, stage, facts), 1)

@@ -77,4 +77,6 @@ class Change(BaseModel):
 
 
 def _new_recording() -> Path:
-    return Path(f"recording-{datetime.now():%Y%m%d-%H%M%S}.jsonl").absolute()
+    return Path(
+        f"recording-{datetime.now().astimezone():%Y%m%d-%H%M%S}.jsonl"
+    ).absolute()

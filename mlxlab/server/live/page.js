@@ -67,7 +67,7 @@ async function watch() {
 }
 
 async function keepWatching() {
-  for (let go = true; go; ) {
+  for (let go = true; go;) {
     try {
       go = await watch();
     } catch (error) {

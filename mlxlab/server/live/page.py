@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,7 +91,7 @@ def page_routes(server: Server) -> APIRouter:
     return routes
 
 
-def _constant(answer: partial[Response]) -> object:
+def _constant(answer: partial[Response]) -> Callable[[], Awaitable[Response]]:
     async def file() -> Response:
         return answer()
 

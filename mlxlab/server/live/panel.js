@@ -16,9 +16,10 @@ const percent = (part, whole) => {
   return `${share > 99 && share < 100 ? Math.floor(share) : Math.round(share)} %`;
 };
 const seconds = (s) => `${s < 10 ? s.toFixed(1) : Math.round(s)} s`;
-const size = (bytes) => (
-  bytes < GIB ? `${Math.round(bytes / MIB)} MiB` : `${(bytes / GIB).toFixed(bytes < 10 * GIB ? 1 : 0)} GiB`
-);
+const size = (bytes) =>
+  bytes < GIB
+    ? `${Math.round(bytes / MIB)} MiB`
+    : `${(bytes / GIB).toFixed(bytes < 10 * GIB ? 1 : 0)} GiB`;
 const known = (value) => value !== undefined && value !== null;
 
 function h(tag, attributes = {}, ...children) {
@@ -50,13 +51,19 @@ function strip(row, scale) {
 function drawPiece({ fill, tokens, label }, row, scale) {
   if (fill === "break") return h("i", { class: fill, title: row.cause }, "▼");
   const fits = tokens * scale > LETTER * (label.length + 1);
-  const element = h("span", { class: fill, title: `${label} ${count(tokens)} ${fill}`.trim() }, fits && label);
+  const element = h(
+    "span",
+    { class: fill, title: `${label} ${count(tokens)} ${fill}`.trim() },
+    fits && label,
+  );
   element.style.flexGrow = tokens;
   return element;
 }
 
 function spoken({ pieces = [] }) {
-  const named = pieces.filter(({ tokens }) => tokens).map(({ fill, tokens, label }) => `${label} ${count(tokens)} ${fill}`.trim());
+  const named = pieces
+    .filter(({ tokens }) => tokens)
+    .map(({ fill, tokens, label }) => `${label} ${count(tokens)} ${fill}`.trim());
   return named.slice(0, 8).join(", ");
 }
 
@@ -80,7 +87,8 @@ function stateOf(row, now) {
 }
 
 function causeOf(row) {
-  const failed = ["cancelled", "error", "refused"].includes(row.outcome) && known(row.ttft_s);
+  const failed =
+    ["cancelled", "error", "refused"].includes(row.outcome) && known(row.ttft_s);
   return [row.headline, failed ? row.outcome : ""].filter(Boolean).join(", ");
 }
 
@@ -90,18 +98,27 @@ class RowView {
     this.number = number;
     this.data = {};
     this.pick = h("input", {
-      type: "checkbox", tabindex: -1, "aria-label": `select request ${number}`,
+      type: "checkbox",
+      tabindex: -1,
+      "aria-label": `select request ${number}`,
       onchange: () => panel.toggle(number),
     });
     const cell = (name) => h("span", { role: "gridcell", class: name });
     this.cells = Object.fromEntries(
-      ["who", "strip", "share", "new", "state", "cause"].map((name) => [name, cell(name)]),
+      ["who", "strip", "share", "new", "state", "cause"].map((name) => [
+        name,
+        cell(name),
+      ]),
     );
     this.element = h(
       "div",
       {
-        role: "row", class: "row", tabindex: -1, "aria-expanded": "false",
-        "aria-level": 1, "aria-selected": "false",
+        role: "row",
+        class: "row",
+        tabindex: -1,
+        "aria-expanded": "false",
+        "aria-level": 1,
+        "aria-selected": "false",
         onclick: (event) => event.target !== this.pick && panel.open(number),
         onfocus: () => panel.focus(number),
       },
@@ -117,8 +134,12 @@ class RowView {
     cells.who.title = `session ${data.session ?? ""}`;
     put(cells.strip, strip(data, scale));
     const isPlanned = known(data.reused_tokens) && known(data.prompt_tokens);
-    cells.share.textContent = isPlanned ? percent(data.reused_tokens, data.prompt_tokens) : "";
-    cells.new.textContent = isPlanned ? `${count(data.prompt_tokens - data.reused_tokens)} new` : "";
+    cells.share.textContent = isPlanned
+      ? percent(data.reused_tokens, data.prompt_tokens)
+      : "";
+    cells.new.textContent = isPlanned
+      ? `${count(data.prompt_tokens - data.reused_tokens)} new`
+      : "";
     cells.cause.textContent = cells.cause.title = causeOf(data);
     this.tick(now);
     if (this.detail) put(this.detail.firstChild, ...detailOf(data));
@@ -155,7 +176,12 @@ class RowView {
 // -- What a row opens to ---------------------------------------------------------------
 
 function detailOf(row) {
-  const found = [facts(row), row.detail && h("pre", {}, row.detail), waterfall(row), shadows(row)];
+  const found = [
+    facts(row),
+    row.detail && h("pre", {}, row.detail),
+    waterfall(row),
+    shadows(row),
+  ];
   return found.filter(Boolean);
 }
 
@@ -167,12 +193,25 @@ function facts(row) {
   const output = known(row.output_tokens) && `${count(row.output_tokens)} answered`;
   const remedy = row.remedy && `saved by: ${row.remedy}`;
   const end = row.outcome && `ended: ${row.outcome}`;
-  const said = [row.session && `session ${row.session}`, row.strategy, tokens, reused, disk, output, end, row.cause, lost, remedy];
+  const said = [
+    row.session && `session ${row.session}`,
+    row.strategy,
+    tokens,
+    reused,
+    disk,
+    output,
+    end,
+    row.cause,
+    lost,
+    remedy,
+  ];
   return h("p", {}, said.filter(Boolean).join(" · "));
 }
 
 function waterfall(row) {
-  const spent = PARTS.map((part) => [part, row[`${part}_s`]]).filter(([, s]) => known(s));
+  const spent = PARTS.map((part) => [part, row[`${part}_s`]]).filter(([, s]) =>
+    known(s),
+  );
   const all = spent.reduce((sum, [, s]) => sum + s, 0);
   if (!all) return null;
   const bar = h("div", { class: "waterfall", "aria-hidden": "true" });
@@ -181,7 +220,9 @@ function waterfall(row) {
     element.style.flexGrow = s / all;
     bar.append(element);
   }
-  const legend = spent.map(([part, s]) => h("span", { class: `key ${part}` }, `${part} ${s.toFixed(2)} s`));
+  const legend = spent.map(([part, s]) =>
+    h("span", { class: `key ${part}` }, `${part} ${s.toFixed(2)} s`),
+  );
   return h("div", {}, bar, h("p", { class: "legend" }, ...legend));
 }
 
@@ -192,13 +233,22 @@ function shadows(row) {
     const bar = h("span", { class: "meter" }, h("span"));
     bar.firstChild.style.width = `${(100 * reused) / row.prompt_tokens}%`;
     return h(
-      "tr", { class: isServed && "served" },
-      h("th", { scope: "row" }, spec), h("td", {}, bar),
+      "tr",
+      { class: isServed && "served" },
+      h("th", { scope: "row" }, spec),
+      h("td", {}, bar),
       h("td", {}, `${count(reused)} reused${isServed ? "" : " if it had served"}`),
     );
   };
-  const lines = [line(row.strategy, row.reused_tokens ?? 0, true), ...others.map((other) => line(...other, false))];
-  return h("table", { "aria-label": "reuse under other strategies" }, h("tbody", {}, ...lines));
+  const lines = [
+    line(row.strategy, row.reused_tokens ?? 0, true),
+    ...others.map((other) => line(...other, false)),
+  ];
+  return h(
+    "table",
+    { "aria-label": "reuse under other strategies" },
+    h("tbody", {}, ...lines),
+  );
 }
 
 // -- The panel -------------------------------------------------------------------------
@@ -213,13 +263,18 @@ class Panel {
     this.spokenAt = 0;
     this.head = h("header");
     this.rec = h("button", {
-      type: "button", class: "rec", onclick: () => this.change({ record: !this.isRecording }),
+      type: "button",
+      class: "rec",
+      onclick: () => this.change({ record: !this.isRecording }),
     });
     this.totals = h("p", { class: "totals" });
     this.live = h("p", { class: "unseen", role: "status", "aria-live": "polite" });
     this.error = h("p", { class: "error", role: "alert", hidden: true });
     this.list = h("div", {
-      role: "treegrid", class: "rows", "aria-label": "requests", "aria-multiselectable": "true",
+      role: "treegrid",
+      class: "rows",
+      "aria-label": "requests",
+      "aria-multiselectable": "true",
       onkeydown: (event) => this.press(event),
     });
     this.empty = h("p", { class: "empty" }, "No requests yet.");
@@ -227,9 +282,17 @@ class Panel {
     this.chosen = h("p", { class: "chosen", hidden: true });
     this.connect = h("details", { class: "connect" });
     this.root = h(
-      "section", { class: "mlxlab-panel", "aria-label": "mlxlab server" },
-      this.head, this.totals, this.live, this.error, this.list, this.empty,
-      this.losses, this.chosen, this.connect,
+      "section",
+      { class: "mlxlab-panel", "aria-label": "mlxlab server" },
+      this.head,
+      this.totals,
+      this.live,
+      this.error,
+      this.list,
+      this.empty,
+      this.losses,
+      this.chosen,
+      this.connect,
     );
     root.append(this.root);
     this.timer = setInterval(() => this.tick(), TICK_MS);
@@ -248,7 +311,8 @@ class Panel {
     if (message.done) return this.head.removeAttribute("aria-busy");
     if (message.offline) return this.lose(message.offline);
     this.root.classList.remove("offline");
-    const isAtEnd = this.list.scrollTop + this.list.clientHeight > this.list.scrollHeight - 40;
+    const isAtEnd =
+      this.list.scrollTop + this.list.clientHeight > this.list.scrollHeight - 40;
     if (message.whole) this.clear();
     this.ahead = message.now - Date.now() / 1000;
     // What a part holds is shown until it comes again.
@@ -257,7 +321,7 @@ class Panel {
     }
     if (message.meters) this.drawRecording(message.meters);
     if (message.server) this.drawHead();
-    this.take(message.rows, message.first);
+    this.take(message.rows, message.first, message.whole);
     if (message.totals || message.meters) this.drawTotals();
     if (message.losses) this.drawLosses();
     if (isAtEnd) this.list.scrollTop = this.list.scrollHeight;
@@ -268,10 +332,12 @@ class Panel {
   clear() {
     for (const row of this.rows.values()) row.remove();
     this.rows.clear();
+    this.selected.clear();
+    this.chosen.hidden = true;
     this.hideError();
   }
 
-  take(rows, first) {
+  take(rows, first, isWhole) {
     for (const data of rows) {
       if (!this.rows.has(data.request)) this.insert(data.request);
       this.rows.get(data.request).data = data;
@@ -285,6 +351,8 @@ class Panel {
     }
     this.empty.hidden = this.rows.size > 0;
     this.settle();
+    if (isWhole)
+      for (const number of this.state.meters.selected ?? []) this.mark(number, true);
     this.draw(rows.map((data) => data.request));
   }
 
@@ -296,7 +364,8 @@ class Panel {
     const isSame = scale === this.scale;
     this.scale = scale;
     const changed = new Set(numbers);
-    for (const row of rows) if (!isSame || changed.has(row.number)) row.draw(this.now(), scale);
+    for (const row of rows)
+      if (!isSame || changed.has(row.number)) row.draw(this.now(), scale);
   }
 
   insert(number) {
@@ -313,7 +382,8 @@ class Panel {
 
   tick() {
     if (this.root.classList.contains("offline")) return;
-    for (const row of this.rows.values()) if (row.data.stage !== "ended") row.tick(this.now());
+    for (const row of this.rows.values())
+      if (row.data.stage !== "ended") row.tick(this.now());
   }
 
   open(number) {
@@ -322,22 +392,34 @@ class Panel {
   }
 
   toggle(number) {
-    if (!this.selected.delete(number)) this.selected.add(number);
-    this.rows.get(number).select(this.selected.has(number));
-    const numbers = [...this.selected].sort((a, b) => a - b);
-    put(this.chosen, `${numbers.length} selected: in the next cell `, h("code", {}, "server.selected"));
-    this.chosen.hidden = numbers.length === 0;
-    this.send({ selected: numbers });
+    this.mark(number, !this.selected.has(number));
+    this.send({ selected: [...this.selected].sort((a, b) => a - b) });
+  }
+
+  mark(number, isSelected) {
+    if (!this.rows.has(number)) return;
+    if (isSelected) this.selected.add(number);
+    else this.selected.delete(number);
+    this.rows.get(number).select(isSelected);
+    const size = this.selected.size;
+    put(
+      this.chosen,
+      `${size} selected: in the next cell `,
+      h("code", {}, "server.selected"),
+    );
+    this.chosen.hidden = size === 0;
   }
 
   // One row can be reached by the tab key; arrows go on from there.
   focus(number) {
     this.current = number;
-    for (const [other, row] of this.rows) row.element.tabIndex = other === number ? 0 : -1;
+    for (const [other, row] of this.rows)
+      row.element.tabIndex = other === number ? 0 : -1;
   }
 
   settle() {
-    if (!this.rows.has(this.current) && this.rows.size) this.focus([...this.rows.keys()].at(-1));
+    if (!this.rows.has(this.current) && this.rows.size)
+      this.focus([...this.rows.keys()].at(-1));
   }
 
   press(event) {
@@ -345,7 +427,12 @@ class Panel {
     if (!row || event.target !== row.element) return;
     const numbers = [...this.rows.keys()].sort((a, b) => a - b);
     const at = numbers.indexOf(this.current);
-    const goTo = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: numbers.length - 1 }[event.key];
+    const goTo = {
+      ArrowDown: at + 1,
+      ArrowUp: at - 1,
+      Home: 0,
+      End: numbers.length - 1,
+    }[event.key];
     const isOpen = row.detail !== null;
     if (known(goTo)) this.rows.get(numbers[goTo])?.element.focus();
     else if (event.key === "Enter") row.toggleDetail();
@@ -367,7 +454,9 @@ class Panel {
 
   drawHead() {
     const { server } = this.state;
-    const controls = () => [...this.head.querySelectorAll("select, summary, input, button")];
+    const controls = () => [
+      ...this.head.querySelectorAll("select, summary, input, button"),
+    ];
     const focused = controls().indexOf(this.root.getRootNode().activeElement);
     this.head.removeAttribute("aria-busy");
     this.root.classList.toggle("stopped", !server.is_running);
@@ -376,9 +465,12 @@ class Panel {
     put(
       this.head,
       h("span", { class: "dot", role: "img", "aria-label": state, title: state }, "●"),
-      h("b", { title: server.url }, name || state), h("span", { class: "model" }, server.model),
-      this.strategies(server), this.rules(server),
-      server.is_running && this.rec, server.is_running && this.stopper(),
+      h("b", { title: server.url }, name || state),
+      h("span", { class: "model" }, server.model),
+      this.strategies(server),
+      this.rules(server),
+      server.is_running && this.rec,
+      server.is_running && this.stopper(),
     );
     controls()[focused]?.focus();
     this.drawConnect(server);
@@ -386,12 +478,26 @@ class Panel {
 
   strategies({ strategy, strategies, is_running }) {
     const own = strategy.split(":")[0];
-    const options = Object.entries(strategies).map(([kind, names]) => h(
-      "optgroup", { label: kind },
-      ...names.map((name) => h("option", { value: name === own ? strategy : name }, name === own ? strategy : name)),
-    ));
+    const options = Object.entries(strategies).map(([kind, names]) =>
+      h(
+        "optgroup",
+        { label: kind },
+        ...names.map((name) =>
+          h(
+            "option",
+            { value: name === own ? strategy : name },
+            name === own ? strategy : name,
+          ),
+        ),
+      ),
+    );
     const select = h(
-      "select", { "aria-label": "strategy", disabled: !is_running, onchange: () => this.change({ strategy: select.value }) },
+      "select",
+      {
+        "aria-label": "strategy",
+        disabled: !is_running,
+        onchange: () => this.change({ strategy: select.value }),
+      },
       ...options,
     );
     select.value = strategy;
@@ -400,17 +506,41 @@ class Panel {
 
   rules({ rules, is_running }) {
     const on = rules.filter((rule) => rule.is_on);
-    const boxes = rules.map((rule) => h("input", { type: "checkbox", value: rule.name, checked: rule.is_on, disabled: !is_running }));
+    const boxes = rules.map((rule) =>
+      h("input", {
+        type: "checkbox",
+        value: rule.name,
+        checked: rule.is_on,
+        disabled: !is_running,
+      }),
+    );
     const apply = () => {
       const names = boxes.filter((box) => box.checked).map((box) => box.value);
       this.isMenuOpen = true;
-      this.change({ rules: names.length === boxes.length ? "all" : names.join(",") || "none" });
+      this.change({
+        rules: names.length === boxes.length ? "all" : names.join(",") || "none",
+      });
     };
     for (const box of boxes) box.addEventListener("change", apply);
-    const lines = rules.map((rule, i) => h("label", { title: rule.summary }, boxes[i], ` ${rule.name}`, h("small", {}, rule.summary)));
+    const lines = rules.map((rule, i) =>
+      h(
+        "label",
+        { title: rule.summary },
+        boxes[i],
+        ` ${rule.name}`,
+        h("small", {}, rule.summary),
+      ),
+    );
     const menu = h(
-      "details", { class: "menu", open: this.isMenuOpen },
-      h("summary", {}, on.length === rules.length ? "all rules" : `${on.length} of ${rules.length} rules`),
+      "details",
+      { class: "menu", open: this.isMenuOpen },
+      h(
+        "summary",
+        {},
+        on.length === rules.length
+          ? "all rules"
+          : `${on.length} of ${rules.length} rules`,
+      ),
       h("fieldset", {}, h("legend", { class: "unseen" }, "rules"), ...lines),
     );
     this.isMenuOpen = false;
@@ -428,24 +558,47 @@ class Panel {
     this.rec.title = recording
       ? recording.failure || `records into ${recording.file}; click to end`
       : "record requests into a new file";
-    put(this.rec, h("span", { "aria-hidden": "true" }), isOn ? `rec ${count(recording.requests)}` : "rec");
+    put(
+      this.rec,
+      h("span", { "aria-hidden": "true" }),
+      isOn ? `rec ${count(recording.requests)}` : "rec",
+    );
   }
 
   stopper() {
-    const button = h("button", { type: "button", class: "stop", onclick: () => {
-      if (button.classList.toggle("sure")) {
-        button.textContent = "stop now?";
-        setTimeout(() => { button.classList.remove("sure"); button.textContent = "stop"; }, 4000);
-      } else this.change({ stop: true });
-    } }, "stop");
+    const button = h(
+      "button",
+      {
+        type: "button",
+        class: "stop",
+        onclick: () => {
+          if (button.classList.toggle("sure")) {
+            button.textContent = "stop now?";
+            setTimeout(() => {
+              button.classList.remove("sure");
+              button.textContent = "stop";
+            }, 4000);
+          } else this.change({ stop: true });
+        },
+      },
+      "stop",
+    );
     return button;
   }
 
   drawConnect({ notices = [], environment = [], is_running }) {
     this.connect.hidden = !is_running || !environment.length;
     put(
-      this.connect, h("summary", {}, "Connect Claude Code"),
-      h("p", {}, h("code", {}, "mlxlab claude"), " in a terminal, or this environment and ", h("code", {}, "ANTHROPIC_AUTH_TOKEN"), " (••••••••, not shown):"),
+      this.connect,
+      h("summary", {}, "Connect Claude Code"),
+      h(
+        "p",
+        {},
+        h("code", {}, "mlxlab claude"),
+        " in a terminal, or this environment and ",
+        h("code", {}, "ANTHROPIC_AUTH_TOKEN"),
+        " (••••••••, not shown):",
+      ),
       h("pre", {}, environment.join("\n")),
       notices.length && h("pre", {}, notices.join("\n")),
     );
@@ -456,12 +609,18 @@ class Panel {
   drawTotals() {
     const { totals, meters = {} } = this.state;
     if (!totals) return;
-    const timed = known(totals.ttft_p50_s) && `TTFT p50 ${totals.ttft_p50_s.toFixed(1)} p95 ${seconds(totals.ttft_p95_s)}`;
+    const timed =
+      known(totals.ttft_p50_s) &&
+      `TTFT p50 ${totals.ttft_p50_s.toFixed(1)} p95 ${seconds(totals.ttft_p95_s)}`;
     const text = [
-      totals.requests > 0 && `${percent(totals.reused_tokens, totals.prompt_tokens)} reused`,
-      timed, `${totals.running} running, ${totals.queued} queued`,
+      totals.requests > 0 &&
+        `${percent(totals.reused_tokens, totals.prompt_tokens)} reused`,
+      timed,
+      `${totals.running} running, ${totals.queued} queued`,
     ].filter(Boolean);
-    const bars = ["memory", "cache", "disk"].filter((name) => meters[name]).map((name) => gauge(name, ...meters[name]));
+    const bars = ["memory", "cache", "disk"]
+      .filter((name) => meters[name])
+      .map((name) => gauge(name, ...meters[name]));
     put(this.totals, h("span", {}, text.join(" · ")), ...bars, meters.note);
     if (Date.now() - this.spokenAt > SPOKEN_MS && totals.requests) {
       this.spokenAt = Date.now();
@@ -472,19 +631,48 @@ class Panel {
   drawLosses() {
     const { losses } = this.state;
     const sum = losses.reduce((all, loss) => all + loss.lost_s, 0);
-    const items = losses.map((loss) => h(
-      "li", {}, `${loss.cause} ${sum ? seconds(loss.lost_s) : `${count(loss.lost_tokens)} tokens`}`,
-      loss.remedy && " → ", loss.remedy && h("code", {}, loss.remedy), loss.setting && " ",
-      loss.setting && h("button", { type: "button", "aria-label": `apply ${loss.remedy}`, onclick: () => this.change(loss.setting) }, "apply"),
-    ));
-    put(this.losses, items.length && h("span", {}, sum ? `Lost so far ${seconds(sum)}` : "Lost so far"), items.length && h("ul", {}, ...items));
+    const items = losses.map((loss) =>
+      h(
+        "li",
+        {},
+        `${loss.cause} ${sum ? seconds(loss.lost_s) : `${count(loss.lost_tokens)} tokens`}`,
+        loss.remedy && " → ",
+        loss.remedy && h("code", {}, loss.remedy),
+        loss.setting && " ",
+        loss.setting &&
+          h(
+            "button",
+            {
+              type: "button",
+              "aria-label": `apply ${loss.remedy}`,
+              onclick: () => this.change(loss.setting),
+            },
+            "apply",
+          ),
+      ),
+    );
+    put(
+      this.losses,
+      items.length &&
+        h("span", {}, sum ? `Lost so far ${seconds(sum)}` : "Lost so far"),
+      items.length && h("ul", {}, ...items),
+    );
   }
 
   // Troubles
 
   fail(text) {
     if (this.state.server) this.drawHead(); // back to the settings in force
-    put(this.error, text, " ", h("button", { type: "button", "aria-label": "dismiss", onclick: () => this.hideError() }, "×"));
+    put(
+      this.error,
+      text,
+      " ",
+      h(
+        "button",
+        { type: "button", "aria-label": "dismiss", onclick: () => this.hideError() },
+        "×",
+      ),
+    );
     this.error.hidden = false;
   }
 
@@ -504,7 +692,13 @@ function gauge(name, used, most) {
   const text = `${size(used)} of ${size(most)}`;
   const bar = h("span", { class: "meter" }, h("span"));
   bar.firstChild.style.width = `${Math.min(100, (100 * used) / most)}%`;
-  return h("span", { class: "gauge", role: "img", "aria-label": `${name} ${text}` }, name, bar, text);
+  return h(
+    "span",
+    { class: "gauge", role: "img", "aria-label": `${name} ${text}` },
+    name,
+    bar,
+    text,
+  );
 }
 
 // Draws a panel into an element. `send` takes what the user wants to change.
@@ -518,7 +712,11 @@ export default {
   render({ model, el }) {
     const panel = mount(el, (change) => model.send({ change }));
     // The same as HTML is kept in the notebook, and hidden while this is shown.
-    const hidden = h("style", {}, `[data-mlxlab="${model.get("place")}"] { display: none }`);
+    const hidden = h(
+      "style",
+      {},
+      `[data-mlxlab="${model.get("place")}"] { display: none }`,
+    );
     const receive = (message) => {
       document.head.append(hidden);
       panel.receive(message);

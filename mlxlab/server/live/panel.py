@@ -89,13 +89,12 @@ class Panel(anywidget.AnyWidget):
         kept_at = time.monotonic()
         while not self._over.wait(INTERVAL_S):
             is_running = self._server.is_running
-            if self._send_change():
-                continue
-            if not is_running or time.monotonic() - kept_at > _KEEP_S:
+            if time.monotonic() - kept_at > _KEEP_S:
                 kept_at = time.monotonic()
                 self._keep()
-            if not is_running:
+            elif not self._send_change() and not is_running:
                 break
+        self._keep()
         with self._guard:
             self._is_watched = False
 

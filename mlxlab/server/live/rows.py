@@ -37,7 +37,8 @@ class Row:
         done_tokens: prompt tokens restored and computed so far.
 
     Explained are ``cause`` and all behind it, see
-    :class:`~mlxlab.server.explanation.Explanation`. The others are those of :class:`~mlxlab.server.metrics.Served`.
+    :class:`~mlxlab.server.explanation.Explanation`. The others are those of
+    :class:`~mlxlab.server.metrics.Served`.
     """
 
     request: int

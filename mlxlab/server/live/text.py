@@ -1,20 +1,17 @@
-"""Rows of the live view as text: for a terminal, and for a page without scripts."""
+"""Rows and totals of the live view as text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 from typing import Any
 
 from mlxlab.server.event_log import Stage
 from mlxlab.server.live.pieces import Fill, Piece
 from mlxlab.server.live.rows import Row
 
-__all__ = ["describe_row", "describe_totals", "draw_strip", "list_rows"]
+__all__ = ["describe_row", "describe_totals", "draw_strip"]
 
 _GLYPHS = {Fill.REUSED: "░", Fill.COMPUTED: "▓", Fill.LEFT: "▒", Fill.BREAK: "▼"}
-#: Characters of the longest strip of a list.
-_CELLS = 48
 
 
 def draw_strip(pieces: Sequence[Piece], cells: int) -> Iterator[tuple[Fill, str]]:
@@ -89,16 +86,3 @@ def _describe_state(row: Row, since_s: float) -> str:
         case Stage.FIRST_TOKEN:
             return f"answers {since_s:.1f} s"
     return row.outcome if row.ttft_s is None else f"{row.ttft_s:.1f} s"
-
-
-def list_rows(rows: Sequence[Row], now: float) -> str:
-    """Return an HTML table of rows that reads well without any style; "" for none."""
-    longest = max((row.prompt_tokens or 0 for row in rows), default=0) or 1
-    lines = []
-    for row in rows:
-        name, *others = map(escape, describe_row(row, now))
-        strip = draw_strip(row.pieces(), _CELLS * (row.prompt_tokens or 0) // longest)
-        texts = ["".join(text for _, text in strip), *others]
-        cells = "".join(f"<td style='text-align:left'>{text}</td>" for text in texts)
-        lines.append(f"<tr><th scope='row'>{name}</th>{cells}</tr>")
-    return f"<table><tbody>{''.join(lines)}</tbody></table>" if lines else ""

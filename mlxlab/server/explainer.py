@@ -154,7 +154,7 @@ class Explainer:
             try:
                 call()
             except Exception as error:
-                log.error("requests are explained from here on", exc_info=error)
+                log.error("a request was not explained", exc_info=error)
                 self._forget()
 
     def _next(self) -> Callable[[], None] | None:

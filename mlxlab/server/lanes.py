@@ -19,14 +19,9 @@ from mlxlab.models.folder import ModelFolder
 from mlxlab.rendering.rules import parse_rules
 from mlxlab.replay.cost_model import recall_costs
 from mlxlab.replay.requests import RenderedRequest
+from mlxlab.server.aliases import add_disk
 from mlxlab.server.explanation import Explanation
-from mlxlab.strategies import (
-    Plan,
-    Strategy,
-    make_strategy,
-    parse_parameters,
-    parse_strategy,
-)
+from mlxlab.strategies import Plan, Strategy, parse_strategy
 
 __all__ = ["Followed", "Lane", "Setting"]
 
@@ -97,11 +92,6 @@ class Lane:
         for strategy in (own, *self._shadow.values()):
             self._time_disk(strategy)
 
-    @property
-    def strategies(self) -> dict[str, Strategy]:
-        """Those in the shadow, by spec."""
-        return self._shadow
-
     def plan(self, request: RenderedRequest, plan: Plan, *, explain: bool) -> Followed:
         """Follow the plan of a request.
 
@@ -140,11 +130,10 @@ class Lane:
 
     def _other(self, spec: str, own: Strategy) -> Strategy | None:
         """Return a strategy for the shadow; None if the model cannot have it."""
-        name, given = parse_parameters(spec)
-        sizes = {"capacity": own.capacity, "disk": own.disk}
+        layout = self._setting.folder.layout
+        whole = add_disk(spec, own.disk) if own.disk else spec
         try:
-            layout = self._setting.folder.layout
-            return make_strategy(name, layout=layout, **(sizes | given))
+            return parse_strategy(whole, layout=layout, capacity=own.capacity)
         except StrategyError as error:
             log.warning("no shadow: %s", error)
             return None

@@ -55,5 +55,6 @@ def _shortened(spans: list[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
         return spans
     head, tail = _MOST // 2, _MOST - _MOST // 2 - 1
     middle = spans[head:-tail]
-    tokens, reused = (sum(span[i] for span in middle) for i in (1, 2))
+    tokens = sum(span[1] for span in middle)
+    reused = sum(span[2] for span in middle)
     return [*spans[:head], (_MIDDLE, tokens, reused), *spans[-tail:]]

@@ -144,8 +144,8 @@ class Diagnosis(Misses):
     def notes(self) -> list[str]:
         """What else was found, what was assumed, and the notes of the replay."""
         also = [f"Also found: {line}" for line in self.manifest["also"]]
-        assumed = "; ".join(self.manifest["assumed"])
-        return [*also, f"Assumed: {assumed}.", *super().notes]
+        settings = "; ".join(self.manifest["settings"])
+        return [*also, f"Assumed: {settings}.", *super().notes]
 
     def _html_lines(self) -> str:
         code = f"<pre>{escape(self.serve_line)}</pre>"

@@ -18,12 +18,13 @@ class Watched:
 
     def __init__(self, kept: int = 20_000, **limits: int) -> None:
         self.log = EventLog(kept)
-        self.rules = set(RULES)
+        self.rules, self.strategy = set(RULES), "prefix"
         self.view = View(self.log, self._describe, **limits)
 
     def _describe(self) -> dict[str, Any]:
         rules = [{"name": name, "is_on": name in self.rules} for name in RULES]
-        return {"server": {"rules": rules}, "meters": {"memory": [1, 2]}}
+        server = {"rules": rules, "strategy": self.strategy}
+        return {"server": server, "meters": {"memory": [1, 2]}}
 
     def arrive(self, agent: str = "") -> int:
         return self.log.arrive(Asker("a1b2c3d4", agent), "claude-x")
@@ -157,7 +158,8 @@ def test_losses_name_the_setting_that_avoids_them() -> None:
     watched.explain(slots, "not kept", 60, "paged")
     watched.explain(watched.serve(), "tool order", 5, "suffix (approximate)")
     watched.explain(watched.serve(), "fresh content", 0)
-    first, second, third = watched.changes()["losses"]
+    first, second, third = watched.changes()["losses"]["causes"]
+    assert watched.changes()["losses"]["lost_s"] == 28.5  # with what is not shown
     assert first == {
         "cause": "attribution header",
         "lost_tokens": 140,
@@ -169,7 +171,9 @@ def test_losses_name_the_setting_that_avoids_them() -> None:
     assert second["setting"] == {"strategy": "paged"}
     assert third["setting"] == {"strategy": "paged"}
     watched.rules.add("drop-attribution")
-    assert "setting" not in watched.changes()["losses"][0]
+    watched.strategy = "paged"
+    for loss in watched.changes()["losses"]["causes"]:
+        assert "setting" not in loss  # it is in force
 
 
 def test_no_setting_is_offered_that_helps_little_or_changes_answers() -> None:
@@ -177,7 +181,7 @@ def test_no_setting_is_offered_that_helps_little_or_changes_answers() -> None:
     small = watched.serve(100, 10)
     watched.explain(small, "block granularity", 80, "block=8", shadow={"prefix": 11})
     watched.explain(watched.serve(), "tool order", 50, "suffix (approximate)")
-    for loss in watched.changes()["losses"]:
+    for loss in watched.changes()["losses"]["causes"]:
         assert "setting" not in loss
         assert loss["remedy"]
 

@@ -48,37 +48,43 @@ class Losses:
                 for spec, others in facts["shadow"].items():
                     loss.saved[spec] += min(max(others - reused_tokens, 0), tokens)
 
-    def to_list(self, rules: Collection[str]) -> list[dict[str, Any]]:
-        """Return the costliest causes as JSON values, the costliest first.
+    def to_dict(self, rules: Collection[str], strategy: str) -> dict[str, Any]:
+        """Return all seconds and the costliest causes as JSON values.
 
         Args:
             rules: names of the rules in force.
+            strategy: the spec in force.
         """
         ordered = sorted(
             self._losses.items(), key=lambda item: (-item[1].seconds, -item[1].tokens)
         )
-        return [
+        causes = [
             {
                 "cause": cause,
                 "lost_tokens": loss.tokens,
                 "lost_s": round(loss.seconds, 3),
-                **_choose(remedy, loss, rules),
+                **_choose(remedy, loss, rules, strategy),
             }
             for (cause, remedy), loss in ordered[:_SHOWN]
         ]
+        seconds = sum(loss.seconds for loss in self._losses.values())
+        return {"lost_s": round(seconds, 3), "causes": causes}
 
 
-def _choose(remedy: str, loss: _Loss, rules: Collection[str]) -> dict[str, Any]:
-    """Return the remedy, and the change of settings that it is, if it is one."""
+def _choose(
+    remedy: str, loss: _Loss, rules: Collection[str], strategy: str
+) -> dict[str, Any]:
+    """Return the remedy, and the change of settings that it is, if it is still one."""
     if remedy.startswith(_RULE):
         name = remedy.removeprefix(_RULE)
-        changed = {} if name in rules else {"rules": ",".join((*rules, name))}
-        return {"remedy": name, "setting": changed} if changed else {"remedy": name}
-    if _is_exact(remedy):
-        return {"remedy": remedy, "setting": {"strategy": remedy}}
+        if name in rules:
+            return {"remedy": name}
+        return {"remedy": name, "setting": {"rules": ",".join((*rules, name))}}
     for spec, saved in loss.saved.most_common(1):
-        if saved >= _WORTH * loss.tokens:
-            return {"remedy": spec, "setting": {"strategy": spec}}
+        if not _is_exact(remedy) and saved >= _WORTH * loss.tokens:
+            remedy = spec
+    if _is_exact(remedy) and remedy != strategy:
+        return {"remedy": remedy, "setting": {"strategy": remedy}}
     return {"remedy": remedy}
 
 

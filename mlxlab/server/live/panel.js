@@ -142,7 +142,10 @@ class RowView {
       : "";
     cells.cause.textContent = cells.cause.title = causeOf(data);
     this.tick(now);
-    if (this.detail) put(this.detail.firstChild, ...detailOf(data));
+    if (this.detail && this.drawn !== data) {
+      put(this.detail.firstChild, ...detailOf(data));
+    }
+    this.drawn = data;
   }
 
   tick(now) {
@@ -176,13 +179,33 @@ class RowView {
 // -- What a row opens to ---------------------------------------------------------------
 
 function detailOf(row) {
-  const found = [
-    facts(row),
-    row.detail && h("pre", {}, row.detail),
-    waterfall(row),
-    shadows(row),
-  ];
+  const found = [facts(row), change(row.detail), waterfall(row), shadows(row)];
   return found.filter(Boolean);
+}
+
+// Text of the prompt is masked until it is asked for.
+function change(detail) {
+  if (!detail) return null;
+  const [where, ...lines] = detail.split("\n");
+  const text = lines.join("\n");
+  if (!text) return h("p", {}, where);
+  const masked = text.replace(/[\p{L}\p{N}]/gu, "•");
+  const shown = h("pre", {}, masked);
+  const button = h(
+    "button",
+    {
+      type: "button",
+      "aria-pressed": "false",
+      onclick: () => {
+        const isShown = button.getAttribute("aria-pressed") !== "true";
+        button.setAttribute("aria-pressed", String(isShown));
+        button.textContent = isShown ? "mask text" : "show text";
+        shown.textContent = isShown ? text : masked;
+      },
+    },
+    "show text",
+  );
+  return h("div", {}, h("p", { class: "where" }, where, button), shown);
 }
 
 function facts(row) {
@@ -630,8 +653,8 @@ class Panel {
 
   drawLosses() {
     const { losses } = this.state;
-    const sum = losses.reduce((all, loss) => all + loss.lost_s, 0);
-    const items = losses.map((loss) =>
+    const sum = losses.lost_s;
+    const items = losses.causes.map((loss) =>
       h(
         "li",
         {},

@@ -33,8 +33,8 @@ class View:
 
     Args:
         log: the events.
-        describe: returns further parts, JSON values by name: ``server`` with its
-            ``rules``, and ``meters``.
+        describe: returns further parts, JSON values by name: ``server`` with
+            ``strategy`` and ``rules``, and ``meters``.
         kept: most requests.
     """
 
@@ -98,8 +98,9 @@ class View:
             self._version = following
         parts = dict(self._describe())
         parts["totals"] = self._summarize()
-        rules = [r["name"] for r in parts["server"]["rules"] if r["is_on"]]
-        parts["losses"] = self._losses.to_list(rules)
+        server = parts["server"]
+        rules = [rule["name"] for rule in server["rules"] if rule["is_on"]]
+        parts["losses"] = self._losses.to_dict(rules, server["strategy"])
         for name, part in parts.items():
             if name not in self._parts or self._parts[name][1] != part:
                 self._parts[name] = following, part

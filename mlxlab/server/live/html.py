@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from math import ceil
 from typing import TYPE_CHECKING
 
 from mlxlab.client.launch import environment_lines
@@ -21,7 +22,8 @@ __all__ = ["describe_server", "list_rows"]
 
 #: Most requests that are shown, and characters of the longest strip.
 _ROWS = 20
-_CELLS = 48
+_CELLS = 40
+_STYLE = "style='text-align:left; white-space:nowrap'"
 
 
 def describe_server(server: Server) -> str:
@@ -89,8 +91,9 @@ def list_rows(rows: Sequence[Row], now: float) -> str:
     lines = []
     for row in rows:
         name, *others = map(escape, describe_row(row, now))
-        strip = draw_strip(row.pieces(), _CELLS * (row.prompt_tokens or 0) // longest)
+        cells = ceil(_CELLS * (row.prompt_tokens or 0) / longest)
+        strip = draw_strip(row.pieces(), cells)
         texts = ["".join(text for _, text in strip), *others]
-        cells = "".join(f"<td style='text-align:left'>{text}</td>" for text in texts)
-        lines.append(f"<tr><th scope='row'>{name}</th>{cells}</tr>")
+        columns = "".join(f"<td {_STYLE}>{text}</td>" for text in texts)
+        lines.append(f"<tr><th scope='row' {_STYLE}>{name}</th>{columns}</tr>")
     return f"<table><tbody>{''.join(lines)}</tbody></table>" if lines else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import ceil
 from typing import Any
 
 from rich.console import Group
@@ -50,7 +51,8 @@ def _draw_rows(rows: Sequence[Row], cells: int, now: float) -> Table:
         table.add_column(justify=justify, no_wrap=True, overflow="ellipsis")
     longest = max(row.prompt_tokens or 0 for row in rows) or 1
     for row in rows:
-        pieces = draw_strip(row.pieces(), cells * (row.prompt_tokens or 0) // longest)
+        own = ceil(cells * (row.prompt_tokens or 0) / longest)
+        pieces = draw_strip(row.pieces(), own)
         strip = Text.assemble(*((text, _STYLES[fill]) for fill, text in pieces))
         name, *others = (Text(printable(text)) for text in describe_row(row, now))
         table.add_row(name, strip, *others)

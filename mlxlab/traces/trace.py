@@ -14,6 +14,7 @@ from pathlib import Path
 from mlxlab.content import open_content
 from mlxlab.errors import TraceError
 from mlxlab.printable import encodable
+from mlxlab.traces.completeness import Completeness, measure_completeness
 from mlxlab.traces.dedup import LISTS, Parts, join
 from mlxlab.traces.schema import (
     VERSION,
@@ -138,6 +139,11 @@ class Trace:
         """How many parts of the source were left out or changed, by reason."""
         return self.header.skipped
 
+    @cached_property
+    def completeness(self) -> Completeness | None:
+        """How much of the prompts is there; None if the source kept them whole."""
+        return self.header.filled or measure_completeness(self)
+
     @property
     def inference(self) -> tuple[Exchange, ...]:
         """The exchanges that ask for an answer."""
@@ -162,7 +168,8 @@ class Trace:
         return digest.hexdigest()
 
     def __repr__(self) -> str:
-        return (
+        found = self.completeness
+        return (f"{found.line}\n" if found else "") + (
             f"Trace({self.name!r}, {len(self.inference)} inference requests of "
             f"{len(self)}, {len(self.sessions)} sessions, {self.span_s:.1f} s)"
         )
@@ -170,7 +177,9 @@ class Trace:
     def _repr_html_(self) -> str:
         heads = ("session", "agents", "requests", "inference", "seconds")
         rows = [heads, *map(self._row, self.sessions)]
-        return _table(f"{self.name}: {len(self)} requests", rows)
+        found = self.completeness
+        line = f"<p>{escape(found.line)}</p>" if found else ""
+        return line + _table(f"{self.name}: {len(self)} requests", rows)
 
     def _row(self, session: str) -> tuple[str, ...]:
         own = [e for e in self.exchanges if e.session == session]

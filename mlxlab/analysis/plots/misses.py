@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 
-from mlxlab.analysis.misses.causes import NOTHING
+from mlxlab.analysis.misses.causes import NO_REMEDY
 from mlxlab.analysis.plots.figures import (
     add_legend,
     draw_blocks,
@@ -70,11 +70,17 @@ def plot_strip(misses: Misses) -> Picture:
         )
     _arrange(axes, requests)
     _explain_colours(figure, [r for r in Role if str(r) in set(rows.role)])
-    set_title(axes, misses.title.split("\n")[-1])
+    set_title(axes, _caption(misses))
     _write_causes(axes, misses, places)
     figure.draw_without_rendering()  # settles the scale, which the marks' width needs
     _mark_breaks(figure, axes, misses, places)
     return figure
+
+
+def _caption(misses: Misses) -> str:
+    """Return the main number, below what was missing or assumed."""
+    assumed = [line.partition(";")[0] for line in misses.assumed]
+    return "\n".join([*assumed, misses.title.split("\n")[-1]])
 
 
 def plot_causes(misses: Misses) -> Picture:
@@ -82,7 +88,7 @@ def plot_causes(misses: Misses) -> Picture:
     summary = misses.summary()
     unit = "seconds" if "seconds" in summary else "tokens"
     figure, axes = make_axes(height=1.3 + 0.36 * len(summary))
-    lost = ~summary.remedy.str.startswith(NOTHING)
+    lost = ~summary.remedy.str.startswith(NO_REMEDY)
     for saved, style in _SAVABLE.items():
         own = summary[unit].where(lost == saved, 0)
         axes.barh(range(len(summary)), own, height=0.66, linewidth=0, **style)
@@ -106,7 +112,7 @@ def plot_causes(misses: Misses) -> Picture:
     else:
         axes.xaxis.set_major_formatter(FuncFormatter(in_seconds))
     axes.set_xlabel("computed tokens" if unit == "tokens" else "prefill time")
-    set_title(axes, misses.title.split("\n")[-1])
+    set_title(axes, _caption(misses))
     add_legend(figure, loc="outside lower center", ncols=2)
     return figure
 
@@ -200,7 +206,7 @@ def _write_causes(
 
 def _is_lost(own: pd.DataFrame, row: dict[Hashable, Any]) -> bool:
     """Whether a change of settings would have saved a part worth a mark."""
-    savable = own[~own.remedy.str.startswith(NOTHING)].tokens.sum()
+    savable = own[~own.remedy.str.startswith(NO_REMEDY)].tokens.sum()
     return bool(savable > _WORTH * row["prompt_tokens"])
 
 

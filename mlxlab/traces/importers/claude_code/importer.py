@@ -32,9 +32,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mlxlab.files import expanded
+from mlxlab.traces.completeness import REBUILT
 from mlxlab.traces.importers.base import IMPORTERS, Importer, Selection
 from mlxlab.traces.importers.claude_code.session import (
-    REBUILT,
     FoundRequest,
     SessionFile,
     Shapes,

@@ -29,9 +29,7 @@ from mlxlab.traces.importers.tally import Tally
 from mlxlab.traces.schema import Json
 from mlxlab.traces.trace import Exchange, Response
 
-__all__ = ["REBUILT", "FoundRequest", "SessionFile", "Shapes"]
-
-REBUILT = "request rebuilt from the conversation, without system and tools"
+__all__ = ["FoundRequest", "SessionFile", "Shapes"]
 
 Shapes: TypeAlias = dict[str, dict[str, Json]]
 """System blocks and tools by hash; many files share them."""

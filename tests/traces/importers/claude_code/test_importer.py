@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from mlxlab.errors import TraceError
 from mlxlab.rendering.messages import parse_answer, parse_request
 from mlxlab.traces import read_trace, write_trace
+from mlxlab.traces.completeness import REBUILT
 from mlxlab.traces.importers import Selection, files, import_trace
 from mlxlab.traces.importers.claude_code.importer import ClaudeCode
-from mlxlab.traces.importers.claude_code.session import REBUILT
 from mlxlab.traces.trace import PARTIAL_LINE, Trace
 from tests.support.histories import MARK, SHAPE, SessionLog, T, name_of
 

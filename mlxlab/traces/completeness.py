@@ -1,0 +1,265 @@
+"""How much of a trace's prompts is there: the text, against the usage of the answers.
+
+Older clients keep neither system text nor tools in their history, but the ``usage`` of
+each answer counts the whole prompt. It counts tokens of the vendor's tokenizer, which
+is not public. So text is measured in bytes of JSON, and the bytes of a token are taken
+from requests that are complete. Without any, they are taken from what the turns of
+conversations added, and without those from a usual number; "about" says so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mlxlab.limits import USAGE_TOKENS
+
+if TYPE_CHECKING:
+    from mlxlab.traces.trace import Exchange, Trace
+
+__all__ = [
+    "FILLED",
+    "REBUILT",
+    "Completeness",
+    "PromptSize",
+    "Scale",
+    "find_scale",
+    "is_bare",
+    "measure_completeness",
+    "measure_prompts",
+]
+
+#: Reasons in :attr:`mlxlab.traces.trace.Trace.skipped`.
+REBUILT = "request rebuilt from the conversation, without system and tools"
+FILLED = "request rebuilt from the conversation, with assumed system and tools"
+
+#: How to get what a history lacks.
+_EXACT_WAYS = (
+    "exact: record an afternoon (mlxlab serve --record, mlxlab record), "
+    "or telemetry bodies (mlxlab import-trace)"
+)
+#: Parts of a body that are rendered.
+_RENDERED = ("system", "tools", "messages")
+#: Keys whose values are no text: images, signatures of thinking, cache markers.
+_OPAQUE = frozenset({"data", "signature", "cache_control"})
+_USAGE = (
+    "input_tokens",
+    "cache_creation_input_tokens",
+    "cache_read_input_tokens",
+)
+
+#: Bytes of JSON that a token is assumed to have, and the least and most to believe.
+_TOKEN_BYTES = 4.0
+_BELIEVED = (1.5, 8.0)
+#: Fewest tokens of a turn, and fewest turns, to measure a token's bytes by.
+_TURN_TOKENS = 50
+_TURNS = 8
+
+Count = Annotated[int, Field(ge=0, strict=True)]
+
+
+class Completeness(BaseModel):
+    """How much of a history's prompts is there.
+
+    Tokens are the vendor's, see :attr:`stated`.
+
+    Attributes:
+        requests: requests without system text and tools in their source.
+        of: requests in all.
+        unstated: those of ``requests`` whose answers have no usage.
+        stated: prompt tokens of the other requests, by the usage of their answers.
+        here: prompt tokens of these requests that the source has.
+        assumed: prompt tokens that were filled in.
+        source: where the filled text comes from; empty if nothing was filled in.
+        is_measured: whether the bytes of a token were measured on complete requests.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    requests: Count
+    of: Count
+    unstated: Count
+    stated: Count
+    here: Count
+    assumed: Count = 0
+    source: str = ""
+    is_measured: bool = False
+
+    @property
+    def is_mostly_absent(self) -> bool:
+        """Whether most of the prompts is neither known nor assumed."""
+        if self.source:
+            return False
+        return self.requests > 0 and 2 * self.here <= self.stated
+
+    @property
+    def line(self) -> str:
+        """One line: what is there, what is assumed, and what would be exact."""
+        if self.source:
+            filled = f"{self._about}{_of(self.assumed, self.stated)} are assumed"
+            count = filled if self.stated else "sizes are assumed too"
+            return (
+                f"history without system text and tools, filled from {self.source}: "
+                f"{count}; {_EXACT_WAYS}"
+            )
+        number = f"{self.requests:,} of {self.of:,} requests"
+        lacks = f"history without system text and tools in {number}"
+        if not self.stated:
+            return f"{lacks}: how much is missing is not known; {self._ways}"
+        here = f"{self._about}{_of(self.here, self.stated)} are here"
+        return f"{lacks}: {here}; {self._ways}"
+
+    @property
+    def _about(self) -> str:
+        return "" if self.is_measured else "about "
+
+    @property
+    def _ways(self) -> str:
+        return f"--fill assumes the rest; {_EXACT_WAYS}"
+
+
+def _of(part: int, whole: int) -> str:
+    return f"{part:,} of {whole:,} prompt tokens ({part / whole:.0%})"
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSize:
+    """The size of a request's prompt.
+
+    Attributes:
+        stated: tokens by the usage of its answer; 0 if there is none.
+        size: bytes of JSON in its system text, tools and messages.
+        is_bare: see :func:`is_bare`.
+    """
+
+    exchange: Exchange
+    stated: int
+    size: int
+    is_bare: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Bytes of JSON that a token of the vendor's tokenizer has.
+
+    Attributes:
+        is_measured: whether the number comes from complete requests.
+    """
+
+    token_bytes: float
+    is_measured: bool
+
+    def tokens(self, size: float) -> int:
+        """Return the tokens of so many bytes."""
+        return round(size / self.token_bytes)
+
+
+def is_bare(exchange: Exchange) -> bool:
+    """Return whether a request has neither system text nor tools."""
+    body = exchange.body
+    return body is not None and not body.get("system") and not body.get("tools")
+
+
+def measure_completeness(trace: Trace) -> Completeness | None:
+    """Return how much of a history is there; None if its source kept all."""
+    if REBUILT not in trace.skipped:
+        return None
+    sizes = measure_prompts(trace.inference)
+    scale = find_scale(sizes)
+    stated = [prompt for prompt in sizes if prompt.stated]
+    return Completeness(
+        requests=sum(prompt.is_bare for prompt in sizes),
+        of=len(sizes),
+        unstated=sum(prompt.is_bare and not prompt.stated for prompt in sizes),
+        stated=sum(prompt.stated for prompt in stated),
+        here=sum(
+            min(prompt.stated, scale.tokens(prompt.size))
+            if prompt.is_bare
+            else prompt.stated
+            for prompt in stated
+        ),
+        is_measured=scale.is_measured,
+    )
+
+
+def measure_prompts(exchanges: Iterable[Exchange]) -> list[PromptSize]:
+    """Return the size of each request's prompt."""
+    # Requests share messages, so each object is measured once.
+    known: dict[int, int] = {}
+    return [
+        PromptSize(e, _stated(e), _size(e.body or {}, known), is_bare(e))
+        for e in exchanges
+    ]
+
+
+def find_scale(sizes: Sequence[PromptSize]) -> Scale:
+    """Find the bytes of a token in complete requests, else in turns, else assume."""
+    whole = [p.size / p.stated for p in sizes if p.stated and not p.is_bare]
+    if whole and _is_believed(median(whole)):
+        return Scale(median(whole), is_measured=True)
+    turns = list(_turns(sizes))
+    if len(turns) >= _TURNS and _is_believed(median(turns)):
+        return Scale(median(turns), is_measured=False)
+    return Scale(_TOKEN_BYTES, is_measured=False)
+
+
+def _is_believed(token_bytes: float) -> bool:
+    low, high = _BELIEVED
+    return low <= token_bytes <= high
+
+
+def _turns(sizes: Sequence[PromptSize]) -> Iterator[float]:
+    """Yield the bytes of a token in what each turn adds to its conversation."""
+    own: dict[tuple[str, str], list[PromptSize]] = {}
+    for prompt in sizes:
+        if prompt.stated and prompt.is_bare:
+            named = (prompt.exchange.session, prompt.exchange.agent)
+            own.setdefault(named, []).append(prompt)
+    for prompts in own.values():
+        for before, after in pairwise(prompts):
+            size, tokens = after.size - before.size, after.stated - before.stated
+            if tokens >= _TURN_TOKENS and size > 0:
+                yield size / tokens
+
+
+def _stated(exchange: Exchange) -> int:
+    """Return a prompt's tokens by the usage of its answer, 0 if it states none."""
+    message = exchange.response.message if exchange.response else None
+    usage = message.get("usage") if message else None
+    if not isinstance(usage, dict):
+        return 0
+    counts = [usage.get(key) for key in _USAGE]
+    whole = [n for n in counts if isinstance(n, int) and not isinstance(n, bool)]
+    total = sum(n for n in whole if n > 0)
+    return total if total <= USAGE_TOKENS else 0
+
+
+def _size(body: Mapping[str, Any], known: dict[int, int]) -> int:
+    size = 0
+    for key in _RENDERED:
+        value = body.get(key, ())
+        for item in value if isinstance(value, list) else (value,):
+            if id(item) not in known:
+                known[id(item)] = text_size(item)
+            size += known[id(item)]
+    return size
+
+
+def text_size(value: Any) -> int:
+    """Return the bytes of a JSON value, without images and signatures."""
+    match value:
+        case dict():
+            kept = [(key, item) for key, item in value.items() if key not in _OPAQUE]
+            return 2 + sum(len(key) + 4 + text_size(item) for key, item in kept)
+        case list() | tuple():
+            return 1 + sum(1 + text_size(item) for item in value)
+        case str():
+            text = json.dumps(value, ensure_ascii=False)
+            return len(text.encode(errors="surrogatepass"))
+    return len(json.dumps(value))

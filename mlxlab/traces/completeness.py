@@ -33,6 +33,8 @@ __all__ = [
     "is_bare",
     "measure_completeness",
     "measure_prompts",
+    "stated_tokens",
+    "text_size",
 ]
 
 #: Reasons in :attr:`mlxlab.traces.trace.Trace.skipped`.
@@ -193,7 +195,7 @@ def measure_prompts(exchanges: Iterable[Exchange]) -> list[PromptSize]:
     # Requests share messages, so each object is measured once.
     known: dict[int, int] = {}
     return [
-        PromptSize(e, _stated(e), _size(e.body or {}, known), is_bare(e))
+        PromptSize(e, stated_tokens(e), _size(e.body or {}, known), is_bare(e))
         for e in exchanges
     ]
 
@@ -228,7 +230,7 @@ def _turns(sizes: Sequence[PromptSize]) -> Iterator[float]:
                 yield size / tokens
 
 
-def _stated(exchange: Exchange) -> int:
+def stated_tokens(exchange: Exchange) -> int:
     """Return a prompt's tokens by the usage of its answer, 0 if it states none."""
     message = exchange.response.message if exchange.response else None
     usage = message.get("usage") if message else None

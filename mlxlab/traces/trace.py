@@ -35,8 +35,12 @@ from mlxlab.traces.schema import (
 )
 
 __all__ = [
+    "BRANCH_HEADER",
+    "CWD_HEADER",
     "PARTIAL_LINE",
     "SESSION_HEADER",
+    "START_HEADER",
+    "USER_AGENT",
     "Exchange",
     "Response",
     "Trace",
@@ -51,6 +55,13 @@ PARTIAL_LINE = "partial last line skipped"
 #: In it a client names the session of a request.
 SESSION_HEADER = "x-claude-code-session-id"
 _AGENT_HEADER = "x-claude-code-agent-id"
+#: In it a client names its version.
+USER_AGENT = "user-agent"
+#: Folder, branch and start of the client. No client sends them: they stand for what a
+#: history says of a request whose system text it lacks.
+CWD_HEADER = "x-claude-code-cwd"
+BRANCH_HEADER = "x-claude-code-git-branch"
+START_HEADER = "x-claude-code-start"
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,8 @@ history does not say when an answer began, so ``first_byte_s`` is 0.
 Older clients (measured with 2.0.33) write the conversation only. For each of its
 answers the import makes a request from the messages before it, without system, tools
 and the reminders that the client adds to user messages. Such requests are counted.
+Headers hold what :mod:`mlxlab.traces.filling` fills them by: the client's version,
+folder, git branch, and how often the session was continued.
 
 The format is officially unstable, so the import relies on no part of it. Records that
 it cannot use are counted, logged and left out.

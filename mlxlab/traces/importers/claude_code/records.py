@@ -153,6 +153,8 @@ class TurnRecord(_Record):
     Attributes:
         request_ref: id of the request that it answers.
         is_sidechain: whether it belongs to a sub-agent.
+        version: of the client.
+        cwd: the folder that it works in.
     """
 
     uuid: str
@@ -161,6 +163,9 @@ class TurnRecord(_Record):
     request_ref: _Text = ""
     is_sidechain: bool | None = None
     is_api_error_message: bool | None = None
+    version: Json = None
+    cwd: Json = None
+    git_branch: Json = None
 
     @property
     def answer(self) -> str:

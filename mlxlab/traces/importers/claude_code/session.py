@@ -12,10 +12,15 @@ from tqdm.auto import tqdm
 from mlxlab.traces.dedup import Parts, join
 from mlxlab.traces.importers.claude_code.conversation import (
     Conversation,
+    Origin,
     Turn,
     join_answer,
 )
-from mlxlab.traces.importers.claude_code.hashes import MessageStore, hash_value
+from mlxlab.traces.importers.claude_code.hashes import (
+    MessageStore,
+    as_blocks,
+    hash_value,
+)
 from mlxlab.traces.importers.claude_code.records import (
     IGNORED,
     BlobRecord,
@@ -33,6 +38,10 @@ __all__ = ["FoundRequest", "SessionFile", "Shapes"]
 
 Shapes: TypeAlias = dict[str, dict[str, Json]]
 """System blocks and tools by hash; many files share them."""
+
+
+#: Written when a client ends, and at other times.
+_LAST_RECORD = "last-prompt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +92,8 @@ class SessionFile:
         #: Request id to the id of its answer.
         self._answers: dict[str, str] = {}
         self._t = source.changed
+        self._starts = 0
+        self._has_ended = False
 
     def requests(self, bar: tqdm[NoReturn] | None = None) -> list[FoundRequest]:
         """Read the file and rebuild its requests."""
@@ -107,6 +118,7 @@ class SessionFile:
             case "user" | "assistant" as role:
                 self._add_turn(TurnRecord.model_validate(value), role)
             case kind:
+                self._has_ended |= kind == _LAST_RECORD
                 if not (isinstance(kind, str) and kind in IGNORED):
                     self._tally.add("record of an unknown kind skipped")
                 uuid, parent = value.get("uuid"), value.get("parentUuid")
@@ -137,6 +149,7 @@ class SessionFile:
             return
         content = record.message.get("content", [])
         rest = {k: v for k, v in record.message.items() if k != "content"}
+        self._note_start(role, content)
         turn = Turn(
             record.uuid,
             record.parent_uuid,
@@ -147,10 +160,27 @@ class SessionFile:
             record.session_id or self._source.path.stem,
             record.agent_id,
             bool(record.is_sidechain),
+            self._origin(record),
         )
         self._conversation.add(turn)
         if role == "assistant":
             self._note_answer(record, turn)
+
+    def _note_start(self, role: str, content: Json) -> None:
+        """Count a new process: the client ended, and the user asks again."""
+        is_result = any(
+            isinstance(block, dict) and block.get("type") == "tool_result"
+            for block in as_blocks(content)
+        )
+        self._starts += self._has_ended and role == "user" and not is_result
+        self._has_ended = False
+
+    def _origin(self, record: TurnRecord) -> Origin:
+        named = (record.version, record.cwd, record.git_branch)
+        version, cwd, branch = (
+            self._tally.cleaned(text) if isinstance(text, str) else "" for text in named
+        )
+        return Origin(version, cwd, branch, self._starts)
 
     def _note_answer(self, record: TurnRecord, turn: Turn) -> None:
         if record.request_ref:
@@ -215,6 +245,7 @@ class SessionFile:
                 "messages": messages,
             }
             headers = {"x-claude-code-session-id": turns[0].session}
+            headers |= turns[0].origin.headers
             if turns[0].agent or turns[0].is_sidechain:
                 # Older sub-agents have no id; their first record stands for them.
                 agent = turns[0].agent or branch[0].uuid

@@ -104,11 +104,11 @@ class Completeness(BaseModel):
     def line(self) -> str:
         """One line: what is there, what is assumed, and what would be exact."""
         if self.source:
-            filled = f"{self._about}{_of(self.assumed, self.stated)} are assumed"
-            count = filled if self.stated else "sizes are assumed too"
+            size = f"{self._about}{_of(self.assumed, self.stated)}"
+            count = f"{size} are assumed" if self.stated else "all sizes are assumed"
             return (
                 f"history without system text and tools, filled from {self.source}: "
-                f"{count}; {_EXACT_WAYS}"
+                f"{count}, and how header and git status change; {_EXACT_WAYS}"
             )
         number = f"{self.requests:,} of {self.of:,} requests"
         lacks = f"history without system text and tools in {number}"

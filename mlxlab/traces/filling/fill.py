@@ -10,45 +10,30 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from statistics import median_low
-from typing import TypeAlias
 
 from mlxlab.errors import MlxlabError, TraceError
 from mlxlab.traces.bundled import bundled_traces, load_trace
 from mlxlab.traces.completeness import (
     FILLED,
     REBUILT,
-    PromptSize,
-    Scale,
     find_scale,
     is_bare,
     measure_prompts,
     stated_tokens,
 )
 from mlxlab.traces.filling.git_status import GitStatuses
-from mlxlab.traces.filling.grafts import (
-    ATTRIBUTION,
-    Graft,
-    Scion,
-    Version,
-    client_version,
-    find_grafts,
-)
+from mlxlab.traces.filling.grafts import ATTRIBUTION, Graft, Scion, find_grafts
+from mlxlab.traces.filling.plan import Conversation, conversation_of, plan_grafts
 from mlxlab.traces.recording.latest import find_latest
 from mlxlab.traces.schema import Json, encode
 from mlxlab.traces.trace import Exchange, Trace, read_trace
 
 __all__ = ["fill_history"]
 
-Conversation: TypeAlias = tuple[str, str]
-"""Session and agent."""
-
-#: Sizes that differ by this factor at most are taken as equal: usage is not exact, and
-#: other sizes would be other prompts.
-_NEAR = 1.05
+#: The end of the client's version in an attribution block.
 _SUFFIX = re.compile(r"(cc_version=[^;]*\.)[^.;]*")
 
 
@@ -70,7 +55,7 @@ def fill_history(trace: Trace, recordings: Iterable[Trace] | None = None) -> Tra
         return trace
     sizes = measure_prompts(trace.inference)
     scale = find_scale(sizes)
-    plan = _plan(sizes, scale, _find_grafts(trace, recordings))
+    plan = plan_grafts(sizes, scale, _find_grafts(trace, recordings))
     filler = _Filler(plan)
     exchanges = tuple(map(filler.fill, trace.exchanges))
     skipped = {(FILLED if k == REBUILT else k): n for k, n in trace.skipped.items()}
@@ -101,7 +86,7 @@ class _Filler:
     def fill(self, exchange: Exchange) -> Exchange:
         """Return the exchange with what it lacks."""
         status = self._statuses.at(exchange)
-        named = exchange.session, exchange.agent
+        named = conversation_of(exchange)
         graft = self._plan.get(named)
         if graft is None or not is_bare(exchange):
             return exchange
@@ -121,101 +106,15 @@ class _Filler:
         return self._known[key]
 
 
-def _plan(
-    sizes: Sequence[PromptSize], scale: Scale, grafts: Sequence[Graft]
-) -> dict[Conversation, Graft]:
-    """Choose graft and size of each conversation."""
-    bare: dict[Conversation, list[PromptSize]] = {}
-    for prompt in sizes:
-        if prompt.is_bare:
-            named = prompt.exchange.session, prompt.exchange.agent
-            bare.setdefault(named, []).append(prompt)
-    kinds: dict[tuple[Version | None, bool], dict[Conversation, int | None]] = {}
-    for named, own in bare.items():
-        kind = client_version(own[0].exchange), bool(named[1])
-        kinds.setdefault(kind, {})[named] = _missing(own, scale)
-    return {
-        named: part
-        for (version, is_agent), missing in kinds.items()
-        for named, part in _plan_kind(grafts, version, is_agent, missing)
-    }
-
-
-def _plan_kind(
-    grafts: Sequence[Graft],
-    version: Version | None,
-    is_agent: bool,
-    missing: Mapping[Conversation, int | None],
-) -> Iterator[tuple[Conversation, Graft]]:
-    """Choose for conversations of one client version, all main loops or all agents.
-
-    Main loops share their system text, agents do so by type, which sizes tell apart.
-    """
-    sizes = _merge({name: size for name, size in missing.items() if size is not None})
-    usual = median_low(sizes.values()) if sizes else None
-    near = _nearest(grafts, version, is_agent)
-    sized: dict[int | None, Graft] = {}
-    for name in missing:
-        size = sizes.get(name)
-        if size not in sized:
-            graft = _of_size(near, size if is_agent else usual)
-            sized[size] = graft if size is None else graft.sized(size)
-        yield name, sized[size]
-
-
-def _missing(prompts: Iterable[PromptSize], scale: Scale) -> int | None:
-    """Return the bytes that are missing in each of a conversation's requests."""
-    known = [p.stated * scale.token_bytes - p.size for p in prompts if p.stated]
-    return max(0, round(median_low(known))) if known else None
-
-
-def _merge(sizes: Mapping[Conversation, int]) -> dict[Conversation, int]:
-    """Give conversations of nearly equal size the same."""
-    merged: dict[Conversation, int] = {}
-    waiting = sorted(sizes, key=lambda name: sizes[name])
-    while waiting:
-        most = sizes[waiting[0]] * _NEAR
-        near = [name for name in waiting if sizes[name] <= most]
-        middle = median_low(sizes[name] for name in near)
-        merged |= dict.fromkeys(near, middle)
-        waiting = waiting[len(near) :]
-    return merged
-
-
-def _nearest(
-    grafts: Sequence[Graft], version: Version | None, is_agent: bool
-) -> list[Graft]:
-    """Return the grafts of one recording, the first with the nearest version."""
-
-    def distance(graft: Graft) -> tuple[bool, list[int]]:
-        return graft.is_agent != is_agent, _apart(graft.version, version)
-
-    best = min(grafts, key=distance)
-    return [
-        graft
-        for graft in grafts
-        if graft.source == best.source and distance(graft) == distance(best)
-    ]
-
-
-def _of_size(grafts: Sequence[Graft], size: int | None) -> Graft:
-    """Return the graft of the nearest size, the first one if none is known."""
-    if size is None:
-        return grafts[0]
-    return min(grafts, key=lambda graft: abs(graft.scions[0].size - size))
-
-
-def _apart(one: Version | None, other: Version | None) -> list[int]:
-    if one is None or other is None:
-        return [2**31]
-    return [abs(a - b) for a, b in zip(one, other, strict=True)]
-
-
 def _find_grafts(trace: Trace, recordings: Iterable[Trace] | None) -> list[Graft]:
     """Return all conversations to take parts of; of equals the first is taken."""
-    own = find_grafts(trace, "its own later requests")
-    named = _known_recordings() if recordings is None else recordings
-    found = [*own, *(g for r in named for g in find_grafts(r, f"trace {r.name}"))]
+    named = (
+        _known_recordings()
+        if recordings is None
+        else ((f"trace {recording.name}", recording) for recording in recordings)
+    )
+    sources = (("its own complete requests", trace), *named)
+    found = [graft for name, own in sources for graft in find_grafts(own, name)]
     if not found:
         raise TraceError(
             f"trace {trace.name}: no recording with system text and tools to fill it "
@@ -224,12 +123,14 @@ def _find_grafts(trace: Trace, recordings: Iterable[Trace] | None) -> list[Graft
     return found
 
 
-def _known_recordings() -> Iterator[Trace]:
+def _known_recordings() -> Iterator[tuple[str, Trace]]:
     """Yield the latest recording, then the bundled traces, those with agents first."""
     with suppress(MlxlabError):
-        yield read_trace(find_latest())
+        latest = read_trace(find_latest())
+        yield f"the latest recording {latest.name}", latest
     bundled = [load_trace(name) for name in bundled_traces()]
-    yield from sorted(bundled, key=lambda trace: -len({e.agent for e in trace}))
+    for trace in sorted(bundled, key=lambda trace: -len({e.agent for e in trace})):
+        yield f"the bundled trace {trace.name}", trace
 
 
 def _name_sources(grafts: Iterable[Graft]) -> str:

@@ -14,7 +14,10 @@ from pathlib import PurePath
 from mlxlab.traces.schema import Json
 from mlxlab.traces.trace import BRANCH_HEADER, CWD_HEADER, START_HEADER, Exchange
 
-__all__ = ["GitStatuses"]
+__all__ = ["GIT_STATUS", "GitStatuses"]
+
+#: Begins the status in a system text.
+GIT_STATUS = "gitStatus: "
 
 #: Keys of tool inputs that name an edited file, and the tools that edit.
 _EDITS = frozenset({"Edit", "MultiEdit", "NotebookEdit", "Write"})
@@ -86,7 +89,7 @@ class GitStatuses:
             tree = self._tree(exchange)
             status = [f" M {_relative(path, cwd)}" for path in sorted(tree.edited)]
             lines += [
-                f"\ngitStatus: as it was at the start.\n\nCurrent branch: {branch}",
+                f"\n{GIT_STATUS}as it was at the start.\n\nCurrent branch: {branch}",
                 "\n".join(["\nStatus:", *(status or ["(clean)"])]),
                 f"\nRecent commits:\n{tree.commits} since the history begins",
             ]

@@ -11,6 +11,7 @@ from itertools import count, groupby, takewhile
 from typing import TypeAlias
 
 from mlxlab.traces.completeness import text_size
+from mlxlab.traces.filling.git_status import GIT_STATUS
 from mlxlab.traces.schema import Json
 from mlxlab.traces.trace import USER_AGENT, Exchange, Trace
 
@@ -22,7 +23,6 @@ Version: TypeAlias = tuple[int, int, int]
 ATTRIBUTION = "x-anthropic-billing-header:"
 
 _VERSION = re.compile(r"claude-cli/(\d{1,9})\.(\d{1,9})\.(\d{1,9})")
-_GIT_STATUS = "gitStatus:"
 #: Bytes of a made-up tool, which is about what a tool of the client has.
 _TOOL_BYTES = 2500
 #: Words that are one byte a character, also in JSON.
@@ -77,6 +77,10 @@ class Graft:
         fronts = [str(_first_text(scion.system)) for scion in self.scions]
         return len(set(fronts)) > 1 and fronts[0].startswith(ATTRIBUTION)
 
+    def unopened(self) -> Graft:
+        """Return it without inline system messages, for a history that has them."""
+        return replace(self, scions=tuple(replace(s, opening=()) for s in self.scions))
+
     def sized(self, size: int) -> Graft:
         """Return a graft whose first part has this size, to a few bytes.
 
@@ -94,7 +98,7 @@ class Graft:
             return replace(self, scions=tuple(cut))
         dropped = len(first.tools) - kept
         words = _WORD.findall(" ".join(_texts(first.system)))
-        made_up = tuple(_make_tools(room, words or [_GIT_STATUS]))
+        made_up = tuple(_make_tools(room, words or [GIT_STATUS]))
         tools = [own.tools[: len(own.tools) - dropped] for own in self.scions]
         changed = [
             replace(own, tools=(*rest, *made_up))
@@ -155,9 +159,9 @@ def _scion(exchange: Exchange, is_history: bool) -> Scion:
 def _without_status(block: Json) -> Json:
     """Leave out the git status of the recording, which is another project's."""
     text = block.get("text")
-    if not isinstance(text, str) or _GIT_STATUS not in text:
+    if not isinstance(text, str) or GIT_STATUS not in text:
         return block
-    return {**block, "text": text.partition(_GIT_STATUS)[0]}
+    return {**block, "text": text.partition(GIT_STATUS)[0]}
 
 
 def _first_text(blocks: Sequence[Json]) -> Json:

@@ -45,7 +45,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A record with content from the user, a tool or the model.
+    """A record with content from the user, a tool, the model or the client.
 
     Attributes:
         parent: uuid of the record before it; empty for the first.
@@ -96,7 +96,7 @@ class _Group:
     turns: list[Turn] = field(default_factory=list)
 
     def accepts(self, turn: Turn) -> bool:
-        return turn.role == self.role == "user"
+        return turn.role == self.role != "assistant"
 
 
 class Conversation:

@@ -28,6 +28,7 @@ from mlxlab.traces.importers.claude_code.records import (
     ShapeRecord,
     TurnRecord,
     parse_time,
+    read_attachment,
 )
 from mlxlab.traces.importers.files import Source, read_records
 from mlxlab.traces.importers.tally import Tally
@@ -117,13 +118,13 @@ class SessionFile:
                 self._add_request(RequestRecord.model_validate(value), place)
             case "user" | "assistant" as role:
                 self._add_turn(TurnRecord.model_validate(value), role)
+            case "attachment":
+                self._add_attachment(value)
             case kind:
                 self._has_ended |= kind == _LAST_RECORD
                 if not (isinstance(kind, str) and kind in IGNORED):
                     self._tally.add("record of an unknown kind skipped")
-                uuid, parent = value.get("uuid"), value.get("parentUuid")
-                if isinstance(uuid, str) and isinstance(parent, str):
-                    self._conversation.link(uuid, parent)
+                self._link(value)
 
     def _add_shape(self, record: ShapeRecord, place: str) -> None:
         if record.shape_hash not in self._shapes:
@@ -165,6 +166,24 @@ class SessionFile:
         self._conversation.add(turn)
         if role == "assistant":
             self._note_answer(record, turn)
+
+    def _link(self, value: dict[str, Json]) -> None:
+        uuid, parent = value.get("uuid"), value.get("parentUuid")
+        if isinstance(uuid, str) and isinstance(parent, str):
+            self._conversation.link(uuid, parent)
+
+    def _add_attachment(self, value: dict[str, Json]) -> None:
+        """Add an attachment as the inline system message that it becomes."""
+        uuid, parent = value.get("uuid"), value.get("parentUuid")
+        text = self._tally.cleaned(read_attachment(value.get("attachment")))
+        if not (text and isinstance(uuid, str) and isinstance(parent, str)):
+            self._link(value)
+            return
+        block = {"type": "text", "text": text}
+        turn = Turn(
+            uuid, parent, "system", {}, [block], self._t, "", "", False, Origin()
+        )
+        self._conversation.add(turn)
 
     def _note_start(self, role: str, content: Json) -> None:
         """Count a new process: the client ended, and the user asks again."""

@@ -16,17 +16,16 @@ from dataclasses import replace
 
 from mlxlab.errors import MlxlabError, TraceError
 from mlxlab.traces.bundled import bundled_traces, load_trace
-from mlxlab.traces.completeness import (
-    FILLED,
-    REBUILT,
+from mlxlab.traces.completeness import FILLED, REBUILT
+from mlxlab.traces.filling.git_status import GitStatuses
+from mlxlab.traces.filling.grafts import ATTRIBUTION, Graft, Scion, find_grafts
+from mlxlab.traces.filling.plan import Conversation, conversation_of, plan_grafts
+from mlxlab.traces.prompt_size import (
     find_scale,
     is_bare,
     measure_prompts,
     stated_tokens,
 )
-from mlxlab.traces.filling.git_status import GitStatuses
-from mlxlab.traces.filling.grafts import ATTRIBUTION, Graft, Scion, find_grafts
-from mlxlab.traces.filling.plan import Conversation, conversation_of, plan_grafts
 from mlxlab.traces.recording.latest import find_latest
 from mlxlab.traces.schema import Json, encode
 from mlxlab.traces.trace import Exchange, Trace, read_trace

@@ -10,8 +10,8 @@ from functools import cached_property
 from itertools import count, groupby, takewhile
 from typing import TypeAlias
 
-from mlxlab.traces.completeness import text_size
 from mlxlab.traces.filling.git_status import GIT_STATUS
+from mlxlab.traces.prompt_size import text_size
 from mlxlab.traces.schema import Json
 from mlxlab.traces.trace import USER_AGENT, Exchange, Trace
 
@@ -23,7 +23,8 @@ Version: TypeAlias = tuple[int, int, int]
 ATTRIBUTION = "x-anthropic-billing-header:"
 
 _VERSION = re.compile(r"claude-cli/(\d{1,9})\.(\d{1,9})\.(\d{1,9})")
-#: Bytes of a made-up tool, which is about what a tool of the client has.
+#: Bytes of the first made-up tool, about what a tool of the client has. Each has as
+#: many more than the one before it: the API limits their number.
 _TOOL_BYTES = 2500
 #: Words that are one byte a character, also in JSON.
 _WORD = re.compile(r"[A-Za-z0-9.,:;()'-]+")
@@ -51,7 +52,7 @@ class Scion:
 
     @property
     def size(self) -> int:
-        """Bytes of JSON, see :func:`mlxlab.traces.completeness.text_size`."""
+        """Bytes of JSON, see :func:`mlxlab.traces.prompt_size.text_size`."""
         return sum(map(text_size, (*self.system, *self.tools, *self.opening)))
 
 
@@ -86,23 +87,25 @@ class Graft:
 
         All parts are changed alike, and equally for equal sizes: other sizes than the
         recorded ones are no changes. What clients differ by is mostly tools. So the
-        last ones go first, and made-up ones fill the rest. Without tools, text is cut.
+        last ones go first, and made-up ones fill the rest. Then inline messages go,
+        and at last text is cut.
         """
         first = self.scions[0]
-        kept, room = len(first.tools), size - first.size
-        while room < 0 and kept:
-            kept -= 1
-            room += text_size(first.tools[kept])
-        if room < 0:
+        if size < sum(map(text_size, (*first.system, *first.opening))):
+            if first.opening:
+                return self.unopened().sized(size)
             cut = [Scion(_cut(own.system, size), (), ()) for own in self.scions]
             return replace(self, scions=tuple(cut))
+        kept, room = len(first.tools), size - first.size
+        while room < 0:
+            kept -= 1
+            room += text_size(first.tools[kept])
         dropped = len(first.tools) - kept
         words = _WORD.findall(" ".join(_texts(first.system)))
         made_up = tuple(_make_tools(room, words or [GIT_STATUS]))
-        tools = [own.tools[: len(own.tools) - dropped] for own in self.scions]
         changed = [
-            replace(own, tools=(*rest, *made_up))
-            for own, rest in zip(self.scions, tools, strict=True)
+            replace(own, tools=(*own.tools[: len(own.tools) - dropped], *made_up))
+            for own in self.scions
         ]
         return replace(self, scions=tuple(changed))
 
@@ -197,11 +200,12 @@ def _make_tools(size: int, words: Sequence[str]) -> Iterator[Json]:
             "description": "",
             "input_schema": {"type": "object"},
         }
-        room = min(size, _TOOL_BYTES) - text_size(tool)
+        most = number * _TOOL_BYTES
+        room = min(size, most) - text_size(tool)
         if room <= 0:
             return
         # The same text for the same number, whatever the size: prompts share it.
-        drawn = random.Random(number).choices(words, k=_TOOL_BYTES // 2)
+        drawn = random.Random(number).choices(words, k=most // 2)
         tool["description"] = " ".join(drawn)[:room].ljust(room, ".")
         yield tool
         size -= text_size(tool)

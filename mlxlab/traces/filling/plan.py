@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from statistics import median_low
 from typing import TypeAlias
 
-from mlxlab.traces.completeness import PromptSize, Scale
 from mlxlab.traces.filling.grafts import Graft, Version, client_version
+from mlxlab.traces.prompt_size import PromptSize, Scale
 from mlxlab.traces.trace import Exchange
 
 __all__ = ["Conversation", "conversation_of", "plan_grafts"]

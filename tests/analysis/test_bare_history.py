@@ -64,10 +64,13 @@ def test_of_several_traces_each_is_judged_by_itself(bare: Trace) -> None:
 
 
 def test_pictures_say_what_is_missing(bare: Trace) -> None:
-    (axes,) = plot_causes(ml.misses(bare, progress=False)).axes
-    caption = axes.get_title(loc="left").split("\n")
-    assert caption[0] == line(bare).partition(";")[0]
-    assert caption[1].startswith("paged: ")
+    picture = plot_causes(ml.misses(bare, progress=False))
+    *missing, title = picture.axes[0].get_title(loc="left").split("\n")
+    assert " ".join(missing) == line(bare).partition(";")[0]
+    assert title.startswith("paged: ")
+    legend = [text.get_text() for text in picture.legends[0].get_texts()]
+    assert "not known, most of the prompt is absent" in legend
+    assert "had to be computed" not in legend
 
 
 def test_comparisons_and_tunings_conclude_nothing(bare: Trace, filled: Trace) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable
+from itertools import chain
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 
-from mlxlab.analysis.misses.causes import NO_REMEDY
+from mlxlab.analysis.misses.causes import ABSENT, NO_REMEDY
 from mlxlab.analysis.plots.figures import (
     add_legend,
     draw_blocks,
@@ -38,6 +40,7 @@ _ROW = 0.27  # inches
 _KEY = ["session", "request", "cause"]
 _WORTH = 0.005  # share of a prompt that is worth a mark
 _LEAST = 3 / 96  # inches: a break is never drawn narrower than three pixels
+_CAPTION = 100  # characters of a line
 #: Prompts end in a few tokens of these, which are not worth a legend entry.
 _AS_TEMPLATE = str(Role.GENERATION)
 
@@ -79,8 +82,8 @@ def plot_strip(misses: Misses) -> Picture:
 
 def _caption(misses: Misses) -> str:
     """Return the main number, below what was missing or assumed."""
-    assumed = [line.partition(";")[0] for line in misses.assumed]
-    return "\n".join([*assumed, misses.title.split("\n")[-1]])
+    assumed = [wrap(line.partition(";")[0], _CAPTION) for line in misses.assumed]
+    return "\n".join([*chain(*assumed), misses.title.split("\n")[-1]])
 
 
 def plot_causes(misses: Misses) -> Picture:
@@ -89,7 +92,10 @@ def plot_causes(misses: Misses) -> Picture:
     unit = "seconds" if "seconds" in summary else "tokens"
     figure, axes = make_axes(height=1.3 + 0.36 * len(summary))
     lost = ~summary.remedy.str.startswith(NO_REMEDY)
+    is_known = not summary.remedy.eq(ABSENT).any()
     for saved, style in _SAVABLE.items():
+        if not (saved or is_known):
+            style = {**style, "label": "not known, most of the prompt is absent"}
         own = summary[unit].where(lost == saved, 0)
         axes.barh(range(len(summary)), own, height=0.66, linewidth=0, **style)
     for place, row in enumerate(summary.to_dict("records")):

@@ -13,7 +13,13 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from mlxlab.analysis.misses.attribution import CauseSpan, RequestAttribution, attribute
-from mlxlab.analysis.misses.causes import NOTHING, Cause, remedy_of
+from mlxlab.analysis.misses.causes import (
+    ABSENT,
+    NO_REMEDY,
+    NOTHING,
+    Cause,
+    remedy_of,
+)
 from mlxlab.analysis.misses.result import Misses
 from mlxlab.analysis.misses.text_diff import TextShown, describe_change
 from mlxlab.errors import MlxlabError, StrategyError
@@ -98,7 +104,7 @@ def misses(
     kept = folder.layout if layout is None else read_layout(layout, "layout")
     memory = spec.make(kept).capacity
     renderer = Renderer(folder, spec.rules)
-    builder = _RowBuilder(spec, costs, shown)
+    builder = _RowBuilder(spec, costs, shown, _absent(opened))
     sources = open_sources(opened, renderer, progress)
     bounds: list[Bounds] = []
     most = 0
@@ -167,6 +173,13 @@ def _one(strategy: SpecLike, rules: str, capacity: int | None) -> StrategySpec:
     return specs[0]
 
 
+def _absent(traces: Iterable[AnyTrace]) -> frozenset[str]:
+    """Return the names of the histories that lack most of their prompts."""
+    recorded = [trace for trace in traces if isinstance(trace, Trace)]
+    measured = [(trace.name, trace.completeness) for trace in recorded]
+    return frozenset(name for name, own in measured if own and own.is_mostly_absent)
+
+
 def _shown(text: str) -> TextShown:
     try:
         return TextShown(text)
@@ -192,11 +205,16 @@ class _RowBuilder:
     """Turns attributions into rows."""
 
     def __init__(
-        self, spec: StrategySpec, costs: Costs | None, shown: TextShown
+        self,
+        spec: StrategySpec,
+        costs: Costs | None,
+        shown: TextShown,
+        absent: frozenset[str],
     ) -> None:
         self.spec = spec
         self.costs = costs
         self.shown = shown
+        self.absent = absent
         self.causes: list[dict[str, Any]] = []
         self.requests: list[dict[str, Any]] = []
         self.parts: list[dict[str, Any]] = []
@@ -248,6 +266,8 @@ class _RowBuilder:
             unit=attribution.request.unit,
             nearer=part.nearer,
         )
+        if remedy.startswith(NOTHING) and attribution.request.trace in self.absent:
+            remedy = ABSENT
         evictor = part.evictor
         return {
             "cause": str(part.cause),
@@ -304,7 +324,7 @@ class _RowBuilder:
             shown = describe_change(change.old, change.new, self.shown)
         tokens = pd.DataFrame(rows).groupby("cause").tokens.sum()
         telling = tokens.drop([Cause.BLOCK, Cause.LAST], errors="ignore")
-        lost = [r["tokens"] for r in rows if not r["remedy"].startswith(NOTHING)]
+        lost = [r["tokens"] for r in rows if not r["remedy"].startswith(NO_REMEDY)]
         return {
             "prompt_tokens": request.tokens,
             "reused_tokens": request.tokens - attribution.missed,

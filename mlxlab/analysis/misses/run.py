@@ -13,20 +13,16 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from mlxlab.analysis.misses.attribution import CauseSpan, RequestAttribution, attribute
-from mlxlab.analysis.misses.causes import (
-    ABSENT,
-    NO_REMEDY,
-    NOTHING,
-    Cause,
-    remedy_of,
-)
+from mlxlab.analysis.misses.blocks import make_decode
+from mlxlab.analysis.misses.causes import ABSENT, NO_REMEDY, NOTHING, Cause, remedy_of
+from mlxlab.analysis.misses.losses import find_break, main_cause, remedy_for
 from mlxlab.analysis.misses.result import Misses
 from mlxlab.analysis.misses.text_diff import TextShown, describe_change
 from mlxlab.errors import MlxlabError, StrategyError
 from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
 from mlxlab.models.geometry import LayoutLike, read_layout
 from mlxlab.models.layout import CacheLayout
-from mlxlab.prompt import Role, Tokens
+from mlxlab.prompt import Tokens
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.replay.bounds import Bounds, find_bounds, tabulate_bounds
 from mlxlab.replay.manifest import describe_run
@@ -105,6 +101,7 @@ def misses(
     memory = spec.make(kept).capacity
     renderer = Renderer(folder, spec.rules)
     builder = _RowBuilder(spec, costs, shown, _absent(opened))
+    tokenizer = renderer.tokenizer
     sources = open_sources(opened, renderer, progress)
     bounds: list[Bounds] = []
     most = 0
@@ -112,7 +109,7 @@ def misses(
         whole = [Workload(sources, users)] if users else map(Workload, zip(sources))
         for workload in whole:
             replayed = spec.make(kept, unit=workload.unit)
-            decode = _decoder(renderer) if workload.unit == 1 else _no_text
+            decode = make_decode(tokenizer) if workload.unit == 1 else _no_text
             for attribution in attribute(workload, replayed, decode):
                 builder.enter(attribution, replayed)
                 bar.update(1)
@@ -189,13 +186,6 @@ def _shown(text: str) -> TextShown:
         ) from None
 
 
-def _decoder(renderer: Renderer) -> Any:
-    def decode(tokens: Tokens) -> str:
-        return str(renderer.tokenizer.decode(tokens, skip_special_tokens=True))
-
-    return decode
-
-
 def _no_text(tokens: Tokens) -> str:
     """Return no text: hashes hold none."""
     return ""
@@ -255,17 +245,7 @@ class _RowBuilder:
     ) -> dict[str, Any]:
         if part.cause is None:
             return {"cause": "", "remedy": ""}
-        change = part.change
-        remedy = remedy_of(
-            part.cause,
-            strategy,
-            self.spec.rules,
-            lost=part.role,
-            changed=change.role if change else part.role,
-            deferred=change is not None and change.deferred,
-            unit=attribution.request.unit,
-            nearer=part.nearer,
-        )
+        remedy = remedy_for(part, attribution, strategy, self.spec.rules)
         if remedy.startswith(NOTHING) and attribution.request.trace in self.absent:
             remedy = ABSENT
         evictor = part.evictor
@@ -314,38 +294,25 @@ class _RowBuilder:
     def _request_row(
         self, attribution: RequestAttribution, rows: Sequence[dict[str, Any]]
     ) -> dict[str, Any]:
-        request, change = attribution.request, attribution.change
-        position = min(attribution.known, len(request.prompt) - 1)
-        block = _block_at(attribution.parts, position)
-        if change is None or not any(part.change for part in attribution.parts):
-            label, role, shown = block.label, block.role, ""
-        else:
-            label, role = change.label, change.role
-            shown = describe_change(change.old, change.new, self.shown)
-        tokens = pd.DataFrame(rows).groupby("cause").tokens.sum()
-        telling = tokens.drop([Cause.BLOCK, Cause.LAST], errors="ignore")
+        request, broken = attribution.request, find_break(attribution)
+        change = broken.change
         lost = [r["tokens"] for r in rows if not r["remedy"].startswith(NO_REMEDY)]
         return {
             "prompt_tokens": request.tokens,
             "reused_tokens": request.tokens - attribution.missed,
             "missed_tokens": attribution.missed,
-            "position": request.tokens_between(0, position),
-            "label": label,
-            "role": str(role),
+            "position": request.tokens_between(0, broken.position),
+            "label": broken.label,
+            "role": str(broken.role),
             "predecessor": attribution.predecessor.id
             if attribution.predecessor
             else None,
-            "cause": str((telling if len(telling) else tokens).idxmax()),
+            "cause": str(main_cause((Cause(r["cause"]), r["tokens"]) for r in rows)),
             "lost_tokens": sum(lost),
-            "change": shown,
+            "change": describe_change(change.old, change.new, self.shown)
+            if change
+            else "",
         }
-
-
-def _block_at(parts: Sequence[CauseSpan], position: int) -> CauseSpan:
-    """Return the block at ``position``, or the next one behind template text."""
-    behind = [part for part in parts if part.stop > position]
-    glue = (Role.TEMPLATE, Role.GENERATION)
-    return next((part for part in behind if part.role not in glue), behind[0])
 
 
 def _named(evictor: RenderedRequest, loser: RenderedRequest) -> str:

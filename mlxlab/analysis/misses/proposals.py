@@ -1,4 +1,4 @@
-"""Proposes rules for text that keeps breaking prompts.
+"""Proposes rules against text that keeps breaking prompts.
 
 A proposal is the names of rules, which may be written ones (``move:Today is``), that
 together undo a change. What they save is not estimated: the traces are replayed again.
@@ -7,18 +7,41 @@ together undo a change. What they save is not estimated: the traces are replayed
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from os.path import commonprefix
+from functools import reduce
+from itertools import takewhile
+from operator import and_
+from typing import Any
+
+import pandas as pd
 
 from mlxlab.analysis.misses.attribution import RequestAttribution
 from mlxlab.analysis.misses.causes import CauseKind
 from mlxlab.analysis.misses.classify import Change
+from mlxlab.analysis.misses.text_diff import TextShown, describe_change
 from mlxlab.prompt import Role
-from mlxlab.rendering.rules import RESERVED, RULES, find_rule
+from mlxlab.rendering.rules import (
+    RESERVED,
+    RULES,
+    find_rule,
+    label_rules,
+    parse_rules,
+)
 from mlxlab.traces.redaction import redacted
 
-__all__ = ["Proposal", "ProposalFinder", "rules_against"]
+__all__ = ["PROPOSAL_TYPES", "Proposal", "ProposalFinder", "rules_against", "try_out"]
+
+#: Columns of proposals, with their types.
+PROPOSAL_TYPES = {
+    "added": "str",
+    "rules": "str",
+    "requests": "int64",
+    "tokens": "int64",
+    "reused_before": "float64",
+    "reused_after": "float64",
+    "change": "str",
+}
 
 #: Roles of text that written rules apply to.
 _ROLES = frozenset({Role.SYSTEM, Role.INLINE_SYSTEM, Role.TOOLS})
@@ -63,14 +86,21 @@ class ProposalFinder:
         written: whether to propose written rules, which show words of the text.
     """
 
-    rules: Collection[str]
+    rules: tuple[str, ...]
     written: bool = True
     _found: dict[tuple[str, ...], Proposal] = field(default_factory=dict)
     _tokens: int = 0
+    _missed: int = 0
+
+    @property
+    def reused_share(self) -> float:
+        """Share of all prompt tokens that was reused."""
+        return 1 - self._missed / max(self._tokens, 1)
 
     def enter(self, attribution: RequestAttribution) -> None:
         """Add the changes that broke a request."""
         self._tokens += attribution.request.tokens
+        self._missed += attribution.missed
         lost: Counter[Change] = Counter()
         for part in attribution.parts:
             if part.change and part.cause and part.cause.kind is CauseKind.INVALIDATED:
@@ -90,6 +120,42 @@ class ProposalFinder:
             if proposal.keeps_happening and proposal.tokens >= _LEAST * self._tokens
         ]
         return sorted(worth, key=lambda p: p.tokens, reverse=True)[:_MOST_PROPOSALS]
+
+
+def try_out(
+    finder: ProposalFinder,
+    reused_share: Callable[[tuple[str, ...]], float],
+    shown: TextShown,
+) -> pd.DataFrame:
+    """Return the proposals that raise the reused share, one row each.
+
+    Each is tried on top of those before it, because a prompt that broke in two places
+    is only saved by both.
+
+    Args:
+        finder: has seen all requests.
+        reused_share: replays the traces under other rules.
+        shown: how to show the changes.
+    """
+    rows: list[dict[str, Any]] = []
+    rules, before = finder.rules, finder.reused_share
+    for proposal in finder.ranked():
+        more = parse_rules(label_rules((*rules, *proposal.rules)))
+        after = reused_share(more)
+        if after > before:
+            change = proposal.change
+            row = {
+                "added": ",".join(proposal.rules),
+                "rules": label_rules(more),
+                "requests": proposal.requests,
+                "tokens": proposal.tokens,
+                "reused_before": before,
+                "reused_after": after,
+                "change": describe_change(change.old, change.new, shown),
+            }
+            rows.append(row)
+            rules, before = more, after
+    return pd.DataFrame(rows, columns=list(PROPOSAL_TYPES)).astype(PROPOSAL_TYPES)
 
 
 def rules_against(
@@ -121,18 +187,26 @@ def rules_against(
 
 
 def _best(names: Sequence[str], old: str, new: str) -> str:
-    """Return the first rule with which the fewest lines differ; empty if none helps."""
-    left = {
-        name: _differing(*(find_rule(name).without(text) for text in (old, new)))
-        for name in names
-    }
-    best = min(left, key=left.__getitem__, default="")
-    return best if best and left[best] < _differing(old, new) else ""
+    """Return the rule that helps most and moves least; empty if none helps.
+
+    Lines that still differ count, and equal ones that would be moved.
+    """
+    costs: dict[str, int] = {}
+    for name in names:
+        kept = [find_rule(name).without(text) for text in (old, new)]
+        if (left := _differing(*kept)) < _differing(old, new):
+            gone = map(_missing, (old, new), kept)
+            costs[name] = left + reduce(and_, gone).total()
+    return min(costs, key=costs.__getitem__, default="")
 
 
 def _differing(old: str, new: str) -> int:
-    before, after = Counter(old.splitlines()), Counter(new.splitlines())
-    return (before - after).total() + (after - before).total()
+    return _missing(old, new).total() + _missing(new, old).total()
+
+
+def _missing(text: str, other: str) -> Counter[str]:
+    """Return the lines of a text that the other does not hold."""
+    return Counter(text.splitlines()) - Counter(other.splitlines())
 
 
 def _written(old: str, new: str) -> Iterator[str]:
@@ -148,11 +222,13 @@ def _written(old: str, new: str) -> Iterator[str]:
 
 def _words(a: str, b: str) -> str:
     """Return the words that both lines begin with; empty if a rule cannot hold them."""
-    common = commonprefix([a.strip(), b.strip()])
+    lines = a.strip(), b.strip()
+    alike = takewhile(lambda pair: pair[0] == pair[1], zip(*lines, strict=False))
+    common = "".join(first for first, _ in alike)
     end = min((common.find(c) for c in RESERVED if c in common), default=len(common))
     least, most = _WORDS
     words = common[: min(end, most)]
-    if words not in (a.strip(), b.strip()):
+    if words not in lines:
         words = words.rpartition(" ")[0]
     words = words.rstrip(" .")
     return words if len(words) >= least and redacted(words)[0] == words else ""

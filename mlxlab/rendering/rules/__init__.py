@@ -22,9 +22,11 @@ from mlxlab.rendering.rules.registry import (
     parse_rules,
     register,
 )
+from mlxlab.rendering.rules.written import RESERVED
 
 __all__ = [
     "DEFAULT_RULES",
+    "RESERVED",
     "RULES",
     "Effect",
     "Rule",

@@ -65,8 +65,10 @@ class Rule:
         known = [f"{word} {version}" for word, version in bounds.items() if version]
         return f"clients {' '.join(known)}" if known else ""
 
+    def without(self, text: str) -> str:
+        """Return the text of a block without what the rule moves or leaves out."""
+        return self.apply.without(text) if isinstance(self.apply, Passages) else text
+
     def settles(self, old: str, new: str) -> bool:
-        """Return whether two versions of a block's text differ only in its passages."""
-        if not isinstance(self.apply, Passages) or old == new:
-            return False
-        return self.apply.without(old) == self.apply.without(new)
+        """Return whether the rule undoes the change of a block's text."""
+        return old != new and self.without(old) == self.without(new)

@@ -17,7 +17,7 @@ __all__ = ["reused_share", "split_workloads"]
 
 def split_workloads(sources: Sources, users: int | None) -> list[Workload]:
     """Return a workload for each cache: one for all users, or one for each trace."""
-    if users is not None:
+    if users:
         return [Workload(sources, users)]
     return [Workload((source,)) for source in sources]
 

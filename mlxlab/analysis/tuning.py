@@ -12,7 +12,8 @@ import pandas as pd
 from mlxlab.analysis.conclusion import find_lack
 from mlxlab.analysis.result import Result, describe_traces
 from mlxlab.analysis.tables import Forms, format_bounds, format_columns
-from mlxlab.replay.specs import StrategySpec, label_rules
+from mlxlab.rendering.rules import label_rules
+from mlxlab.replay.specs import StrategySpec
 from mlxlab.sizes import format_size
 from mlxlab.strategies import ParameterValue
 

@@ -77,6 +77,8 @@ BLOCK_NUMBERS: Final = 2**24
 UNIT_TOKENS: Final = 2**20
 #: Lists and objects inside each other in a line of a trace.
 TRACE_DEPTH: Final = 200
+#: Prompt tokens that an answer may state: more than any window.
+USAGE_TOKENS: Final = 2**21
 #: Unix seconds of a trace: until the year 10000.
 TRACE_SECONDS: Final = 253_402_300_800
 #: Strings, numbers, keys or tensors in a GGUF file's header, and bytes of a string.

@@ -46,6 +46,9 @@ def test_the_client_is_pointed_at_the_endpoint() -> None:
         "CLAUDE_CODE_MAX_CONTEXT_TOKENS": "65536",
         "CLAUDE_CODE_MAX_OUTPUT_TOKENS": "8192",
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        "CLAUDE_CODE_ATTRIBUTION_HEADER": "0",
+        "CLAUDE_CODE_ENABLE_TOKEN_USAGE_ATTACHMENT": "0",
+        "CLAUDE_CODE_TOTAL_TOKENS_REMINDER": "off",
         "NO_PROXY": "127.0.0.1",
         "no_proxy": "127.0.0.1",
     }
@@ -76,6 +79,14 @@ def test_other_providers_and_credentials_are_left_out() -> None:
         "NO_PROXY": "127.0.0.1,example.org",
         "CLAUDE_CODE_MAX_OUTPUT_TOKENS": "77",
     }
+
+
+def test_what_the_client_changes_is_off_unless_told_otherwise() -> None:
+    steady = {"CLAUDE_CODE_ATTRIBUTION_HEADER", "CLAUDE_CODE_TOTAL_TOKENS_REMINDER"}
+    assert steady <= client_environment(endpoint(), {}).keys()
+    assert not steady & client_environment(endpoint(), {}, steady=False).keys()
+    own = {"CLAUDE_CODE_TOTAL_TOKENS_REMINDER": "countdown"}
+    assert own.items() <= client_environment(endpoint(), own).items()
 
 
 def test_a_large_window_leaves_answers_as_long_as_usual() -> None:
@@ -363,6 +374,7 @@ def test_the_real_client_comes_here_whatever_is_set_elsewhere(
     assert headers["authorization"] == "Bearer tok-12345"
     assert "x-api-key" not in headers
     assert "sk-real" not in json.dumps(headers)
+    assert "billing-header" not in json.dumps(body["system"])
 
 
 def test_the_real_client_believes_the_window(

@@ -101,6 +101,7 @@ def doctor(
         rules=setting.rules,
         capacity=held,
         costs=setting.costs,
+        propose=False,
         **common,
     )
     requests = len(before.requests)

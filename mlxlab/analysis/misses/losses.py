@@ -86,7 +86,7 @@ def remedy_for(
         rules,
         lost=part.role,
         changed=change.role if change else part.role,
-        deferred=change is not None and change.deferred,
+        rule=change.rule if change else "",
         unit=attribution.request.unit,
         nearer=part.nearer,
     )

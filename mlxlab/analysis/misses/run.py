@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import pandas as pd
@@ -14,8 +15,10 @@ from tqdm.auto import tqdm
 
 from mlxlab.analysis.misses.attribution import CauseSpan, RequestAttribution, attribute
 from mlxlab.analysis.misses.blocks import make_decode
-from mlxlab.analysis.misses.causes import NOTHING, Cause, remedy_of
+from mlxlab.analysis.misses.causes import ABSENT, NO_REMEDY, NOTHING, Cause, remedy_of
 from mlxlab.analysis.misses.losses import find_break, main_cause, remedy_for
+from mlxlab.analysis.misses.proposals import ProposalFinder, try_out
+from mlxlab.analysis.misses.replays import reused_share, split_workloads
 from mlxlab.analysis.misses.result import Misses
 from mlxlab.analysis.misses.text_diff import TextShown, describe_change
 from mlxlab.errors import MlxlabError, StrategyError
@@ -28,7 +31,7 @@ from mlxlab.replay.bounds import Bounds, find_bounds, tabulate_bounds
 from mlxlab.replay.manifest import describe_run
 from mlxlab.replay.requests import RenderedRequest
 from mlxlab.replay.specs import SpecLike, StrategySpec, parse_specs
-from mlxlab.replay.workload import Workload, open_sources
+from mlxlab.replay.workload import open_sources
 from mlxlab.sizes import Size, read_size
 from mlxlab.strategies import Strategy
 from mlxlab.traces import Trace
@@ -63,6 +66,7 @@ def misses(
     users: int | None = None,
     costs: Costs | None = None,
     text: str = "redacted",
+    propose: bool = True,
     progress: bool = True,
 ) -> Misses:
     """Replay traces through a strategy and find why tokens were computed.
@@ -86,6 +90,8 @@ def misses(
         costs: adds seconds. The cost of a request's gaps is divided among its causes,
             position by position.
         text: of changed blocks: ``redacted`` (secrets replaced), ``full`` or ``none``.
+        propose: whether to look for rules against text that keeps breaking prompts,
+            and to replay the traces with them.
         progress: whether to show a bar.
 
     Raises:
@@ -100,18 +106,20 @@ def misses(
     kept = folder.layout if layout is None else read_layout(layout, "layout")
     memory = spec.make(kept).capacity
     renderer = Renderer(folder, spec.rules)
-    builder = _RowBuilder(spec, costs, shown)
+    builder = _RowBuilder(spec, costs, shown, _absent(opened))
+    finder = ProposalFinder(spec.rules, written=shown is not TextShown.NONE)
     tokenizer = renderer.tokenizer
     sources = open_sources(opened, renderer, progress)
     bounds: list[Bounds] = []
     most = 0
     with tqdm(desc=spec.strategy, disable=not progress) as bar:
-        whole = [Workload(sources, users)] if users else map(Workload, zip(sources))
-        for workload in whole:
+        for workload in split_workloads(sources, users):
             replayed = spec.make(kept, unit=workload.unit)
             decode = make_decode(tokenizer) if workload.unit == 1 else _no_text
             for attribution in attribute(workload, replayed, decode):
                 builder.enter(attribution, replayed)
+                if propose:
+                    finder.enter(attribution)
                 bar.update(1)
             found, filled = find_bounds(
                 workload, [memory], CacheLayout.plain(kept.token_bytes())
@@ -120,7 +128,12 @@ def misses(
             most = max(most, filled)
     manifest = describe_run(opened, folder, [spec], renderer.notes, {}, layout=kept)
     manifest["warnings"] = _list_served(served, strategy, rules)
-    return builder.close(tabulate_bounds(bounds, most, costs), manifest)
+
+    def share(own: tuple[str, ...]) -> float:
+        return reused_share(opened, folder, replace(spec, rules=own), kept, users)
+
+    proposals = try_out(finder, share, shown)
+    return builder.close(tabulate_bounds(bounds, most, costs), manifest, proposals)
 
 
 def _count_configurations(traces: Iterable[AnyTrace]) -> Counter[Configuration]:
@@ -170,6 +183,13 @@ def _one(strategy: SpecLike, rules: str, capacity: int | None) -> StrategySpec:
     return specs[0]
 
 
+def _absent(traces: Iterable[AnyTrace]) -> frozenset[str]:
+    """Return the names of the histories that lack most of their prompts."""
+    recorded = [trace for trace in traces if isinstance(trace, Trace)]
+    measured = [(trace.name, trace.completeness) for trace in recorded]
+    return frozenset(name for name, own in measured if own and own.is_mostly_absent)
+
+
 def _shown(text: str) -> TextShown:
     try:
         return TextShown(text)
@@ -188,11 +208,16 @@ class _RowBuilder:
     """Turns attributions into rows."""
 
     def __init__(
-        self, spec: StrategySpec, costs: Costs | None, shown: TextShown
+        self,
+        spec: StrategySpec,
+        costs: Costs | None,
+        shown: TextShown,
+        absent: frozenset[str],
     ) -> None:
         self.spec = spec
         self.costs = costs
         self.shown = shown
+        self.absent = absent
         self.causes: list[dict[str, Any]] = []
         self.requests: list[dict[str, Any]] = []
         self.parts: list[dict[str, Any]] = []
@@ -216,7 +241,12 @@ class _RowBuilder:
         self.causes += rows
         self.requests.append({**name, **self._request_row(attribution, rows)})
 
-    def close(self, bounds: pd.DataFrame, manifest: dict[str, Any]) -> Misses:
+    def close(
+        self,
+        bounds: pd.DataFrame,
+        manifest: dict[str, Any],
+        proposals: pd.DataFrame,
+    ) -> Misses:
         causes = pd.DataFrame(self.causes).groupby(_KEYS, sort=False, as_index=False)
         frame = causes.sum()
         order = ["tokens", "seconds", "evicted_by", "remedy"]
@@ -226,20 +256,23 @@ class _RowBuilder:
         parts = pd.DataFrame(self.parts)
         frame = frame[columns]
         frame.insert(len(_KEYS[:4]), "kind", kinds)
-        return Misses(requests, bounds, manifest, frame, parts)
+        return Misses(requests, bounds, manifest, frame, parts, proposals=proposals)
 
     def _cause_row(
         self, attribution: RequestAttribution, part: CauseSpan, strategy: Strategy
     ) -> dict[str, Any]:
         if part.cause is None:
             return {"cause": "", "remedy": ""}
+        remedy = remedy_for(part, attribution, strategy, self.spec.rules)
+        if remedy.startswith(NOTHING) and attribution.request.trace in self.absent:
+            remedy = ABSENT
         evictor = part.evictor
         return {
             "cause": str(part.cause),
             "tokens": attribution.request.tokens_between(part.start, part.stop),
             **self._priced(attribution, part.start, part.stop),
             "evicted_by": _named(evictor, attribution.request) if evictor else "",
-            "remedy": remedy_for(part, attribution, strategy, self.spec.rules),
+            "remedy": remedy,
         }
 
     def _priced(
@@ -281,7 +314,7 @@ class _RowBuilder:
     ) -> dict[str, Any]:
         request, broken = attribution.request, find_break(attribution)
         change = broken.change
-        lost = [r["tokens"] for r in rows if not r["remedy"].startswith(NOTHING)]
+        lost = [r["tokens"] for r in rows if not r["remedy"].startswith(NO_REMEDY)]
         return {
             "prompt_tokens": request.tokens,
             "reused_tokens": request.tokens - attribution.missed,

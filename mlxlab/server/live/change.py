@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from mlxlab.errors import RequestError
 from mlxlab.rendering.messages import describe_errors
+from mlxlab.rendering.rules import label_rules, parse_rules
 
 if TYPE_CHECKING:
     from mlxlab.server.server import Server
@@ -66,7 +67,8 @@ class Change(BaseModel):
             MlxlabError: see the methods of the server; what came before stays changed.
         """
         if self.strategy is not None or self.rules is not None:
-            server.configure(strategy=self.strategy, rules=self.rules)
+            rules = self.rules and label_rules(parse_rules(self.rules))
+            server.configure(strategy=self.strategy, rules=rules)
         if self.record is not None:
             server.record(_new_recording() if self.record else None)
         if self.selected is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mlxlab.client.launch import environment_lines
-from mlxlab.rendering.rules import RULES, parse_rules
+from mlxlab.rendering.rules import RULES, find_rule, label_rules, parse_rules
 from mlxlab.server.aliases import Aliases
 from mlxlab.strategies import STRATEGIES
 
@@ -65,7 +65,8 @@ def _describe_aliases(aliases: Aliases) -> dict[str, Any]:
             for kind, exact in kinds.items()
         },
         "rules": [
-            {"name": rule.name, "summary": rule.summary, "is_on": rule.name in active}
-            for rule in RULES.values()
+            {"name": name, "summary": find_rule(name).summary, "is_on": name in active}
+            for name in dict.fromkeys((*RULES, *active))  # some are written by users
         ],
+        "rules_label": label_rules(active),
     }

@@ -306,7 +306,11 @@ class Panel {
     this.connect = h("details", { class: "connect" });
     this.root = h(
       "section",
-      { class: "mlxlab-panel", "aria-label": "mlxlab server" },
+      {
+        class: "mlxlab-panel",
+        "aria-label": "mlxlab server",
+        "data-lm-suppress-shortcuts": "true", // JupyterLab has keys of its own
+      },
       this.head,
       this.totals,
       this.live,
@@ -464,7 +468,6 @@ class Panel {
     else if (event.key === " ") this.toggle(this.current);
     else return;
     event.preventDefault();
-    event.stopPropagation(); // a notebook has keys of its own
   }
 
   // Settings
@@ -527,8 +530,9 @@ class Panel {
     return select;
   }
 
-  rules({ rules, is_running }) {
+  rules({ rules, rules_label: label, is_running }) {
     const on = rules.filter((rule) => rule.is_on);
+    const isOpen = this.head.querySelector(".menu")?.open;
     const boxes = rules.map((rule) =>
       h("input", {
         type: "checkbox",
@@ -539,10 +543,7 @@ class Panel {
     );
     const apply = () => {
       const names = boxes.filter((box) => box.checked).map((box) => box.value);
-      this.isMenuOpen = true;
-      this.change({
-        rules: names.length === boxes.length ? "all" : names.join(",") || "none",
-      });
+      this.change({ rules: names.join(",") || "none" });
     };
     for (const box of boxes) box.addEventListener("change", apply);
     const lines = rules.map((rule, i) =>
@@ -556,19 +557,18 @@ class Panel {
     );
     const menu = h(
       "details",
-      { class: "menu", open: this.isMenuOpen },
+      { class: "menu", open: isOpen },
       h(
         "summary",
         {},
-        on.length === rules.length
-          ? "all rules"
-          : `${on.length} of ${rules.length} rules`,
+        label === "all" ? "all rules" : `${on.length} of ${rules.length} rules`,
       ),
       h("fieldset", {}, h("legend", { class: "unseen" }, "rules"), ...lines),
     );
-    this.isMenuOpen = false;
     menu.addEventListener("keydown", (event) => {
-      if (event.key === "Escape") menu.open = false;
+      if (event.key !== "Escape") return;
+      menu.open = false;
+      menu.firstChild.focus();
     });
     return menu;
   }

@@ -156,7 +156,7 @@ def test_chosen_requests_are_a_result(server: Server, client: Client) -> None:
 def test_few_pages_may_be_open_at_once(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(page, "_PAGES", 2)
+    monkeypatch.setattr(page, "VIEWS", 2)
 
     def status() -> int:
         with client.stream("GET", "/view") as answer:

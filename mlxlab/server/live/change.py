@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from mlxlab.errors import RequestError
+from mlxlab.limits import CHANGE_BYTES
 from mlxlab.rendering.messages import describe_errors
 from mlxlab.rendering.rules import label_rules, parse_rules
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Change"]
 
-#: Bytes of a change that is read.
-_BYTES = 2**16
 Setting = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
 
 
@@ -50,8 +49,8 @@ class Change(BaseModel):
         Raises:
             RequestError: the message names the field.
         """
-        if isinstance(given, bytes) and len(given) > _BYTES:
-            raise RequestError(f"body: over {_BYTES:,} bytes; send a change only")
+        if isinstance(given, bytes) and len(given) > CHANGE_BYTES:
+            raise RequestError(f"body: over {CHANGE_BYTES:,} bytes; send a change only")
         try:
             if isinstance(given, bytes):
                 return cls.model_validate_json(given)

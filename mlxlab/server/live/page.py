@@ -17,6 +17,7 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
+from mlxlab.limits import VIEWS
 from mlxlab.server.live.change import Change
 from mlxlab.server.live.view import INTERVAL_S
 from mlxlab.web.errors import ApiError
@@ -46,8 +47,6 @@ _HEADERS = {
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }
-#: Pages that may be open at once.
-_PAGES = 16
 #: Seconds of silence after which a page hears that the server is there.
 _PING_S = 10.0
 
@@ -73,8 +72,8 @@ def page_routes(server: Server) -> APIRouter:
     @routes.get("/view")
     async def view() -> Response:
         """Stream the live view: a snapshot, then changes."""
-        if pages >= _PAGES:
-            raise ApiError(429, f"{_PAGES} pages are open; close one")
+        if pages >= VIEWS:
+            raise ApiError(429, f"{VIEWS} pages are open; close one")
         return StreamingResponse(
             frames(), media_type="text/event-stream", headers=_HEADERS
         )

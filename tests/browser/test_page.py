@@ -15,10 +15,12 @@ def test_a_browser_shows_requests_and_changes_settings(page: Page) -> None:
         page.goto(f"{server.url}/#{TOKEN}")
         expect(page.locator(".empty")).to_have_text("No requests yet.")
         assert TOKEN not in page.url
+        client.headers["x-claude-code-agent-id"] = "<b>x</b>"
         for _ in range(2):
             client.ask(ask(words(200), max_tokens=2))
         rows = page.locator(".row")
         expect(rows).to_have_count(2)
+        expect(rows.nth(0)).to_contain_text("#1 <b>x</b>")
         expect(rows.nth(1)).to_contain_text("99 %")
         expect(page.locator(".totals")).to_contain_text("reused")
 

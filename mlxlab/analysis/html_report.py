@@ -75,6 +75,7 @@ def report(
     tuned = tune(recorded, memory=memory, **common)
     page = _template().render(
         title=compared.title,
+        assumed=compared.assumed,
         day=datetime.now(UTC).date(),
         tables=[html_table(table) for table in compared.tables()],
         hit_rate=compared.plot().to_svg(),

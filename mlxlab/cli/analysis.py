@@ -15,6 +15,7 @@ from mlxlab.cli.options import (
     AnyTraces,
     Capacity,
     Chunk,
+    Fill,
     Json,
     Layout,
     Memory,
@@ -82,9 +83,9 @@ def _list_names(names: Mapping[str, tuple[str, ...]], json: Path | None) -> Answ
 
 
 @app.command("read-trace", rich_help_panel=SEE)
-def read_trace(trace: OneTrace, json: Json = None) -> Answer:
+def read_trace(trace: OneTrace, fill: Fill = False, json: Json = None) -> Answer:
     """Count the requests of a trace."""
-    found = ml.read_trace(trace)
+    found = ml.read_trace(trace, fill=fill)
     requests = found.inference if isinstance(found, ml.Trace) else found
     count = sum(1 for _ in requests)
     return Answer(found, lambda: {"trace": found.name, "requests": count}, json)
@@ -117,6 +118,7 @@ def misses(
     capacity: Capacity = None,
     users: Users = None,
     text: Text = None,
+    fill: Fill = False,
     by_request: Annotated[
         bool, typer.Option("--by-request", help="Print what broke each request.")
     ] = False,
@@ -126,7 +128,7 @@ def misses(
     """Explain why prompt tokens were computed."""
     screen, folder = screen_of(context), find_folder(model)
     found = ml.misses(
-        named_traces(traces, screen),
+        named_traces(traces, screen, fill),
         model=folder,
         layout=layout,
         capacity=capacity,
@@ -167,6 +169,7 @@ def compare(
             "for none.",
         ),
     ] = None,
+    fill: Fill = False,
     json: Json = None,
     plots: Plots = None,
 ) -> Answer:
@@ -174,7 +177,7 @@ def compare(
     from mlxlab.traces.open import open_recorded
 
     screen, folder = screen_of(context), find_folder(model)
-    recorded = open_recorded(named_traces(traces, screen))
+    recorded = open_recorded(named_traces(traces, screen, fill))
     settings = given(
         strategies=strategies,
         rules=rules,
@@ -224,12 +227,13 @@ def report(
     rules: Rules = None,
     memory: Memory = None,
     text: Text = None,
+    fill: Fill = False,
     json: Json = None,
 ) -> Answer:
     """Write comparison, misses and advice as HTML."""
     screen, folder = screen_of(context), find_folder(model)
     ml.report(
-        named_traces(traces, screen),
+        named_traces(traces, screen, fill),
         out,
         model=folder,
         costs=known_costs(folder),

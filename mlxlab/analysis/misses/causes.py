@@ -13,10 +13,22 @@ from mlxlab.prompt import Role
 from mlxlab.strategies import Limit, Strategy
 from mlxlab.strategies.placements import parse_placement
 
-__all__ = ["BY_STRATEGY", "NOTHING", "Cause", "CauseKind", "remedy_of"]
+__all__ = [
+    "ABSENT",
+    "BY_STRATEGY",
+    "NOTHING",
+    "NO_REMEDY",
+    "Cause",
+    "CauseKind",
+    "remedy_of",
+]
 
 NOTHING = "nothing: "
 """Begins the remedy of every cause that has none."""
+ABSENT = "not known: most of the prompt is absent"
+"""Replaces such a remedy where a history lacks most of its prompts."""
+NO_REMEDY = (NOTHING, ABSENT)
+"""Beginnings of remedies that save no token."""
 
 
 class CauseKind(StrEnum):

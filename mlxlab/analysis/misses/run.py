@@ -14,7 +14,9 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from mlxlab.analysis.misses.attribution import CauseSpan, RequestAttribution, attribute
-from mlxlab.analysis.misses.causes import NOTHING, Cause, remedy_of
+from mlxlab.analysis.misses.blocks import make_decode
+from mlxlab.analysis.misses.causes import ABSENT, NO_REMEDY, NOTHING, Cause, remedy_of
+from mlxlab.analysis.misses.losses import find_break, main_cause, remedy_for
 from mlxlab.analysis.misses.proposals import ProposalFinder, try_out
 from mlxlab.analysis.misses.replays import reused_share, split_workloads
 from mlxlab.analysis.misses.result import Misses
@@ -23,7 +25,7 @@ from mlxlab.errors import MlxlabError, StrategyError
 from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
 from mlxlab.models.geometry import LayoutLike, read_layout
 from mlxlab.models.layout import CacheLayout
-from mlxlab.prompt import Role, Tokens
+from mlxlab.prompt import Tokens
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.replay.bounds import Bounds, find_bounds, tabulate_bounds
 from mlxlab.replay.manifest import describe_run
@@ -104,15 +106,16 @@ def misses(
     kept = folder.layout if layout is None else read_layout(layout, "layout")
     memory = spec.make(kept).capacity
     renderer = Renderer(folder, spec.rules)
-    builder = _RowBuilder(spec, costs, shown)
+    builder = _RowBuilder(spec, costs, shown, _absent(opened))
     finder = ProposalFinder(spec.rules, written=shown is not TextShown.NONE)
+    tokenizer = renderer.tokenizer
     sources = open_sources(opened, renderer, progress)
     bounds: list[Bounds] = []
     most = 0
     with tqdm(desc=spec.strategy, disable=not progress) as bar:
         for workload in split_workloads(sources, users):
             replayed = spec.make(kept, unit=workload.unit)
-            decode = _decoder(renderer) if workload.unit == 1 else _no_text
+            decode = make_decode(tokenizer) if workload.unit == 1 else _no_text
             for attribution in attribute(workload, replayed, decode):
                 builder.enter(attribution, replayed)
                 if propose:
@@ -180,6 +183,13 @@ def _one(strategy: SpecLike, rules: str, capacity: int | None) -> StrategySpec:
     return specs[0]
 
 
+def _absent(traces: Iterable[AnyTrace]) -> frozenset[str]:
+    """Return the names of the histories that lack most of their prompts."""
+    recorded = [trace for trace in traces if isinstance(trace, Trace)]
+    measured = [(trace.name, trace.completeness) for trace in recorded]
+    return frozenset(name for name, own in measured if own and own.is_mostly_absent)
+
+
 def _shown(text: str) -> TextShown:
     try:
         return TextShown(text)
@@ -187,13 +197,6 @@ def _shown(text: str) -> TextShown:
         raise MlxlabError(
             f"text {text!r}: choose from {', '.join(TextShown)}"
         ) from None
-
-
-def _decoder(renderer: Renderer) -> Any:
-    def decode(tokens: Tokens) -> str:
-        return str(renderer.tokenizer.decode(tokens, skip_special_tokens=True))
-
-    return decode
 
 
 def _no_text(tokens: Tokens) -> str:
@@ -205,11 +208,16 @@ class _RowBuilder:
     """Turns attributions into rows."""
 
     def __init__(
-        self, spec: StrategySpec, costs: Costs | None, shown: TextShown
+        self,
+        spec: StrategySpec,
+        costs: Costs | None,
+        shown: TextShown,
+        absent: frozenset[str],
     ) -> None:
         self.spec = spec
         self.costs = costs
         self.shown = shown
+        self.absent = absent
         self.causes: list[dict[str, Any]] = []
         self.requests: list[dict[str, Any]] = []
         self.parts: list[dict[str, Any]] = []
@@ -255,17 +263,9 @@ class _RowBuilder:
     ) -> dict[str, Any]:
         if part.cause is None:
             return {"cause": "", "remedy": ""}
-        change = part.change
-        remedy = remedy_of(
-            part.cause,
-            strategy,
-            self.spec.rules,
-            lost=part.role,
-            changed=change.role if change else part.role,
-            rule=change.rule if change else "",
-            unit=attribution.request.unit,
-            nearer=part.nearer,
-        )
+        remedy = remedy_for(part, attribution, strategy, self.spec.rules)
+        if remedy.startswith(NOTHING) and attribution.request.trace in self.absent:
+            remedy = ABSENT
         evictor = part.evictor
         return {
             "cause": str(part.cause),
@@ -312,38 +312,25 @@ class _RowBuilder:
     def _request_row(
         self, attribution: RequestAttribution, rows: Sequence[dict[str, Any]]
     ) -> dict[str, Any]:
-        request, change = attribution.request, attribution.change
-        position = min(attribution.known, len(request.prompt) - 1)
-        block = _block_at(attribution.parts, position)
-        if change is None or not any(part.change for part in attribution.parts):
-            label, role, shown = block.label, block.role, ""
-        else:
-            label, role = change.label, change.role
-            shown = describe_change(change.old, change.new, self.shown)
-        tokens = pd.DataFrame(rows).groupby("cause").tokens.sum()
-        telling = tokens.drop([Cause.BLOCK, Cause.LAST], errors="ignore")
-        lost = [r["tokens"] for r in rows if not r["remedy"].startswith(NOTHING)]
+        request, broken = attribution.request, find_break(attribution)
+        change = broken.change
+        lost = [r["tokens"] for r in rows if not r["remedy"].startswith(NO_REMEDY)]
         return {
             "prompt_tokens": request.tokens,
             "reused_tokens": request.tokens - attribution.missed,
             "missed_tokens": attribution.missed,
-            "position": request.tokens_between(0, position),
-            "label": label,
-            "role": str(role),
+            "position": request.tokens_between(0, broken.position),
+            "label": broken.label,
+            "role": str(broken.role),
             "predecessor": attribution.predecessor.id
             if attribution.predecessor
             else None,
-            "cause": str((telling if len(telling) else tokens).idxmax()),
+            "cause": str(main_cause((Cause(r["cause"]), r["tokens"]) for r in rows)),
             "lost_tokens": sum(lost),
-            "change": shown,
+            "change": describe_change(change.old, change.new, self.shown)
+            if change
+            else "",
         }
-
-
-def _block_at(parts: Sequence[CauseSpan], position: int) -> CauseSpan:
-    """Return the block at ``position``, or the next one behind template text."""
-    behind = [part for part in parts if part.stop > position]
-    glue = (Role.TEMPLATE, Role.GENERATION)
-    return next((part for part in behind if part.role not in glue), behind[0])
 
 
 def _named(evictor: RenderedRequest, loser: RenderedRequest) -> str:

@@ -132,6 +132,7 @@ class _Rewriter:
             "recorder": trace.header.recorder,
             "created": trace.header.created,
             "skipped": dict(trace.skipped),
+            "filled": trace.header.filled,
             "anonymized": True,
         }
         waiting = tqdm(trace.exchanges, desc=task, disable=not progress)

@@ -33,8 +33,8 @@ def read_written(name: str) -> Rule | None:
     begins = words.removesuffix(_ON).strip()
     if not begins or any(char in begins for char in RESERVED):
         raise RuleError(
-            f"rule {name!r}: give the first words of a line after the :, without any of "
-            f"{' '.join(RESERVED)}"
+            f"rule {name!r}: give the first words of a line after the :, without "
+            f"any of {' '.join(RESERVED)}"
         )
     find = find_sections if words.endswith(_ON) else find_lines
     effect = _EFFECTS[action]

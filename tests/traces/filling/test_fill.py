@@ -66,7 +66,7 @@ def avoidable(trace: str | Trace, strategy: str) -> float:
         ("sessions", ["prefix@none", "paged"]),
         pytest.param("resume", ["prefix@none", "paged"], marks=pytest.mark.slow),
         pytest.param("thinking", ["prefix@none", "paged"], marks=pytest.mark.slow),
-        # What the client's inline reminders cost without rules is not in a history.
+        # The test's history has no attachments, so inline reminders are missing.
         pytest.param("loop", ["paged"], marks=pytest.mark.slow),
     ],
 )

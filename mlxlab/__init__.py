@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from mlxlab.analysis.calibration import Calibration
     from mlxlab.analysis.compare import compare
     from mlxlab.analysis.comparison import Comparison
+    from mlxlab.analysis.doctor.result import Diagnosis
+    from mlxlab.analysis.doctor.run import doctor
     from mlxlab.analysis.fidelity.result import Fidelity
     from mlxlab.analysis.fidelity.run import fidelity
     from mlxlab.analysis.html_report import report
@@ -53,6 +55,7 @@ __all__ = [
     "STRATEGIES",
     "Calibration",
     "Comparison",
+    "Diagnosis",
     "Fidelity",
     "Misses",
     "MlxlabError",
@@ -69,6 +72,7 @@ __all__ = [
     "bundled_traces",
     "calibrate",
     "compare",
+    "doctor",
     "export_trace",
     "fidelity",
     "find_model",
@@ -90,6 +94,8 @@ _MODULES = {
     "mlxlab.analysis.calibration": ("Calibration",),
     "mlxlab.analysis.compare": ("compare",),
     "mlxlab.analysis.comparison": ("Comparison",),
+    "mlxlab.analysis.doctor.result": ("Diagnosis",),
+    "mlxlab.analysis.doctor.run": ("doctor",),
     "mlxlab.analysis.fidelity.result": ("Fidelity",),
     "mlxlab.analysis.fidelity.run": ("fidelity",),
     "mlxlab.analysis.html_report": ("report",),

@@ -69,7 +69,7 @@ def report(
     }
     compared = compare(recorded, strategies, capacity=memory, simulate=True, **common)
     explained = [
-        misses(recorded, strategy, capacity=memory, text=text, **common)
+        misses(recorded, strategy, capacity=memory, text=text, propose=False, **common)
         for strategy in EXPLAINED
     ]
     tuned = tune(recorded, memory=memory, **common)

@@ -12,7 +12,8 @@ import pandas as pd
 from mlxlab.analysis.conclusion import find_lack
 from mlxlab.analysis.result import Result, describe_traces
 from mlxlab.analysis.tables import Forms, format_bounds, format_columns
-from mlxlab.replay.specs import StrategySpec, label_rules
+from mlxlab.rendering.rules import label_rules
+from mlxlab.replay.specs import StrategySpec
 from mlxlab.sizes import format_size
 from mlxlab.strategies import ParameterValue
 
@@ -71,9 +72,13 @@ class Tuning(Result):
             ``stored_bytes`` (peak); with a disk to try ``disk_tokens`` (of the reused
             ones) and ``disk_bytes`` (most on disk); with a cost model ``ttft_mean_s``,
             ``ttft_median_s``, ``ttft_p90_s``.
+        replayed: one row per request under the recommended strategy. Columns:
+            ``session``, ``request``, ``prompt_tokens``, ``reused_tokens``.
     """
 
     kind = "tune"
+
+    replayed: pd.DataFrame
 
     @property
     def memory(self) -> int:

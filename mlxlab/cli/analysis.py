@@ -64,7 +64,13 @@ def list_placements(json: Json = None) -> Answer:
 @app.command("rules", rich_help_panel=SEE)
 def list_rules(json: Json = None) -> Answer:
     """List the canonicalisation rules."""
-    return _list_names({rule.name: (rule.summary,) for rule in ml.RULES.values()}, json)
+    found = {}
+    for rule in ml.RULES.values():
+        clients = f" ({rule.clients})" if rule.clients else ""
+        named = "" if rule.default else f"; off by default: all,{rule.name}"
+        why = f"{rule.place}: {rule.reason}{clients}"
+        found[rule.name] = (rule.summary, why, f"{rule.effect}{named}")
+    return _list_names(found, json)
 
 
 def _list_names(names: Mapping[str, tuple[str, ...]], json: Path | None) -> Answer:
@@ -102,8 +108,8 @@ def misses(
         str | None,
         typer.Option(
             metavar="RULES",
-            help="Apply these rules: all, none, names, or exceptions such as -name. "
-            "By default those that served a recording, else all.",
+            help="Apply these rules: all, none, names, exceptions such as -name, or "
+            "all,name. By default those that served a recording, else all.",
             autocompletion=complete_rules,
         ),
     ] = None,

@@ -111,8 +111,8 @@ Rules: TypeAlias = Annotated[
     str | None,
     typer.Option(
         metavar="RULES",
-        help="Apply these rules where a strategy names none: all, none, names, or "
-        "exceptions such as -name. All by default.",
+        help="Apply these rules where a strategy names none: all (by default), none, "
+        "names, exceptions such as -name, or all,name.",
         autocompletion=complete_rules,
     ),
 ]

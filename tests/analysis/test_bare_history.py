@@ -75,8 +75,11 @@ def test_pictures_say_what_is_missing(bare: Trace) -> None:
 
 
 def test_comparisons_and_tunings_conclude_nothing(bare: Trace, filled: Trace) -> None:
-    asked: dict[str, Any] = {"strategies": "none,paged", "simulate": True}
-    asked["progress"] = False
+    asked: dict[str, Any] = {
+        "strategies": "none,paged",
+        "simulate": True,
+        "progress": False,
+    }
     assert ml.compare(bare, **asked).lines() == [UNKNOWN]
     assert ml.compare(filled, **asked).lines()[0].startswith("Best: paged reuses ")
     tuned = ml.tune(bare, trials=1, progress=False)

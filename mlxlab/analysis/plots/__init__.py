@@ -8,9 +8,9 @@ from mlxlab.errors import ConfigError
 from mlxlab.extras import needs
 
 with needs("plots"):
-    import matplotlib as mpl
-
     try:
+        import matplotlib as mpl  # looks for its settings
+
         mpl.get_cachedir()
     except RuntimeError as error:  # a link that leads to itself
         raise ConfigError(f"plots: {error}; set HOME or XDG_CACHE_HOME") from None

@@ -214,20 +214,26 @@ def report(
         ),
     ] = Path("report.html"),
     model: Model = None,
+    layout: Layout = None,
     strategies: Strategies = None,
     rules: Rules = None,
     memory: Memory = None,
     text: Text = None,
     json: Json = None,
 ) -> Answer:
-    """Write comparison, misses and advice as HTML."""
-    screen, folder = screen_of(context), find_folder(model)
+    """Write verdict, advice and evidence as HTML."""
+    screen = screen_of(context)
     ml.report(
         named_traces(traces, screen),
         out,
-        model=folder,
-        costs=known_costs(folder),
         progress=screen.progress,
-        **given(strategies=strategies, rules=rules, memory=memory, text=text),
+        **given(
+            model=model,
+            layout=layout,
+            strategies=strategies,
+            rules=rules,
+            memory=memory,
+            text=text,
+        ),
     )
     return Answer(out, lambda: {"report": str(out)}, json)

@@ -17,6 +17,7 @@ from mlxlab.analysis.plots.picture import Picture
 from mlxlab.analysis.plots.style import INK, QUIET
 
 __all__ = [
+    "NARROW",
     "SIZE",
     "add_legend",
     "draw_blocks",
@@ -34,13 +35,19 @@ Floats: TypeAlias = NDArray[np.floating[Any]]
 #: Inches.
 SIZE = (9.0, 4.2)
 
+#: Inches that a telephone can show at full size.
+NARROW = 3.6
+
 #: Height of a block, in rows.
 _BLOCK = 0.78
 
+#: Slanted labels beside each other that do not touch in a picture of the usual width.
+_MOST_LABELS = 40
 
-def make_axes(height: float) -> tuple[Picture, Axes]:
-    """Return an empty picture of the usual width, ``height`` inches high."""
-    picture = Picture(figsize=(SIZE[0], height), layout="constrained")
+
+def make_axes(height: float, width: float = SIZE[0]) -> tuple[Picture, Axes]:
+    """Return an empty picture of this height and width in inches."""
+    picture = Picture(figsize=(width, height), layout="constrained")
     axes = picture.add_subplot()
     dress(axes)
     return picture, axes
@@ -130,6 +137,8 @@ def request_labels(order: pd.DataFrame) -> list[str]:
 def mark_requests(axes: Axes, order: pd.DataFrame, middle: float = 0.0) -> None:
     """Label the requests along x and draw a line between sessions.
 
+    Of many requests only some are labelled.
+
     Args:
         axes: what to draw on.
         order: requests from left to right.
@@ -138,5 +147,7 @@ def mark_requests(axes: Axes, order: pd.DataFrame, middle: float = 0.0) -> None:
     session = order.session.str.partition("/")[0]
     for start in order.index[session != session.shift()][1:]:
         axes.axvline(start + middle - 0.5, color=INK, alpha=QUIET, linewidth=0.8)
+    shown = slice(None, None, -(-len(order) // _MOST_LABELS))
     places = np.arange(len(order)) + middle
-    axes.set_xticks(places, request_labels(order), rotation=60, ha="right")
+    labels = request_labels(order)
+    axes.set_xticks(places[shown], labels[shown], rotation=60, ha="right")

@@ -14,7 +14,6 @@ from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from mlxlab.analysis.compare import compare
 from mlxlab.analysis.comparison import Comparison
@@ -39,7 +38,7 @@ from mlxlab.traces.open import Traces, open_recorded
 
 __all__ = ["Worst", "find_worst", "report"]
 
-#: Strips at the top of the page.
+#: Most strips at the top of the page.
 _STRIPS = 12
 _KEY = ["session", "request"]
 
@@ -108,28 +107,25 @@ def report(
 
 
 def _make_page(found: Diagnosis, after: Misses, compared: Comparison) -> str:
-    source = files("mlxlab.analysis")
-    script = source.joinpath("report.js").read_text()
+    package = files("mlxlab.analysis")
+    script = package.joinpath("report.js").read_text()
     salts = count()
 
-    def draw(picture: Picture) -> Markup:
-        return Markup(picture.to_svg(salt=str(next(salts))))
-
-    def lay_out(table: pd.DataFrame) -> Markup:
-        return Markup(html_table(table))
+    def draw(picture: Picture) -> str:
+        return picture.to_svg(salt=str(next(salts)))
 
     environment = Environment(autoescape=True, undefined=StrictUndefined)
-    environment.filters |= {"svg": draw, "table": lay_out}
-    template = environment.from_string(source.joinpath("report.html").read_text())
+    environment.filters |= {"svg": draw, "table": html_table}
+    template = environment.from_string(package.joinpath("report.html").read_text())
     return template.render(
         found=found,
         worst=find_worst(found),
         explained={"today": found.today, "as recommended": after},
         compared=compared,
-        recommended=Markup(found.tuning._repr_html_()),
+        recommended=found.tuning._repr_html_(),
         manifest=json.dumps(found.manifest, indent=1),
         day=datetime.now(UTC).date(),
-        script=Markup(script),
+        script=script,
         script_hash=b64encode(sha256(script.encode()).digest()).decode(),
         plot_causes=plot_causes,
         plot_gain=plot_gain,
@@ -146,7 +142,7 @@ class Worst:
         name: of the session.
         requests: its number of requests.
         share: of the seconds of all sessions, between 0 and 1.
-        misses: those of its requests in a row that lost most, some 12.
+        misses: those of some requests in a row: the ones that lost most.
     """
 
     name: str

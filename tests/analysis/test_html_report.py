@@ -178,8 +178,8 @@ def test_the_offer_of_the_doctor_diagnoses_once(
     monkeypatch.setattr(html_report, "doctor", refuse)
     for stream in (sys.stdin, sys.stdout):
         monkeypatch.setattr(stream, "isatty", lambda: True)
-    monkeypatch.setattr(command.typer, "prompt", lambda *_, **__: "r")
-    monkeypatch.setattr(command.webbrowser, "open", opened.append)
+    monkeypatch.setattr("typer.prompt", lambda *_, **__: "r")
+    monkeypatch.setattr("webbrowser.open", opened.append)
     command._offer(found, Evidence([leaking()], "here"), dict(SETTING))
     assert opened == [(tmp_path / "report.html").as_uri()]
     assert found.verdict in (tmp_path / "report.html").read_text()
@@ -209,7 +209,7 @@ def test_the_costliest_session_leads_with_its_costliest_requests() -> None:
 def test_the_picture_of_the_gain_shows_both_numbers(found: Diagnosis) -> None:
     upper, lower = plot_gain(found).axes
     for axes, values in ((upper, found.shares), (lower, found.seconds)):
-        widths = [bar.get_width() for bar in axes.patches]
+        widths = [bar.get_bbox().width for bar in axes.patches]
         assert widths == pytest.approx(values)
     assert "±" in upper.texts[1].get_text()
     assert "±" not in lower.texts[1].get_text()  # not measured

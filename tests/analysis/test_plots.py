@@ -132,7 +132,7 @@ def test_labels_of_many_requests_do_not_touch(simulated: Comparison) -> None:
     distance = np.diff([label.get_position()[0] for label in labels]).min()
     points = distance / count * axes.get_window_extent().width / figure.dpi * 72
     # A slanted line of text takes its height over the sine of its slant.
-    assert points > labels[0].get_size() / np.sin(np.deg2rad(60))
+    assert points > labels[0].get_fontsize() / np.sin(np.deg2rad(60))
     # Each stands below its own request.
     order = many.requests.drop_duplicates(["session", "request"], ignore_index=True)
     named = dict(enumerate(request_labels(order)))

@@ -115,9 +115,8 @@ class Diagnosis(Misses):
     @property
     def seconds(self) -> tuple[float, float]:
         """Mean seconds to the first token, today and as recommended."""
-        return float(self.requests.ttft_s.mean()), float(
-            self.requests.ttft_after_s.mean()
-        )
+        rows = self.requests
+        return float(rows.ttft_s.mean()), float(rows.ttft_after_s.mean())
 
     @property
     def share_error(self) -> float:

@@ -18,6 +18,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from mlxlab.analysis.misses.causes import NOTHING
 from mlxlab.analysis.plots.figures import (
     NARROW,
+    SIZE,
     add_legend,
     draw_blocks,
     in_seconds,
@@ -36,7 +37,7 @@ __all__ = ["plot_causes", "plot_strip", "save_misses_plots"]
 
 _PALE = 0.34
 _ROW = 0.27  # inches
-_TEXT_ROW = 0.19  # inches: of a narrow strip, and of the text above it
+_NARROW_ROW = 0.19  # inches: each narrow strip takes two rows, one for its text
 _ABOVE = 0.82  # rows from a narrow strip to its text
 _INDENT = 0.15  # share of the width that the name of a request takes there
 _KEY = ["session", "request", "cause"]
@@ -60,11 +61,8 @@ def plot_strip(misses: Misses, *, narrow: bool = False) -> Picture:
     """
     requests = misses.requests
     pitch = 2 if narrow else 1
-    figure, axes = (
-        make_axes(height=1.7 + _TEXT_ROW * pitch * len(requests), width=NARROW)
-        if narrow
-        else make_axes(height=1.7 + _ROW * len(requests))
-    )
+    row = pitch * (_NARROW_ROW if narrow else _ROW)
+    figure, axes = make_axes(1.7 + row * len(requests), NARROW if narrow else SIZE[0])
     places = {
         key: pitch * place
         for place, key in enumerate(

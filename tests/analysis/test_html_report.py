@@ -24,6 +24,7 @@ from mlxlab.cli import doctor as command
 from mlxlab.errors import MlxlabError
 from mlxlab.models.folder import BUNDLED
 from mlxlab.traces import Trace
+from mlxlab.traces.schema import Configuration
 from tests.support.exchanges import small_trace
 
 SECRET = "xoxb-0123456789"
@@ -140,7 +141,9 @@ def test_secrets_are_left_out_unless_asked_for(page: str) -> None:
     assert "redacte" in page
 
 
-def test_text_of_others_is_shown_and_not_obeyed(tmp_path: Path) -> None:
+def test_text_of_others_is_shown_and_not_obeyed_and_warnings_lead(
+    tmp_path: Path,
+) -> None:
     trace = leaking()
     exchanges = []
     for exchange in trace.exchanges:
@@ -148,6 +151,10 @@ def test_text_of_others_is_shown_and_not_obeyed(tmp_path: Path) -> None:
             system = [dict(block) for block in exchange.body["system"]]
             system[1]["text"] = f"{BAD} {system[1]['text']}"
             exchange = replace(exchange, body={**exchange.body, "system": system})
+        if exchange.response is not None:
+            used = Configuration(strategy="block-hash", rules="none")
+            answer = replace(exchange.response, configuration=used)
+            exchange = replace(exchange, response=answer)
         exchanges.append(exchange)
     bad = replace(trace, name=f"{BAD}\udcff", exchanges=tuple(exchanges))
     out = tmp_path / "full.html"
@@ -155,6 +162,8 @@ def test_text_of_others_is_shown_and_not_obeyed(tmp_path: Path) -> None:
     page = out.read_text()
     assert SECRET in page
     assert page.count("<script") == 1
+    assert page.index("as served in the recording: strategy") < page.index("<h1>")
+    assert "Causes today: block-hash@none" in page
     # In the name of the trace, and in a block that changed.
     title, changed = page.split("Causes today", 1)
     assert "&lt;script&gt;alert(1)" in title
@@ -209,7 +218,12 @@ def test_the_costliest_session_leads_with_its_costliest_requests() -> None:
 def test_the_picture_of_the_gain_shows_both_numbers(found: Diagnosis) -> None:
     upper, lower = plot_gain(found).axes
     for axes, values in ((upper, found.shares), (lower, found.seconds)):
-        widths = [bar.get_bbox().width for bar in axes.patches]
+        widths = [
+            bar.get_path().get_extents(bar.get_patch_transform()).width
+            for bar in axes.patches
+        ]
         assert widths == pytest.approx(values)
+    (error,) = upper.collections[0].get_segments()  # type: ignore[attr-defined]
+    assert error[:, 0].max() <= 1
     assert "±" in upper.texts[1].get_text()
     assert "±" not in lower.texts[1].get_text()  # not measured

@@ -116,6 +116,19 @@ def test_pictures_of_a_page_can_be_told_apart(misses: Misses) -> None:
     assert not hatches("0") & hatches("1")
 
 
+def test_a_long_name_leaves_room_for_the_cells(simulated: Comparison) -> None:
+    name = "paged:checkpoints=system+tools+environment+prompt,share=25,capacity=4GiB"
+    figure = replace(
+        simulated, requests=simulated.requests.assign(strategy=name)
+    ).plot()
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    (label,) = axes.get_yticklabels()
+    assert label.get_text().replace("\n", "") == name
+    assert max(map(len, label.get_text().split("\n"))) <= 31
+    assert axes.get_window_extent().width > figure.bbox.width / 2
+
+
 def test_labels_of_many_requests_do_not_touch(simulated: Comparison) -> None:
     rows = [
         simulated.requests.assign(request=simulated.requests.request + 100 * i)

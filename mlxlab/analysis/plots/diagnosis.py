@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
@@ -26,7 +27,7 @@ def plot_gain(found: Diagnosis) -> Picture:
     """
     figure = Picture(figsize=(NARROW, 2.4), layout="constrained")
     upper, lower = figure.subplots(2, 1, gridspec_kw={"hspace": 0.15})
-    _draw_pair(upper, found.shares, found.share_error, "{:.0%}")
+    _draw_pair(upper, found.shares, found.share_error, "{:.0%}", most=1.0)
     set_title(upper, "prompt tokens reused")
     relative = found.seconds_error
     error = None if relative is None else relative * found.seconds[1]
@@ -36,17 +37,30 @@ def plot_gain(found: Diagnosis) -> Picture:
 
 
 def _draw_pair(
-    axes: Axes, values: tuple[float, float], error: float | None, form: str
+    axes: Axes,
+    values: tuple[float, float],
+    error: float | None,
+    form: str,
+    most: float = math.inf,
 ) -> None:
-    """Draw two bars from 0, the second with its error, and write their values."""
+    """Draw two bars from 0, the second with its error, and write their values.
+
+    Args:
+        axes: what to draw on.
+        values: today and as recommended.
+        error: of the second, in the same unit; None if it is not known.
+        form: of a value.
+        most: that a value can be.
+    """
     dress(axes)
     axes.barh(_NAMES, values, color=_COLOURS, height=0.62)
     texts = [form.format(value) for value in values]
     ends = list(values)
     if error is not None:
-        axes.errorbar(values[1], 1, xerr=error, color=INK, capsize=3, linewidth=1.2)
+        ends[1] = min(values[1] + error, most)
+        around = [[min(error, values[1])], [ends[1] - values[1]]]
+        axes.errorbar(values[1], 1, xerr=around, color=INK, capsize=3, linewidth=1.2)
         texts[1] += f" ± {form.format(error)}"
-        ends[1] += error
     for place, (end, text) in enumerate(zip(ends, texts, strict=True)):
         axes.annotate(
             text,

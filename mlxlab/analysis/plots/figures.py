@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from string import ascii_lowercase
 from typing import Any, TypeAlias
 
@@ -20,6 +21,7 @@ __all__ = [
     "NARROW",
     "SIZE",
     "add_legend",
+    "break_name",
     "draw_blocks",
     "dress",
     "in_seconds",
@@ -43,6 +45,10 @@ _BLOCK = 0.78
 
 #: Slanted labels beside each other that do not touch in a picture of the usual width.
 _MOST_LABELS = 40
+
+
+#: Characters of a line of a strategy's name.
+_LINE = 30
 
 
 def make_axes(height: float, width: float = SIZE[0]) -> tuple[Picture, Axes]:
@@ -98,6 +104,12 @@ def draw_blocks(
     closed = np.concatenate([vertices, vertices[:, :1]], axis=1).reshape(-1, 2)
     codes = [Path.MOVETO, *[Path.LINETO] * 3, Path.CLOSEPOLY] * len(places)
     axes.add_patch(PathPatch(Path(closed, codes), **style))
+
+
+def break_name(name: str) -> str:
+    """Return a long name of a strategy as lines, broken between its parameters."""
+    lines = re.findall(rf".{{1,{_LINE}}}(?:[,+:]|$)|.{{1,{_LINE}}}", name)
+    return "\n".join(lines)
 
 
 def in_seconds(value: float, _: object = None) -> str:

@@ -93,7 +93,9 @@ def report(
         "users": 1,
         "progress": progress,
     }
-    after = misses(recorded, best, costs=setting.costs, text=text, **common)
+    after = misses(
+        recorded, best, costs=setting.costs, text=text, propose=False, **common
+    )
     named = {spec.name: spec for spec in (today, best, *others)}
     compared = compare(
         recorded, named.values(), simulate=True, costs=setting.calibration, **common

@@ -68,7 +68,7 @@ def _follow(server: Server, over: Flag) -> None:
             version = changed.get("version", version)
             totals = changed.get("totals", totals)
             # Idle, it is left alone: a change would end a selection of text.
-            if rows and (changed or not rows[-1].is_over):
+            if rows and (changed or any(not row.is_over for row in rows)):
                 shown = draw_open(rows, totals, console.width, time.time())
                 live.update(shown, refresh=True)
 

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from mlxlab.cli import app
 from mlxlab.client.discovery import Endpoint
 from mlxlab.client.launch import (
     client_environment,
@@ -87,6 +89,21 @@ def test_what_the_client_changes_is_off_unless_told_otherwise() -> None:
     assert not steady & client_environment(endpoint(), {}, steady=False).keys()
     own = {"CLAUDE_CODE_TOTAL_TOKENS_REMINDER": "countdown"}
     assert own.items() <= client_environment(endpoint(), own).items()
+
+
+@pytest.mark.parametrize(("flags", "steady"), [([], True), (["--as-is"], False)])
+def test_the_command_takes_a_flag_for_it(
+    monkeypatch: pytest.MonkeyPatch, flags: list[str], steady: bool
+) -> None:
+    asked: list[object] = []
+    running = endpoint()
+    monkeypatch.setattr("mlxlab.client.discovery.find", lambda url: running)
+    monkeypatch.setattr(
+        "mlxlab.client.launch.launch", lambda *args, **more: asked.append((args, more))
+    )
+    done = CliRunner().invoke(app, ["claude", *flags, "-p", "Hello"])
+    assert done.exit_code == 0, done.output
+    assert asked == [((running, ["-p", "Hello"]), {"steady": steady})]
 
 
 def test_a_large_window_leaves_answers_as_long_as_usual() -> None:

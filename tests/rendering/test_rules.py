@@ -242,7 +242,7 @@ def test_every_rule_says_what_it_costs() -> None:
     assert find_rule("drop:x").effect is Effect.LEFT_OUT
 
 
-@pytest.mark.parametrize("name", ["move:", "drop: ...", "move:..."])
+@pytest.mark.parametrize("name", ["move:", "drop: ...", "move:...", "move:a+b"])
 def test_a_written_rule_needs_words(name: str) -> None:
     with pytest.raises(RuleError, match="first words of a line"):
         parse_rules(f"all,{name}")

@@ -112,6 +112,7 @@ def test_a_change_needs_the_token_and_the_own_page(
         (b'{"strategy": ""}', "strategy: "),
         (b'{"model": "other"}', "model: Extra inputs are not permitted"),
         (b'{"selected": ["x"]}', "selected.0: "),
+        (b'{"selected": [1, %d]}' % 10**40, "selected.1: "),
         (b"{", "body: Invalid JSON"),
         (b" " * 100_000, "body: over 65,536 bytes"),
     ],

@@ -25,14 +25,17 @@ def read_written(name: str) -> Rule | None:
     """Return the rule that a text describes; None if it describes none.
 
     Raises:
-        RuleError: there are no words behind the colon.
+        RuleError: there are no words behind the colon, or a reserved character.
     """
     action, colon, words = name.partition(":")
     if not colon or action not in _EFFECTS:
         return None
     begins = words.removesuffix(_ON).strip()
-    if not begins:
-        raise RuleError(f"rule {name!r}: give the first words of a line after the :")
+    if not begins or any(char in begins for char in RESERVED):
+        raise RuleError(
+            f"rule {name!r}: give the first words of a line after the :, without "
+            f"any of {' '.join(RESERVED)}"
+        )
     find = find_sections if words.endswith(_ON) else find_lines
     effect = _EFFECTS[action]
     return Rule(

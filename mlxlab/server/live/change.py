@@ -7,7 +7,7 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from mlxlab.errors import RequestError
 from mlxlab.limits import CHANGE_BYTES
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Change"]
 
+Number = Annotated[int, Field(ge=1, le=2**53)]
 Setting = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
 
 
@@ -39,7 +40,7 @@ class Change(BaseModel):
     strategy: Setting | None = None
     rules: Setting | None = None
     record: bool | None = None
-    selected: tuple[int, ...] | None = None
+    selected: tuple[Number, ...] | None = None
     stop: bool = False
 
     @classmethod

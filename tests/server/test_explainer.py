@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from mlxlab import compare, misses
 from mlxlab.engine import Stored
 from mlxlab.errors import StrategyError
+from mlxlab.limits import EXPLAINED_SEQUENCES
 from mlxlab.models.folder import find_model
 from mlxlab.prompt import Prompt, Role, Segment
 from mlxlab.server.event_log import Asker, EventLog, Stage
@@ -282,17 +283,17 @@ def test_credentials_know_nothing_of_each_other(desk: Callable[..., Desk]) -> No
 
 
 @pytest.mark.slow
-def test_memory_is_flat_over_many_requests() -> None:
+def test_what_is_followed_is_bounded() -> None:
     with served(strategy=SMALL) as server, Client(server.url) as client:
-        sizes: list[int] = []
-        for number in range(600):
-            client.ask(body(words(6, 10 * number), TURN, session=f"{number:08}"))
-            if number % 200 == 199:
-                explained(server)
-                explainer = server._service.explainer
-                assert explainer is not None
-                (known,) = explainer._histories.values()
-                sizes.append(len(known.history.predecessors._sessions))
-                assert explainer._open == {}
-                assert explainer._waiting == 0
-    assert sizes[-1] <= 256
+        for number in range(300):
+            session = f"{number:08}"
+            client.ask(body(words(6, 10 * number), TURN, session=session), max_tokens=1)
+        explained(server)
+        explainer = server._service.explainer
+        assert explainer is not None
+        (known,) = explainer._histories.values()
+        (lane,) = explainer._lanes.values()
+    assert len(known.history.predecessors._sessions) == EXPLAINED_SEQUENCES
+    assert len(lane._attributor.evictions._sequences) == EXPLAINED_SEQUENCES
+    assert (explainer._open, explainer._waiting) == ({}, 0)
+    assert not explainer._backlog

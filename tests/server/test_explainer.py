@@ -18,13 +18,15 @@ from mlxlab.limits import EXPLAINED_SEQUENCES
 from mlxlab.models.folder import find_model
 from mlxlab.prompt import Prompt, Role, Segment
 from mlxlab.server.event_log import Asker, EventLog, Stage
-from mlxlab.server.explainer import Asked, Explainer
+from mlxlab.server.explainer import Asked, Explainer, _Known
 from mlxlab.server.lanes import Setting
 from mlxlab.server.metrics import Metrics, Served
 from mlxlab.server.server import Options, Server
 from mlxlab.strategies import Commit, Plan
 from tests.server.test_order import traffic
+from tests.support.architectures import save_architecture
 from tests.support.endpoint import Client, ask, served, until, words
+from tests.support.hybrids import HYBRIDS
 
 SMALL = "paged:capacity=2MiB"
 TURN = "What is two and two?"
@@ -139,6 +141,21 @@ def test_requests_that_run_at_once_are_followed_in_their_order(tmp_path: Path) -
     causes = misses(str(path), progress=False).requests
     lost = sorted(zip(causes.prompt_tokens, causes.lost_tokens, strict=True))
     assert sorted(zip(asked.prompt_tokens, asked.lost_tokens, strict=True)) == lost
+
+
+@pytest.mark.slow
+def test_models_with_checkpoints_are_explained_alike(tmp_path: Path) -> None:
+    model, trace = tmp_path / "model", tmp_path / "t.jsonl"
+    save_architecture(model, HYBRIDS["qwen3_5"])
+    with served(str(model), "paged") as server, Client(server.url) as client:
+        server.record(trace)
+        talk(client)
+        facts, rows = explained(server), server.requests
+    replayed = misses(str(trace), model=str(model), progress=False).requests
+    kinds = [facts[request]["kind"] for request in rows.request]
+    assert kinds == replayed.cause.tolist()
+    assert rows.lost_tokens.tolist() == replayed.lost_tokens.tolist()
+    assert rows.reused_tokens.sum() > 0
 
 
 def explained_now(server: Server) -> dict[int, dict[str, Any]]:
@@ -280,6 +297,23 @@ def test_credentials_know_nothing_of_each_other(desk: Callable[..., Desk]) -> No
     own.engine = first
     again = own.wait(own.answer(f"A blue {words(50)}", "one"))
     assert "red" in again["detail"]
+
+
+def test_a_request_without_the_tools_of_its_session_is_aside() -> None:
+    folder = find_model("tiny")
+    setting, prompt = Setting(folder, SMALL, "all", "own", 64), Prompt.of([1, 2])
+    known = _Known()
+
+    def side(session: str, *, tools: bool, json: bool = False) -> bool:
+        asked = Asked(1, session, prompt, setting, has_tools=tools, wants_json=json)
+        return known.request(asked).side
+
+    assert not side("a", tools=False)
+    assert not side("a", tools=True)
+    assert side("a", tools=False)
+    assert side("a/agent", tools=False)
+    assert not side("b", tools=False)
+    assert side("b", tools=True, json=True)
 
 
 @pytest.mark.slow

@@ -279,8 +279,8 @@ def test_what_comes_too_fast_is_not_explained_and_that_is_said(
     own.log.add(waits, Stage.FIRST_TOKEN)
     kinds = [own.wait(number)["kind"] for number in asked]
     assert "not explained" in kinds
-    told = [own.facts(number) for number in asked]
-    skipped = [facts for facts in told if facts["kind"] == "not explained"]
+    found = [own.facts(number) for number in asked]
+    skipped = [facts for facts in found if facts["kind"] == "not explained"]
     assert all(not facts["lost_tokens"] + facts["lost_s"] for facts in skipped)
     # Later requests are explained again.
     assert own.wait(own.answer("one two three"))["kind"] != "not explained"

@@ -103,6 +103,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(404, {"error": "no such path"})
             return
         body = json.loads(data)
+        if self.fake.models and body.get("model") not in self.fake.models:
+            self._reply(404, {"error": "no such model"})
+            return
         headers = {name.lower(): value for name, value in self.headers.items()}
         number = self.fake.begin(self.path, headers, body)
         with suppress(BrokenPipeError, ConnectionResetError):

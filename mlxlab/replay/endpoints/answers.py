@@ -37,7 +37,7 @@ class AskedServer(Protocol):
     Attributes:
         name: for errors.
         dialect: the protocol of its requests.
-        model: the model id that requests name; empty for the recorded one.
+        model: the model id that requests name; empty for its own choice.
     """
 
     @property
@@ -128,8 +128,7 @@ def ask(
         BrokenAnswerError: the server refused, broke off, or gave no token.
         RequestError: the protocol has no place for the request.
     """
-    model = server.model or str(body.get("model", ""))
-    request = server.dialect.request(body, model, max_tokens)
+    request = server.dialect.request(body, server.model, max_tokens)
     content = json.dumps(request).encode()
     headers = server.dialect.headers(recorded or {}) | _HEADERS
     arrived: list[tuple[float, bytes]] = []

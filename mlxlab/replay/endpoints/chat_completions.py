@@ -40,7 +40,7 @@ class ChatCompletions(Dialect):
         _refuse_others(request)
         messages, tools = template_input(read_conversation(request))
         return {
-            "model": model,
+            **({"model": model} if model else {}),
             "messages": list(_with_ids(messages, request)),
             **({"tools": tools} if tools else {}),
             **{name: body[name] for name in _SAME if name in body},

@@ -49,6 +49,9 @@ class Dialect(ABC):
     ) -> dict[str, Json]:
         """Translate a Messages request, for streamed tokens of ``model``.
 
+        Without a model the request leaves the choice to the server, as far as the
+        protocol can.
+
         Raises:
             RequestError: ``body`` is not a Messages request, or holds content that the
                 protocol has no place for.

@@ -106,7 +106,7 @@ class Endpoint:
     Attributes:
         spec: as it was named.
         dialect: the protocol that it speaks.
-        model: the model id that requests name; empty for the recorded one.
+        model: the model id that requests name; empty for the server's own choice.
         token: sent with each request; never shown.
     """
 
@@ -153,7 +153,8 @@ def connect(spec: EndpointSpec, token: str | None = None) -> Endpoint:
         raise ServerError("token: give printable ASCII characters")
     refusals: list[str] = []
     with _client(spec, token) as client:
-        model = spec.model or _only_model(spec, client)
+        models = _list_models(spec, client)
+        model = spec.model or _choose(models)
         for dialect in DIALECTS:
             endpoint = Endpoint(spec, dialect, model, token)
             try:
@@ -162,7 +163,11 @@ def connect(spec: EndpointSpec, token: str | None = None) -> Endpoint:
                 refusals.append(f"{dialect.path} {error.reason}")
                 continue
             return endpoint
-    raise ServerError(f"endpoint {spec.name}: {'; '.join(refusals)}")
+    advice = ""
+    if not model and models:
+        first = ", ".join(models[:_LISTED])
+        advice = f"; give one of its models as {spec.url}#MODEL: {first}"
+    raise ServerError(f"endpoint {spec.name}: {'; '.join(refusals)}{advice}")
 
 
 def _client(spec: EndpointSpec, token: str | None) -> httpx.Client:
@@ -183,32 +188,34 @@ def _own_token(spec: EndpointSpec) -> str | None:
     return None
 
 
-def _only_model(spec: EndpointSpec, client: httpx.Client) -> str:
-    """Return the only listed model, or the default one; empty if none is listed.
+def _list_models(spec: EndpointSpec, client: httpx.Client) -> Sequence[str]:
+    """Return the model ids that a server lists; none if it lists none.
 
     Raises:
-        ServerError: the server is not reached, refuses, or lists several.
+        ServerError: the server is not reached, or refuses the token.
     """
     try:
         answer = client.get("/v1/models")
-    except httpx.HTTPError as error:
+    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
         reason = str(error) or type(error).__name__
         raise ServerError(
             f"endpoint {spec.name}: {spec.url}: {reason}; start a server there"
         ) from None
+    except httpx.HTTPError:
+        return []
     if answer.status_code in (401, 403):
         raise ServerError(
             f"endpoint {spec.name}: {answer.status_code}, it wants another token; give "
             "it in MLXLAB_TOKEN or --token-file"
         )
-    models = _listed(answer) if answer.is_success else []
-    if len(models) > 1 and DEFAULT not in models:
-        first = ", ".join(models[:_LISTED])
-        raise ServerError(
-            f"endpoint {spec.name}: it has {len(models)} models; give one as "
-            f"{spec.url}#MODEL: {first}"
-        )
-    return DEFAULT if len(models) > 1 else "".join(models)
+    return _listed(answer) if answer.is_success else []
+
+
+def _choose(models: Sequence[str]) -> str:
+    """Return the only model, or the default one; empty for the server's own choice."""
+    if len(models) == 1:
+        return models[0]
+    return DEFAULT if DEFAULT in models else ""
 
 
 def _listed(answer: httpx.Response) -> Sequence[str]:

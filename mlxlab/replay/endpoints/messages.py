@@ -22,7 +22,8 @@ class Messages(Dialect):
     def request(
         self, body: Mapping[str, Json], model: str, max_tokens: int = 1
     ) -> dict[str, Json]:
-        own = {"model": model, "max_tokens": max_tokens, "stream": True}
+        own: dict[str, Json] = {"max_tokens": max_tokens, "stream": True}
+        own |= {"model": model} if model else {}  # else the recorded one
         thinking = body.get("thinking")
         budget = (
             thinking.get("budget_tokens") if isinstance(thinking, Mapping) else None

@@ -45,13 +45,18 @@ def test_a_server_without_either_protocol_is_refused_with_both_reasons() -> None
 def test_of_several_models_one_has_to_be_named_unless_there_is_a_default() -> None:
     server = FakeServer(models=("a", "b"))
     with server.running():
-        with pytest.raises(ServerError, match=r"has 2 models; give one as .*#MODEL: a"):
+        advice = r"no such model.*; give one of its models as .*#MODEL: a, b"
+        with pytest.raises(ServerError, match=advice):
             connect(EndpointSpec.parse(server.url))
         assert connect(EndpointSpec.parse(f"{server.url}#b")).model == "b"
         server.models = ("fast", "default")
         assert connect(EndpointSpec.parse(server.url)).model == "default"
-        server.models = ()
+        server.models = ()  # it takes any id, or none
         assert connect(EndpointSpec.parse(server.url)).model == ""
+        assert server.asked[-1][2]["model"] == "any"
+        server.paths = (CHAT,)
+        connect(EndpointSpec.parse(server.url))
+        assert "model" not in server.asked[-1][2]
 
 
 def test_a_token_that_cannot_be_sent_is_not_shown() -> None:

@@ -19,6 +19,8 @@ from mlxlab.extras import needs
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from mlxlab.analysis.audit.result import Audit
+    from mlxlab.analysis.audit.run import audit
     from mlxlab.analysis.calibrate import calibrate
     from mlxlab.analysis.calibration import Calibration
     from mlxlab.analysis.compare import compare
@@ -51,6 +53,7 @@ __all__ = [
     "PLACEMENTS",
     "RULES",
     "STRATEGIES",
+    "Audit",
     "Calibration",
     "Comparison",
     "Fidelity",
@@ -66,6 +69,7 @@ __all__ = [
     "Trace",
     "Tuning",
     "anonymize",
+    "audit",
     "bundled_traces",
     "calibrate",
     "compare",
@@ -86,6 +90,8 @@ __all__ = [
 
 #: Public names by the module that defines them.
 _MODULES = {
+    "mlxlab.analysis.audit.result": ("Audit",),
+    "mlxlab.analysis.audit.run": ("audit",),
     "mlxlab.analysis.calibrate": ("calibrate",),
     "mlxlab.analysis.calibration": ("Calibration",),
     "mlxlab.analysis.compare": ("compare",),

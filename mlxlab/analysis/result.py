@@ -30,6 +30,7 @@ __all__ = ["Result", "describe_replay", "describe_traces", "read_result"]
 #: Result classes by verb, as names: reading one kind must not import all of them.
 _KINDS = {
     "compare": "mlxlab.analysis.comparison:Comparison",
+    "audit": "mlxlab.analysis.audit.result:Audit",
     "misses": "mlxlab.analysis.misses.result:Misses",
     "fidelity": "mlxlab.analysis.fidelity.result:Fidelity",
     "sweep": "mlxlab.analysis.sweep:Sweep",

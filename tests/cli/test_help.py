@@ -27,14 +27,22 @@ COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
 GROUPS = {
     "See": [
         *("strategies", "placements", "rules", "read-trace"),
-        *("misses", "compare", "report"),
+        *("misses", "compare", "audit", "report"),
     ],
     "Decide": ["calibrate", "sweep", "tune", "fidelity"],
     "Serve": ["serve", "claude", "agents"],
     "Share": ["record", "import-trace", "anonymize", "export-trace", "notebooks"],
 }
 VERBS = [
-    *("anonymize", "calibrate", "compare", "export_trace", "fidelity", "import_trace"),
+    *(
+        "anonymize",
+        "audit",
+        "calibrate",
+        "compare",
+        "export_trace",
+        "fidelity",
+        "import_trace",
+    ),
     *("misses", "read_trace", "record", "report", "serve", "sweep", "tune"),
 ]
 

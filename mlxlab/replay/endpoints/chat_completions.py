@@ -15,7 +15,7 @@ from mlxlab.rendering.messages import (
     ToolUseBlock,
     parse_request,
 )
-from mlxlab.replay.endpoints.dialect import Dialect, Json, Usage
+from mlxlab.replay.endpoints.dialect import Dialect, Json, Usage, read_count
 
 __all__ = ["ChatCompletions", "read_usage"]
 
@@ -62,14 +62,17 @@ class ChatCompletions(Dialect):
         return read_usage(event.get("usage") or {})
 
     def generated(self, event: Mapping[str, Json]) -> int | None:
-        return (event.get("usage") or {}).get("completion_tokens")
+        return read_count((event.get("usage") or {}).get("completion_tokens"))
 
 
 def read_usage(usage: Mapping[str, Json]) -> Usage | None:
     """Return the prompt in the usage of a completion."""
     details = usage.get("prompt_tokens_details") or {}
-    prompt = usage.get("prompt_tokens")
-    return Usage(prompt, details.get("cached_tokens")) if prompt else None
+    prompt = read_count(usage.get("prompt_tokens"))
+    reused = read_count(details.get("cached_tokens"))
+    if not prompt:
+        return None
+    return Usage(prompt, None if reused is None else min(reused, prompt))
 
 
 def _refuse_others(request: MessagesRequest) -> None:

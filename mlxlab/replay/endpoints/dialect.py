@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, TypeAlias
 
-__all__ = ["Dialect", "Usage"]
+__all__ = ["Dialect", "Usage", "read_count"]
 
 Json: TypeAlias = Any
 
@@ -32,6 +32,12 @@ class Usage:
         """Return the report after a later event, which may repeat a part of it only."""
         reused = self.reused if later.reused is None else later.reused
         return type(self)(max(self.prompt, later.prompt), reused)
+
+
+def read_count(value: Json) -> int | None:
+    """Return a count of tokens; None for what is none."""
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return value if is_count else None
 
 
 class Dialect(ABC):

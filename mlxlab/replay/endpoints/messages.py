@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mlxlab.replay.endpoints.dialect import Dialect, Json, Usage
+from mlxlab.replay.endpoints.dialect import Dialect, Json, Usage, read_count
 
 __all__ = ["Messages", "read_usage"]
 
@@ -49,12 +49,13 @@ class Messages(Dialect):
     def generated(self, event: Mapping[str, Json]) -> int | None:
         if not self.is_end(event):
             return None
-        return (event.get("usage") or {}).get("output_tokens")
+        return read_count((event.get("usage") or {}).get("output_tokens"))
 
 
 def read_usage(usage: Mapping[str, Json]) -> Usage | None:
     """Return the prompt in the usage of a message, whose parts are disjoint."""
-    reused = usage.get("cache_read_input_tokens")
-    created = usage.get("cache_creation_input_tokens") or 0
-    prompt = (reused or 0) + created + (usage.get("input_tokens") or 0)
+    reused = read_count(usage.get("cache_read_input_tokens"))
+    others = ("cache_creation_input_tokens", "input_tokens")
+    computed = sum(read_count(usage.get(name)) or 0 for name in others)
+    prompt = (reused or 0) + computed
     return Usage(prompt, reused) if prompt else None

@@ -151,8 +151,9 @@ class Comparison(Result):
         strategies = summary.drop(index=self._endpoints)
         return [
             *conclude(strategies, self.bounds, self.manifest),
-            *map(
-                _describe_endpoint, self._endpoints, summary.loc[self._endpoints].iloc
+            *(
+                _describe_endpoint(str(name), row)
+                for name, row in summary.loc[self._endpoints].iterrows()
             ),
         ]
 
@@ -221,7 +222,7 @@ def _totals(rows: pd.DataFrame, shared: bool) -> dict[str, float]:
     return {"total_median_s": rows.total_s.median(), **rate}
 
 
-def _describe_endpoint(name: str, row: pd.Series[float]) -> str:
+def _describe_endpoint(name: str, row: pd.Series[Any]) -> str:
     """Return one sentence on what an endpoint claims, and its seconds."""
     stated = pd.notna(row.reused)
     claim = f"claims {row.reused:.1%} reused" if stated else "does not state its reuse"

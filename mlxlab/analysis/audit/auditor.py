@@ -201,7 +201,8 @@ class Auditor:
         cause = max(tokens, key=tokens.__getitem__, default="")
         remedy = remedies.get(cause, NOTHING)
         return Audited(
-            **name,
+            request.session,
+            request.id,
             prompt_tokens=prompt,
             claimed_tokens=claimed,
             possible_tokens=possible,

@@ -123,8 +123,8 @@ class Audit(Result):
         return [requests, causes, format_bounds(self.bounds)]
 
     def _by_cause(self) -> pd.DataFrame:
-        groups = self.causes.groupby(["cause", "remedy"], sort=False).tokens
-        table = groups.agg(tokens="sum", requests="size")
+        groups = self.causes.groupby(["cause", "remedy"], sort=False)
+        table = groups.sum(numeric_only=True)[["tokens"]].assign(requests=groups.size())
         return table.sort_values("tokens", ascending=False).reset_index()
 
     @property

@@ -104,7 +104,7 @@ def _response(response: Response) -> Response:
     if response.status != 200 or not message.get("choices"):
         return response
     usage = read_usage(message.get("usage") or {})
-    own = {
+    own: dict[str, Json] = {
         "role": "assistant",
         "content": list(_answer(message["choices"][0]["message"])),
         "usage": {},

@@ -54,26 +54,30 @@ class EndpointSpec:
         """
         address, _, name = text.strip().partition("=")
         address, _, model = address.partition("#")
-        try:
-            parts = urlsplit(address)
-            known = parts.scheme in ("http", "https") and parts.hostname
-            known = known and (parts.port is None or parts.port > 0)
-        except ValueError:
-            known = None
         if "@" in address:
             raise ConfigError(
                 "endpoint: a URL with a password; give the token in MLXLAB_TOKEN or "
                 "--token-file"
             )
-        if not known or parts.query or any(c.isspace() for c in address):
+        if not _is_url(address):
             raise ConfigError(f"endpoint {text!r}: not a URL; {_FORM}")
         url = address.rstrip("/").removesuffix("/v1")
-        return cls(url, name.strip() or parts.netloc, model)
+        return cls(url, name.strip() or urlsplit(url).netloc, model)
 
     @property
     def host(self) -> str:
         """The name or address of its machine."""
         return urlsplit(self.url).hostname or ""
+
+
+def _is_url(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+        whole = parts.hostname and parts.port != 0 and not parts.query
+    except ValueError:  # a port beyond all ports
+        return False
+    spaces = any(c.isspace() for c in address)
+    return parts.scheme in ("http", "https") and bool(whole) and not spaces
 
 
 def parse_endpoints(

@@ -30,7 +30,8 @@ class FakeServer:
         models: model ids that it lists.
         states_reuse: whether answers say how much was reused.
         token: what clients have to send; any if None.
-        faults: by number of the request: a status, or how the answer breaks.
+        faults: by number of the request: a status, or how the answer breaks. Its reason
+            repeats the token.
         asked: path, headers and body of each request.
         pause_s: seconds before each token.
         most_at_once: answers that ran at the same time.
@@ -121,7 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, body: dict[str, Any], fault: int | str) -> None:
         if isinstance(fault, int):
-            self._reply(fault, {"error": "no"})
+            self._reply(fault, {"error": self.headers.get("x-api-key", "no")})
             return
         prompt, reused = self.fake.store(body)
         self.send_response(200)

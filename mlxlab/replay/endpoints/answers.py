@@ -157,6 +157,8 @@ def ask(
     if not fault and not stopped and heard.ended_s is None:
         fault = "broke off: the answer ended before its end"
     if fault:
+        if token := client.headers.get("x-api-key"):
+            fault = fault.replace(token, "[token]")  # some servers repeat it
         raise BrokenAnswerError(server.name, fault, heard.answer) from cause
     return heard.answer
 

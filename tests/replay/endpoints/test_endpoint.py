@@ -65,6 +65,16 @@ def test_a_token_that_cannot_be_sent_is_not_shown() -> None:
     assert "secret" not in str(caught.value)
 
 
+def test_a_token_that_a_server_repeats_is_not_shown() -> None:
+    server = FakeServer(token="sk-secret-1", faults={0: 500, 1: 500})
+    with (
+        server.running(),
+        pytest.raises(ServerError, match=r"500 .*\[token\]") as found,
+    ):
+        connect(EndpointSpec.parse(server.url), "sk-secret-1")
+    assert "secret" not in str(found.value)
+
+
 def test_a_stream_that_makes_no_sense_is_one_line() -> None:
     server = FakeServer(faults={1: "garbage"})
     with server.running():

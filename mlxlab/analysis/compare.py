@@ -51,7 +51,7 @@ def compare(
     layout: LayoutLike | None = None,
     users: int | None = None,
     think_times: float | None = None,
-    endpoints: Iterable[str] = (),
+    endpoints: str | Iterable[str] = (),
     token: str | None = None,
     answer_tokens: int | None = None,
     progress: bool = True,
@@ -94,7 +94,7 @@ def compare(
         MlxlabError: an unknown name, an unreadable file, or an endpoint that does not
             answer; nothing is replayed then.
     """
-    listed = tuple(endpoints)
+    listed = (endpoints,) if isinstance(endpoints, str) else tuple(endpoints)
     factor = read_factor(users, think_times, simulate and not listed)
     recorded = open_recorded(traces)
     folder = find_model(model) if isinstance(model, str) else model
@@ -153,11 +153,10 @@ def compare(
     if users is not None:
         described |= {"users": users}
         described |= {} if simulate and not visits else {"think_times": factor}
-    described |= visits.describe(users)
     return Comparison(
         requests=visits.below(frame).join(pd.DataFrame(columns)),
         bounds=tabulate_bounds(list(whole.values()), most, costs),
-        manifest=described,
+        manifest=visits.describe(described),
         segments=_segments(rendered[default]),
     )
 

@@ -92,7 +92,7 @@ class Comparison(Result):
         """Names of the endpoints that were asked."""
         return [endpoint["name"] for endpoint in self.manifest.get("endpoints", ())]
 
-    def _shares(self, name: object, rows: pd.DataFrame) -> dict[str, Any]:
+    def _reuse(self, name: object, rows: pd.DataFrame) -> dict[str, Any]:
         if name not in self._endpoints:
             tokens = int(self.bounds.prompt_tokens.iloc[0])
             return _shares(rows, tokens, "users" in self.manifest)
@@ -121,7 +121,7 @@ class Comparison(Result):
         groups = self.requests.groupby("strategy", sort=False)
         shared = "users" in self.manifest
         rows = {
-            name: {**self._shares(name, own), **_costs(own, shared)}
+            name: {**self._reuse(name, own), **_costs(own, shared)}
             for name, own in groups
         }
         index = pd.Index(rows, name="strategy")

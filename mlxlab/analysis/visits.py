@@ -74,8 +74,8 @@ class Visited:
         found = []
         if failed:
             found.append(
-                f"{name}: {len(failed)} of {len(self.replies)} requests failed; the "
-                f"first {failed[0].failure}"
+                f"{name} failed at {len(failed)} of {len(self.replies)} requests; the "
+                f"first failure: {failed[0].failure}"
             )
         if len(failed) < len(self.replies) and not self.states_reuse:
             found.append(f"{name} does not state what it reused")
@@ -195,14 +195,16 @@ class Visits:
         frames = [own.astype(typed) for own in (above, rows.reindex(columns=columns))]
         return pd.concat(frames, ignore_index=True)
 
-    def describe(self, users: int | None) -> dict[str, Any]:
-        """Return the entries of a manifest; none without endpoints."""
+    def describe(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        """Return a manifest with what decides the rows; as it is without endpoints."""
         if not self.replied:
-            return {}
+            return manifest
+        users = manifest.get("users")
         return {
+            **manifest,
             "endpoints": [visited.endpoint.describe() for visited in self.replied],
             "answer_tokens": self._most(users),
-            "warnings": list(self._warnings(users)),
+            "warnings": [*manifest.get("warnings", ()), *self._warnings(users)],
         }
 
     def _most(self, users: int | None) -> int | None:

@@ -89,7 +89,7 @@ def test_a_failure_is_a_row_and_the_rest_is_measured(compared: Comparison) -> No
     assert failed.ttft_s.notna().tolist() == [False, True]  # its tokens had begun
     assert compared.summary().failed.dropna().to_dict() == {"chat": 2, "dead": 10}
     shown = repr(compared)
-    assert "chat: 2 of 10 requests failed; the first refused a request: 503" in shown
+    assert "chat failed at 2 of 10 requests; the first failure: refused a re" in shown
     assert "dead answered no request." in shown
 
 
@@ -144,7 +144,7 @@ def test_our_own_server_is_an_endpoint_that_needs_no_token() -> None:
             without_thinking(small_trace()),
             "paged",
             simulate=True,
-            endpoints=[f"{server.url}=served"],
+            endpoints=f"{server.url}=served",
             answer_tokens=1,
             progress=False,
         )

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from mlxlab.analysis.calibration import Calibration
     from mlxlab.analysis.compare import compare
     from mlxlab.analysis.comparison import Comparison
+    from mlxlab.analysis.doctor.result import Diagnosis
+    from mlxlab.analysis.doctor.run import doctor
     from mlxlab.analysis.fidelity.result import Fidelity
     from mlxlab.analysis.fidelity.run import fidelity
     from mlxlab.analysis.html_report import report
@@ -56,6 +58,7 @@ __all__ = [
     "Audit",
     "Calibration",
     "Comparison",
+    "Diagnosis",
     "Fidelity",
     "Misses",
     "MlxlabError",
@@ -73,6 +76,7 @@ __all__ = [
     "bundled_traces",
     "calibrate",
     "compare",
+    "doctor",
     "export_trace",
     "fidelity",
     "find_model",
@@ -96,6 +100,8 @@ _MODULES = {
     "mlxlab.analysis.calibration": ("Calibration",),
     "mlxlab.analysis.compare": ("compare",),
     "mlxlab.analysis.comparison": ("Comparison",),
+    "mlxlab.analysis.doctor.result": ("Diagnosis",),
+    "mlxlab.analysis.doctor.run": ("doctor",),
     "mlxlab.analysis.fidelity.result": ("Fidelity",),
     "mlxlab.analysis.fidelity.run": ("fidelity",),
     "mlxlab.analysis.html_report": ("report",),

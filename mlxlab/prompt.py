@@ -125,12 +125,11 @@ class Prompt:
 
     def head(self, length: int) -> Prompt:
         """Return the first ``length`` tokens, with the segments that cover them."""
-        segments = tuple(
-            replace(s, stop=min(s.stop, length))
-            for s in self.segments
-            if s.start < length
-        )
-        return replace(self, tokens=self.tokens[:length], segments=segments)
+        segments = [s for s in self.segments if s.start < length]
+        if segments and segments[-1].stop > length:
+            segments[-1] = replace(segments[-1], stop=length)
+        tokens = self.tokens[:length]
+        return replace(self, tokens=tokens, segments=tuple(segments))
 
 
 def common_prefix(a: Tokens, b: Tokens) -> int:

@@ -36,6 +36,7 @@ _KINDS = {
     "sweep": "mlxlab.analysis.sweep:Sweep",
     "tune": "mlxlab.analysis.tuning:Tuning",
     "calibrate": "mlxlab.analysis.calibration:Calibration",
+    "doctor": "mlxlab.analysis.doctor.result:Diagnosis",
 }
 
 #: Significant digits of a float in a file: more than any measurement has.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -51,6 +51,7 @@ def tune(
     disk: Size | None = None,
     trials: int = 60,
     seed: int = 0,
+    without: Collection[str] = (),
     progress: bool = True,
 ) -> Tuning:
     """Find the strategy and parameters with the least time to the first token.
@@ -76,6 +77,7 @@ def tune(
             says whether it pays. None for no disk.
         trials: number of trials.
         seed: of the search.
+        without: names of strategies that are not tried.
         progress: whether to show bars.
 
     Raises:
@@ -94,8 +96,10 @@ def tune(
     renderer = Renderer(folder, parse_rules(rules))
     workload = Workload(open_sources(opened, renderer, progress), users)
     approximate = [] if kld is None else _close_enough(folder, renderer.rules, kld)
+    tried = [s for s in STRATEGIES.values() if s.exact and s.name not in without]
+    candidates = [StrategySpec(s, {}, ()) for s in tried] + approximate
     search = _Search(workload, space, costs)
-    found = search.run(approximate, trials, seed, progress)
+    found = search.run(candidates, trials, seed, progress)
     specs = [StrategySpec.parse(found.strategy.iloc[0], renderer.rules)]
     manifest = describe_run(
         opened, folder, specs, renderer.notes, {}, layout=kept, costs=costs
@@ -107,6 +111,7 @@ def tune(
         | {"seed": seed, "memory": memory, "disk": space.disk, "users": users}
         | {"error": costs.error if costs else 0.0}
         | {"servable": _is_accepted(specs[0], folder.layout)},
+        replayed=search.replay(specs[0]),
     )
 
 
@@ -123,20 +128,22 @@ class _Search:
 
     def run(
         self,
-        approximate: Sequence[StrategySpec],
+        specs: Sequence[StrategySpec],
         trials: int,
         seed: int,
         progress: bool,
     ) -> pd.DataFrame:
-        """Return all trials, in the order of :func:`rank`."""
+        """Return all trials of these strategies, in the order of :func:`rank`."""
         with needs("tune"):
             import optuna  # slow to import
 
         logging.getLogger("optuna").setLevel(logging.ERROR)  # our errors say more
         study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
-        exact = [StrategySpec(s, {}, ()) for s in STRATEGIES.values() if s.exact]
-        close = [s for s in approximate if _is_accepted(s, self.space.layout)]
-        candidates = {spec.strategy: spec for spec in (*exact, *close)}
+        candidates = {
+            spec.strategy: spec
+            for spec in specs
+            if spec.exact or _is_accepted(spec, self.space.layout)
+        }
         for name, spec in candidates.items():
             first = self._first(spec.policy) if spec.exact else {}
             study.enqueue_trial({"strategy": name, **first}, skip_if_exists=True)
@@ -150,6 +157,20 @@ class _Search:
                 bar.update(1)
         error = self.costs.error if self.costs else 0.0
         return rank(pd.DataFrame(self._known.values()), error)
+
+    def replay(self, spec: StrategySpec) -> pd.DataFrame:
+        """Return what a strategy reuses of each request, see :class:`Tuning`."""
+        strategy = spec.make(self.space.layout, unit=self.workload.unit)
+        replayer = Simulator(strategy)
+        return pd.DataFrame(
+            {
+                "session": request.session,
+                "request": request.id,
+                "prompt_tokens": request.tokens,
+                "reused_tokens": replayer.replay(request).reused_tokens,
+            }
+            for request in self.workload
+        )
 
     def _try(
         self, trial: optuna.Trial, candidates: Mapping[str, StrategySpec]

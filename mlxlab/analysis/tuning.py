@@ -70,9 +70,13 @@ class Tuning(Result):
             ``stored_bytes`` (peak); with a disk to try ``disk_tokens`` (of the reused
             ones) and ``disk_bytes`` (most on disk); with a cost model ``ttft_mean_s``,
             ``ttft_median_s``, ``ttft_p90_s``.
+        replayed: one row per request under the recommended strategy. Columns:
+            ``session``, ``request``, ``prompt_tokens``, ``reused_tokens``.
     """
 
     kind = "tune"
+
+    replayed: pd.DataFrame
 
     @property
     def memory(self) -> int:

@@ -8,6 +8,9 @@ from contextlib import suppress
 
 import typer
 
+from mlxlab.cli import doctor  # noqa: F401  the first command of its group
+
+# isort: split
 from mlxlab.cli import (  # noqa: F401  they register commands
     analysis,
     planning,

@@ -38,6 +38,7 @@ class Answer:
         after: texts and tables to show after the value.
         written: files that the command wrote.
         width: columns that the tables need where no terminal sets the width.
+        then: asks a person at a terminal what to do next.
     """
 
     value: object = None
@@ -46,6 +47,7 @@ class Answer:
     after: Sequence[Item] = ()
     written: Sequence[Path] = field(default=())
     width: int | None = None
+    then: Callable[[], object] | None = None
 
 
 class Screen(ABC):
@@ -91,6 +93,11 @@ class Terminal(Screen):
 
     def note(self, text: str) -> None:
         print(printable(text), file=sys.stderr, flush=True)
+
+    def show(self, answer: Answer) -> None:
+        super().show(answer)
+        if answer.then and answer.json != STDOUT:
+            answer.then()
 
     def show_value(self, answer: Answer) -> None:
         from rich.console import Console

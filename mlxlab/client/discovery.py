@@ -55,6 +55,9 @@ class Endpoint:
         window: longest sequence in tokens.
         aliases: model ids that are answered.
         tiers: the alias for each of :data:`TIERS`.
+        model: of the default alias; so are the next two. Empty if not known.
+        strategy: as it is written.
+        rules: as they are written.
         pid: id of the endpoint's process.
         started: Unix seconds.
     """
@@ -64,6 +67,9 @@ class Endpoint:
     window: PositiveInt
     aliases: tuple[str, ...]
     tiers: dict[str, str] = field(default_factory=dict)
+    model: str = ""
+    strategy: str = ""
+    rules: str = ""
     pid: Annotated[int, Field(gt=0)] = field(default_factory=os.getpid)
     started: float = field(default_factory=time.time)
 

@@ -160,7 +160,7 @@ class PositionIndependent:
     def __init__(self, window: int = 64) -> None:
         self.window = window
         self._memory = UnlimitedMemory()
-        self._seen: NDArray[np.uint64] = np.empty(0, np.uint64)  # in order
+        self._windows = _Hashes()
         self._pieces: set[int] = set()
 
     def reused(self, request: RenderedRequest) -> int | None:
@@ -192,10 +192,7 @@ class PositionIndependent:
         """Return the tokens from ``start`` on that lie in known windows."""
         begin = max(start - self.window + 1, 0)
         hashes = window_hashes(tokens[begin:], self.window)
-        if not len(self._seen) or not len(hashes):
-            return 0
-        places = np.minimum(np.searchsorted(self._seen, hashes), len(self._seen) - 1)
-        found = np.flatnonzero(self._seen[places] == hashes)
+        found = np.flatnonzero(self._windows.holds(hashes))
         edges = np.zeros(len(tokens) - begin + 1, np.int64)
         np.add.at(edges, found, 1)
         np.add.at(edges, found + self.window, -1)
@@ -205,7 +202,33 @@ class PositionIndependent:
     def _remember(self, sequence: Prompt, start: int) -> None:
         """Remember the windows that do not lie within the known prefix."""
         tokens = sequence.tokens[max(start - self.window + 1, 0) :]
-        self._seen = np.union1d(self._seen, window_hashes(tokens, self.window))
+        self._windows.add(window_hashes(tokens, self.window))
+
+
+class _Hashes:
+    """A set of hashes: sorted arrays, each at least twice as long as the next.
+
+    One sorted array would be written again at each addition, and Python's own set takes
+    some ten times the memory.
+    """
+
+    def __init__(self) -> None:
+        self._sorted: list[NDArray[np.uint64]] = []
+
+    def add(self, hashes: NDArray[np.uint64]) -> None:
+        new = np.unique(hashes)
+        while self._sorted and len(self._sorted[-1]) < 2 * len(new):
+            new = np.union1d(self._sorted.pop(), new)
+        self._sorted.append(new)
+
+    def holds(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Return whether each hash is in the set."""
+        found = np.zeros(len(hashes), np.bool_)
+        for own in self._sorted:
+            places = np.searchsorted(own, hashes)
+            within = places < len(own)
+            found[within] |= own[places[within]] == hashes[within]
+        return found
 
 
 @dataclass(frozen=True, slots=True)

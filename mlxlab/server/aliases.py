@@ -177,7 +177,17 @@ class Aliases:
     def endpoint(self, *, url: str, token: str, window: int) -> Endpoint:
         """Return the endpoint that answers for the aliases in this process."""
         tiers = {tier: self.resolve(f"{_FOREIGN}{tier}")[0] for tier in TIERS}
-        return Endpoint(url, token, window, tuple(self.names()), tiers)
+        default = self.default
+        return Endpoint(
+            url,
+            token,
+            window,
+            tuple(self.names()),
+            tiers,
+            model=default.model,
+            strategy=default.strategy,
+            rules=default.rules,
+        )
 
     def with_disk(self, size: int | None) -> Self:
         """Give a disk to each exact strategy that names none.

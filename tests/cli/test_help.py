@@ -26,7 +26,7 @@ from mlxlab.strategies.base import CAPACITY
 COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
 GROUPS = {
     "See": [
-        *("strategies", "placements", "rules", "read-trace"),
+        *("doctor", "strategies", "placements", "rules", "read-trace"),
         *("misses", "compare", "audit", "report"),
     ],
     "Decide": ["calibrate", "sweep", "tune", "fidelity"],
@@ -34,15 +34,8 @@ GROUPS = {
     "Share": ["record", "import-trace", "anonymize", "export-trace", "notebooks"],
 }
 VERBS = [
-    *(
-        "anonymize",
-        "audit",
-        "calibrate",
-        "compare",
-        "export_trace",
-        "fidelity",
-        "import_trace",
-    ),
+    *("anonymize", "audit", "calibrate", "compare", "doctor", "export_trace"),
+    *("fidelity", "import_trace"),
     *("misses", "read_trace", "record", "report", "serve", "sweep", "tune"),
 ]
 

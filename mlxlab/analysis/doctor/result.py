@@ -1,0 +1,160 @@
+"""Diagnoses: what requests cost today, why, what to change, and what to expect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from html import escape
+
+import pandas as pd
+
+from mlxlab.analysis.misses.causes import NOTHING, CauseKind
+from mlxlab.analysis.misses.result import Misses
+from mlxlab.analysis.tables import Forms, format_columns
+from mlxlab.analysis.tuning import Tuning
+
+__all__ = ["Diagnosis"]
+
+#: Causes that are shown.
+_SHOWN = 3
+#: Share of all prompt tokens from which on it is said that memory is short.
+_SHORT = 0.01
+#: The name of a model that is not known.
+_MODEL = "NAME"
+
+_FORMS: Forms = {
+    "cause": ("what costs most", str),
+    "tokens": ("tokens", "{:,}".format),
+    "seconds": ("seconds", "{:,.0f}".format),
+    "remedy": ("what to set", str),
+}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Diagnosis(Misses):
+    """The result of :func:`mlxlab.doctor`: the misses of today, and a tuning.
+
+    Attributes:
+        requests: as of :class:`Misses`, and ``reused_after`` (tokens that the
+            recommended strategy reuses), ``ttft_s`` and ``ttft_after_s`` (estimated
+            seconds to the first token).
+        bounds: as of :class:`Tuning`.
+        trials: the ``requests`` of :attr:`tuning`.
+    """
+
+    kind = "doctor"
+
+    trials: pd.DataFrame
+
+    @property
+    def tuning(self) -> Tuning:
+        """The search for a better strategy."""
+        columns = ["session", "request", "prompt_tokens", "reused_after"]
+        replayed = self.requests[columns].rename(
+            columns={"reused_after": "reused_tokens"}
+        )
+        return Tuning(self.trials, self.bounds, self.manifest["tuning"], replayed)
+
+    @property
+    def title(self) -> str:
+        days = f", {self.manifest['days']}" if self.manifest["days"] else ""
+        prompt = int(self.requests.prompt_tokens.sum())
+        found = f"{len(self.requests):,} requests, {prompt:,} prompt tokens"
+        return f"{self.manifest['source']}: {found}{days}\n{self.verdict}"
+
+    @property
+    def avoidable(self) -> float:
+        """Share of the computed tokens that had been computed before."""
+        known = self.causes[self.causes.kind != CauseKind.COMPULSORY].tokens.sum()
+        computed = self.causes.tokens.sum()
+        return float(known / computed) if computed else 0.0
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: how much was computed that had been computed before."""
+        computed = int(self.causes.tokens.sum())
+        known = round(self.avoidable * computed)
+        kinds = self.causes.kind != CauseKind.COMPULSORY
+        seconds = self.causes[kinds].seconds.sum()
+        return (
+            f"{self.avoidable:.0%} of the prefill had been computed before: "
+            f"{known:,} of {computed:,} tokens, {_duration(seconds)}."
+        )
+
+    def summary(self) -> pd.DataFrame:
+        """Return one row per cause that has a remedy, most seconds first.
+
+        Columns: see :meth:`Misses.summary`.
+        """
+        every = super().summary()
+        mendable = every[~every.remedy.str.startswith(NOTHING)]
+        return mendable.sort_values("seconds", ascending=False, ignore_index=True)
+
+    def tables(self) -> list[pd.DataFrame]:
+        shown = self.summary().head(_SHOWN)
+        return [pd.DataFrame(format_columns(shown, _FORMS))] if len(shown) else []
+
+    def lines(self) -> list[str]:
+        return [f"Run:    {self.serve_line}", *self._expected()]
+
+    @property
+    def gain(self) -> float:
+        """Share of all prompt tokens that the recommendation reuses beyond today's."""
+        rows = self.requests
+        more = rows.reused_after.sum() - rows.reused_tokens.sum()
+        return float(more / rows.prompt_tokens.sum())
+
+    @property
+    def serve_line(self) -> str:
+        """The command that serves the recommendation."""
+        return " ".join(["mlxlab", "serve", *self.serve_arguments(_MODEL)])
+
+    def serve_arguments(self, unknown: str = "") -> list[str]:
+        """Return the arguments of ``mlxlab serve``.
+
+        Args:
+            unknown: stands for the model if none is known; empty to leave it out.
+        """
+        tuned, model = self.tuning, self.manifest["served"] or unknown
+        rules = [] if tuned.rules == "all" else ["--rules", tuned.rules]
+        named = ["--model", model] if model else []
+        return [*named, "--strategy", str(tuned.best.strategy), *rules]
+
+    def _expected(self) -> Iterator[str]:
+        rows, error = self.requests, self.manifest["share_error"]
+        prompt = rows.prompt_tokens.sum()
+        now, then = (rows[c].sum() / prompt for c in ("reused_tokens", "reused_after"))
+        # Of 100 such sets of sessions, some 95 would be within two standard errors.
+        yield (
+            f"Expect: {then:.0%} of prompt tokens reused (± {2 * error:.0%}) instead "
+            f"of {now:.0%}"
+        )
+        seconds = self.manifest["seconds_error"]
+        within = "" if seconds is None else f" (± {seconds:.0%})"
+        means = rows.ttft_after_s.mean(), rows.ttft_s.mean()
+        yield (
+            f"        {means[0]:.1f} s to the first token{within} instead of "
+            f"{means[1]:.1f} s, in the mean"
+        )
+        most = self.tuning.unlimited / prompt
+        if most - then > _SHORT:
+            yield f"        unlimited memory would reuse {most:.0%}: see --memory"
+
+    @property
+    def notes(self) -> list[str]:
+        """What else was found, what was assumed, and the notes of the replay."""
+        also = [f"Also found: {line}" for line in self.manifest["also"]]
+        assumed = "; ".join(self.manifest["assumed"])
+        return [*also, f"Assumed: {assumed}.", *super().notes]
+
+    def _html_lines(self) -> str:
+        code = f"<pre>{escape(self.serve_line)}</pre>"
+        expected = "<br>".join(escape(line.strip()) for line in self._expected())
+        return f"{code}<p>{expected}</p>"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"

@@ -27,7 +27,7 @@ COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
 GROUPS = {
     "See": [
         *("doctor", "strategies", "placements", "rules", "read-trace"),
-        *("misses", "compare", "audit", "report"),
+        *("misses", "compare", "report", "audit"),
     ],
     "Decide": ["calibrate", "sweep", "tune", "fidelity"],
     "Serve": ["serve", "claude", "agents"],

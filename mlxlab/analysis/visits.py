@@ -182,15 +182,20 @@ class Visits:
     def below(self, strategies: pd.DataFrame) -> pd.DataFrame:
         """Return the rows of strategies and, below them, those of endpoints.
 
-        Counts that an endpoint does not state are missing, so their type is ``Int64``.
-        Without endpoints the rows stay as they are.
+        Counts that an endpoint does not state are missing, so their type is ``Int64``,
+        or ``UInt64`` where a strategy has no limit. Without endpoints the rows stay as
+        they are.
         """
         if not self.replied:
             return strategies
         rows = pd.DataFrame([row for own in self.replied for row in own.rows()])
         columns = [*strategies, "itl_s", "failure"]
         seconds = [name for name in columns if name.endswith("_s")]
-        typed = {**dict.fromkeys(_COUNTS, "Int64"), **dict.fromkeys(seconds, "float64")}
+        unsigned = {c for c in _COUNTS if strategies[c].dtype.kind == "u"}
+        typed = {
+            **{name: "UInt64" if name in unsigned else "Int64" for name in _COUNTS},
+            **dict.fromkeys(seconds, "float64"),
+        }
         above = strategies.reindex(columns=columns).assign(failure="")
         frames = [own.astype(typed) for own in (above, rows.reindex(columns=columns))]
         return pd.concat(frames, ignore_index=True)

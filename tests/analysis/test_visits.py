@@ -42,7 +42,7 @@ def compared() -> Iterator[Comparison]:
         }
         yield compare(
             small_trace(),
-            "paged",
+            "paged,mlx-lm",  # whose capacity is beyond 64 bits with a sign
             simulate=True,
             endpoints=[f"{url}={name}" for name, url in urls.items()],
             progress=False,
@@ -51,7 +51,7 @@ def compared() -> Iterator[Comparison]:
 
 def test_endpoints_stand_beside_strategies_and_bounds(compared: Comparison) -> None:
     summary = compared.summary()
-    assert list(summary.index) == ["paged", "both", "chat", "silent", "dead"]
+    assert list(summary.index) == ["paged", "mlx-lm", "both", "chat", "silent", "dead"]
     rows = compared.requests
     own = rows[rows.strategy == "both"]
     assert len(own) == 10

@@ -25,7 +25,7 @@ from tests.support.exchanges import small_trace, small_traces
 from tests.support.fake_server import CHAT, MESSAGES, FakeServer
 
 SERVERS = {
-    "both": FakeServer(paths=(MESSAGES, CHAT)),
+    "both": FakeServer(paths=(MESSAGES, CHAT), pause_s=0.001),
     # One request before the first measured one finds the protocol.
     "chat": FakeServer(paths=(CHAT,), faults={1 + 3: 503, 1 + 5: "drop"}),
     "silent": FakeServer(states_reuse=False),
@@ -62,8 +62,9 @@ def test_endpoints_stand_beside_strategies_and_bounds(compared: Comparison) -> N
     assert 0.3 < summary.reused["both"] == share < 1
     bound = own.unlimited.sum() / compared.bounds.prompt_tokens.iloc[0]
     assert summary.of_unlimited["both"] == pytest.approx(share / bound)
-    assert own[["ttft_s", "itl_s", "total_s"]].notna().all(axis=None)
-    assert (own.ttft_s < own.total_s).all()
+    assert own[["ttft_s", "total_s"]].notna().all(axis=None)
+    assert (own.ttft_s <= own.total_s).all()  # equal if all came at once
+    assert (own.itl_s.dropna() > 0).any()
     assert (own.answer_tokens == 16).all()
     assert compared.manifest["endpoints"][0]["protocol"] == MESSAGES
     assert compared.manifest["endpoints"][1]["protocol"] == CHAT

@@ -78,14 +78,13 @@ class Answer:
 
     @property
     def itl_s(self) -> float | None:
-        """Mean seconds between two tokens; None if they came in one piece.
+        """Mean seconds between two tokens; None if they came at once.
 
         A piece may hold several tokens, so the server's count of them divides.
         """
         tokens = self.generated or len(self.tokens_s)
-        if len(self.tokens_s) < 2 or tokens < 2:
-            return None
-        return (self.tokens_s[-1] - self.tokens_s[0]) / (tokens - 1)
+        seconds = self.tokens_s[-1] - self.tokens_s[0]
+        return seconds / (tokens - 1) if seconds and tokens > 1 else None
 
 
 class BrokenAnswerError(ServerError):

@@ -86,14 +86,14 @@ def test_a_stream_that_makes_no_sense_is_one_line() -> None:
 
 
 def test_the_rate_counts_tokens_not_pieces() -> None:
-    server = FakeServer(pause_s=0.01)
+    server = FakeServer(pause_s=0.05)
     with server.running():
         endpoint = connect(EndpointSpec.parse(server.url))
         with endpoint.client() as client:
             answer = ask(endpoint, client, WARM_UP, max_tokens=5)
             single = ask(endpoint, client, WARM_UP, max_tokens=1)
     assert answer.itl_s is not None
-    assert 0.01 <= answer.itl_s < 1
+    assert answer.itl_s * 4 == pytest.approx(answer.tokens_s[-1] - answer.tokens_s[0])
     assert answer.ended_s is not None
-    assert answer.ended_s > answer.tokens_s[-1]
+    assert answer.ended_s >= answer.tokens_s[-1]
     assert single.itl_s is None

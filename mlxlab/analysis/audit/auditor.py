@@ -70,7 +70,9 @@ class Audited:
         """Return the request in one line."""
         claimed, tokens = self.claimed_tokens, self.prompt_tokens
         claim = (
-            "reuse not stated" if claimed is None else f"{self._share(claimed)} reused"
+            "reuse not stated"
+            if claimed is None
+            else f"claims {self._share(claimed)} reused"
         )
         why = []
         if self.lost_tokens and self.lost_tokens > _WORTH * tokens:

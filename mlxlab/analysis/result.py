@@ -225,6 +225,8 @@ def _estimate(manifest: Mapping[str, Any]) -> str:
     day, off = estimated["calibrated"], f"{estimated['median_error']:.0%}"
     source = f"{estimated['points']} points of {day}, median error {off}"
     subject = "seconds" if manifest["simulated"] else "seconds of bounds"
+    if manifest["simulated"] and "endpoints" in manifest:
+        subject = "seconds of strategies and bounds"
     return f"{subject} are estimated from {source}"
 
 

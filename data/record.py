@@ -35,19 +35,19 @@ STEP_S = 120
 GIT = ("git", "-c", "user.name=Robin", "-c", "user.email=robin@example.org")
 
 
-def install() -> Path:
-    """Install the newest client from npm outside the repository; return its path."""
-    CACHE.mkdir(parents=True, exist_ok=True)
+def install(version: str = "latest", folder: Path = CACHE) -> Path:
+    """Install a client from npm outside the repository; return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
     command = [
         "npm",
         "install",
         "--silent",
         "--prefix",
-        str(CACHE),
-        f"{PACKAGE}@latest",
+        str(folder),
+        f"{PACKAGE}@{version}",
     ]
     subprocess.run(command, check=True, timeout=INSTALL_S)
-    return CACHE / "node_modules/.bin/claude"
+    return folder / "node_modules/.bin/claude"
 
 
 def environment(url: str, home: Path) -> dict[str, str]:

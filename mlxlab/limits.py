@@ -36,6 +36,19 @@ SCHEMA_BYTES: Final = 128 * 2**10
 SCHEMA_CPU_S: Final = 2
 SCHEMA_MEMORY: Final = 2**30
 
+# -- Explaining misses while serving --------------------------------------------------
+
+#: Tokens of earlier prompts that the misses of a cache are explained from. One takes up
+#: to 40 bytes in memory.
+EXPLAINED_TOKENS: Final = 2**21
+#: Conversations that are followed for each cache, and caches.
+EXPLAINED_SEQUENCES: Final = 256
+EXPLAINED_CACHES: Final = 4
+#: Requests that may be named as evicting others.
+EXPLAINED_REQUESTS: Final = 4096
+#: Tokens of prompts that wait to be explained.
+EXPLAINED_WAITING: Final = 2**20
+
 # -- Models ----------------------------------------------------------------------------
 
 #: Seconds of a processor, and in all on a busy machine, for a text of a template.
@@ -64,6 +77,8 @@ BLOCK_NUMBERS: Final = 2**24
 UNIT_TOKENS: Final = 2**20
 #: Lists and objects inside each other in a line of a trace.
 TRACE_DEPTH: Final = 200
+#: Prompt tokens that an answer may state: more than any window.
+USAGE_TOKENS: Final = 2**21
 #: Unix seconds of a trace: until the year 10000.
 TRACE_SECONDS: Final = 253_402_300_800
 #: Strings, numbers, keys or tensors in a GGUF file's header, and bytes of a string.

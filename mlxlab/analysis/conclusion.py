@@ -8,8 +8,9 @@ from typing import Any
 import pandas as pd
 
 from mlxlab.strategies.none import NoReuse
+from mlxlab.traces.completeness import Completeness
 
-__all__ = ["conclude"]
+__all__ = ["conclude", "find_lack"]
 
 
 def conclude(
@@ -25,6 +26,8 @@ def conclude(
         bounds: see :func:`mlxlab.replay.bounds.tabulate_bounds`.
         manifest: of the comparison.
     """
+    if lack := find_lack(manifest):
+        return [lack]
     most = [spec["max_sequences"] for spec in manifest["strategies"]]
     several = [n is None or n > 1 for n in most]
     ranked = summary.assign(several=several).sort_values(
@@ -37,6 +40,15 @@ def conclude(
         *_equals(ranked),
         _left(bounds, best),
     ]
+
+
+def find_lack(manifest: Mapping[str, Any]) -> str:
+    """Return why nothing can be concluded, empty if something can."""
+    found = [trace.get("completeness") for trace in manifest["traces"]]
+    measured = [Completeness.model_validate(own) for own in found if own]
+    if any(own.is_mostly_absent for own in measured):
+        return "What reuse could gain is not known: most of the prompts is absent."
+    return ""
 
 
 def _against(summary: pd.DataFrame, best: str) -> str:

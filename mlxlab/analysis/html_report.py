@@ -69,12 +69,13 @@ def report(
     }
     compared = compare(recorded, strategies, capacity=memory, simulate=True, **common)
     explained = [
-        misses(recorded, strategy, capacity=memory, text=text, **common)
+        misses(recorded, strategy, capacity=memory, text=text, propose=False, **common)
         for strategy in EXPLAINED
     ]
     tuned = tune(recorded, memory=memory, **common)
     page = _template().render(
         title=compared.title,
+        assumed=compared.assumed,
         day=datetime.now(UTC).date(),
         tables=[html_table(table) for table in compared.tables()],
         hit_rate=compared.plot().to_svg(),

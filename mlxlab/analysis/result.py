@@ -84,6 +84,15 @@ class Result(ABC):
         return []
 
     @property
+    def assumed(self) -> list[str]:
+        """What prompts lack, or what was assumed of them: it decides all numbers."""
+        return list(self.manifest.get("assumed", ()))
+
+    def heading(self) -> list[str]:
+        """Return the lines above the tables: what was assumed, title, sentences."""
+        return [*self.assumed, *self.title.split("\n"), *self.lines()]
+
+    @property
     def notes(self) -> list[str]:
         """Warnings, the BLAS in use, the source of estimates, and skipped content."""
         manifest = self.manifest
@@ -161,7 +170,7 @@ class Result(ABC):
             filter(
                 None,
                 [
-                    "\n".join([self.title, *self.lines()]),
+                    "\n".join(self.heading()),
                     *tables,
                     "\n".join(self.notes),
                 ],
@@ -173,7 +182,9 @@ class Result(ABC):
         lines = self._html_lines()
         tables = "".join(map(html_table, self.tables()))
         notes = "".join(f"<p><small>{escape(note)}</small></p>" for note in self.notes)
-        return f"<div><p><strong>{title}</strong></p>{lines}{tables}{notes}</div>"
+        assumed = "".join(f"<p>{escape(line)}</p>" for line in self.assumed)
+        head = f"{assumed}<p><strong>{title}</strong></p>"
+        return f"<div>{head}{lines}{tables}{notes}</div>"
 
     def _html_lines(self) -> str:
         return "".join(f"<p>{escape(line)}</p>" for line in self.lines())

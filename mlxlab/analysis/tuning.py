@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from mlxlab.analysis.conclusion import find_lack
 from mlxlab.analysis.result import Result, describe_traces
 from mlxlab.analysis.tables import Forms, format_bounds, format_columns
-from mlxlab.replay.specs import StrategySpec, label_rules
+from mlxlab.rendering.rules import label_rules
+from mlxlab.replay.specs import StrategySpec
 from mlxlab.sizes import format_size
 from mlxlab.strategies import ParameterValue
 
@@ -193,6 +195,8 @@ class Tuning(Result):
 
     def reasons(self) -> list[str]:
         """Return the reasons of the recommendation, one sentence each."""
+        if lack := find_lack(self.manifest):
+            return [lack]
         best, tokens = self.best, self.best.prompt_tokens
         budget = format_size(self.memory)
         shares = [

@@ -15,6 +15,7 @@ from mlxlab.cli.options import (
     AnyTraces,
     Capacity,
     Chunk,
+    Fill,
     Json,
     Layout,
     Memory,
@@ -64,7 +65,13 @@ def list_placements(json: Json = None) -> Answer:
 @app.command("rules", rich_help_panel=SEE)
 def list_rules(json: Json = None) -> Answer:
     """List the canonicalisation rules."""
-    return _list_names({rule.name: (rule.summary,) for rule in ml.RULES.values()}, json)
+    found = {}
+    for rule in ml.RULES.values():
+        clients = f" ({rule.clients})" if rule.clients else ""
+        named = "" if rule.default else f"; off by default: all,{rule.name}"
+        why = f"{rule.place}: {rule.reason}{clients}"
+        found[rule.name] = (rule.summary, why, f"{rule.effect}{named}")
+    return _list_names(found, json)
 
 
 def _list_names(names: Mapping[str, tuple[str, ...]], json: Path | None) -> Answer:
@@ -77,9 +84,9 @@ def _list_names(names: Mapping[str, tuple[str, ...]], json: Path | None) -> Answ
 
 
 @app.command("read-trace", rich_help_panel=SEE)
-def read_trace(trace: OneTrace, json: Json = None) -> Answer:
+def read_trace(trace: OneTrace, fill: Fill = False, json: Json = None) -> Answer:
     """Count the requests of a trace."""
-    found = ml.read_trace(trace)
+    found = ml.read_trace(trace, fill=fill)
     requests = found.inference if isinstance(found, ml.Trace) else found
     count = sum(1 for _ in requests)
     return Answer(found, lambda: {"trace": found.name, "requests": count}, json)
@@ -102,8 +109,8 @@ def misses(
         str | None,
         typer.Option(
             metavar="RULES",
-            help="Apply these rules: all, none, names, or exceptions such as -name. "
-            "By default those that served a recording, else all.",
+            help="Apply these rules: all, none, names, exceptions such as -name, or "
+            "all,name. By default those that served a recording, else all.",
             autocompletion=complete_rules,
         ),
     ] = None,
@@ -112,6 +119,7 @@ def misses(
     capacity: Capacity = None,
     users: Users = None,
     text: Text = None,
+    fill: Fill = False,
     by_request: Annotated[
         bool, typer.Option("--by-request", help="Print what broke each request.")
     ] = False,
@@ -121,7 +129,7 @@ def misses(
     """Explain why prompt tokens were computed."""
     screen, folder = screen_of(context), find_folder(model)
     found = ml.misses(
-        named_traces(traces, screen),
+        named_traces(traces, screen, fill),
         model=folder,
         layout=layout,
         capacity=capacity,
@@ -186,6 +194,7 @@ def compare(
             "with users as many as recorded.",
         ),
     ] = None,
+    fill: Fill = False,
     json: Json = None,
     plots: Plots = None,
 ) -> Answer:
@@ -193,7 +202,7 @@ def compare(
     from mlxlab.traces.open import open_recorded
 
     screen, folder = screen_of(context), find_folder(model)
-    recorded = open_recorded(named_traces(traces, screen))
+    recorded = open_recorded(named_traces(traces, screen, fill))
     settings = given(
         strategies=strategies,
         rules=rules,
@@ -257,12 +266,13 @@ def report(
     rules: Rules = None,
     memory: Memory = None,
     text: Text = None,
+    fill: Fill = False,
     json: Json = None,
 ) -> Answer:
     """Write comparison, misses and advice as HTML."""
     screen, folder = screen_of(context), find_folder(model)
     ml.report(
-        named_traces(traces, screen),
+        named_traces(traces, screen, fill),
         out,
         model=folder,
         costs=known_costs(folder),

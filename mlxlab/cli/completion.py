@@ -95,9 +95,10 @@ def complete_strategies(incomplete: str) -> list[str]:
 
 def complete_rules(incomplete: str) -> list[str]:
     """Complete the last of several rules or exceptions."""
-    names = _rules()
-    exceptions = [f"-{name}" for name in names if name not in {"all", "none"}]
-    return _complete_list(incomplete, [*names, *exceptions])
+    from mlxlab.rendering.rules import DEFAULT_RULES
+
+    exceptions = [f"-{name}" for name in DEFAULT_RULES]
+    return _complete_list(incomplete, [*_rules(), *exceptions])
 
 
 def complete_formats(incomplete: str) -> list[str]:

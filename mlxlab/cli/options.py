@@ -28,11 +28,13 @@ from mlxlab.sizes import SIZE_FORM, read_size
 if TYPE_CHECKING:
     from mlxlab.models.folder import ModelFolder
     from mlxlab.replay.cost_model import CostModel
+    from mlxlab.traces.open import TraceLike
 
 __all__ = [
     "AnyTraces",
     "Capacity",
     "Chunk",
+    "Fill",
     "Json",
     "Layout",
     "Memory",
@@ -109,8 +111,8 @@ Rules: TypeAlias = Annotated[
     str | None,
     typer.Option(
         metavar="RULES",
-        help="Apply these rules where a strategy names none: all, none, names, or "
-        "exceptions such as -name. All by default.",
+        help="Apply these rules where a strategy names none: all (by default), none, "
+        "names, exceptions such as -name, or all,name.",
         autocompletion=complete_rules,
     ),
 ]
@@ -126,6 +128,14 @@ Chunk: TypeAlias = Annotated[
     int | None,
     typer.Option(
         min=1, metavar="N", help="Compute this many tokens at a time; 2048 by default."
+    ),
+]
+Fill: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--fill",
+        help="Assume system text and tools where a history lacks them, from the "
+        "nearest recorded client.",
     ),
 ]
 Text: TypeAlias = Annotated[
@@ -201,8 +211,20 @@ def given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def named_traces(traces: Sequence[str] | None, screen: Screen) -> list[str]:
-    """Return the given traces, or the default one after a note that names it."""
+def named_traces(
+    traces: Sequence[str] | None, screen: Screen, fill: bool = False
+) -> Sequence[TraceLike]:
+    """Return the given traces, or the default one after a note that names it.
+
+    Args:
+        traces: the traces, if any are given.
+        screen: where to note.
+        fill: whether to open and fill them.
+    """
+    if traces and fill:
+        from mlxlab.traces.open import open_traces
+
+        return open_traces(traces, fill=True)
     if traces:
         return list(traces)
     from mlxlab.traces.bundled import DEFAULT_TRACE

@@ -13,6 +13,7 @@ from mlxlab.cli.completion import complete_edits, complete_traces
 from mlxlab.cli.options import (
     AnyTraces,
     Chunk,
+    Fill,
     Json,
     Layout,
     Memory,
@@ -132,6 +133,7 @@ def sweep(
             "process runs per core.",
         ),
     ] = None,
+    fill: Fill = False,
     json: Json = None,
 ) -> Answer:
     """Simulate strategies by memory and users."""
@@ -139,7 +141,7 @@ def sweep(
     sizes = capacities and parse_sizes(capacities, "--capacities")
     counts = users and parse_counts(users, "--users")
     found = ml.sweep(
-        named_traces(traces, screen),
+        named_traces(traces, screen, fill),
         model=folder,
         layout=layout,
         costs=known_costs(folder, layout=layout),
@@ -191,6 +193,7 @@ def tune(
             help="Start the search with this number; 0 by default.",
         ),
     ] = None,
+    fill: Fill = False,
     json: Json = None,
 ) -> Answer:
     """Recommend a strategy for traces and memory."""
@@ -199,7 +202,7 @@ def tune(
         memory=memory, disk=disk, rules=rules, users=users, trials=trials, seed=seed
     )
     found = ml.tune(
-        named_traces(traces, screen),
+        named_traces(traces, screen, fill),
         model=folder,
         layout=layout,
         costs=known_costs(folder, layout=layout),

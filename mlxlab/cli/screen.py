@@ -114,13 +114,13 @@ class Terminal(Screen):
 
 
 def _print_result(value: object, console: Console) -> None:
-    """Print a result's title, sentences, tables and notes; other values as text."""
+    """Print a result's heading, tables and notes; other values as text."""
     from mlxlab.analysis.result import Result
 
     if not isinstance(value, Result):
         print(printable(str(value)), flush=True)
         return
-    for line in (*value.title.split("\n"), *value.lines()):
+    for line in value.heading():
         _print_line(line, console)
     for frame in value.tables():
         _print_item(frame, console)

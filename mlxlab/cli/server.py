@@ -171,12 +171,22 @@ def start_client(
         str | None,
         typer.Option(metavar="URL", help="Use this endpoint if several run."),
     ] = None,
+    as_is: Annotated[
+        bool,
+        typer.Option(
+            "--as-is", help="Let it send its billing header and token reminders."
+        ),
+    ] = False,
 ) -> None:
-    """Start Claude Code on the running endpoint."""
+    """Start Claude Code on the running endpoint.
+
+    Its billing header and its reminders of the tokens left are switched off, because
+    they differ between sessions; variables that you have set win.
+    """
     from mlxlab.client.discovery import find
     from mlxlab.client.launch import launch
 
-    raise typer.Exit(launch(find(url), context.args))
+    raise typer.Exit(launch(find(url), context.args, steady=not as_is))
 
 
 @app.command("agents", rich_help_panel=SERVE)

@@ -11,7 +11,7 @@ from typer.core import TyperCommand
 import mlxlab as ml
 from mlxlab.cli.app import SHARE, app, screen_of
 from mlxlab.cli.completion import complete_formats
-from mlxlab.cli.options import Json, Model, OneTrace, Rules, check_file, given
+from mlxlab.cli.options import Fill, Json, Model, OneTrace, Rules, check_file, given
 from mlxlab.cli.screen import Answer
 
 
@@ -108,6 +108,7 @@ def import_trace(
             metavar="N", min=1, help="Keep this many requests, the newest ones."
         ),
     ] = None,
+    fill: Fill = False,
     json: Json = None,
 ) -> Answer:
     """Make a trace from another program's files."""
@@ -116,7 +117,7 @@ def import_trace(
     screen = screen_of(context)
     options = given(format=format, project=project)
     trace = ml.import_trace(
-        path, since=since, limit=limit, progress=screen.progress, **options
+        path, since=since, limit=limit, fill=fill, progress=screen.progress, **options
     )
     write_trace(trace, out, progress=screen.progress)
     left_out = [
@@ -190,4 +191,10 @@ def export_trace(
 def _describe(trace: ml.Trace, out: Path) -> dict[str, Any]:
     """Return a written trace's file, size and what was left out of it."""
     requests = len(trace.inference)
-    return {"trace": str(out), "requests": requests, "skipped": dict(trace.skipped)}
+    found = trace.completeness
+    return {
+        "trace": str(out),
+        "requests": requests,
+        "skipped": dict(trace.skipped),
+        **({"completeness": found.model_dump()} if found else {}),
+    }

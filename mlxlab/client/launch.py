@@ -60,6 +60,13 @@ _FOREIGN = (
 )
 _NO_PROXY = ("NO_PROXY", "no_proxy")
 _TOKEN = "ANTHROPIC_AUTH_TOKEN"
+#: Switches off what the client would add to prompts and change from session to session:
+#: the billing header, and reminders of the tokens left.
+_STEADY = {
+    "CLAUDE_CODE_ATTRIBUTION_HEADER": "0",
+    "CLAUDE_CODE_ENABLE_TOKEN_USAGE_ATTACHMENT": "0",
+    "CLAUDE_CODE_TOTAL_TOKENS_REMINDER": "off",
+}
 #: Most tokens that the client asks for by default.
 _USUAL_OUTPUT = 32_000
 
@@ -71,13 +78,17 @@ class Environment(dict[str, str]):
         return repr({**self, _TOKEN: "…"})
 
 
-def client_environment(endpoint: Endpoint, base: Mapping[str, str]) -> Environment:
+def client_environment(
+    endpoint: Endpoint, base: Mapping[str, str], *, steady: bool = True
+) -> Environment:
     """Return a process environment in which Claude Code talks to an endpoint.
 
     Args:
         endpoint: receives the requests.
         base: the environment to start from. Variables that would send requests or
             credentials elsewhere are left out.
+        steady: whether to switch off what the client changes from session to session,
+            as far as ``base`` does not say.
     """
     host = _host(endpoint)
     # The token has the server's name in ``base``, and the client's name in the result.
@@ -85,7 +96,7 @@ def client_environment(endpoint: Endpoint, base: Mapping[str, str]) -> Environme
     kept = {key: base[key] for key in base if key not in left_out}
     direct = {key: ",".join(filter(None, [host, base.get(key)])) for key in _NO_PROXY}
     ours = _variables(endpoint) | {_TOKEN: endpoint.token}
-    return Environment(_proposals(endpoint) | kept | ours | direct)
+    return Environment(_proposals(endpoint, steady=steady) | kept | ours | direct)
 
 
 def environment_lines(endpoint: Endpoint, *, token: bool = True) -> list[str]:
@@ -136,7 +147,11 @@ def _is_trusted(client: Path) -> bool:
 
 
 def launch(
-    endpoint: Endpoint, args: Sequence[str], base: Mapping[str, str] = os.environ
+    endpoint: Endpoint,
+    args: Sequence[str],
+    base: Mapping[str, str] = os.environ,
+    *,
+    steady: bool = True,
 ) -> int:
     """Run Claude Code in this terminal until it ends; from the main thread only.
 
@@ -144,6 +159,7 @@ def launch(
         endpoint: receives the client's requests.
         args: arguments of the client.
         base: environment variables to start from.
+        steady: see :func:`client_environment`.
 
     Returns:
         The client's exit code, or 128 plus the number of the signal that ended it.
@@ -159,7 +175,8 @@ def launch(
         )
     command = [str(client), "--settings", _settings(endpoint), *args]
     try:
-        process = subprocess.Popen(command, env=client_environment(endpoint, base))
+        environment = client_environment(endpoint, base, steady=steady)
+        process = subprocess.Popen(command, env=environment)
     except OSError as error:
         raise ServerError(f"{client}: {error.strerror}; install it again") from None
     with _signals_for(process):
@@ -182,16 +199,18 @@ def _variables(endpoint: Endpoint) -> dict[str, str]:
     }
 
 
-def _proposals(endpoint: Endpoint) -> dict[str, str]:
+def _proposals(endpoint: Endpoint, *, steady: bool = True) -> dict[str, str]:
     """Return the variables that mlxlab sets unless the user has.
 
     The client reserves room for its longest answer. In a small window too little would
     be left, and the client would compact without end.
     """
     output = max(endpoint.window // 8, 1)
-    if output >= _USUAL_OUTPUT:
-        return {}
-    return {"CLAUDE_CODE_MAX_OUTPUT_TOKENS": str(output)}
+    small = output < _USUAL_OUTPUT
+    return {
+        **({"CLAUDE_CODE_MAX_OUTPUT_TOKENS": str(output)} if small else {}),
+        **(_STEADY if steady else {}),
+    }
 
 
 def _settings(endpoint: Endpoint) -> str:

@@ -23,7 +23,7 @@ with needs("running a model", "cpu"):
     from mlxlab.engine.kv_store import KVStore
     from mlxlab.engine.loading import LoadedModel, Loader, load_model
     from mlxlab.engine.memory import Memory
-    from mlxlab.engine.runner import Request, Runner
+    from mlxlab.engine.runner import Request, Runner, Stored
     from mlxlab.engine.samplers import (
         Barred,
         BoundedThinking,
@@ -52,6 +52,7 @@ __all__ = [
     "Request",
     "Runner",
     "Sampler",
+    "Stored",
     "Worker",
     "device_name",
     "load_model",

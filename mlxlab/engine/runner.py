@@ -25,9 +25,9 @@ from mlxlab.prompt import Prompt, common_prefix
 
 if TYPE_CHECKING:
     from mlxlab.engine.engine import Engine, PrefillProgress
-    from mlxlab.strategies import Plan
+    from mlxlab.strategies import Commit, Plan
 
-__all__ = ["Request", "Runner"]
+__all__ = ["Request", "Runner", "Stored"]
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,21 @@ _LATEST = 0.3
 _LEAST_SHARED = 64
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a request has stored.
+
+    Attributes:
+        length: leading tokens of its prompt and answer.
+        commit: what changed.
+        last: whether the request ends here.
+    """
+
+    length: int
+    commit: Commit
+    last: bool
+
+
 @dataclass(eq=False)
 class Request:
     """One answer to compute.
@@ -62,6 +77,7 @@ class Request:
         put: called with the plan, the progress of the prefill, then ids. True ends the
             answer.
         done: called at the end, when all computed tokens are cached.
+        committed: called after each commit.
 
     Attributes:
         answer: the ids so far.
@@ -81,6 +97,7 @@ class Request:
     stop: Container[int]
     put: Callable[[Plan | PrefillProgress | int], object]
     done: Callable[[], object] = lambda: None
+    committed: Callable[[Stored], object] = lambda stored: None
     answer: list[int] = field(default_factory=list, init=False)
     planned: int | None = field(default=None, init=False)
     stored: list[tuple[int, int]] = field(default_factory=list, init=False)
@@ -88,6 +105,11 @@ class Request:
     prefill_s: float = field(default=0.0, init=False)
     cancelled: bool = field(default=False, init=False)
     error: Exception | None = field(default=None, init=False)
+
+    def note(self, number: int, stored: Stored) -> None:
+        """Note a commit with its number."""
+        self.stored.append((number, stored.length))
+        self.committed(stored)
 
 
 class Runner:
@@ -238,10 +260,10 @@ class Runner:
         try:
             if begun is not None:
                 answer = request.answer if error is None else None
-                self._executor.end(begun, answer)
+                commit = self._executor.end(begun, answer)
                 if error is None:
                     length = begun.prefill.computed(len(request.answer))
-                    request.stored.append((next(self._order), length))
+                    request.note(next(self._order), Stored(length, commit, last=True))
         except Exception as failure:
             error = error or failure
         request.error = error
@@ -361,8 +383,8 @@ class Runner:
         if other.position < most:
             return other
         assert other.begun is not None
-        self._executor.store(other.begun, most)
-        other.request.stored.append((next(self._order), most))
+        commit = self._executor.store(other.begun, most)
+        other.request.note(next(self._order), Stored(most, commit, last=False))
         return None
 
     def _measure(self, tokens: int, seconds: float) -> None:

@@ -31,7 +31,7 @@ from mlxlab.rendering.conversation import Turn, assistant_turns, split_begun
 from mlxlab.rendering.encoding import encode_prompt, encode_text
 from mlxlab.rendering.extents import Layout, find_marked, locate_blocks
 from mlxlab.rendering.messages import MessagesRequest, parse_answer, parse_request
-from mlxlab.rendering.rules import RULES, canonicalize
+from mlxlab.rendering.rules import DEFAULT_RULES, canonicalize
 from mlxlab.rendering.template_trial import try_template
 from mlxlab.rendering.thinking import SignedThinking, find_splices, read_thinking
 
@@ -75,7 +75,7 @@ class Renderer:
 
     Args:
         model: supplies tokenizer and template.
-        rules: names out of :data:`mlxlab.rendering.rules.RULES`.
+        rules: names, see :func:`mlxlab.rendering.rules.find_rule`.
         most: long texts are encoded only up to this number of tokens.
 
     Raises:
@@ -85,7 +85,7 @@ class Renderer:
     def __init__(
         self,
         model: ModelFolder,
-        rules: Iterable[str] = tuple(RULES),
+        rules: Iterable[str] = DEFAULT_RULES,
         most: int | None = None,
     ) -> None:
         self.model = model

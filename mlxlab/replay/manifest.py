@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -13,6 +13,7 @@ from mlxlab.models.layout import CacheLayout
 from mlxlab.replay.cost_model import CostModel
 from mlxlab.replay.specs import StrategySpec
 from mlxlab.traces import Trace
+from mlxlab.traces.completeness import Completeness
 from mlxlab.traces.hashed.trace import HashedTrace
 
 __all__ = ["describe_run"]
@@ -46,8 +47,10 @@ def describe_run(
         ModelError: the model cannot be served, and no layout is given.
     """
     layout = layout or folder.layout
+    described = [_trace(trace) for trace in traces]
     return {
-        "traces": [_trace(trace) for trace in traces],
+        "traces": described,
+        **_assumed(described),
         "model": {
             "name": folder.name,
             "digest": folder.digest,
@@ -72,7 +75,22 @@ def _trace(trace: Trace | HashedTrace) -> dict[str, Any]:
     if isinstance(trace, HashedTrace):
         return {**described, "unit": trace.unit}
     skipped = dict(trace.skipped)
-    return {**described, "requests": len(trace.inference), "skipped": skipped}
+    described |= {"requests": len(trace.inference), "skipped": skipped}
+    if found := trace.completeness:
+        return {**described, "completeness": found.model_dump()}
+    return described
+
+
+def _assumed(traces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what was missing or assumed, one line for each trace it applies to."""
+    several = len(traces) > 1
+    lines = [
+        (f"trace {trace['name']}: " if several else "")
+        + Completeness.model_validate(trace["completeness"]).line
+        for trace in traces
+        if "completeness" in trace
+    ]
+    return {"assumed": lines} if lines else {}
 
 
 def _layout(layout: CacheLayout) -> dict[str, Any]:

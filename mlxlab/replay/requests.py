@@ -65,6 +65,11 @@ class RenderedRequest:
         length = len(self.prompt) + len(self.answer) - 1
         return self.prompt.extended(self.answer).head(length)
 
+    def without_tokens(self) -> RenderedRequest:
+        """Return the request by name only."""
+        none = np.empty(0, np.int32)
+        return replace(self, prompt=Prompt(none), answer=none)
+
 
 def render_trace(
     trace: Trace,

@@ -9,7 +9,7 @@ from typing import Self, TypeAlias
 
 from mlxlab.errors import StrategyError
 from mlxlab.models.layout import CacheLayout
-from mlxlab.rendering.rules import RULES, parse_rules
+from mlxlab.rendering.rules import DEFAULT_RULES, label_rules, parse_rules
 from mlxlab.strategies import (
     STRATEGIES,
     ParameterValue,
@@ -27,7 +27,6 @@ __all__ = [
     "SpecLike",
     "Strategies",
     "StrategySpec",
-    "label_rules",
     "parse_specs",
 ]
 
@@ -70,7 +69,7 @@ class StrategySpec:
 
     policy: type[Strategy]
     parameters: Mapping[str, ParameterValue] = field(default_factory=dict, hash=False)
-    rules: tuple[str, ...] = tuple(RULES)
+    rules: tuple[str, ...] = DEFAULT_RULES
     capacity: int | None = None
 
     def __post_init__(self) -> None:
@@ -112,7 +111,7 @@ class StrategySpec:
 
     @property
     def rules_label(self) -> str:
-        """See :func:`label_rules`."""
+        """See :func:`mlxlab.rendering.rules.label_rules`."""
         return label_rules(self.rules)
 
     @property
@@ -192,13 +191,3 @@ def _specs(item: SpecLike, rules: str, capacity: int | None) -> Iterator[Strateg
             f"strategies: {item!r} is not a strategy; give a name, a spec such as "
             "'paged:block=32', or a class"
         )
-
-
-def label_rules(rules: tuple[str, ...]) -> str:
-    """Return ``all``, ``none``, names, or exceptions: whichever list is shorter."""
-    missing = [name for name in RULES if name not in rules]
-    if not missing or not rules:
-        return "none" if missing else "all"
-    if len(missing) < len(rules):
-        return ",".join(f"-{name}" for name in missing)
-    return ",".join(rules)

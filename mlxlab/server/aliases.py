@@ -33,7 +33,7 @@ from mlxlab.replay.specs import StrategySpec
 from mlxlab.sizes import format_size
 from mlxlab.strategies import check_spec, find_strategy, parse_parameters
 
-__all__ = ["Alias", "Aliases", "parse_models"]
+__all__ = ["Alias", "Aliases", "add_disk", "parse_models"]
 
 _PREPARED = Path(__file__).with_name("model_aliases.json")
 _FOREIGN = "claude-"
@@ -198,9 +198,7 @@ class Aliases:
         if size is None:
             return self
         given = {
-            name: alias.model_copy(
-                update={"strategy": _with_disk(alias.strategy, size)}
-            )
+            name: alias.model_copy(update={"strategy": add_disk(alias.strategy, size)})
             if "strategy" in alias.model_fields_set or name == DEFAULT
             else alias
             for name, alias in self.given.items()
@@ -285,7 +283,8 @@ def parse_models(texts: Iterable[str]) -> dict[str, str]:
     return models
 
 
-def _with_disk(strategy: str, size: int) -> str:
+def add_disk(strategy: str, size: int) -> str:
+    """Return a spec with a disk of this size, if it can have one and names none."""
     name, given = parse_parameters(strategy)
     policy = find_strategy(name)
     if "disk" in given or "disk" not in policy.declared or not policy.exact:

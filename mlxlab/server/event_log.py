@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import count
-from threading import Lock
+from threading import Condition
 from typing import Any, Self
 
 from mlxlab.traces.trace import agent_of, session_of
@@ -24,14 +24,24 @@ _KEPT = 20_000
 
 
 class Stage(StrEnum):
-    """What happens to a request, in this order. Progress comes once a chunk."""
+    """What happens to a request, in this order.
+
+    Progress comes once a chunk. An eviction comes for each request whose tokens went.
+    The worker notes it at once, so it may overtake what the event loop has to note.
+    """
 
     ARRIVED = "arrived"
     QUEUED = "queued"
     PLANNED = "planned"
     PROGRESS = "progress"
     FIRST_TOKEN = "first token"
+    EVICTED = "evicted"
     ENDED = "ended"
+    EXPLAINED = "explained"
+
+
+#: Stages of a request that waits for its first token.
+_WAITING = {Stage.ARRIVED, Stage.QUEUED, Stage.PLANNED, Stage.PROGRESS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +55,11 @@ class Asker:
 
     session: str = "session"
     agent: str = ""
+
+    @property
+    def name(self) -> str:
+        """The session, and the sub-agent behind ``/``, as in replays."""
+        return f"{self.session}/{self.agent}" if self.agent else self.session
 
     @classmethod
     def of(cls, headers: Mapping[str, str], body: Mapping[str, Any]) -> Self:
@@ -61,11 +76,18 @@ class Event:
         t: Unix seconds.
         request: counts the requests of a server, from 1.
         stage: what happened.
-        facts: more of it: ``session``, ``agent`` and ``model`` where it arrived;
-            ``alias``, ``strategy`` and ``prompt_tokens`` where it was queued;
-            ``reused_tokens`` and ``disk_tokens`` where it was planned; ``done_tokens``,
-            restored and computed so far, with progress; the fields of
-            :class:`~mlxlab.server.metrics.Served` at its end.
+        facts: more of it, by stage.
+
+            - arrived: ``session``, ``agent`` and ``model``.
+            - queued: ``alias``, ``strategy``, ``prompt_tokens``, and ``behind``, the
+              request that it waits for; None if it waits for none.
+            - planned: ``reused_tokens``, ``disk_tokens``, and ``spans``, see
+              :func:`~mlxlab.server.strip.make_strip`.
+            - progress: ``done_tokens``, restored and computed so far.
+            - evicted, by this request's commit: ``tokens``; ``of``, the request that
+              had stored them, None if it is unknown; ``tier``.
+            - ended: the fields of :class:`~mlxlab.server.metrics.Served`.
+            - explained: see :meth:`~mlxlab.server.explainer.Explanation.facts`.
     """
 
     number: int
@@ -84,9 +106,11 @@ class EventLog:
 
     def __init__(self, kept: int = _KEPT) -> None:
         self._events: deque[Event] = deque(maxlen=kept)
-        self._lock = Lock()
+        self._changed = Condition()
         self._requests = count(1)
         self._latest = 0
+        #: The latest stage of each request that has not ended, oldest first.
+        self._open: dict[int, Stage] = {}
 
     def arrive(self, asker: Asker, model: str) -> int:
         """Note a request, and return its number."""
@@ -97,14 +121,46 @@ class EventLog:
 
     def add(self, request: int, stage: Stage, /, **facts: Any) -> None:
         """Note what happens to a request now."""
-        with self._lock:
+        with self._changed:
             self._latest += 1
             event = Event(self._latest, time.time(), request, stage, facts)
             self._events.append(event)
+            if stage is Stage.ENDED:
+                self._open.pop(request, None)
+            elif stage in _WAITING or stage is Stage.FIRST_TOKEN:
+                self._open[request] = stage
+            self._changed.notify_all()
+
+    def ahead(self, *, full: bool) -> int | None:
+        """Return the request that one queued now waits for; None if there is none.
+
+        That is the last one whose prompt is still to be computed.
+
+        Args:
+            full: whether no further answer may run; then it is the oldest otherwise.
+        """
+        with self._changed:
+            for request, stage in reversed(self._open.items()):
+                if stage in _WAITING and stage is not Stage.ARRIVED:
+                    return request
+            return next(iter(self._open), None) if full else None
+
+    def wait_for_quiet(self, seconds: float) -> bool:
+        """Wait until no request waits for its first token; return whether that is so.
+
+        Args:
+            seconds: most to wait.
+        """
+
+        def is_quiet() -> bool:
+            return not any(stage in _WAITING for stage in self._open.values())
+
+        with self._changed:
+            return self._changed.wait_for(is_quiet, seconds)
 
     def since(self, number: int = 0) -> list[Event]:
         """Return the events behind that number, if they are still kept."""
-        with self._lock:
+        with self._changed:
             missing = self._latest - max(number, 0)
             first = max(len(self._events) - missing, 0)
             return [self._events[i] for i in range(first, len(self._events))]

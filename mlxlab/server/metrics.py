@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from threading import Lock
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import generate_latest
+
+from mlxlab.server.explanation import Explanation
+from mlxlab.server.model_pool import Holdings
+from mlxlab.server.owners import Evicted
 
 __all__ = ["Metrics", "Served"]
 
@@ -37,6 +42,10 @@ class Served:
         restore_s: seconds of planning, and of putting reused tokens in place.
         prefill_s: seconds of computing the other tokens of the prompt.
         decode_s: seconds from the first generated id to the end.
+        cause: why most of the computed tokens were computed, see
+            :class:`~mlxlab.server.explainer.Explanation`; empty until that is known.
+        lost_tokens: computed tokens that a remedy would have saved.
+        lost_s: their share of ``prefill_s``.
     """
 
     t: float
@@ -57,17 +66,17 @@ class Served:
     restore_s: float = 0.0
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    cause: str = ""
+    lost_tokens: int = 0
+    lost_s: float = 0.0
 
 
 class Metrics:
-    """Counters of one server, in their own registry.
-
-    Attributes:
-        requests: the latest requests, oldest first.
-    """
+    """Counters of one server, in their own registry."""
 
     def __init__(self) -> None:
-        self.requests: deque[Served] = deque(maxlen=_REMEMBERED)
+        self._requests: deque[Served] = deque(maxlen=_REMEMBERED)
+        self._lock = Lock()
         self._registry = CollectorRegistry()
         by = ("model", "strategy")
         self._answered = Counter(
@@ -99,6 +108,24 @@ class Metrics:
             buckets=_SECONDS,
             registry=self._registry,
         )
+        self._missed = Counter(
+            "mlxlab_missed_tokens",
+            "Prompt tokens computed, by cause",
+            (*by, "cause"),
+            registry=self._registry,
+        )
+        self._lost = Counter(
+            "mlxlab_lost_seconds",
+            "Seconds of prefill that a rule or setting would have saved, by cause",
+            (*by, "cause"),
+            registry=self._registry,
+        )
+        self._evicted = Counter(
+            "mlxlab_evicted_tokens",
+            "Stored tokens that made room for others",
+            (*by, "tier"),
+            registry=self._registry,
+        )
         self._queue = Gauge(
             "mlxlab_queue_depth", "Waiting requests", registry=self._registry
         )
@@ -128,14 +155,27 @@ class Metrics:
         self._on_disk = Gauge(
             "mlxlab_disk_bytes", "Most bytes taken on disk", registry=self._registry
         )
+        self._capacity = Gauge(
+            "mlxlab_capacity_bytes",
+            "Most bytes that may be held",
+            ("tier",),
+            registry=self._registry,
+        )
 
     def _counter(self, name: str, text: str) -> Counter:
         labels = ("model", "strategy")
         return Counter(f"mlxlab_{name}", text, labels, registry=self._registry)
 
+    @property
+    def latest(self) -> list[Served]:
+        """The latest requests, oldest first."""
+        with self._lock:
+            return list(self._requests)
+
     def add(self, served: Served) -> None:
         """Add a request that has ended."""
-        self.requests.append(served)
+        with self._lock:
+            self._requests.append(served)
         at = (served.model, served.strategy)
         self._answered.labels(*at, served.outcome).inc()
         self._prompt.labels(*at).inc(served.prompt_tokens)
@@ -147,6 +187,32 @@ class Metrics:
         for part in ("queue", "restore", "prefill", "decode"):
             self._parts.labels(*at, part).observe(getattr(served, f"{part}_s"))
 
+    def evict(self, served: tuple[str, str], gone: Evicted) -> None:
+        """Count evicted tokens of a model and a strategy."""
+        self._evicted.labels(*served, str(gone.tier)).inc(gone.tokens)
+
+    def explain(self, served: Served, why: Explanation, seconds: float) -> None:
+        """Add the causes of a request that was added before.
+
+        Args:
+            served: the request.
+            why: its causes.
+            seconds: of each computed token.
+        """
+        at = (served.model, served.strategy)
+        computed = served.prompt_tokens - served.reused_tokens
+        for cause, tokens in (why.tokens or {why.kind: computed}).items():
+            self._missed.labels(*at, cause).inc(tokens)
+        for (cause, _), tokens in why.losses.items():
+            self._lost.labels(*at, cause).inc(tokens * seconds)
+        lost = why.lost_tokens
+        told = replace(served, cause=why.cause, lost_tokens=lost, lost_s=lost * seconds)
+        with self._lock:
+            for i in range(len(self._requests) - 1, -1, -1):
+                if self._requests[i] is served:
+                    self._requests[i] = told
+                    break
+
     def refuse(self) -> None:
         """Count a request that was refused because the queue was full."""
         self._refused.inc()
@@ -156,20 +222,20 @@ class Metrics:
         running: int,
         queue: int,
         memory: Mapping[str, int],
-        stored: Mapping[tuple[str, str], int],
-        on_disk: int,
+        held: Holdings,
         batched: Mapping[str, bool],
-        pinned: int,
     ) -> bytes:
         """Return the exposition format, with the current state."""
         for kind, nbytes in memory.items():
             self._memory.labels(kind).set(nbytes)
-        self._on_disk.set(on_disk)
-        self._pinned.set(pinned)
+        self._on_disk.set(held.on_disk)
+        self._capacity.labels("memory").set(held.capacity)
+        self._capacity.labels("disk").set(held.disk)
+        self._pinned.set(held.pinned)
         self._running.set(running)
         self._queue.set(queue)
         self._stored.clear()
-        for at, nbytes in stored.items():
+        for at, nbytes in held.stored.items():
             self._stored.labels(*at).set(nbytes)
         self._batched.clear()
         for model, shares in batched.items():

@@ -9,7 +9,7 @@ import gc
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from mlxlab.models.folder import ModelFolder
 from mlxlab.replay.cost_model import recall_costs
 from mlxlab.strategies import Strategy, parse_strategy
 
-__all__ = ["EngineKey", "ModelPool", "default_budget"]
+__all__ = ["EngineKey", "Holdings", "ModelPool", "default_budget"]
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,30 @@ class EngineKey:
 
     strategy: str
     credential: str
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What is stored for later prompts, by tier.
+
+    Attributes:
+        stored: bytes of keys and values in memory, by model and strategy.
+        capacity: most bytes that the strategies in use may hold there.
+        on_disk: bytes that are taken on disk, at most.
+        disk: most bytes that may be.
+        pinned: stored tokens that are evicted last.
+    """
+
+    stored: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    capacity: int = 0
+    on_disk: int = 0
+    disk: int = 0
+    pinned: int = 0
+
+    @property
+    def in_memory(self) -> int:
+        """Bytes of keys and values in memory."""
+        return sum(self.stored.values())
 
 
 @dataclass(slots=True)
@@ -113,18 +137,22 @@ class ModelPool:
         return {name: own.model.batched for name, own in loaded.items()}
 
     @property
-    def pinned(self) -> int:
-        """Stored tokens that are evicted last."""
-        return sum(
-            engine.strategy.pinned_tokens
-            for loaded in self._loaded.values()
-            for engine in loaded.engines.values()
+    def holdings(self) -> Holdings:
+        """Return what is stored."""
+        strategies = [engine.strategy for engine in self._engines]
+        disk = self._disk
+        return Holdings(
+            self.stored,
+            sum(strategy.capacity for strategy in strategies),
+            disk.nbytes if disk is not None else 0,
+            disk.size if disk is not None else 0,
+            sum(strategy.pinned_tokens for strategy in strategies),
         )
 
     @property
-    def on_disk(self) -> int:
-        """Bytes that the disk takes at most."""
-        return self._disk.nbytes if self._disk is not None else 0
+    def _engines(self) -> Iterator[Engine]:
+        for loaded in self._loaded.values():
+            yield from loaded.engines.values()
 
     def engine(self, folder: ModelFolder, key: EngineKey) -> Engine:
         """Return the engine for a model, a strategy and a credential.

@@ -4,27 +4,49 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
-from mlxlab.engine import PrefillProgress, Request
+from mlxlab.engine import PrefillProgress, Request, Stored
 from mlxlab.server.event_log import Asker, EventLog, Stage
 from mlxlab.server.events import AnswerWriter
+from mlxlab.server.explainer import Asked, Explainer
 from mlxlab.server.generation import Completed, Item, PromptPlanned
+from mlxlab.server.lanes import Setting
 from mlxlab.server.metrics import Metrics, Served
+from mlxlab.server.owners import Owners
 from mlxlab.server.prepare import Prepared
+from mlxlab.server.schema import InferenceRequest
+from mlxlab.server.strip import make_strip
+from mlxlab.strategies import Plan
 from mlxlab.traces.schema import Generated, Order, Timing
 
-__all__ = ["RequestLog"]
+__all__ = ["Journal", "RequestLog"]
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """What a server notes of all its requests.
+
+    Attributes:
+        events: take what happens.
+        metrics: count the requests that came into the queue.
+        owners: who stored what, on the worker.
+        explainer: finds the causes; None where that is turned off.
+    """
+
+    events: EventLog
+    metrics: Metrics
+    owners: Owners
+    explainer: Explainer | None
 
 
 class RequestLog:
     """What is known of one request, from its arrival on.
 
     Args:
-        events: take what happens.
-        metrics: count the request at its end, if it came into the queue.
+        journal: takes what happens.
         asker: who sends it.
-        model: as the client names it.
+        asked: as the client sent it.
         note: takes facts for a recording at its end.
 
     Attributes:
@@ -34,42 +56,98 @@ class RequestLog:
 
     def __init__(
         self,
-        events: EventLog,
-        metrics: Metrics,
+        journal: Journal,
         asker: Asker,
-        model: str,
+        asked: InferenceRequest,
         note: Callable[..., object],
     ) -> None:
         self.request: Request | None = None
         self.outcome = "cancelled"
         self._arrived, self._clock = time.time(), time.monotonic()
-        self._events = events
-        self._metrics = metrics
+        self._journal = journal
         self._asker = asker
+        self._asked = asked
         self._note = note
         self._queued: tuple[Prepared, AnswerWriter] | None = None
+        self._setting: Setting | None = None
+        self._plan: Plan | None = None
         self._ttft_s: float | None = None
         self._disk_tokens = self._done_tokens = 0
         self._has_ended = False
-        self._number = events.arrive(asker, model)
+        self._number = journal.events.arrive(asker, asked.model)
 
-    def queue(self, prepared: Prepared, writer: AnswerWriter) -> None:
-        """Note that the request is rendered and waits."""
-        self._queued = prepared, writer
+    def queue(
+        self, prepared: Prepared, writer: AnswerWriter, setting: Setting, *, full: bool
+    ) -> None:
+        """Note that the request is rendered and waits.
+
+        Args:
+            prepared: the rendered request.
+            writer: of its answer.
+            setting: how it is served.
+            full: whether no further answer may run now.
+        """
+        behind = self._journal.events.ahead(full=full)
+        self._queued, self._setting = (prepared, writer), setting
         self._add(
             Stage.QUEUED,
             alias=prepared.name,
             strategy=prepared.alias.strategy,
             prompt_tokens=len(prepared.prompt),
+            behind=behind,
         )
+
+    def follow(self, request: Request) -> None:
+        """Follow the request on the worker, before it begins."""
+        self.request, put = request, request.put
+
+        def noted(item: Plan | PrefillProgress | int) -> object:
+            if isinstance(item, Plan):
+                self._begin(request, item)
+            return put(item)
+
+        request.put, request.committed = noted, self._commit
+
+    def _begin(self, request: Request, plan: Plan) -> None:
+        self._plan, explainer = plan, self._journal.explainer
+        if explainer is None:
+            return
+        assert self._setting is not None
+        form = self._asked.output_config
+        asked = Asked(
+            self._number,
+            self._asker.name,
+            request.prompt,
+            self._setting,
+            has_tools=bool(self._asked.tools),
+            wants_json=bool(form and form.format),
+        )
+        explainer.plan(asked, request.engine, plan)
+
+    def _commit(self, stored: Stored) -> None:
+        assert self.request is not None
+        assert self._plan is not None
+        assert self._queued is not None
+        alias, engine = self._queued[0].alias, self.request.engine
+        owners, metrics = self._journal.owners, self._journal.metrics
+        for gone in owners.note(engine, self._number, self._plan, stored.commit):
+            tier = str(gone.tier)
+            self._add(Stage.EVICTED, tokens=gone.tokens, of=gone.of, tier=tier)
+            metrics.evict((alias.model, alias.strategy), gone)
+        if self._journal.explainer is not None:
+            self._journal.explainer.store(self._number, stored, self.request.answer)
 
     def take(self, item: Item) -> None:
         """Note what the worker has made."""
         if isinstance(item, PromptPlanned):
             plan = item.plan
             self._disk_tokens = plan.disk_tokens
+            assert self.request is not None
             self._add(
-                Stage.PLANNED, reused_tokens=plan.reused, disk_tokens=plan.disk_tokens
+                Stage.PLANNED,
+                reused_tokens=plan.reused,
+                disk_tokens=plan.disk_tokens,
+                spans=make_strip(self.request.prompt, plan),
             )
         elif isinstance(item, PrefillProgress):
             self._done_tokens += item.tokens
@@ -87,10 +165,12 @@ class RequestLog:
             self._add(Stage.ENDED, outcome="refused")
             return
         served = self._served(*self._queued)
-        self._metrics.add(served)
+        self._journal.metrics.add(served)
         self._add(Stage.ENDED, **asdict(served))
         if self.request is not None and self.request.planned is not None:
             self._record(self._queued[0], self.request, served)
+            if self._journal.explainer is not None:
+                self._journal.explainer.end(served)
 
     def _record(self, prepared: Prepared, request: Request, served: Served) -> None:
         assert request.planned is not None
@@ -137,4 +217,4 @@ class RequestLog:
         )
 
     def _add(self, stage: Stage, **facts: object) -> None:
-        self._events.add(self._number, stage, **facts)
+        self._journal.events.add(self._number, stage, **facts)

@@ -54,6 +54,11 @@ class Scheduler:
         """Number of requests behind the running ones."""
         return max(0, self.unfinished - self.runner.most)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether a further request waits for an answer to end."""
+        return self.unfinished >= self.runner.most
+
     def check(self) -> None:
         """Check that one more request may wait.
 

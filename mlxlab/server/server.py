@@ -31,6 +31,7 @@ from mlxlab.server.notices import list_notices
 from mlxlab.server.service import Service
 from mlxlab.server.timeline import make_timeline
 from mlxlab.server.warm_up import WarmUp
+from mlxlab.strategies import check_spec
 from mlxlab.traces.recording.latest import note_latest
 from mlxlab.traces.recording.script import read_script
 from mlxlab.traces.recording.tee import Tee
@@ -82,9 +83,13 @@ class Options:
         batch: most answers that run at once.
         script: answers that replace sampled ones.
         answer_s: most seconds from a request's arrival to the end of its answer.
+        explain: whether to find out, after each answer, why tokens were computed.
+        shadow: specs of strategies that are simulated beside the served one; empty for
+            none. By default two of ``paged``, ``prefix`` and ``block-hash``.
 
     Raises:
         ServerError: a setting cannot be used.
+        StrategyError: a strategy of the shadow is unknown.
     """
 
     host: str = "127.0.0.1"
@@ -98,8 +103,12 @@ class Options:
     batch: int = 8
     script: str | Path | None = None
     answer_s: float = 3600.0
+    explain: bool = True
+    shadow: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        for spec in self.shadow or ():
+            check_spec(spec)
         if self.token is not None:
             check_token(self.token, self.host)
         for name, least in (
@@ -129,6 +138,10 @@ class Status:
         pinned: stored tokens that are evicted last.
         warm_up: how far the latest warm-up is; empty without one.
         failure: why the recording has stopped by itself, and where; else empty.
+        stored: bytes of keys and values in memory.
+        capacity: most bytes that the strategies in use may hold there.
+        on_disk: bytes that are taken on disk, at most.
+        disk: most bytes that may be; 0 without a disk.
     """
 
     server: str
@@ -141,6 +154,10 @@ class Status:
     pinned: int = 0
     warm_up: str = ""
     failure: str = ""
+    stored: int = 0
+    capacity: int = 0
+    on_disk: int = 0
+    disk: int = 0
 
     def __repr__(self) -> str:
         prompt = int(self.requests.prompt_tokens.sum())
@@ -211,6 +228,8 @@ class Server:
             batch=options.batch,
             executor=executor,
             script=script,
+            explain=options.explain,
+            shadow=options.shadow,
         )
         self._tee = Tee(create_app(self._service, answer_s=options.answer_s))
         guard = Guard(self._tee, [options.host])
@@ -265,7 +284,7 @@ class Server:
     def requests(self) -> pd.DataFrame:
         """The latest requests, one per row, oldest first: see :class:`Served`."""
         columns = list(Served.__dataclass_fields__)
-        rows = [asdict(served) for served in self._service.metrics.requests]
+        rows = [asdict(served) for served in self._service.metrics.latest]
         return pd.DataFrame(rows, columns=columns)
 
     def configure(
@@ -293,6 +312,7 @@ class Server:
         scheduler = self._service.scheduler
         running = scheduler.unfinished - scheduler.waiting
         memory, batched = self._service.pool.memory, self._service.pool.batched
+        held = self._service.holdings
         return Status(
             repr(self),
             self.requests,
@@ -301,9 +321,13 @@ class Server:
             memory.peak,
             memory.budget,
             tuple(name for name, shares in batched.items() if not shares),
-            self._service.pinned,
+            held.pinned,
             str(self._warm_up or ""),
             self._tee.failure,
+            stored=held.in_memory,
+            capacity=held.capacity,
+            on_disk=held.on_disk,
+            disk=held.disk,
         )
 
     def timeline(self, path: str | Path) -> None:
@@ -388,6 +412,7 @@ class Server:
         self._http.stop()
         self.record(None)
         self._worker.close()
+        self._service.close()
         self._pool.close()
 
     def __enter__(self) -> Self:

@@ -5,7 +5,7 @@ Takes parsed requests and yields events of the Messages API.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -19,11 +19,14 @@ from mlxlab.models.folder import ModelFolder
 from mlxlab.server.aliases import Aliases
 from mlxlab.server.event_log import Asker, EventLog
 from mlxlab.server.events import AnswerWriter, WireEvent
+from mlxlab.server.explainer import Explainer
 from mlxlab.server.generation import Completed, Item, Job, request_of
+from mlxlab.server.lanes import Setting
 from mlxlab.server.metrics import Metrics
-from mlxlab.server.model_pool import EngineKey, ModelPool
+from mlxlab.server.model_pool import EngineKey, Holdings, ModelPool
+from mlxlab.server.owners import Owners
 from mlxlab.server.prepare import Preparation, Prepared
-from mlxlab.server.request_log import RequestLog
+from mlxlab.server.request_log import Journal, RequestLog
 from mlxlab.server.scheduler import QueueFullError, Scheduler
 from mlxlab.server.schema import InferenceRequest, TokenCount, TokenCountRequest
 from mlxlab.traces.recording.script import Script
@@ -48,10 +51,14 @@ class Service:
         batch: most answers that run at once.
         executor: computes; a new one if None.
         script: see :class:`Preparation`.
+        explain: whether to find out why tokens were computed.
+        shadow: see :class:`~mlxlab.server.lanes.Lane`.
 
     Attributes:
-        pinned: stored tokens that are evicted last.
+        holdings: what is stored, counted when the stores change.
         events: what happens to the requests.
+        metrics: counts them.
+        explainer: finds the causes; None where that is turned off.
     """
 
     def __init__(
@@ -64,6 +71,8 @@ class Service:
         batch: int = 8,
         executor: Executor | None = None,
         script: Script | None = None,
+        explain: bool = True,
+        shadow: Sequence[str] | None = None,
     ) -> None:
         self.worker = worker
         self.pool = pool
@@ -71,11 +80,13 @@ class Service:
         self.scheduler = Scheduler(worker, runner, limit=queue)
         self.metrics = Metrics()
         self.events = EventLog()
+        self.explainer = (
+            Explainer(self.events, self.metrics, shadow) if explain else None
+        )
+        self._journal = Journal(self.events, self.metrics, Owners(), self.explainer)
         self.preparation = Preparation(aliases, script)
         self._one_at_a_time = CapacityLimiter(1)
-        self._stored: dict[tuple[str, str], int] = {}
-        self._on_disk = 0
-        self.pinned = 0
+        self.holdings = Holdings()
         self._tokenizers: dict[str, PreTrainedTokenizerBase] = {}
 
     @property
@@ -177,9 +188,7 @@ class Service:
         # Reject unknown models before reporting a full queue.
         preparation.aliases.resolve(request.model)
         self._check_queue()  # before the work of rendering
-        own = RequestLog(
-            self.events, self.metrics, asker or Asker(), request.model, note
-        )
+        own = RequestLog(self._journal, asker or Asker(), request, note)
         try:
             prepared = await self._prepared(request, credential, preparation)
             alias = prepared.alias
@@ -191,7 +200,9 @@ class Service:
             )
             self._check_queue()  # other requests may have come first
             writer = _writer(request, prepared, preparation)
-            own.queue(prepared, writer)
+            folder, rules, chunk = prepared.folder, alias.rules, self.pool.chunk
+            setting = Setting(folder, strategy, rules, credential, chunk)
+            own.queue(prepared, writer, setting, full=self.scheduler.is_full)
             stream = self.scheduler.stream(partial(self._request, job, own))
             async with aclosing(stream) as items:  # type: ignore[type-var]
                 async for item in items:
@@ -221,10 +232,14 @@ class Service:
         running = self.scheduler.unfinished - waiting
         memory = self.pool.memory
         held = {"budget": memory.budget, "peak": memory.peak}
-        stored, on_disk, batched = self._stored, self._on_disk, self.pool.batched
         return self.metrics.text(
-            running, waiting, held, stored, on_disk, batched, self.pinned
+            running, waiting, held, self.holdings, self.pool.batched
         )
+
+    def close(self) -> None:
+        """End what follows the requests."""
+        if self.explainer is not None:
+            self.explainer.close()
 
     async def _prepared(
         self, request: TokenCountRequest, credential: str, preparation: Preparation
@@ -248,13 +263,13 @@ class Service:
     def _request(
         self, job: Job, own: RequestLog, put: Callable[[Item], object]
     ) -> Request:
-        own.request = request = request_of(job, put)
+        request = request_of(job, put)
+        own.follow(request)
         done = request.done
 
         def count_stored() -> None:
             # Counted when the stores change, read from any thread.
-            self._stored, self._on_disk = self.pool.stored, self.pool.on_disk
-            self.pinned = self.pool.pinned
+            self.holdings = self.pool.holdings
             done()
 
         request.done = count_stored
@@ -268,7 +283,7 @@ class Service:
 
     def _keep_only(self, wanted: Collection[tuple[str, str]]) -> None:
         self.pool.keep_only(wanted)
-        self._stored = self.pool.stored
+        self.holdings = self.pool.holdings
 
     def _engine(self, credential: str, folder: ModelFolder, strategy: str) -> Engine:
         return self.pool.engine(folder, EngineKey(strategy, credential))

@@ -23,6 +23,9 @@ _SPANS = {
     Stage.FIRST_TOKEN: "decode",
 }
 
+#: Facts that quote the prompt.
+_TEXT = {"detail"}
+
 
 def make_timeline(events: Iterable[Event]) -> dict[str, Any]:
     """Return trace events: a JSON object.
@@ -55,14 +58,15 @@ def _names(arrival: Event, process: int) -> Iterator[dict[str, Any]]:
 
 def _request(events: list[Event], process: int) -> Iterator[dict[str, Any]]:
     place = {"pid": process, "tid": events[0].request}
-    stages = [event for event in events if event.stage is not Stage.PROGRESS]
+    stages = [e for e in events if e.stage in _SPANS or e.stage is Stage.ENDED]
     for event, following in pairwise(stages):
         start, stop = _micros(event), _micros(following)
         span = {"ph": "X", "name": _SPANS[event.stage], "ts": start, **place}
         yield {**span, "dur": stop - start, "args": dict(event.facts)}
     for event in events:
-        if event.stage in (Stage.PROGRESS, Stage.ENDED):
-            name, facts = str(event.stage), dict(event.facts)
+        if event.stage not in _SPANS:
+            name = str(event.stage)
+            facts = {k: v for k, v in event.facts.items() if k not in _TEXT}
             instant = {"ph": "i", "s": "t", "name": name, "ts": _micros(event)}
             yield {**instant, **place, "args": facts}
 

@@ -99,7 +99,7 @@ class Disk:
 
     def shrink(self, size: int) -> DiskCommit:
         """Return what has to go for this many bytes, the least recent first."""
-        return DiskCommit(erase=tuple(self._make_room(self.budget - size)))
+        return _erasure(self._make_room(self.budget - size))
 
     @property
     def nbytes(self) -> int:
@@ -166,8 +166,8 @@ class Disk:
         erased = self._make_room(sum(self._size(*piece) for piece in pieces))
         written = [self._add(path, tokens, *piece) for piece in pieces]
         self._tree.touch([*used, *written])
-        return DiskCommit(
-            erase=tuple(erased),
+        return replace(
+            _erasure(erased),
             used=tuple(entry.handle for entry in used),
             number=self._now,
             write=tuple(entry.record for entry in written),
@@ -185,7 +185,7 @@ class Disk:
         gone = [] if lost is None else self._tree.dependents(lost)
         for entry in gone:
             self._tree.remove(entry)
-        return DiskCommit(erase=tuple(entry.handle for entry in gone))
+        return _erasure(entry.record for entry in gone)
 
     def load(self, records: Iterable[Record]) -> DiskCommit:
         """Hold what an earlier process has written.
@@ -194,16 +194,16 @@ class Disk:
             Records to erase: what cannot be reached, and what the budget has no
             room for.
         """
-        unknown: list[Handle] = []
+        unknown: list[Record] = []
         for record in sorted(records, key=lambda own: (own.start, own.is_checkpoint)):
             self._handle = max(self._handle, record.handle)
             self._now = max(self._now, record.used)
             if self._tree.attach(record, self.record_bytes(record)) is None:
-                unknown.append(record.handle)
+                unknown.append(record)
         by_use = sorted(self._tree, key=lambda entry: entry.record.used)
         for _, entries in groupby(by_use, key=lambda entry: entry.record.used):
             self._tree.touch(entries)
-        return DiskCommit(erase=(*unknown, *self._make_room(0)))
+        return _erasure([*unknown, *self._make_room(0)])
 
     def check(self) -> None:
         """Recount everything from scratch.
@@ -287,19 +287,28 @@ class Disk:
         record = Record(self._handle, parent, start, stop, self._now, ids)
         return self._tree.add(path, record, self._size(start, stop))
 
-    def _make_room(self, needed: int) -> list[Handle]:
+    def _make_room(self, needed: int) -> list[Record]:
         """Remove the least recent entries until this many bytes are free."""
-        erased = []
+        removed = []
         while len(self._tree) and self.nbytes + needed > self.budget:
             entry = next(iter(self._tree))
             self._tree.remove(entry)
-            erased.append(entry.handle)
-        return erased
+            removed.append(entry.record)
+        return removed
 
     def _size(self, start: int, stop: int) -> int:
         """Return the bytes of a segment, or of a checkpoint."""
         rows = (stop - start) * self.token_bytes
         return (rows or self.checkpoint_bytes) + self.overhead
+
+
+def _erasure(records: Iterable[Record]) -> DiskCommit:
+    """Return the commit that erases what the tree holds no longer."""
+    gone = list(records)
+    return DiskCommit(
+        erase=tuple(record.handle for record in gone),
+        evicted=sum(record.stop - record.start for record in gone),
+    )
 
 
 def _spans(path: Path, start: int, end: int) -> Iterator[Span]:

@@ -269,12 +269,14 @@ class DiskCommit:
         erase: records to remove, none of which another depends on.
         used: records that were used, in the commit numbered ``number``.
         write: positions and checkpoints of the computed sequence to write.
+        evicted: tokens in the erased records.
     """
 
     erase: tuple[Handle, ...] = ()
     used: tuple[Handle, ...] = ()
     number: int = 0
     write: tuple[Record, ...] = ()
+    evicted: int = 0
 
 
 @dataclass(frozen=True, slots=True)

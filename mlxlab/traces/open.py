@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from mlxlab.errors import TraceError
 from mlxlab.traces.bundled import bundled_traces, load_trace
+from mlxlab.traces.filling.fill import fill_history
 from mlxlab.traces.hashed.base import HASHED_FORMATS
 from mlxlab.traces.hashed.trace import HashedTrace
 from mlxlab.traces.trace import Trace
@@ -28,13 +29,14 @@ TraceLike: TypeAlias = str | Path | AnyTrace
 Traces: TypeAlias = TraceLike | Iterable[TraceLike]
 
 
-def open_traces(traces: Traces) -> list[AnyTrace]:
+def open_traces(traces: Traces, *, fill: bool = False) -> list[AnyTrace]:
     """Open traces by name or path; opened traces stay as they are.
 
     Args:
         traces: one trace or several. A folder stands for all trace files in it:
             ``.jsonl``, ``.jsonl.gz``, ``.json.gz``, and ``.json`` that hold a hashed
             trace.
+        fill: see :func:`mlxlab.traces.filling.fill.fill_history`.
 
     Raises:
         TraceError: no trace, or see :func:`read_trace`.
@@ -45,7 +47,7 @@ def open_traces(traces: Traces) -> list[AnyTrace]:
         raise TraceError(
             f"no trace; give a file or one of {', '.join(bundled_traces())}"
         )
-    return opened
+    return [_filled(trace) for trace in opened] if fill else opened
 
 
 def open_recorded(traces: Traces) -> list[Trace]:
@@ -77,20 +79,31 @@ def open_one(trace: str | Path | Trace) -> Trace:
     return opened[0]
 
 
-def read_trace(name: str | Path) -> AnyTrace:
+def read_trace(name: str | Path, *, fill: bool = False) -> AnyTrace:
     """Read a recorded or hashed trace.
 
     Args:
         name: of a bundled trace, or the path of a file.
+        fill: see :func:`mlxlab.traces.filling.fill.fill_history`.
 
     Raises:
         TraceError: no such file, or it cannot be read.
     """
+    found = _read(name)
+    return _filled(found) if fill else found
+
+
+def _read(name: str | Path) -> AnyTrace:
     if str(name) in bundled_traces():
         return load_trace(name)
     for hashed in HASHED_FORMATS.recognizing(Path(name)):
         return hashed.open(Path(name))
     return load_trace(name)
+
+
+def _filled(trace: AnyTrace) -> AnyTrace:
+    """Fill a history; hashes hold no text to fill."""
+    return fill_history(trace) if isinstance(trace, Trace) else trace
 
 
 def _open(one: TraceLike) -> Iterator[AnyTrace]:

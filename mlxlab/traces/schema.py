@@ -29,6 +29,7 @@ from pydantic import (
 )
 
 from mlxlab.limits import TRACE_DEPTH, TRACE_SECONDS
+from mlxlab.traces.completeness import Completeness
 
 __all__ = [
     "VERSION",
@@ -80,6 +81,7 @@ class HeaderLine(BaseModel):
     Attributes:
         skipped: what of its source is not in the trace, or not as it was, and how
             often, by reason.
+        filled: what was assumed of prompts that the source had in part only.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -89,6 +91,7 @@ class HeaderLine(BaseModel):
     recorder: str = RECORDER
     created: str = Field(default_factory=_now)
     skipped: dict[str, Annotated[int, Field(ge=0, strict=True)]] = {}
+    filled: Completeness | None = None
 
     @property
     def notes(self) -> Mapping[str, Json]:

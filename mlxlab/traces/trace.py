@@ -14,6 +14,7 @@ from pathlib import Path
 from mlxlab.content import open_content
 from mlxlab.errors import TraceError
 from mlxlab.printable import encodable
+from mlxlab.traces.completeness import Completeness, measure_completeness
 from mlxlab.traces.dedup import LISTS, Parts, join
 from mlxlab.traces.schema import (
     VERSION,
@@ -34,8 +35,12 @@ from mlxlab.traces.schema import (
 )
 
 __all__ = [
+    "BRANCH_HEADER",
+    "CWD_HEADER",
     "PARTIAL_LINE",
     "SESSION_HEADER",
+    "START_HEADER",
+    "USER_AGENT",
     "Exchange",
     "Response",
     "Trace",
@@ -50,6 +55,13 @@ PARTIAL_LINE = "partial last line skipped"
 #: In it a client names the session of a request.
 SESSION_HEADER = "x-claude-code-session-id"
 _AGENT_HEADER = "x-claude-code-agent-id"
+#: In it a client names its version.
+USER_AGENT = "user-agent"
+#: Folder, branch and start of the client. No client sends them: they stand for what a
+#: history says of a request whose system text it lacks.
+CWD_HEADER = "x-claude-code-cwd"
+BRANCH_HEADER = "x-claude-code-git-branch"
+START_HEADER = "x-claude-code-start"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +150,11 @@ class Trace:
         """How many parts of the source were left out or changed, by reason."""
         return self.header.skipped
 
+    @cached_property
+    def completeness(self) -> Completeness | None:
+        """How much of the prompts is there; None if the source kept them whole."""
+        return self.header.filled or measure_completeness(self)
+
     @property
     def inference(self) -> tuple[Exchange, ...]:
         """The exchanges that ask for an answer."""
@@ -162,7 +179,8 @@ class Trace:
         return digest.hexdigest()
 
     def __repr__(self) -> str:
-        return (
+        found = self.completeness
+        return (f"{found.line}\n" if found else "") + (
             f"Trace({self.name!r}, {len(self.inference)} inference requests of "
             f"{len(self)}, {len(self.sessions)} sessions, {self.span_s:.1f} s)"
         )
@@ -170,7 +188,9 @@ class Trace:
     def _repr_html_(self) -> str:
         heads = ("session", "agents", "requests", "inference", "seconds")
         rows = [heads, *map(self._row, self.sessions)]
-        return _table(f"{self.name}: {len(self)} requests", rows)
+        found = self.completeness
+        line = f"<p>{escape(found.line)}</p>" if found else ""
+        return line + _table(f"{self.name}: {len(self)} requests", rows)
 
     def _row(self, session: str) -> tuple[str, ...]:
         own = [e for e in self.exchanges if e.session == session]

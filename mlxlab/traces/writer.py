@@ -187,7 +187,7 @@ class _Lines:
         self._lists: dict[tuple[str, str], tuple[int, list[str]]] = {}
 
     def header(self, header: HeaderLine) -> bytes:
-        unsaid = set() if header.skipped else {"skipped"}
+        unsaid = {key for key in ("skipped", "filled") if not getattr(header, key)}
         return _line(self._clean(header.model_dump(exclude=unsaid)))
 
     def exchange(self, exchange: Exchange) -> bytes:

@@ -41,6 +41,12 @@ def record(path: Path, times: int) -> None:
     note_latest(path)
 
 
+def requests(found: Evidence) -> list[int]:
+    (trace,) = found.traces
+    assert isinstance(trace, Trace)
+    return [exchange.id for exchange in trace.inference]
+
+
 def chat(home: Path) -> None:
     log = SessionLog(home / ".claude/projects/p/s.jsonl")
     log.say("user", "hello")
@@ -60,6 +66,18 @@ def test_a_recording_goes_before_history_unless_it_is_small(home: Path) -> None:
     record(home / "many.jsonl", 2)
     assert find_evidence(progress=False).source == f"recording {home}/many.jsonl"
     assert find_evidence("sessions", progress=False).source == "sessions"
+    imported = find_evidence(home / ".claude/projects", progress=False)
+    assert len(requests(imported)) == 1
+
+
+def test_only_the_newest_requests_are_explained(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlxlab.analysis.doctor.evidence.LIMIT", 25)
+    record(home / "many.jsonl", 3)
+    found = find_evidence(progress=False)
+    assert found.source.endswith("many.jsonl, the newest 25 requests")
+    assert requests(found) == list(range(5, 30))
 
 
 def test_the_running_server_says_what_is_in_use(home: Path) -> None:

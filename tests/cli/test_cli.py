@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import httpx
@@ -122,7 +123,11 @@ def test_verbose_logs_hits_and_misses(trace: Path) -> None:
 
 
 def test_lists_strategies_and_rules() -> None:
-    listed = {"strategies": STRATEGIES, "rules": RULES, "placements": PLACEMENTS}
+    listed: dict[str, Iterable[str]] = {
+        "strategies": STRATEGIES,
+        "rules": RULES,
+        "placements": PLACEMENTS,
+    }
     for command, names in listed.items():
         printed = run(command).stdout
         assert all(name in printed for name in names)

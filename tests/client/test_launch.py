@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from mlxlab.cli import app
 from mlxlab.client.discovery import Endpoint
 from mlxlab.client.launch import (
     client_environment,
@@ -46,6 +48,9 @@ def test_the_client_is_pointed_at_the_endpoint() -> None:
         "CLAUDE_CODE_MAX_CONTEXT_TOKENS": "65536",
         "CLAUDE_CODE_MAX_OUTPUT_TOKENS": "8192",
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        "CLAUDE_CODE_ATTRIBUTION_HEADER": "0",
+        "CLAUDE_CODE_ENABLE_TOKEN_USAGE_ATTACHMENT": "0",
+        "CLAUDE_CODE_TOTAL_TOKENS_REMINDER": "off",
         "NO_PROXY": "127.0.0.1",
         "no_proxy": "127.0.0.1",
     }
@@ -76,6 +81,29 @@ def test_other_providers_and_credentials_are_left_out() -> None:
         "NO_PROXY": "127.0.0.1,example.org",
         "CLAUDE_CODE_MAX_OUTPUT_TOKENS": "77",
     }
+
+
+def test_what_the_client_changes_is_off_unless_told_otherwise() -> None:
+    steady = {"CLAUDE_CODE_ATTRIBUTION_HEADER", "CLAUDE_CODE_TOTAL_TOKENS_REMINDER"}
+    assert steady <= client_environment(endpoint(), {}).keys()
+    assert not steady & client_environment(endpoint(), {}, steady=False).keys()
+    own = {"CLAUDE_CODE_TOTAL_TOKENS_REMINDER": "countdown"}
+    assert own.items() <= client_environment(endpoint(), own).items()
+
+
+@pytest.mark.parametrize(("flags", "steady"), [([], True), (["--as-is"], False)])
+def test_the_command_takes_a_flag_for_it(
+    monkeypatch: pytest.MonkeyPatch, flags: list[str], steady: bool
+) -> None:
+    asked: list[object] = []
+    running = endpoint()
+    monkeypatch.setattr("mlxlab.client.discovery.find", lambda url: running)
+    monkeypatch.setattr(
+        "mlxlab.client.launch.launch", lambda *args, **more: asked.append((args, more))
+    )
+    done = CliRunner().invoke(app, ["claude", *flags, "-p", "Hello"])
+    assert done.exit_code == 0, done.output
+    assert asked == [((running, ["-p", "Hello"]), {"steady": steady})]
 
 
 def test_a_large_window_leaves_answers_as_long_as_usual() -> None:
@@ -363,6 +391,7 @@ def test_the_real_client_comes_here_whatever_is_set_elsewhere(
     assert headers["authorization"] == "Bearer tok-12345"
     assert "x-api-key" not in headers
     assert "sk-real" not in json.dumps(headers)
+    assert "billing-header" not in json.dumps(body["system"])
 
 
 def test_the_real_client_believes_the_window(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from data.record import CACHE, install
 from tests.support.claude import Workplace
+
+#: The last one known to keep neither system text nor tools in its history.
+OLDER = "2.1.197"
 
 CALC = """\
 def add(a, b):
@@ -15,6 +20,19 @@ def add(a, b):
 
 print(add(2, 3))
 """
+
+
+@pytest.fixture(scope="session")
+def older_client() -> Path:
+    """An older Claude Code from npm."""
+    folder = CACHE.with_name(f"client-{OLDER}")
+    installed = folder / "node_modules/.bin/claude"
+    if installed.exists():
+        return installed
+    try:
+        return install(OLDER, folder)
+    except (OSError, subprocess.SubprocessError) as error:
+        pytest.skip(f"npm cannot install Claude Code {OLDER}: {error}")
 
 
 @pytest.fixture

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+import mlxlab as ml
 from data.record import SCENARIOS, copied, environment, take
 from mlxlab.traces import Exchange, Trace, read_trace
+from mlxlab.traces.filling.fill import fill_history
 from mlxlab.traces.importers import import_trace
 from mlxlab.traces.recording.recorder import recording
 
@@ -103,3 +105,28 @@ def test_telemetry_has_every_request(client: Path, tmp_path: Path) -> None:
         assert answered(exchange) == answered(sent[key])
     # A client that ends may leave the body of its last answer half written.
     assert sum(trace.skipped.values()) == len(found) - len(whole) <= CLIENTS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", ["sessions", "resume", "subagents"])
+def test_an_older_history_is_filled_to_what_the_wire_shows(
+    scenario: str, older_client: Path, tmp_path: Path
+) -> None:
+    wire = worked(scenario, older_client, tmp_path)
+    bare = import_trace(tmp_path / "home/.claude/projects", progress=False)
+    assert len(bare) == len(wire.inference)
+    assert bare.completeness is not None
+    assert bare.completeness.is_mostly_absent
+    filled = fill_history(bare)
+    for strategy in ("prefix@none", "paged"):
+        for found, sent in zip(
+            shares(filled, strategy), shares(wire, strategy), strict=True
+        ):
+            assert found == pytest.approx(sent, abs=0.05)
+
+
+def shares(trace: Trace, strategy: str) -> tuple[float, float]:
+    """Return the computed share of prompts, and the avoidable share of that."""
+    rows = ml.misses(trace, strategy, progress=False).requests
+    missed = rows.missed_tokens.sum()
+    return missed / rows.prompt_tokens.sum(), rows.lost_tokens.sum() / missed

@@ -5,6 +5,7 @@ import pytest
 from mlxlab.analysis.compare import compare
 from mlxlab.strategies import STRATEGIES
 from tests.support.exchanges import small_trace
+from tests.support.git_status import with_git_status
 
 SMALL = "block=16,capacity=1152KiB"
 
@@ -55,3 +56,16 @@ def test_simulated_equals_live_by_tier(spec: str) -> None:
     counted = [*COUNTED, "disk_tokens"]
     assert simulated.requests[counted].equals(live.requests[counted])
     assert simulated.requests.disk_tokens.sum() > 0
+
+
+def test_simulated_equals_live_under_rules_that_move_text() -> None:
+    trace = with_git_status(small_trace())
+    rules = "@all+git-status-last+session-ids-last+move:Status"
+    specs = [f"{SPECS[name]}{rules}" for name in ("paged", "static-prefix", "suffix")]
+    simulated = compare(trace, strategies=specs, simulate=True, progress=False)
+    live = compare(trace, strategies=specs, simulate=False, progress=False)
+    assert simulated.requests[COUNTED].equals(live.requests[COUNTED])
+    usual = compare(trace, strategies=SPECS["paged"], simulate=True, progress=False)
+    first = f"paged:{SMALL}{rules}"
+    moved = simulated.requests[simulated.requests.strategy == first]
+    assert moved.reused_tokens.sum() > usual.requests.reused_tokens.sum()

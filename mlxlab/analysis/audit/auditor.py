@@ -6,20 +6,19 @@ own count of tokens.
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pandas as pd
 
 from mlxlab.analysis.audit.result import Audit
 from mlxlab.analysis.misses.attribution import (
-    CauseSpan,
+    Attributor,
+    History,
     RequestAttribution,
-    attribute,
 )
-from mlxlab.analysis.misses.causes import NOTHING, Cause, remedy_of
+from mlxlab.analysis.misses.causes import NOTHING
+from mlxlab.analysis.misses.losses import find_break, find_losses, main_cause
 from mlxlab.errors import MlxlabError
 from mlxlab.models.folder import ModelFolder
 from mlxlab.models.layout import CacheLayout
@@ -52,7 +51,7 @@ class Audited:
         lost_tokens: possible and not claimed: the server had computed them before.
         cause: why most of the tokens beyond the possible ones are new at their place.
         label: the block that they begin in.
-        remedy: what would have saved them; empty if nothing would have.
+        remedy: what would have saved tokens of this cause; empty if nothing would have.
     """
 
     session: str
@@ -106,8 +105,7 @@ class Auditor:
         self._plain, self._ruled = Renderer(folder, ()), Renderer(folder, spec.rules)
         size = folder.layout.token_bytes()
         self._memory = UnlimitedMemory(token_bytes=size)
-        self._incoming: deque[RenderedRequest] = deque()
-        self._attributions = attribute(self._arrivals(), self._memory, self._decode)
+        self._attributor = Attributor(self._memory, self._decode, History())
         self._simulator = Simulator(spec.make(folder.layout))
         self._equipped: set[str] = set()
         self._rows: list[Audited] = []
@@ -127,14 +125,12 @@ class Auditor:
             if exchange.body.get("tools"):
                 self._equipped.add(exchange.session)
             plain, ruled = (
-                render_exchange(self._trace, exchange, renderer, self._equipped)
-                for renderer in (self._plain, self._ruled)
+                self._render(exchange, own) for own in (self._plain, self._ruled)
             )
         except MlxlabError as error:
             self._refused.append(str(error))
             return None
-        self._incoming.append(plain)
-        attribution = next(self._attributions)
+        attribution = self._attribute(plain)
         served = self._simulator.replay(ruled).reused_tokens / ruled.tokens
         row = self._row(attribution, _usage(exchange), served)
         self._requests.append(plain)
@@ -172,9 +168,17 @@ class Auditor:
             pd.DataFrame(self._causes, columns=columns),
         )
 
-    def _arrivals(self) -> Iterator[RenderedRequest]:
-        while True:
-            yield self._incoming.popleft()
+    def _render(self, exchange: Exchange, renderer: Renderer) -> RenderedRequest:
+        """Return the request without the order in which a server planned it."""
+        name, equipped = self._trace, self._equipped
+        return replace(render_exchange(name, exchange, renderer, equipped), order=None)
+
+    def _attribute(self, request: RenderedRequest) -> RequestAttribution:
+        plan = self._memory.plan(request.prompt)
+        attribution = self._attributor.attribute(request, plan)
+        length = len(request.computed)
+        self._attributor.commit(request, plan, length, last=True)
+        return attribution
 
     def _decode(self, tokens: Tokens) -> str:
         return str(self._plain.tokenizer.decode(tokens, skip_special_tokens=True))
@@ -187,21 +191,19 @@ class Auditor:
         claimed = usage.reused if usage else None
         scale = prompt / request.tokens
         possible = round(attribution.plan.reused * scale)
-        new = [
-            part for part in attribution.parts if part.cause not in (None, Cause.LAST)
-        ]
-        tokens: Counter[str] = Counter()
-        remedies: dict[str, str] = {}
-        for part in new:
-            tokens[str(part.cause)] += len(part)
-            remedies.setdefault(str(part.cause), self._remedy(part))
-        name = {"session": request.session, "request": request.id}
+        losses = list(find_losses(attribution, self._memory, ()))
         self._causes += [
-            {**name, "cause": cause, "remedy": remedies[cause], "tokens": own * scale}
-            for cause, own in tokens.items()
+            {
+                "session": request.session,
+                "request": request.id,
+                "cause": str(loss.cause),
+                "remedy": loss.remedy,
+                "tokens": loss.tokens * scale,
+            }
+            for loss in losses
         ]
-        cause = max(tokens, key=tokens.__getitem__, default="")
-        remedy = remedies.get(cause, NOTHING)
+        cause = main_cause((loss.cause, loss.tokens) for loss in losses)
+        remedies = (own.remedy for own in losses if own.cause is cause)
         return Audited(
             request.session,
             request.id,
@@ -210,21 +212,9 @@ class Auditor:
             possible_tokens=possible,
             served_tokens=round(served * prompt),
             lost_tokens=None if claimed is None else max(possible - claimed, 0),
-            cause=cause,
-            label=next((p.label for p in new if str(p.cause) == cause), ""),
-            remedy="" if remedy.startswith(NOTHING) else remedy,
-        )
-
-    def _remedy(self, part: CauseSpan) -> str:
-        assert part.cause is not None
-        change = part.change
-        return remedy_of(
-            part.cause,
-            self._memory,
-            (),
-            lost=part.role,
-            changed=change.role if change else part.role,
-            deferred=change is not None and change.deferred,
+            cause=str(cause),
+            label=find_break(attribution).label,
+            remedy=next((own for own in remedies if not own.startswith(NOTHING)), ""),
         )
 
 

@@ -18,7 +18,7 @@ from mlxlab.errors import StrategyError
 from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
 from mlxlab.replay.specs import SpecLike, parse_specs
 from mlxlab.traces import Exchange, Trace, read_trace
-from mlxlab.traces.open import open_recorded
+from mlxlab.traces.open import open_one
 
 __all__ = ["Live", "audit", "audit_live"]
 
@@ -47,7 +47,7 @@ def audit(
     Raises:
         MlxlabError: an unknown name, an unreadable file, or no request to audit.
     """
-    (opened,) = open_recorded([trace])
+    opened = open_one(trace)
     auditor = _auditor(opened.name, model, strategy, rules)
     for exchange in tqdm(opened.exchanges, desc="auditing", disable=not progress):
         auditor.take(exchange)

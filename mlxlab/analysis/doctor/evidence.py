@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from mlxlab.client.discovery import Endpoint, running
 from mlxlab.errors import MlxlabError, TraceError
 from mlxlab.traces import Trace
-from mlxlab.traces.bundled import DEFAULT_TRACE
+from mlxlab.traces.bundled import DEFAULT_TRACE, bundled_traces
 from mlxlab.traces.importers import IMPORTERS, import_trace
-from mlxlab.traces.open import AnyTrace, Traces, open_traces, read_trace
+from mlxlab.traces.open import (
+    AnyTrace,
+    TraceLike,
+    Traces,
+    open_traces,
+    read_trace,
+)
 from mlxlab.traces.recording.latest import find_latest
 
 __all__ = ["LIMIT", "Evidence", "find_evidence"]
 
-#: Requests that are explained, the newest ones.
+#: Requests that are explained, the newest ones: about a minute of work.
 LIMIT = 1000
 #: A recording is complete, so it goes before a history, which often is not. One of
 #: fewer requests says too little.
@@ -71,26 +77,54 @@ def find_evidence(traces: Traces | None = None, *, progress: bool = True) -> Evi
     """
     endpoint, others = _endpoint()
     if traces is not None:
-        opened = open_traces(traces)
+        opened = list(_open(traces, progress))
         source = ", ".join(trace.name for trace in opened[:3])
         more = f" and {len(opened) - 3} more" if len(opened) > 3 else ""
         return Evidence(opened, source + more, others, endpoint)
     recording = _recording()
     if recording is not None and len(recording[1].inference) >= _FEW:
-        return Evidence([recording[1]], f"recording {recording[0]}", others, endpoint)
+        return _evidence("recording", *recording, others, endpoint)
     try:
         history = import_trace(limit=LIMIT, progress=progress)
     except MlxlabError as error:
         missing = str(error).split(";")[0]
     else:
         path = IMPORTERS[_HISTORY].default_path()
-        return Evidence([history], f"history {path}", others, endpoint)
+        return _evidence("history", path, history, others, endpoint)
     if recording is not None:
-        return Evidence([recording[1]], f"recording {recording[0]}", others, endpoint)
+        return _evidence("recording", *recording, others, endpoint)
     raise TraceError(
         f"no requests found ({missing}; no recording): record some, mlxlab serve "
         f"--record FILE, or see an example, mlxlab doctor {DEFAULT_TRACE}"
     )
+
+
+def _open(traces: Traces, progress: bool) -> Iterator[AnyTrace]:
+    """Open traces, and import the files of other programs."""
+    for one in [traces] if isinstance(traces, TraceLike) else traces:
+        if isinstance(one, str | Path) and _is_foreign(Path(one)):
+            yield import_trace(one, limit=LIMIT, progress=progress)
+        else:
+            yield from open_traces(one)
+
+
+def _is_foreign(path: Path) -> bool:
+    return str(path) not in bundled_traces() and bool(IMPORTERS.recognizing(path))
+
+
+def _evidence(
+    kind: str,
+    path: Path | None,
+    trace: Trace,
+    others: tuple[str, ...],
+    endpoint: Endpoint | None,
+) -> Evidence:
+    """Return a found trace, cut to its newest requests."""
+    source = f"{kind} {path}"
+    if len(trace.inference) >= LIMIT:
+        trace = replace(trace, exchanges=trace.inference[-LIMIT:])
+        source += f", the newest {LIMIT:,} requests"
+    return Evidence([trace], source, others, endpoint)
 
 
 def _endpoint() -> tuple[Endpoint | None, tuple[str, ...]]:

@@ -8,7 +8,7 @@ from html import escape
 
 import pandas as pd
 
-from mlxlab.analysis.misses.causes import NOTHING, CauseKind
+from mlxlab.analysis.misses.causes import NO_REMEDY, CauseKind
 from mlxlab.analysis.misses.result import Misses
 from mlxlab.analysis.tables import Forms, format_columns
 from mlxlab.analysis.tuning import Tuning
@@ -87,7 +87,7 @@ class Diagnosis(Misses):
         Columns: see :meth:`Misses.summary`.
         """
         every = super().summary()
-        mendable = every[~every.remedy.str.startswith(NOTHING)]
+        mendable = every[~every.remedy.str.startswith(NO_REMEDY)]
         return mendable.sort_values("seconds", ascending=False, ignore_index=True)
 
     def tables(self) -> list[pd.DataFrame]:
@@ -144,8 +144,8 @@ class Diagnosis(Misses):
     def notes(self) -> list[str]:
         """What else was found, what was assumed, and the notes of the replay."""
         also = [f"Also found: {line}" for line in self.manifest["also"]]
-        assumed = "; ".join(self.manifest["assumed"])
-        return [*also, f"Assumed: {assumed}.", *super().notes]
+        settings = "; ".join(self.manifest["settings"])
+        return [*also, f"Assumed: {settings}.", *super().notes]
 
     def _html_lines(self) -> str:
         code = f"<pre>{escape(self.serve_line)}</pre>"

@@ -101,6 +101,7 @@ def doctor(
         rules=setting.rules,
         capacity=held,
         costs=setting.costs,
+        propose=False,
         **common,
     )
     requests = len(before.requests)
@@ -122,7 +123,7 @@ def doctor(
             "source": evidence.source,
             "days": evidence.days,
             "also": list(evidence.others),
-            "assumed": setting.assumed,
+            "settings": setting.lines,
             "served": setting.served,
             "tuning": dict(tuned.manifest),
             "share_error": _share_error(tuned.replayed),
@@ -144,7 +145,7 @@ class _Setting:
         rules: None for those that served the recording.
         calibration: of the model on this machine; None without one.
         costs: the calibration, or a speed.
-        assumed: lines.
+        lines: what was taken, and how to name something else.
     """
 
     folder: ModelFolder
@@ -154,7 +155,7 @@ class _Setting:
     rules: str | None
     calibration: CostModel | None
     costs: Costs
-    assumed: list[str]
+    lines: list[str]
 
     @classmethod
     def of(
@@ -166,16 +167,16 @@ class _Setting:
     ) -> Self:
         """Take what is given and found, and assume the rest."""
         folder, served = _find_model(evidence, model)
-        assumed = []
+        lines = []
         if not served:
-            assumed.append(f"tokens are those of the bundled model {folder.name}")
+            lines.append(f"tokens are those of the bundled model {folder.name}")
             if layout is None:
                 layout = _LAYOUT
-                assumed.append(f"keys and values of {layout}: name yours with --layout")
+                lines.append(f"keys and values of {layout}: name yours with --layout")
         strategy, rules, line = _in_use(evidence)
-        assumed += [line, f"{format_size(memory)} for keys and values: see --memory"]
+        lines += [line, f"{format_size(memory)} for keys and values: see --memory"]
         calibration = recall_costs(folder.digest, CHUNK) if served else None
-        costs, lines = _costs(evidence, calibration, served)
+        costs, basis = _costs(evidence, calibration, served)
         return cls(
             folder,
             served,
@@ -184,7 +185,7 @@ class _Setting:
             rules,
             calibration,
             costs,
-            [*assumed, *lines],
+            [*lines, *basis],
         )
 
 

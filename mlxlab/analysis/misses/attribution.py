@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
+from itertools import count, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +18,16 @@ from mlxlab.analysis.misses.causes import Cause
 from mlxlab.analysis.misses.checkpoints import LostCheckpoints
 from mlxlab.analysis.misses.classify import Change
 from mlxlab.analysis.misses.evictions import Evictions, block_of, leading, restorable
+from mlxlab.analysis.misses.horizon import ENDLESS, Horizon
 from mlxlab.analysis.misses.predecessors import Predecessor, PredecessorIndex
 from mlxlab.analysis.misses.prompt_diff import diff_prompts
 from mlxlab.prompt import Role, Segment
-from mlxlab.replay.bounds import UnlimitedMemory
 from mlxlab.replay.commits import Commits
 from mlxlab.replay.requests import RenderedRequest
 from mlxlab.strategies import Plan, Strategy
+from mlxlab.strategies.paged import Paged
 
-__all__ = ["CauseSpan", "RequestAttribution", "attribute"]
+__all__ = ["Attributor", "CauseSpan", "History", "RequestAttribution", "attribute"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,39 +89,88 @@ def attribute(
         strategy: a strategy with nothing stored.
         decode: returns the text of ids.
     """
-    attributor = _Attributor(strategy, decode)
+    attributor = Attributor(strategy, decode, History())
+    commits: Commits[None] = Commits()
     for request in requests:
-        yield attributor.attribute(request)
+        commits.before(request)
+        plan = strategy.plan(request.prompt)
+        attribution = attributor.attribute(request, plan)
+        commits.after(request, partial(_commit, attributor, request, plan))
+        yield attribution
 
 
-class _Attributor:
-    """Records replayed requests and evictions, and derives the causes from them."""
+def _commit(
+    attributor: Attributor, request: RenderedRequest, plan: Plan, length: int
+) -> None:
+    order = request.order
+    last = order is None or length == order.stored[-1][1]
+    attributor.commit(request, plan, length, last=last)
 
-    def __init__(self, strategy: Strategy, decode: Decode) -> None:
+
+class History:
+    """What was computed so far, whether it was kept or not.
+
+    Args:
+        horizon: how much of it is remembered.
+    """
+
+    def __init__(self, horizon: Horizon = ENDLESS) -> None:
+        self.horizon = horizon
+        self.memory = Paged(block=1, capacity=horizon.tokens)
+        self.predecessors = PredecessorIndex(horizon)
+
+    def add(self, request: RenderedRequest, length: int, *, last: bool) -> None:
+        """Remember what was computed of a request.
+
+        Args:
+            request: with its answer as far as it was computed.
+            length: leading tokens that were stored.
+            last: whether the request has ended.
+        """
+        self.memory.commit(request.computed.head(length), Plan(length))
+        if last:
+            self.predecessors.add(request)
+
+
+class Attributor:
+    """Follows a strategy's plans and commits, and derives the causes from them.
+
+    Args:
+        strategy: a strategy with nothing stored.
+        decode: returns the text of ids.
+        history: what was computed, also under other strategies.
+    """
+
+    def __init__(self, strategy: Strategy, decode: Decode, history: History) -> None:
         self.strategy = strategy
         self.decode = decode
-        self.memory = UnlimitedMemory()
+        self.history = history
         self.lost_checkpoints = (
-            LostCheckpoints(strategy) if strategy.checkpoint_bytes else None
+            LostCheckpoints(strategy, history.horizon)
+            if strategy.checkpoint_bytes
+            else None
         )
         self.evictions = (
             self.lost_checkpoints.evictions
             if self.lost_checkpoints
-            else Evictions(strategy)
+            else Evictions(strategy, history.horizon)
         )
-        self.predecessors = PredecessorIndex()
-        self.requests: list[RenderedRequest] = []
-        self.commits: Commits[None] = Commits()
+        self._committed: dict[int, RenderedRequest] = {}  # by number of the commit
+        self._numbers = count()
 
-    def attribute(self, request: RenderedRequest) -> RequestAttribution:
-        self.commits.before(request)
-        plan = self.strategy.plan(request.prompt)
-        known = restorable(self.memory, request.prompt.tokens)
-        predecessor = self.predecessors.find(request)
+    def attribute(self, request: RenderedRequest, plan: Plan) -> RequestAttribution:
+        """Attribute every token of a request that has just been planned.
+
+        Args:
+            request: with or without its answer.
+            plan: as it was carried out.
+        """
+        known = restorable(self.history.memory, request.prompt.tokens)
+        predecessor = self.history.predecessors.find(request)
         change, spans = self._compare(request, known, predecessor)
         found = self._resumable_parts if self.lost_checkpoints else self._known_parts
         parts = [*found(request, plan, known), *spans]
-        attribution = RequestAttribution(
+        return RequestAttribution(
             request,
             plan,
             known,
@@ -128,22 +178,35 @@ class _Attributor:
             change,
             tuple(_split(_with_spans(parts, plan), request.prompt.segments)),
         )
-        self.commits.after(request, partial(self._commit, request, plan))
-        return attribution
 
-    def _commit(self, request: RenderedRequest, plan: Plan, length: int) -> None:
+    def commit(
+        self, request: RenderedRequest, plan: Plan, length: int, *, last: bool
+    ) -> None:
+        """Store what was computed of a request.
+
+        Args:
+            request: with its answer as far as it was computed.
+            plan: that the strategy made for it.
+            length: leading tokens that are stored.
+            last: whether the request has ended.
+        """
         computed = request.computed.head(length)
         commit = self.strategy.commit(computed, plan.head(length))
-        number = len(self.requests)
+        number = self._name(request)
         if self.lost_checkpoints:
             self.lost_checkpoints.note(number, request, computed, plan, commit)
         else:
             lost = commit.evicted + len(commit.disk.erase)
             self.evictions.note(number, computed.tokens, lost)
-        self.memory.commit(computed, Plan(len(computed)))
-        if request.order is None or length == request.order.stored[-1][1]:
-            self.predecessors.add(request)
-        self.requests.append(request)
+        self.history.add(request, length, last=last)
+
+    def _name(self, request: RenderedRequest) -> int:
+        """Give a commit a number, by which its request can be named."""
+        number, most = next(self._numbers), self.history.horizon.requests
+        endless = self.history.horizon is ENDLESS
+        self._committed[number] = request if endless else request.without_tokens()
+        self._committed.pop(number - most, None)
+        return number
 
     def _known_parts(
         self, request: RenderedRequest, plan: Plan, known: int
@@ -162,7 +225,7 @@ class _Attributor:
             if by is None:
                 yield CauseSpan(start, stop, Cause.NOT_KEPT)
             else:
-                yield CauseSpan(start, stop, Cause.EVICTED, self.requests[by])
+                yield CauseSpan(start, stop, Cause.EVICTED, self._committed.get(by))
         yield CauseSpan(whole, last, Cause.BLOCK)
         yield CauseSpan(last, max(known, last), Cause.LAST)
 
@@ -188,7 +251,7 @@ class _Attributor:
                 if evictor is None:
                     yield CauseSpan(a, b, Cause.NOT_KEPT)
                 else:
-                    yield CauseSpan(a, b, Cause.EVICTED, self.requests[evictor])
+                    yield CauseSpan(a, b, Cause.EVICTED, self._committed.get(evictor))
         yield CauseSpan(last, max(known, last), Cause.LAST)
 
     def _unresumed(
@@ -204,8 +267,8 @@ class _Attributor:
         dropped = self.lost_checkpoints.lost(request.prompt.tokens, stop)
         nearer = self.lost_checkpoints.nearer(request, start, stop)
         for a, b, by in _runs(dropped, start, stop):
-            evictor = self.requests[by] if by >= 0 else None
-            kept = b if evictor is None else min(max(stored, a), b)
+            evictor = self._committed.get(by) if by >= 0 else None
+            kept = b if by < 0 else min(max(stored, a), b)
             yield CauseSpan(a, kept, Cause.NO_CHECKPOINT, evictor, nearer=nearer)
             yield CauseSpan(kept, b, Cause.EVICTED, evictor)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +12,15 @@ from numpy.typing import NDArray
 from mlxlab.analysis.misses.predecessors import grams
 from mlxlab.prompt import GLUE_ROLES, Prompt, Segment, Tokens
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 __all__ = [
     "Decode",
     "Mask",
     "PromptBlocks",
     "is_thinking",
+    "make_decode",
     "occurring",
     "pair_blocks",
 ]
@@ -24,9 +28,17 @@ __all__ = [
 Decode: TypeAlias = Callable[[Tokens], str]
 """Returns the text of ids, without special tokens."""
 
-Mask: TypeAlias = NDArray[np.bool_]
 
-#: Roles of the text that the template adds around blocks.
+def make_decode(tokenizer: PreTrainedTokenizerBase) -> Decode:
+    """Return what decodes the ids of a tokenizer."""
+
+    def decode(tokens: Tokens) -> str:
+        return str(tokenizer.decode(tokens, skip_special_tokens=True))
+
+    return decode
+
+
+Mask: TypeAlias = NDArray[np.bool_]
 
 
 class PromptBlocks:

@@ -13,10 +13,22 @@ from mlxlab.prompt import Role
 from mlxlab.strategies import Limit, Strategy
 from mlxlab.strategies.placements import parse_placement
 
-__all__ = ["BY_STRATEGY", "NOTHING", "Cause", "CauseKind", "remedy_of"]
+__all__ = [
+    "ABSENT",
+    "BY_STRATEGY",
+    "NOTHING",
+    "NO_REMEDY",
+    "Cause",
+    "CauseKind",
+    "remedy_of",
+]
 
 NOTHING = "nothing: "
 """Begins the remedy of every cause that has none."""
+ABSENT = "not known: most of the prompt is absent"
+"""Replaces such a remedy where a history lacks most of its prompts."""
+NO_REMEDY = (NOTHING, ABSENT)
+"""Beginnings of remedies that save no token."""
 
 
 class CauseKind(StrEnum):
@@ -136,7 +148,7 @@ def remedy_of(
     *,
     lost: Role = Role.UNKNOWN,
     changed: Role = Role.UNKNOWN,
-    deferred: bool = False,
+    rule: str = "",
     unit: int = 1,
     nearer: str = "",
 ) -> str:
@@ -148,7 +160,7 @@ def remedy_of(
         rules: names of the rules in force.
         lost: role of the block that the tokens are in.
         changed: role of the block that broke the prefix.
-        deferred: whether that block is a tool that was loaded during the session.
+        rule: the rule that would have undone that change, if it is known.
         unit: tokens that one id of the strategy's prompts stands for.
         nearer: the placement that would have put a checkpoint behind the tokens.
     """
@@ -167,9 +179,9 @@ def remedy_of(
             return f"{limits[Limit.BLOCK]}={half} (about half of them)"
         case Cause.NO_CHECKPOINT:
             return _checkpoint_at(strategy, nearer)
-    rule = _rule_for(cause, lost, changed, deferred)
-    if rule and rule not in rules:
-        return f"rule {rule}"
+    for name in (rule, _rule_for(cause, lost, changed)):
+        if name and name not in rules:
+            return f"rule {name}"
     if cause not in _APPROXIMATE:
         return _OTHERWISE[cause]
     if not strategy.exact:
@@ -177,13 +189,11 @@ def remedy_of(
     return f"{_APPROXIMATE[cause]} (approximate)"
 
 
-def _rule_for(cause: Cause, lost: Role, changed: Role, deferred: bool) -> str | None:
+def _rule_for(cause: Cause, lost: Role, changed: Role) -> str | None:
     if cause is Cause.WORDS and lost is not Role.INLINE_SYSTEM:
         return None
     if cause is Cause.ENVIRONMENT and changed is Role.INLINE_SYSTEM:
         return "inline-system"
-    if cause is Cause.TOOLS and deferred:
-        return "deferred-tools"
     return _RULES.get(cause)
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxlab.analysis.misses.evictions import Evictions, leading, quiet
+from mlxlab.analysis.misses.evictions import Evictions, leading
+from mlxlab.analysis.misses.horizon import ENDLESS, Horizon
 from mlxlab.prompt import Prompt, Tokens, common_prefix
 from mlxlab.replay.requests import RenderedRequest
 from mlxlab.strategies import Commit, Handle, Limit, Plan, Strategy
@@ -53,16 +54,18 @@ class LostCheckpoints:
 
     Args:
         strategy: a fresh one, for a model with checkpoints.
+        horizon: how many sequences are followed.
 
     Attributes:
         evictions: what the twin evicted.
     """
 
-    def __init__(self, strategy: Strategy) -> None:
+    def __init__(self, strategy: Strategy, horizon: Horizon = ENDLESS) -> None:
         self._strategy = strategy
         self._twin = _cut_anywhere(strategy)
-        self.evictions = Evictions(self._twin)
-        self._sequences: list[_Sequence] = []
+        self._horizon = horizon
+        self.evictions = Evictions(self._twin, horizon)
+        self._sequences: list[_Sequence] = []  # the latest last
         self._held: dict[Handle, tuple[_Sequence, int]] = {}
 
     @property
@@ -73,8 +76,7 @@ class LostCheckpoints:
 
     def reuse(self, prompt: Prompt) -> tuple[int, int]:
         """Return what the twin restores of a prompt, and what it has in memory."""
-        with quiet():
-            plan = self._twin.plan(prompt)
+        plan = self._twin.preview(prompt)
         return plan.reused, leading(self._twin, plan)
 
     def note(
@@ -102,8 +104,7 @@ class LostCheckpoints:
             sequence.lost[position] = by
         for keep in commit.keep:
             self._held[keep.handle] = own, keep.position
-        with quiet():
-            evicted = self._twin.commit(computed, self._twin.plan(request.prompt))
+        evicted = self._twin.commit(computed, self._twin.preview(request.prompt))
         self.evictions.note(by, computed.tokens, evicted.evicted)
 
     def lost(self, tokens: Tokens, stop: int) -> NDArray[np.int64]:
@@ -155,15 +156,19 @@ class LostCheckpoints:
 
     def _sequence_of(self, tokens: Tokens) -> _Sequence:
         """Return the sequence that holds ``tokens``, made or extended if need be."""
+        found = _Sequence(tokens)
         for sequence in self._sequences:
             shared = common_prefix(sequence.tokens, tokens)
-            if shared == len(sequence.tokens):
-                sequence.tokens = tokens
-                return sequence
-            if shared == len(tokens):
-                return sequence
-        self._sequences.append(_Sequence(tokens))
-        return self._sequences[-1]
+            if shared in (len(sequence.tokens), len(tokens)):
+                found = sequence
+                self._sequences.remove(sequence)
+                break
+        if len(found.tokens) < len(tokens):
+            found.tokens = tokens
+        self._sequences.append(found)
+        lengths = [len(s.tokens) for s in self._sequences]
+        del self._sequences[: self._horizon.beyond(lengths)]
+        return found
 
 
 def _cut_anywhere(strategy: Strategy) -> Strategy:

@@ -10,10 +10,13 @@ from mlxlab.analysis.misses.blocks import PromptBlocks, is_thinking
 from mlxlab.analysis.misses.causes import Cause
 from mlxlab.analysis.misses.text_diff import shows_date
 from mlxlab.prompt import Role, Segment
+from mlxlab.rendering.rules import RULES
 
 __all__ = ["Change", "ChangeClassifier"]
 
 _TAG = re.compile(r"<(?:think|thinking|reasoning)>|\[THINK\]")
+#: Roles of texts that rules move passages of.
+_RULED = frozenset({Role.SYSTEM, Role.INLINE_SYSTEM})
 _BEGINNING = 40  # leading characters of an answer that are searched for thinking
 
 
@@ -26,7 +29,7 @@ class Change:
         position: first differing token of the later prompt.
         old: the earlier text; empty if there was none.
         new: the later text; empty if the block is gone.
-        deferred: whether the block is a tool that a tool result loaded.
+        rule: the rule that would have undone the change; empty if none is known.
     """
 
     cause: Cause
@@ -35,7 +38,7 @@ class Change:
     position: int
     old: str = ""
     new: str = ""
-    deferred: bool = False
+    rule: str = ""
 
 
 class ChangeClassifier:
@@ -106,7 +109,16 @@ class ChangeClassifier:
                 return self._of_system_text(old, new)
         return history
 
-    def is_loaded(self, block: Segment) -> bool:
+    def rule_against(self, old: Segment | None, new: Segment | None) -> str:
+        """Return the rule that would have undone a change; empty if none is known."""
+        if (block := new or old) and self._is_loaded(block):
+            return "deferred-tools"
+        if old is None or new is None or new.role not in _RULED:
+            return ""
+        texts = self.before.text(old), self.after.text(new)
+        return next((rule.name for rule in RULES.values() if rule.settles(*texts)), "")
+
+    def _is_loaded(self, block: Segment) -> bool:
         """Return whether a block is a tool that a tool result names."""
         name = block.label.partition(":")[2]
         results = (s for s in self.after.blocks(0) if s.role is Role.TOOL_RESULT)

@@ -7,43 +7,25 @@ a model with checkpoints that is asked of a twin, see
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
-from threading import get_ident
 
 import numpy as np
 
+from mlxlab.analysis.misses.horizon import ENDLESS, Horizon
 from mlxlab.prompt import Prompt, Tokens, common_prefix
 from mlxlab.strategies import Limit, Plan, Strategy
 
-__all__ = ["Evictions", "block_of", "leading", "quiet", "restorable"]
+__all__ = ["Evictions", "block_of", "leading", "restorable"]
 
 #: No tokenizer has this id, so no stored sequence continues with it.
 _NO_TOKEN = -1
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep plans made for attribution out of the log of hits and misses."""
-    log, own = logging.getLogger("mlxlab.strategies.base"), get_ident()
-
-    def others(record: logging.LogRecord) -> bool:
-        return record.thread != own
-
-    log.addFilter(others)
-    try:
-        yield
-    finally:
-        log.removeFilter(others)
-
-
 def restorable(strategy: Strategy, tokens: Tokens) -> int:
     """Return the leading positions of a sequence in memory, ignoring the minimum."""
-    with quiet():
-        plan = strategy.plan(Prompt(np.append(tokens, np.int32(_NO_TOKEN))))
+    plan = strategy.preview(Prompt(np.append(tokens, np.int32(_NO_TOKEN))))
     return leading(strategy, plan)
 
 
@@ -99,28 +81,44 @@ class Evictions:
 
     Only sequences that no later one extends are followed: a shared prefix is lost in
     all of them at the same time.
+
+    Args:
+        strategy: a fresh one.
+        horizon: how many sequences are followed.
     """
 
-    def __init__(self, strategy: Strategy) -> None:
+    def __init__(self, strategy: Strategy, horizon: Horizon = ENDLESS) -> None:
         self._strategy = strategy
         self._block = block_of(strategy)
-        self._sequences: list[_Sequence] = []
+        self._horizon = horizon
+        self._sequences: list[_Sequence] = []  # the latest last
 
     def note(self, by: int, tokens: Tokens, evicted: int) -> None:
         """Record commit number ``by`` of ``tokens``, which evicted this many."""
         shared = {s: common_prefix(s.tokens, tokens) for s in self._sequences}
         own = next((s for s in shared if shared[s] == len(s.tokens)), None)
+        longer = (s for s in shared if shared[s] == len(tokens))
         if own is not None:
             own.tokens = tokens
-        elif not any(length == len(tokens) for length in shared.values()):
+            self._refresh(own)
+        elif (whole := next(longer, None)) is not None:
+            self._refresh(whole)
+        else:
             own = _Sequence(tokens)
             self._sequences.append(own)
+        lengths = [len(s.tokens) for s in self._sequences]
+        del self._sequences[: self._horizon.beyond(lengths)]
         for sequence in self._sequences:
             lost = evicted > 0 and sequence.held > 0
             gained = shared.get(sequence, 0) > sequence.held
             if lost or gained or sequence is own:
                 held = restorable(self._strategy, sequence.tokens)
                 sequence.update(held, by)
+
+    def _refresh(self, sequence: _Sequence) -> None:
+        """Make a sequence the latest."""
+        self._sequences.remove(sequence)
+        self._sequences.append(sequence)
 
     def find(
         self, tokens: Tokens, start: int, stop: int

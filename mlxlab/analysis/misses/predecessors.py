@@ -9,6 +9,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxlab.analysis.misses.horizon import ENDLESS, Horizon
 from mlxlab.prompt import STATIC_ROLES, Prompt, Role, Tokens, common_prefix
 from mlxlab.replay.requests import RenderedRequest
 
@@ -52,6 +53,11 @@ class Predecessor:
     number: int
     request: RenderedRequest
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of its prompt and answer."""
+        return len(self.request.prompt) + len(self.request.answer)
+
     @cached_property
     def computed(self) -> Prompt:
         return self.request.computed
@@ -68,10 +74,14 @@ class PredecessorIndex:
     conversations share a session id, the one with the most common text is chosen. The
     first request of a session is compared with one of another session that shares its
     system text.
+
+    Args:
+        horizon: how many sessions and tokens are remembered.
     """
 
-    def __init__(self) -> None:
-        self._sessions: dict[tuple[str, bool], list[Predecessor]] = {}
+    def __init__(self, horizon: Horizon = ENDLESS) -> None:
+        self._sessions: dict[tuple[str, bool], list[Predecessor]] = {}  # latest last
+        self._horizon = horizon
         self._count = 0
 
     def add(self, request: RenderedRequest) -> Predecessor:
@@ -81,6 +91,9 @@ class PredecessorIndex:
         own = self._sessions.pop(_key(request), [])  # re-added as the latest
         recent = own[1:][-_RECENT + 2 :]
         self._sessions[_key(request)] = [*own[:1], *recent, predecessor]
+        lengths = [sum(p.tokens for p in own) for own in self._sessions.values()]
+        for key in list(self._sessions)[: self._horizon.beyond(lengths)]:
+            del self._sessions[key]
         return predecessor
 
     def find(self, request: RenderedRequest) -> Predecessor | None:

@@ -294,7 +294,7 @@ class _DiffBuilder:
                 position,
                 self.before.text(old),
                 self.after.text(new),
-                deferred=self.classifier.is_loaded(block),
+                rule=self.classifier.rule_against(old, new),
             )
         )
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from shlex import quote
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -51,12 +52,18 @@ class Misses(Result):
         parts: one row per run of tokens of one block and one cause. Columns:
             ``session``, ``request``, ``start``, ``stop``, ``label``, ``role``,
             ``cause`` (empty if reused), ``remedy``.
+        proposals: one row per proposal of rules against text that keeps breaking
+            prompts, each on top of those before it. Columns: ``added`` (names of
+            rules), ``rules`` (all rules then, as ``--rules`` takes them), ``requests``
+            and ``tokens`` (that the text broke), ``reused_before`` and
+            ``reused_after`` (shares of all prompt tokens, replayed), ``change``.
     """
 
     kind = "misses"
 
     causes: pd.DataFrame
     parts: pd.DataFrame
+    proposals: pd.DataFrame = field(default_factory=pd.DataFrame, kw_only=True)
 
     @property
     def strategy(self) -> str:
@@ -90,6 +97,9 @@ class Misses(Result):
         causes = pd.DataFrame(format_columns(self.summary(), _FORMS))
         return [causes, format_bounds(self.bounds)]
 
+    def lines(self) -> list[str]:
+        return [line for row in self.proposals.itertuples() for line in _propose(row)]
+
     def request_lines(self) -> Iterator[str]:
         """Yield one line per request: what broke it, where, and the missed tokens.
 
@@ -109,3 +119,16 @@ class Misses(Result):
         from mlxlab.analysis.plots import plot_causes, plot_strip
 
         return (plot_strip if len(self.requests) <= MOST_STRIPS else plot_causes)(self)
+
+
+def _propose(row: Any) -> Iterator[str]:
+    """Yield a proposal's gain, the change that it undoes, and the line to add."""
+    before, after = row.reused_before, row.reused_after
+    requests = f"{row.requests:,} request" + ("s" if row.requests != 1 else "")
+    yield (
+        f"{row.added}: reuses {after:.1%} instead of {before:.1%}; without it one text "
+        f"broke {requests} ({row.tokens:,} tokens)"
+    )
+    if row.change:
+        yield f"    {row.change}"
+    yield f"    add  --rules {quote(row.rules)}"

@@ -7,26 +7,31 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import pandas as pd
 from tqdm.auto import tqdm
 
 from mlxlab.analysis.misses.attribution import CauseSpan, RequestAttribution, attribute
-from mlxlab.analysis.misses.causes import NOTHING, Cause, remedy_of
+from mlxlab.analysis.misses.blocks import make_decode
+from mlxlab.analysis.misses.causes import ABSENT, NO_REMEDY, NOTHING, Cause, remedy_of
+from mlxlab.analysis.misses.losses import find_break, main_cause, remedy_for
+from mlxlab.analysis.misses.proposals import ProposalFinder, try_out
+from mlxlab.analysis.misses.replays import reused_share, split_workloads
 from mlxlab.analysis.misses.result import Misses
 from mlxlab.analysis.misses.text_diff import TextShown, describe_change
 from mlxlab.errors import MlxlabError, StrategyError
 from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
 from mlxlab.models.geometry import LayoutLike, read_layout
 from mlxlab.models.layout import CacheLayout
-from mlxlab.prompt import Role, Tokens
+from mlxlab.prompt import Tokens
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.replay.bounds import Bounds, find_bounds, tabulate_bounds
 from mlxlab.replay.manifest import describe_run
 from mlxlab.replay.requests import RenderedRequest
 from mlxlab.replay.specs import SpecLike, StrategySpec, parse_specs
-from mlxlab.replay.workload import Workload, open_sources
+from mlxlab.replay.workload import open_sources
 from mlxlab.sizes import Size, read_size
 from mlxlab.strategies import Strategy
 from mlxlab.traces import Trace
@@ -61,6 +66,7 @@ def misses(
     users: int | None = None,
     costs: Costs | None = None,
     text: str = "redacted",
+    propose: bool = True,
     progress: bool = True,
 ) -> Misses:
     """Replay traces through a strategy and find why tokens were computed.
@@ -84,6 +90,8 @@ def misses(
         costs: adds seconds. The cost of a request's gaps is divided among its causes,
             position by position.
         text: of changed blocks: ``redacted`` (secrets replaced), ``full`` or ``none``.
+        propose: whether to look for rules against text that keeps breaking prompts,
+            and to replay the traces with them.
         progress: whether to show a bar.
 
     Raises:
@@ -98,17 +106,20 @@ def misses(
     kept = folder.layout if layout is None else read_layout(layout, "layout")
     memory = spec.make(kept).capacity
     renderer = Renderer(folder, spec.rules)
-    builder = _RowBuilder(spec, costs, shown)
+    builder = _RowBuilder(spec, costs, shown, _absent(opened))
+    finder = ProposalFinder(spec.rules, written=shown is not TextShown.NONE)
+    tokenizer = renderer.tokenizer
     sources = open_sources(opened, renderer, progress)
     bounds: list[Bounds] = []
     most = 0
     with tqdm(desc=spec.strategy, disable=not progress) as bar:
-        whole = [Workload(sources, users)] if users else map(Workload, zip(sources))
-        for workload in whole:
+        for workload in split_workloads(sources, users):
             replayed = spec.make(kept, unit=workload.unit)
-            decode = _decoder(renderer) if workload.unit == 1 else _no_text
+            decode = make_decode(tokenizer) if workload.unit == 1 else _no_text
             for attribution in attribute(workload, replayed, decode):
                 builder.enter(attribution, replayed)
+                if propose:
+                    finder.enter(attribution)
                 bar.update(1)
             found, filled = find_bounds(
                 workload, [memory], CacheLayout.plain(kept.token_bytes())
@@ -117,7 +128,12 @@ def misses(
             most = max(most, filled)
     manifest = describe_run(opened, folder, [spec], renderer.notes, {}, layout=kept)
     manifest["warnings"] = _list_served(served, strategy, rules)
-    return builder.close(tabulate_bounds(bounds, most, costs), manifest)
+
+    def share(own: tuple[str, ...]) -> float:
+        return reused_share(opened, folder, replace(spec, rules=own), kept, users)
+
+    proposals = try_out(finder, share, shown)
+    return builder.close(tabulate_bounds(bounds, most, costs), manifest, proposals)
 
 
 def _count_configurations(traces: Iterable[AnyTrace]) -> Counter[Configuration]:
@@ -167,6 +183,13 @@ def _one(strategy: SpecLike, rules: str, capacity: int | None) -> StrategySpec:
     return specs[0]
 
 
+def _absent(traces: Iterable[AnyTrace]) -> frozenset[str]:
+    """Return the names of the histories that lack most of their prompts."""
+    recorded = [trace for trace in traces if isinstance(trace, Trace)]
+    measured = [(trace.name, trace.completeness) for trace in recorded]
+    return frozenset(name for name, own in measured if own and own.is_mostly_absent)
+
+
 def _shown(text: str) -> TextShown:
     try:
         return TextShown(text)
@@ -174,13 +197,6 @@ def _shown(text: str) -> TextShown:
         raise MlxlabError(
             f"text {text!r}: choose from {', '.join(TextShown)}"
         ) from None
-
-
-def _decoder(renderer: Renderer) -> Any:
-    def decode(tokens: Tokens) -> str:
-        return str(renderer.tokenizer.decode(tokens, skip_special_tokens=True))
-
-    return decode
 
 
 def _no_text(tokens: Tokens) -> str:
@@ -192,11 +208,16 @@ class _RowBuilder:
     """Turns attributions into rows."""
 
     def __init__(
-        self, spec: StrategySpec, costs: Costs | None, shown: TextShown
+        self,
+        spec: StrategySpec,
+        costs: Costs | None,
+        shown: TextShown,
+        absent: frozenset[str],
     ) -> None:
         self.spec = spec
         self.costs = costs
         self.shown = shown
+        self.absent = absent
         self.causes: list[dict[str, Any]] = []
         self.requests: list[dict[str, Any]] = []
         self.parts: list[dict[str, Any]] = []
@@ -220,7 +241,12 @@ class _RowBuilder:
         self.causes += rows
         self.requests.append({**name, **self._request_row(attribution, rows)})
 
-    def close(self, bounds: pd.DataFrame, manifest: dict[str, Any]) -> Misses:
+    def close(
+        self,
+        bounds: pd.DataFrame,
+        manifest: dict[str, Any],
+        proposals: pd.DataFrame,
+    ) -> Misses:
         causes = pd.DataFrame(self.causes).groupby(_KEYS, sort=False, as_index=False)
         frame = causes.sum()
         order = ["tokens", "seconds", "evicted_by", "remedy"]
@@ -230,24 +256,16 @@ class _RowBuilder:
         parts = pd.DataFrame(self.parts)
         frame = frame[columns]
         frame.insert(len(_KEYS[:4]), "kind", kinds)
-        return Misses(requests, bounds, manifest, frame, parts)
+        return Misses(requests, bounds, manifest, frame, parts, proposals=proposals)
 
     def _cause_row(
         self, attribution: RequestAttribution, part: CauseSpan, strategy: Strategy
     ) -> dict[str, Any]:
         if part.cause is None:
             return {"cause": "", "remedy": ""}
-        change = part.change
-        remedy = remedy_of(
-            part.cause,
-            strategy,
-            self.spec.rules,
-            lost=part.role,
-            changed=change.role if change else part.role,
-            deferred=change is not None and change.deferred,
-            unit=attribution.request.unit,
-            nearer=part.nearer,
-        )
+        remedy = remedy_for(part, attribution, strategy, self.spec.rules)
+        if remedy.startswith(NOTHING) and attribution.request.trace in self.absent:
+            remedy = ABSENT
         evictor = part.evictor
         return {
             "cause": str(part.cause),
@@ -294,38 +312,25 @@ class _RowBuilder:
     def _request_row(
         self, attribution: RequestAttribution, rows: Sequence[dict[str, Any]]
     ) -> dict[str, Any]:
-        request, change = attribution.request, attribution.change
-        position = min(attribution.known, len(request.prompt) - 1)
-        block = _block_at(attribution.parts, position)
-        if change is None or not any(part.change for part in attribution.parts):
-            label, role, shown = block.label, block.role, ""
-        else:
-            label, role = change.label, change.role
-            shown = describe_change(change.old, change.new, self.shown)
-        tokens = pd.DataFrame(rows).groupby("cause").tokens.sum()
-        telling = tokens.drop([Cause.BLOCK, Cause.LAST], errors="ignore")
-        lost = [r["tokens"] for r in rows if not r["remedy"].startswith(NOTHING)]
+        request, broken = attribution.request, find_break(attribution)
+        change = broken.change
+        lost = [r["tokens"] for r in rows if not r["remedy"].startswith(NO_REMEDY)]
         return {
             "prompt_tokens": request.tokens,
             "reused_tokens": request.tokens - attribution.missed,
             "missed_tokens": attribution.missed,
-            "position": request.tokens_between(0, position),
-            "label": label,
-            "role": str(role),
+            "position": request.tokens_between(0, broken.position),
+            "label": broken.label,
+            "role": str(broken.role),
             "predecessor": attribution.predecessor.id
             if attribution.predecessor
             else None,
-            "cause": str((telling if len(telling) else tokens).idxmax()),
+            "cause": str(main_cause((Cause(r["cause"]), r["tokens"]) for r in rows)),
             "lost_tokens": sum(lost),
-            "change": shown,
+            "change": describe_change(change.old, change.new, self.shown)
+            if change
+            else "",
         }
-
-
-def _block_at(parts: Sequence[CauseSpan], position: int) -> CauseSpan:
-    """Return the block at ``position``, or the next one behind template text."""
-    behind = [part for part in parts if part.stop > position]
-    glue = (Role.TEMPLATE, Role.GENERATION)
-    return next((part for part in behind if part.role not in glue), behind[0])
 
 
 def _named(evictor: RenderedRequest, loser: RenderedRequest) -> str:

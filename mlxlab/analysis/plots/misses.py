@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable
+from itertools import chain
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 
-from mlxlab.analysis.misses.causes import NOTHING
+from mlxlab.analysis.misses.causes import ABSENT, NO_REMEDY
 from mlxlab.analysis.plots.figures import (
     add_legend,
     draw_blocks,
@@ -38,6 +40,7 @@ _ROW = 0.27  # inches
 _KEY = ["session", "request", "cause"]
 _WORTH = 0.005  # share of a prompt that is worth a mark
 _LEAST = 3 / 96  # inches: a break is never drawn narrower than three pixels
+_CAPTION = 100  # characters of a line
 #: Prompts end in a few tokens of these, which are not worth a legend entry.
 _AS_TEMPLATE = str(Role.GENERATION)
 
@@ -70,11 +73,17 @@ def plot_strip(misses: Misses) -> Picture:
         )
     _arrange(axes, requests)
     _explain_colours(figure, [r for r in Role if str(r) in set(rows.role)])
-    set_title(axes, misses.title.split("\n")[-1])
+    set_title(axes, _caption(misses))
     _write_causes(axes, misses, places)
     figure.draw_without_rendering()  # settles the scale, which the marks' width needs
     _mark_breaks(figure, axes, misses, places)
     return figure
+
+
+def _caption(misses: Misses) -> str:
+    """Return the main number, below what was missing or assumed."""
+    assumed = [wrap(line.partition(";")[0], _CAPTION) for line in misses.assumed]
+    return "\n".join([*chain(*assumed), misses.title.split("\n")[-1]])
 
 
 def plot_causes(misses: Misses) -> Picture:
@@ -82,8 +91,11 @@ def plot_causes(misses: Misses) -> Picture:
     summary = misses.summary()
     unit = "seconds" if "seconds" in summary else "tokens"
     figure, axes = make_axes(height=1.3 + 0.36 * len(summary))
-    lost = ~summary.remedy.str.startswith(NOTHING)
+    lost = ~summary.remedy.str.startswith(NO_REMEDY)
+    is_known = not summary.remedy.eq(ABSENT).any()
     for saved, style in _SAVABLE.items():
+        if not (saved or is_known):
+            style = {**style, "label": "not known, most of the prompt is absent"}
         own = summary[unit].where(lost == saved, 0)
         axes.barh(range(len(summary)), own, height=0.66, linewidth=0, **style)
     for place, row in enumerate(summary.to_dict("records")):
@@ -106,7 +118,7 @@ def plot_causes(misses: Misses) -> Picture:
     else:
         axes.xaxis.set_major_formatter(FuncFormatter(in_seconds))
     axes.set_xlabel("computed tokens" if unit == "tokens" else "prefill time")
-    set_title(axes, misses.title.split("\n")[-1])
+    set_title(axes, _caption(misses))
     add_legend(figure, loc="outside lower center", ncols=2)
     return figure
 
@@ -200,7 +212,7 @@ def _write_causes(
 
 def _is_lost(own: pd.DataFrame, row: dict[Hashable, Any]) -> bool:
     """Whether a change of settings would have saved a part worth a mark."""
-    savable = own[~own.remedy.str.startswith(NOTHING)].tokens.sum()
+    savable = own[~own.remedy.str.startswith(NO_REMEDY)].tokens.sum()
     return bool(savable > _WORTH * row["prompt_tokens"])
 
 

@@ -58,6 +58,12 @@ _PATHS = re.compile(
 )
 _ATTRIBUTION = "x-anthropic-billing-header:"
 _ATTRIBUTION_KEYS = re.compile(rf"({_ATTRIBUTION}|\bcc_version=|\bcc_entrypoint=)")
+#: What rules look for in texts.
+_MARKERS = re.compile(
+    r"(^gitStatus:|^<total_tokens>| tokens left</total_tokens>|^Token usage:"
+    r"|(?<=[0-9]) remaining$)",
+    re.MULTILINE,
+)
 _ID_PREFIX = re.compile("(?:(?:srv|mcp)?toolu|msg|req|call|file|container)_|")
 
 _ACCOUNT = frozenset({"user", "account", "session"})
@@ -126,6 +132,7 @@ class _Rewriter:
             "recorder": trace.header.recorder,
             "created": trace.header.created,
             "skipped": dict(trace.skipped),
+            "filled": trace.header.filled,
             "anonymized": True,
         }
         waiting = tqdm(trace.exchanges, desc=task, disable=not progress)
@@ -182,15 +189,17 @@ class _Rewriter:
         return self._rebuilt[key, id(value)]
 
     def _string(self, key: str, value: str) -> str:
-        if value.startswith(_ATTRIBUTION):
-            parts = _ATTRIBUTION_KEYS.split(value)
+        place = _PLACES.get(key, Place.VALUE)
+        if place is Place.TEXT:
+            header = value.startswith(_ATTRIBUTION)
+            parts = (_ATTRIBUTION_KEYS if header else _MARKERS).split(value)
             parts[::2] = [self._replace(Passage(p, Place.TEXT)) for p in parts[::2]]
             return "".join(parts)
         prefix = _ID_PREFIX.match(value) if key == "id" or key.endswith("_id") else None
         if prefix:
             rest = Passage(value[prefix.end() :], Place.VALUE)
             return prefix.group() + self._replace(rest)
-        return self._replace(Passage(value, _PLACES.get(key, Place.VALUE)))
+        return self._replace(Passage(value, place))
 
     def _account(self, value: str) -> str:
         """Replace the ids in ``metadata.user_id``, an object or joined by ``_``."""

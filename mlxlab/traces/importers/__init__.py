@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mlxlab.errors import TraceError, did_you_mean
+from mlxlab.traces.filling.fill import fill_history
 from mlxlab.traces.hashed.base import HASHED_FORMATS
 from mlxlab.traces.importers.base import (
     IMPORTERS,
@@ -29,6 +30,7 @@ def import_trace(
     since: str | float | None = None,
     project: str = "",
     limit: int | None = None,
+    fill: bool = False,
     progress: bool = True,
 ) -> Trace:
     """Make a trace from files that another program wrote.
@@ -42,6 +44,8 @@ def import_trace(
         project: a part of the name of a project's folder; only for formats with
             projects.
         limit: the number of requests to keep, the newest ones; None for all.
+        fill: whether requests without system text and tools get assumed ones, see
+            :func:`mlxlab.traces.filling.fill.fill_history`.
         progress: whether to show a bar.
 
     Raises:
@@ -61,7 +65,8 @@ def import_trace(
     else:
         path = Path(path)
         importer = _recognized(path) if format == AUTO else IMPORTERS[format]
-    return importer.read(path, selection, progress=progress)
+    trace = importer.read(path, selection, progress=progress)
+    return fill_history(trace) if fill else trace
 
 
 def _recognized(path: Path) -> Importer:

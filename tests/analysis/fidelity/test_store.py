@@ -15,13 +15,13 @@ from mlxlab.analysis.fidelity.run import fidelity
 from mlxlab.analysis.fidelity.store import FidelityRecord, RecordKey, recall, remember
 from mlxlab.errors import MlxlabError
 from mlxlab.models.folder import find_model
-from mlxlab.rendering.rules import RULES
+from mlxlab.rendering.rules import DEFAULT_RULES
 from mlxlab.replay.specs import StrategySpec
 from mlxlab.strategies import parse_strategy
 from tests.support.exchanges import small_trace
 from tests.support.measured import sample_fidelity
 
-ALL = tuple(RULES)
+ALL = DEFAULT_RULES
 SMALL = "block=16,run=32,head=0,tail=16,rewritten=0,governing=0"
 #: Parameters in the order of their declaration, as results name them.
 MOVED = StrategySpec.parse(f"suffix:{SMALL}").name

@@ -39,11 +39,12 @@ def test_every_cause_has_a_remedy_or_says_that_there_is_none(
         (Cause.INLINE, "inline-system", {}),
         (Cause.ENVIRONMENT, "inline-system", {"changed": Role.INLINE_SYSTEM}),
         (Cause.WORDS, "environment-first", {"lost": Role.INLINE_SYSTEM}),
-        (Cause.TOOLS, "deferred-tools", {"deferred": True}),
+        (Cause.TOOLS, "deferred-tools", {"rule": "deferred-tools"}),
+        (Cause.SYSTEM, "git-status-last", {"rule": "git-status-last"}),
     ],
 )
 def test_a_rule_is_named_until_it_is_in_force(
-    cause: Cause, rule: str, roles: dict[str, Role | bool]
+    cause: Cause, rule: str, roles: dict[str, Role | str]
 ) -> None:
     others = [name for name in RULES if name != rule]
     assert remedy_of(cause, PAGED, others, **roles) == f"rule {rule}"  # type: ignore[arg-type]

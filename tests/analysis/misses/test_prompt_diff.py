@@ -118,4 +118,4 @@ def test_a_deferred_tool_is_known_as_one() -> None:
         lambda ids: str(renderer.tokenizer.decode(ids)),
     )
     changes = [attribution.change for attribution in attributions if attribution.change]
-    assert [c.cause for c in changes if c.deferred] == [Cause.TOOLS]
+    assert [c.cause for c in changes if c.rule == "deferred-tools"] == [Cause.TOOLS]

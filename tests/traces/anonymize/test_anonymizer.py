@@ -12,11 +12,13 @@ import pytest
 from mlxlab.errors import TraceError
 from mlxlab.models.folder import find_model
 from mlxlab.prompt import common_prefix
+from mlxlab.rendering.messages import parse_request
 from mlxlab.rendering.renderer import Renderer
-from mlxlab.rendering.rules import RULES
+from mlxlab.rendering.rules import RULES, canonicalize
 from mlxlab.traces import Exchange, Response, Trace, load_trace, read_trace, write_trace
 from mlxlab.traces.anonymize.anonymizer import anonymize
 from tests.support import wire
+from tests.support.git_status import git_status
 
 SESSION = "02281126-eb86-4b55-a97f-a1372eeac4b3"
 AGENT = "a7f3b2c9d1e5"
@@ -167,6 +169,28 @@ def test_prompts_keep_their_lengths_and_pairwise_common_prefixes(
     ]
     assert matrices[1] == matrices[0]
     assert len({n for row in matrices[0] for n in row}) > len(TRACE)
+
+
+COUNTS = (
+    "<total_tokens>77 tokens left</total_tokens>\n\nToken usage: 7/84; 77 remaining"
+)
+
+
+def test_rules_find_in_the_result_what_they_look_for() -> None:
+    """Under the rules, both sessions begin alike, before and after."""
+    sessions = [wire.session(1, ask="Why?"), wire.session(1, ask="How?")]
+    for n, session in enumerate(sessions):
+        text = f"{wire.ROLE}\n\n{COUNTS.replace('77', f'6{n}')}\n\n{git_status(n)}"
+        session[0][0]["system"][-1]["text"] = text
+    trace = recorded(*sessions)
+    for given in (trace, anonymize(trace, seed=b"test")):
+        for rules, alike in ((RULES, True), (("drop-attribution",), False)):
+            a, b = (
+                canonicalize(parse_request(body_of(given, i)), rules) for i in (0, 1)
+            )
+            assert (a.system == b.system) == alike
+    assert "snapshot" not in str(body_of(given, 0))
+    assert "Token usage: 7/84" not in str(body_of(given, 0))
 
 
 def test_nothing_of_the_words_stays(tmp_path: Path) -> None:

@@ -10,13 +10,42 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from mlxlab.traces.schema import Json
+from mlxlab.traces.trace import BRANCH_HEADER, CWD_HEADER, START_HEADER, USER_AGENT
 
-__all__ = ["Conversation", "Turn", "join_answer"]
+__all__ = ["Conversation", "Origin", "Turn", "join_answer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The client that wrote a record, as far as the record names it.
+
+    Attributes:
+        version: of the client.
+        cwd: the folder that it worked in.
+        branch: of git there.
+        start: how often the session was continued by a new process before.
+    """
+
+    version: str = ""
+    cwd: str = ""
+    branch: str = ""
+    start: int = 0
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of a request that stand for it."""
+        named = {
+            USER_AGENT: f"claude-cli/{self.version}" if self.version else "",
+            CWD_HEADER: self.cwd,
+            BRANCH_HEADER: self.branch,
+            START_HEADER: str(self.start) if self.start else "",
+        }
+        return {name: value for name, value in named.items() if value}
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A record with content from the user, a tool or the model.
+    """A record with content from the user, a tool, the model or the client.
 
     Attributes:
         parent: uuid of the record before it; empty for the first.
@@ -26,6 +55,7 @@ class Turn:
         session: id of the session.
         agent: the sub-agent's id, empty for the main loop.
         is_sidechain: whether it belongs to a sub-agent, which may have no id.
+        origin: the client that wrote it.
     """
 
     uuid: str
@@ -37,6 +67,7 @@ class Turn:
     session: str
     agent: str
     is_sidechain: bool
+    origin: Origin
 
     @property
     def answer(self) -> str:
@@ -65,7 +96,7 @@ class _Group:
     turns: list[Turn] = field(default_factory=list)
 
     def accepts(self, turn: Turn) -> bool:
-        return turn.role == self.role == "user"
+        return turn.role == self.role != "assistant"
 
 
 class Conversation:

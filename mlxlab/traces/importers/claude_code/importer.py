@@ -20,7 +20,10 @@ history does not say when an answer began, so ``first_byte_s`` is 0.
 
 Older clients (measured with 2.0.33) write the conversation only. For each of its
 answers the import makes a request from the messages before it, without system, tools
-and the reminders that the client adds to user messages. Such requests are counted.
+and the reminders that the client adds to user messages. Such requests are counted. From
+attachments come inline system messages, nearly as they were (measured with 2.1.197).
+Headers hold what :mod:`mlxlab.traces.filling` fills them by: the client's version,
+folder, git branch, and how often the session was continued.
 
 The format is officially unstable, so the import relies on no part of it. Records that
 it cannot use are counted, logged and left out.
@@ -32,9 +35,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mlxlab.files import expanded
+from mlxlab.traces.completeness import REBUILT
 from mlxlab.traces.importers.base import IMPORTERS, Importer, Selection
 from mlxlab.traces.importers.claude_code.session import (
-    REBUILT,
     FoundRequest,
     SessionFile,
     Shapes,

@@ -7,6 +7,7 @@ would stop the replay of all.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Annotated
 
@@ -24,6 +25,7 @@ __all__ = [
     "ShapeRecord",
     "TurnRecord",
     "parse_time",
+    "read_attachment",
 ]
 
 #: Record types that requests do not need, or that api-request records repeat.
@@ -36,7 +38,6 @@ IGNORED = frozenset(
         "api-request-resumed",
         "artifact-comment-monitor",
         "atis-latch",
-        "attachment",
         "bridge-session",
         "content-replacement",
         "continued-in",
@@ -72,6 +73,8 @@ IGNORED = frozenset(
         "worktree-state",
     }
 )
+#: Kinds of attachments that become inline system messages (measured with 2.1.197).
+_INLINE = frozenset({"agent_listing_delta", "file", "skill_listing", "task_reminder"})
 #: Model name in messages that the client made up.
 _SYNTHETIC = "<synthetic>"
 
@@ -153,6 +156,8 @@ class TurnRecord(_Record):
     Attributes:
         request_ref: id of the request that it answers.
         is_sidechain: whether it belongs to a sub-agent.
+        version: of the client.
+        cwd: the folder that it works in.
     """
 
     uuid: str
@@ -161,6 +166,9 @@ class TurnRecord(_Record):
     request_ref: _Text = ""
     is_sidechain: bool | None = None
     is_api_error_message: bool | None = None
+    version: Json = None
+    cwd: Json = None
+    git_branch: Json = None
 
     @property
     def answer(self) -> str:
@@ -174,6 +182,29 @@ class TurnRecord(_Record):
         return bool(self.is_api_error_message) or (
             self.message.get("model") == _SYNTHETIC
         )
+
+
+def read_attachment(value: Json) -> str:
+    """Return what an attachment adds to the prompt, as far as the history keeps it.
+
+    The client puts its own words around it. Attachments of other kinds may go elsewhere
+    or nowhere, so they add nothing.
+    """
+    if not isinstance(value, dict) or value.get("type") not in _INLINE:
+        return ""
+    kept = [value.get("addedLines"), value.get("content")]
+    return "\n".join([value["type"], *_strings(kept)])
+
+
+def _strings(value: Json) -> Iterator[str]:
+    match value:
+        case str():
+            yield value
+        case list():
+            for item in value:
+                yield from _strings(item)
+        case dict():
+            yield from _strings([item for key, item in value.items() if key != "type"])
 
 
 def parse_time(timestamp: Json, otherwise: float) -> float:

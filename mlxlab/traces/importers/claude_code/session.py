@@ -12,10 +12,15 @@ from tqdm.auto import tqdm
 from mlxlab.traces.dedup import Parts, join
 from mlxlab.traces.importers.claude_code.conversation import (
     Conversation,
+    Origin,
     Turn,
     join_answer,
 )
-from mlxlab.traces.importers.claude_code.hashes import MessageStore, hash_value
+from mlxlab.traces.importers.claude_code.hashes import (
+    MessageStore,
+    as_blocks,
+    hash_value,
+)
 from mlxlab.traces.importers.claude_code.records import (
     IGNORED,
     BlobRecord,
@@ -23,18 +28,21 @@ from mlxlab.traces.importers.claude_code.records import (
     ShapeRecord,
     TurnRecord,
     parse_time,
+    read_attachment,
 )
 from mlxlab.traces.importers.files import Source, read_records
 from mlxlab.traces.importers.tally import Tally
 from mlxlab.traces.schema import Json
 from mlxlab.traces.trace import Exchange, Response
 
-__all__ = ["REBUILT", "FoundRequest", "SessionFile", "Shapes"]
-
-REBUILT = "request rebuilt from the conversation, without system and tools"
+__all__ = ["FoundRequest", "SessionFile", "Shapes"]
 
 Shapes: TypeAlias = dict[str, dict[str, Json]]
 """System blocks and tools by hash; many files share them."""
+
+
+#: Written when a client ends, and at other times.
+_LAST_RECORD = "last-prompt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +93,8 @@ class SessionFile:
         #: Request id to the id of its answer.
         self._answers: dict[str, str] = {}
         self._t = source.changed
+        self._starts = 0
+        self._has_ended = False
 
     def requests(self, bar: tqdm[NoReturn] | None = None) -> list[FoundRequest]:
         """Read the file and rebuild its requests."""
@@ -108,12 +118,13 @@ class SessionFile:
                 self._add_request(RequestRecord.model_validate(value), place)
             case "user" | "assistant" as role:
                 self._add_turn(TurnRecord.model_validate(value), role)
+            case "attachment":
+                self._add_attachment(value)
             case kind:
+                self._has_ended |= kind == _LAST_RECORD
                 if not (isinstance(kind, str) and kind in IGNORED):
                     self._tally.add("record of an unknown kind skipped")
-                uuid, parent = value.get("uuid"), value.get("parentUuid")
-                if isinstance(uuid, str) and isinstance(parent, str):
-                    self._conversation.link(uuid, parent)
+                self._link(value)
 
     def _add_shape(self, record: ShapeRecord, place: str) -> None:
         if record.shape_hash not in self._shapes:
@@ -139,6 +150,7 @@ class SessionFile:
             return
         content = record.message.get("content", [])
         rest = {k: v for k, v in record.message.items() if k != "content"}
+        self._note_start(role, content)
         turn = Turn(
             record.uuid,
             record.parent_uuid,
@@ -149,10 +161,45 @@ class SessionFile:
             record.session_id or self._source.path.stem,
             record.agent_id,
             bool(record.is_sidechain),
+            self._origin(record),
         )
         self._conversation.add(turn)
         if role == "assistant":
             self._note_answer(record, turn)
+
+    def _link(self, value: dict[str, Json]) -> None:
+        uuid, parent = value.get("uuid"), value.get("parentUuid")
+        if isinstance(uuid, str) and isinstance(parent, str):
+            self._conversation.link(uuid, parent)
+
+    def _add_attachment(self, value: dict[str, Json]) -> None:
+        """Add an attachment as the inline system message that it becomes."""
+        uuid, parent = value.get("uuid"), value.get("parentUuid")
+        text = self._tally.cleaned(read_attachment(value.get("attachment")))
+        if not (text and isinstance(uuid, str) and isinstance(parent, str)):
+            self._link(value)
+            return
+        block = {"type": "text", "text": text}
+        turn = Turn(
+            uuid, parent, "system", {}, [block], self._t, "", "", False, Origin()
+        )
+        self._conversation.add(turn)
+
+    def _note_start(self, role: str, content: Json) -> None:
+        """Count a new process: the client ended, and the user asks again."""
+        is_result = any(
+            isinstance(block, dict) and block.get("type") == "tool_result"
+            for block in as_blocks(content)
+        )
+        self._starts += self._has_ended and role == "user" and not is_result
+        self._has_ended = False
+
+    def _origin(self, record: TurnRecord) -> Origin:
+        named = (record.version, record.cwd, record.git_branch)
+        version, cwd, branch = (
+            self._tally.cleaned(text) if isinstance(text, str) else "" for text in named
+        )
+        return Origin(version, cwd, branch, self._starts)
 
     def _note_answer(self, record: TurnRecord, turn: Turn) -> None:
         if record.request_ref:
@@ -217,6 +264,7 @@ class SessionFile:
                 "messages": messages,
             }
             headers = {"x-claude-code-session-id": turns[0].session}
+            headers |= turns[0].origin.headers
             if turns[0].agent or turns[0].is_sidechain:
                 # Older sub-agents have no id; their first record stands for them.
                 agent = turns[0].agent or branch[0].uuid

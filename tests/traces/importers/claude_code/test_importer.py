@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from mlxlab.errors import TraceError
 from mlxlab.rendering.messages import parse_answer, parse_request
 from mlxlab.traces import read_trace, write_trace
+from mlxlab.traces.completeness import REBUILT
 from mlxlab.traces.importers import Selection, files, import_trace
 from mlxlab.traces.importers.claude_code.importer import ClaudeCode
-from mlxlab.traces.importers.claude_code.session import REBUILT
 from mlxlab.traces.trace import PARTIAL_LINE, Trace
 from tests.support.histories import MARK, SHAPE, SessionLog, T, name_of
 
@@ -435,3 +435,59 @@ def test_nothing_in_a_record_stops_the_import(data: Any, tmp_path: Path) -> None
             parse_answer(exchange.response.message)
     write_trace(trace, tmp_path / "trace.out")
     assert read_trace(tmp_path / "trace.out").digest == trace.digest
+
+
+def test_requests_of_older_clients_name_version_folder_branch_and_start(
+    log: SessionLog,
+) -> None:
+    log.more = {"version": "2.1.197", "cwd": "/me/app", "gitBranch": "main"}
+    log.say("user", "Fix it.")
+    log.answer("a1", *READS)
+    log.record("last-prompt", leafUuid="x")  # also amid an answer
+    log.say("user", RESULTS)
+    log.answer("a2", DONE)
+    log.record("last-prompt", leafUuid="y")
+    log.more = {"version": ["?"], "cwd": None, "gitBranch": 3}
+    log.say("user", "Again.")
+    log.answer("a3", DONE)
+    first, second, third = (dict(e.headers) for e in imported(log.path))
+    assert first == second
+    assert first == {
+        "x-claude-code-session-id": "s1-of-the-session",
+        "user-agent": "claude-cli/2.1.197",
+        "x-claude-code-cwd": "/me/app",
+        "x-claude-code-git-branch": "main",
+    }
+    assert third == {
+        "x-claude-code-session-id": "s1-of-the-session",
+        "x-claude-code-start": "1",
+    }
+
+
+def test_attachments_become_inline_system_messages(log: SessionLog) -> None:
+    def attach(content: Any) -> None:
+        log.record(
+            "attachment", uuid=f"x{log.t}", parentUuid=log.last, attachment=content
+        )
+        log.last = f"x{log.t - 1}"
+
+    log.say("user", "Fix it.")
+    attach({"type": "agent_listing_delta", "addedLines": ["- Plan"], "isInitial": True})
+    attach({"type": "skill_listing", "content": "- verify", "names": ["verify"]})
+    log.answer("a1", *READS)
+    log.say("user", RESULTS)
+    attach({"type": "task_reminder", "content": []})
+    attach({"type": "hook_success", "content": "not in the prompt"})
+    attach(["?"])
+    log.answer("a2", DONE)
+    first, second = messages(imported(log.path))
+    listed = [
+        {"type": "text", "text": "agent_listing_delta\n- Plan"},
+        {"type": "text", "text": "skill_listing\n- verify"},
+    ]
+    assert first == [
+        {"role": "user", "content": "Fix it."},
+        {"role": "system", "content": listed},
+    ]
+    assert second[:2] == first
+    assert second[4:] == [{"role": "system", "content": "task_reminder"}]

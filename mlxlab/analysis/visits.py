@@ -79,13 +79,23 @@ class Visited:
             )
         if len(failed) < len(self.replies) and not self.states_reuse:
             found.append(f"{name} does not state what it reused")
-        first = self._row(self.replies[0])
-        if (first["reused_tokens"] or 0) > _WARM * first["prompt_tokens"]:
+        if (known := self._known_before()) is not None:
             found.append(
-                f"{name} had {first['reused_tokens']:,} tokens of the first prompt "
-                "from before; restart it for an empty cache"
+                f"{name} had {known:,} tokens of the first prompt from before; restart "
+                "it for an empty cache"
             )
         return found
+
+    def _known_before(self) -> int | None:
+        """Return what was reused of the first prompt, if that is worth a word.
+
+        Of several that were sent at once, any may have come first.
+        """
+        start = self.replies[0].arrived_s
+        rows = [self._row(own) for own in self.replies if own.arrived_s == start]
+        first = min(rows, key=lambda row: row["reused_tokens"] or 0)
+        reused = int(first["reused_tokens"] or 0)
+        return reused if reused > _WARM * first["prompt_tokens"] else None
 
     def _row(self, reply: Reply) -> dict[str, Any]:
         request, answer = self.requests[reply.number], reply.answer

@@ -136,6 +136,7 @@ def test_users_ask_endpoints_at_once_for_the_recorded_length() -> None:
     assert own.arrived_s.nunique() > 20
     assert found.summary().tokens_per_s["fake"] > 0
     assert found.manifest["think_times"] == 0.01
+    assert "from before" not in repr(found)  # two of three first prompts share a prefix
 
 
 def test_our_own_server_is_an_endpoint_that_needs_no_token() -> None:

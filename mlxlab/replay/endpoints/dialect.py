@@ -73,15 +73,11 @@ class Dialect(ABC):
 
     @abstractmethod
     def is_end(self, event: Mapping[str, Json]) -> bool:
-        """Return whether the event ends the answer."""
+        """Return whether the event ends the answer.
 
-    def has_token(self, event: Mapping[str, Json]) -> bool:
-        """Return whether the event implies that a token was generated.
-
-        The end of an answer counts too. Its one token may have no visible text, such as
-        half a character or hidden thinking.
+        The end implies a token too, which may have no visible text, such as half a
+        character or hidden thinking.
         """
-        return self.has_text(event) or self.is_end(event)
 
     @abstractmethod
     def usage(self, event: Mapping[str, Json]) -> Usage | None:

@@ -262,6 +262,7 @@ def report(
         ),
     ] = Path("report.html"),
     model: Model = None,
+    layout: Layout = None,
     strategies: Strategies = None,
     rules: Rules = None,
     memory: Memory = None,
@@ -269,14 +270,19 @@ def report(
     fill: Fill = False,
     json: Json = None,
 ) -> Answer:
-    """Write comparison, misses and advice as HTML."""
-    screen, folder = screen_of(context), find_folder(model)
+    """Write verdict, advice and evidence as HTML."""
+    screen = screen_of(context)
     ml.report(
         named_traces(traces, screen, fill),
         out,
-        model=folder,
-        costs=known_costs(folder),
         progress=screen.progress,
-        **given(strategies=strategies, rules=rules, memory=memory, text=text),
+        **given(
+            model=model,
+            layout=layout,
+            strategies=strategies,
+            rules=rules,
+            memory=memory,
+            text=text,
+        ),
     )
     return Answer(out, lambda: {"report": str(out)}, json)

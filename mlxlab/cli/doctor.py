@@ -6,7 +6,7 @@ import os
 import sys
 import webbrowser
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -44,16 +44,21 @@ def doctor(
 
     screen = screen_of(context)
     evidence = find_evidence(traces or None, progress=screen.progress)
-    found = ml.doctor(
-        evidence,
-        progress=screen.progress,
-        **given(model=model, layout=layout, memory=memory),
+    setting = given(model=model, layout=layout, memory=memory)
+    found = ml.doctor(evidence, progress=screen.progress, **setting)
+    return Answer(
+        found, found.to_dict, json, then=lambda: _offer(found, evidence, setting)
     )
-    return Answer(found, found.to_dict, json, then=lambda: _offer(found, evidence))
 
 
-def _offer(found: ml.Diagnosis, evidence: Evidence) -> None:
-    """Ask a person what to do next."""
+def _offer(found: ml.Diagnosis, evidence: Evidence, setting: dict[str, Any]) -> None:
+    """Ask a person what to do next.
+
+    Args:
+        found: the diagnosis.
+        evidence: what was diagnosed.
+        setting: arguments of the diagnosis.
+    """
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return
     offered = ["quit"]
@@ -68,6 +73,6 @@ def _offer(found: ml.Diagnosis, evidence: Evidence) -> None:
         command = [sys.executable, "-m", "mlxlab", "serve", *found.serve_arguments()]
         os.execv(sys.executable, command)
     if chosen == "report":
-        ml.report(evidence.traces, _REPORT)
+        ml.report(evidence, _REPORT, found=found, **setting)
         typer.echo(f"Written: {_REPORT}")
         webbrowser.open(_REPORT.absolute().as_uri())

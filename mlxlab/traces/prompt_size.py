@@ -120,8 +120,7 @@ def _turns(sizes: Sequence[PromptSize]) -> Iterator[float]:
     own: dict[tuple[str, str], list[PromptSize]] = {}
     for prompt in sizes:
         if prompt.stated and prompt.is_bare:
-            named = (prompt.exchange.session, prompt.exchange.agent)
-            own.setdefault(named, []).append(prompt)
+            own.setdefault(prompt.exchange.conversation, []).append(prompt)
     for prompts in own.values():
         for before, after in pairwise(prompts):
             size, tokens = after.size - before.size, after.stated - before.stated

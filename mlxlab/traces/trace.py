@@ -116,6 +116,11 @@ class Exchange:
         """The sub-agent's id, empty for the main loop."""
         return agent_of(self.headers)
 
+    @property
+    def conversation(self) -> tuple[str, str]:
+        """Session and agent: whose turn it is."""
+        return self.session, self.agent
+
 
 # Without slots, because cached_property needs a dict.
 @dataclass(frozen=True, eq=False)

@@ -1,11 +1,14 @@
 """Plots: files that are pictures, and nothing for what was not measured."""
 
+import re
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from mlxlab.analysis.calibration import Calibration
@@ -23,6 +26,7 @@ from mlxlab.analysis.plots import (
     save_misses_plots,
     save_plots,
 )
+from mlxlab.analysis.plots.figures import request_labels
 from mlxlab.analysis.plots.style import INK, role_style, strategy_styles
 from mlxlab.analysis.sweep import sweep
 from mlxlab.analysis.tune import tune
@@ -85,6 +89,69 @@ def test_a_strip_covers_every_prompt_and_names_its_main_cause(misses: Misses) ->
     shown = " ".join(text.get_text() for text in axes.texts)
     assert all(cause in shown for cause in misses.requests.cause)
     assert "evicted by #" in shown
+
+
+def test_a_narrow_strip_has_its_texts_above_and_within(misses: Misses) -> None:
+    figure = plot_strip(misses, narrow=True)
+    assert figure.get_figwidth() * 96 < 360  # pixels of a small telephone
+    (axes,) = figure.axes
+    blocks = [own for own in axes.patches if own.get_gid() == "blocks"]
+    drawn = sum(np.ptp(corners_of(own), axis=1)[:, 0].sum() for own in blocks)
+    assert drawn == misses.requests.prompt_tokens.sum()
+    said = [text.get_text() for text in axes.texts]
+    for name, row in zip(
+        request_labels(misses.requests), misses.requests.itertuples(), strict=True
+    ):
+        reason = said[said.index(name) + 1]
+        assert reason.startswith(f"{row.missed_tokens:,} computed: {row.cause}")
+    edge = figure.bbox.x1
+    assert all(text.get_window_extent().x1 <= edge for text in axes.texts)
+
+
+def test_pictures_of_a_page_can_be_told_apart(misses: Misses) -> None:
+    def hatches(salt: str) -> set[str]:
+        return set(re.findall(r"url\(#(\w+)\)", plot_strip(misses).to_svg(salt)))
+
+    assert hatches("0")
+    assert not hatches("0") & hatches("1")
+
+
+def test_a_long_name_leaves_room_for_the_cells(simulated: Comparison) -> None:
+    name = "paged:checkpoints=system+tools+environment+prompt,share=25,capacity=4GiB"
+    figure = replace(
+        simulated, requests=simulated.requests.assign(strategy=name)
+    ).plot()
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    (label,) = axes.get_yticklabels()
+    assert label.get_text().replace("\n", "") == name
+    assert max(map(len, label.get_text().split("\n"))) <= 31
+    assert axes.get_window_extent().width > figure.bbox.width / 2
+
+
+def test_labels_of_many_requests_do_not_touch(simulated: Comparison) -> None:
+    rows = [
+        simulated.requests.assign(request=simulated.requests.request + 100 * i)
+        for i in range(25)
+    ]
+    many = replace(simulated, requests=pd.concat(rows, ignore_index=True))
+    figure = many.plot()
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    labels = axes.get_xticklabels()
+    count = many.requests[["session", "request"]].drop_duplicates().shape[0]
+    assert count > 200
+    assert 20 <= len(labels) <= 40
+    distance = np.diff([label.get_position()[0] for label in labels]).min()
+    points = distance / count * axes.get_window_extent().width / figure.dpi * 72
+    # A slanted line of text takes its height over the sine of its slant.
+    assert points > labels[0].get_fontsize() / np.sin(np.deg2rad(60))
+    # Each stands below its own request.
+    order = many.requests.drop_duplicates(["session", "request"], ignore_index=True)
+    named = dict(enumerate(request_labels(order)))
+    assert all(
+        named[int(label.get_position()[0])] == label.get_text() for label in labels
+    )
 
 
 def test_a_break_is_framed_in_its_own_row_and_wide_enough_to_see(

@@ -56,9 +56,10 @@ def test_a_home_may_not_be_known(line: str, tmp_path: Path) -> None:
     assert done.stderr.endswith("no home folder is known; set HOME\n")
 
 
-def test_plots_need_no_cache(tmp_path: Path) -> None:
+@pytest.mark.parametrize("looping", ["HOME", "XDG_CACHE_HOME"])
+def test_plots_need_no_cache(looping: str, tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
-    home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "loop")}
+    home = {"HOME": str(tmp_path), looping: str(tmp_path / "loop")}
     done = run(home, tmp_path, "misses tasks --plots plots")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("mlxlab: plots: Symlink loop")

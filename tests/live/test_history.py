@@ -108,7 +108,7 @@ def test_telemetry_has_every_request(client: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scenario", ["sessions", "resume", "subagents"])
+@pytest.mark.parametrize("scenario", ["sessions", "loop", "resume", "subagents"])
 def test_an_older_history_is_filled_to_what_the_wire_shows(
     scenario: str, older_client: Path, tmp_path: Path
 ) -> None:

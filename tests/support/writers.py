@@ -113,7 +113,7 @@ class _Drawn(Picture):
 
     number = 0
 
-    def to_svg(self) -> str:
+    def to_svg(self, salt: str = "") -> str:
         return f"<svg>{self.number}" + f"<path/>{self.number}" * 4999 + "</svg>"
 
 

@@ -47,6 +47,13 @@ class Diagnosis(Misses):
     trials: pd.DataFrame
 
     @property
+    def today(self) -> Misses:
+        """The misses, with all their causes."""
+        return Misses(
+            self.requests, self.bounds, self.manifest, self.causes, self.parts
+        )
+
+    @property
     def tuning(self) -> Tuning:
         """The search for a better strategy."""
         columns = ["session", "request", "prompt_tokens", "reused_after"]
@@ -95,14 +102,41 @@ class Diagnosis(Misses):
         return [pd.DataFrame(format_columns(shown, _FORMS))] if len(shown) else []
 
     def lines(self) -> list[str]:
-        return [f"Run:    {self.serve_line}", *self._expected()]
+        return [f"Run:    {self.serve_line}", *self.expected()]
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """Reused share of all prompt tokens, today and as recommended."""
+        rows = self.requests
+        reused = (rows.reused_tokens.sum(), rows.reused_after.sum())
+        now, then = (float(n / rows.prompt_tokens.sum()) for n in reused)
+        return now, then
+
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """Mean seconds to the first token, today and as recommended."""
+        rows = self.requests
+        return float(rows.ttft_s.mean()), float(rows.ttft_after_s.mean())
+
+    @property
+    def share_error(self) -> float:
+        """Two standard errors of the recommended share.
+
+        Of 100 such sets of sessions, some 95 would be within.
+        """
+        return 2 * float(self.manifest["share_error"])
+
+    @property
+    def seconds_error(self) -> float | None:
+        """Relative error of the seconds; None if it is not known."""
+        error = self.manifest["seconds_error"]
+        return None if error is None else float(error)
 
     @property
     def gain(self) -> float:
         """Share of all prompt tokens that the recommendation reuses beyond today's."""
-        rows = self.requests
-        more = rows.reused_after.sum() - rows.reused_tokens.sum()
-        return float(more / rows.prompt_tokens.sum())
+        now, then = self.shares
+        return then - now
 
     @property
     def serve_line(self) -> str:
@@ -120,23 +154,21 @@ class Diagnosis(Misses):
         named = ["--model", model] if model else []
         return [*named, "--strategy", str(tuned.best.strategy), *rules]
 
-    def _expected(self) -> Iterator[str]:
-        rows, error = self.requests, self.manifest["share_error"]
-        prompt = rows.prompt_tokens.sum()
-        now, then = (rows[c].sum() / prompt for c in ("reused_tokens", "reused_after"))
-        # Of 100 such sets of sessions, some 95 would be within two standard errors.
+    def expected(self) -> Iterator[str]:
+        """Yield what to expect of the recommendation, with its errors, a line each."""
+        now, then = self.shares
         yield (
-            f"Expect: {then:.0%} of prompt tokens reused (± {2 * error:.0%}) instead "
-            f"of {now:.0%}"
+            f"Expect: {then:.0%} of prompt tokens reused (± {self.share_error:.0%}) "
+            f"instead of {now:.0%}"
         )
-        seconds = self.manifest["seconds_error"]
-        within = "" if seconds is None else f" (± {seconds:.0%})"
-        means = rows.ttft_after_s.mean(), rows.ttft_s.mean()
+        error = self.seconds_error
+        within = "" if error is None else f" (± {error:.0%})"
+        before, after = self.seconds
         yield (
-            f"        {means[0]:.1f} s to the first token{within} instead of "
-            f"{means[1]:.1f} s, in the mean"
+            f"        {after:.1f} s to the first token{within} instead of "
+            f"{before:.1f} s, in the mean"
         )
-        most = self.tuning.unlimited / prompt
+        most = self.tuning.unlimited / self.requests.prompt_tokens.sum()
         if most - then > _SHORT:
             yield f"        unlimited memory would reuse {most:.0%}: see --memory"
 
@@ -149,7 +181,7 @@ class Diagnosis(Misses):
 
     def _html_lines(self) -> str:
         code = f"<pre>{escape(self.serve_line)}</pre>"
-        expected = "<br>".join(escape(line.strip()) for line in self._expected())
+        expected = "<br>".join(escape(line.strip()) for line in self.expected())
         return f"{code}<p>{expected}</p>"
 
 

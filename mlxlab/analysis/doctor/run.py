@@ -25,7 +25,7 @@ from mlxlab.strategies.none import NoReuse
 from mlxlab.traces import Trace
 from mlxlab.traces.open import Traces
 
-__all__ = ["doctor"]
+__all__ = ["Setting", "doctor"]
 
 #: The strategy of most local servers today: one prefix, no rules.
 _USUAL = "prefix@none"
@@ -63,6 +63,7 @@ def doctor(
     model: str | ModelFolder | None = None,
     layout: LayoutLike | None = None,
     memory: Size = CAPACITY,
+    text: str = "redacted",
     progress: bool = True,
 ) -> Diagnosis:
     """Find requests of this machine, explain what they cost, and say what to change.
@@ -78,6 +79,7 @@ def doctor(
             :func:`mlxlab.models.geometry.read_layout`. None for the model's, or for
             that of a usual model where none is known.
         memory: bytes or a size such as ``16GiB``, for keys and values.
+        text: of changed blocks, see :func:`mlxlab.misses`.
         progress: whether to show bars.
 
     Raises:
@@ -88,7 +90,7 @@ def doctor(
         evidence = traces
     else:
         evidence = find_evidence(traces, progress=progress)
-    setting = _Setting.of(evidence, model, layout, held)
+    setting = Setting.of(evidence, model, layout, held)
     common: dict[str, Any] = {
         "model": setting.folder,
         "layout": setting.layout,
@@ -101,6 +103,7 @@ def doctor(
         rules=setting.rules,
         capacity=held,
         costs=setting.costs,
+        text=text,
         propose=False,
         **common,
     )
@@ -136,11 +139,13 @@ def doctor(
 
 
 @dataclass(frozen=True, slots=True)
-class _Setting:
+class Setting:
     """What the requests are replayed with.
 
     Attributes:
+        folder: the model that counts tokens.
         served: the model to name in the line to run; empty if none is known.
+        layout: None for that of the model.
         strategy: None for the one that served the recording.
         rules: None for those that served the recording.
         calibration: of the model on this machine; None without one.
@@ -165,7 +170,17 @@ class _Setting:
         layout: LayoutLike | None,
         memory: int,
     ) -> Self:
-        """Take what is given and found, and assume the rest."""
+        """Take what is given and found, and assume the rest.
+
+        Args:
+            evidence: the requests, and the running server.
+            model: see :func:`doctor`.
+            layout: see :func:`doctor`.
+            memory: bytes.
+
+        Raises:
+            MlxlabError: an unknown name.
+        """
         folder, served = _find_model(evidence, model)
         lines = []
         if not served:

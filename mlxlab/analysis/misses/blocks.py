@@ -50,9 +50,12 @@ class PromptBlocks:
         self._texts: dict[Segment, str] = {}
 
     def blocks(self, start: int) -> list[Segment]:
-        """Return the blocks that end after ``start``, without template text."""
-        segments = self.prompt.segments
-        return [s for s in segments if s.stop > start and s.role not in GLUE_ROLES]
+        """Return the blocks whose text ends after ``start``, without template text."""
+        found = [s for s in self.prompt.segments if s.stop > start]
+        if found and found[0].start < start:
+            rest = self._decode(self.prompt.tokens[start : found[0].stop])
+            found = found if rest.strip() else found[1:]
+        return [s for s in found if s.role not in GLUE_ROLES]
 
     def ids(self, segment: Segment) -> Tokens:
         return self.prompt.tokens[segment.start : segment.stop]

@@ -8,13 +8,14 @@ from mlxlab.errors import ConfigError
 from mlxlab.extras import needs
 
 with needs("plots"):
-    import matplotlib as mpl
-
     try:
+        import matplotlib as mpl  # looks for its settings
+
         mpl.get_cachedir()
     except RuntimeError as error:  # a link that leads to itself
         raise ConfigError(f"plots: {error}; set HOME or XDG_CACHE_HOME") from None
     from mlxlab.analysis.plots.audit import plot_audit
+    from mlxlab.analysis.plots.diagnosis import plot_gain
     from mlxlab.analysis.plots.fidelity import (
         plot_pareto,
         plot_shift,
@@ -37,6 +38,7 @@ __all__ = [
     "plot_capacity",
     "plot_causes",
     "plot_costs",
+    "plot_gain",
     "plot_hit_rate",
     "plot_layouts",
     "plot_memory",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from string import ascii_lowercase
 from typing import Any, TypeAlias
 
@@ -17,8 +18,10 @@ from mlxlab.analysis.plots.picture import Picture
 from mlxlab.analysis.plots.style import INK, QUIET
 
 __all__ = [
+    "NARROW",
     "SIZE",
     "add_legend",
+    "break_name",
     "draw_blocks",
     "dress",
     "in_seconds",
@@ -34,13 +37,23 @@ Floats: TypeAlias = NDArray[np.floating[Any]]
 #: Inches.
 SIZE = (9.0, 4.2)
 
+#: Inches that a telephone can show at full size.
+NARROW = 3.6
+
 #: Height of a block, in rows.
 _BLOCK = 0.78
 
+#: Slanted labels beside each other that do not touch in a picture of the usual width.
+_MOST_LABELS = 40
 
-def make_axes(height: float) -> tuple[Picture, Axes]:
-    """Return an empty picture of the usual width, ``height`` inches high."""
-    picture = Picture(figsize=(SIZE[0], height), layout="constrained")
+
+#: Characters of a line of a strategy's name.
+_LINE = 30
+
+
+def make_axes(height: float, width: float = SIZE[0]) -> tuple[Picture, Axes]:
+    """Return an empty picture of this height and width in inches."""
+    picture = Picture(figsize=(width, height), layout="constrained")
     axes = picture.add_subplot()
     dress(axes)
     return picture, axes
@@ -93,6 +106,12 @@ def draw_blocks(
     axes.add_patch(PathPatch(Path(closed, codes), **style))
 
 
+def break_name(name: str) -> str:
+    """Return a long name of a strategy as lines, broken between its parameters."""
+    lines = re.findall(rf".{{1,{_LINE}}}(?:[,+:]|$)|.{{1,{_LINE}}}", name)
+    return "\n".join(lines)
+
+
 def in_seconds(value: float, _: object = None) -> str:
     """Write a time with its unit: ``0.25 s``, ``12 s``."""
     return f"{value:.3g} s"
@@ -130,6 +149,8 @@ def request_labels(order: pd.DataFrame) -> list[str]:
 def mark_requests(axes: Axes, order: pd.DataFrame, middle: float = 0.0) -> None:
     """Label the requests along x and draw a line between sessions.
 
+    Of many requests only some are labelled.
+
     Args:
         axes: what to draw on.
         order: requests from left to right.
@@ -138,5 +159,7 @@ def mark_requests(axes: Axes, order: pd.DataFrame, middle: float = 0.0) -> None:
     session = order.session.str.partition("/")[0]
     for start in order.index[session != session.shift()][1:]:
         axes.axvline(start + middle - 0.5, color=INK, alpha=QUIET, linewidth=0.8)
+    shown = slice(None, None, -(-len(order) // _MOST_LABELS))
     places = np.arange(len(order)) + middle
-    axes.set_xticks(places, request_labels(order), rotation=60, ha="right")
+    labels = request_labels(order)
+    axes.set_xticks(places[shown], labels[shown], rotation=60, ha="right")

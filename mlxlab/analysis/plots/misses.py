@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from itertools import chain
 from pathlib import Path
 from textwrap import wrap
@@ -15,10 +15,12 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from mlxlab.analysis.misses.causes import ABSENT, NO_REMEDY
 from mlxlab.analysis.plots.figures import (
+    NARROW,
+    SIZE,
     add_legend,
     draw_blocks,
     in_seconds,
@@ -37,25 +39,35 @@ __all__ = ["plot_causes", "plot_strip", "save_misses_plots"]
 
 _PALE = 0.34
 _ROW = 0.27  # inches
+_NARROW_ROW = 0.19  # inches: each narrow strip takes two rows, one for its text
+_ABOVE = 0.82  # rows from a narrow strip to its text
+_INDENT = 0.15  # share of the width that the name of a request takes there
 _KEY = ["session", "request", "cause"]
 _WORTH = 0.005  # share of a prompt that is worth a mark
 _LEAST = 3 / 96  # inches: a break is never drawn narrower than three pixels
+_TEXT: dict[str, Any] = {"va": "center", "size": 8, "color": INK}
 _CAPTION = 100  # characters of a line
 #: Prompts end in a few tokens of these, which are not worth a legend entry.
 _AS_TEMPLATE = str(Role.GENERATION)
 
 
-def plot_strip(misses: Misses) -> Picture:
+def plot_strip(misses: Misses, *, narrow: bool = False) -> Picture:
     """Draw each prompt as a strip of its blocks, one row per request.
 
     Reused tokens are pale, computed ones in full colour. A framed mark shows the block
-    that broke the prompt where most of the tokens behind it could have been saved. The
-    column on the right gives the computed tokens and their main cause.
+    that broke the prompt where most of the tokens behind it could have been saved. A
+    text on each row gives the computed tokens and their main cause.
+
+    Args:
+        misses: the requests and their causes.
+        narrow: whether to draw for a telephone: the texts are above their strips.
     """
     requests = misses.requests
-    figure, axes = make_axes(height=1.7 + _ROW * len(requests))
+    pitch = 2 if narrow else 1
+    row = pitch * (_NARROW_ROW if narrow else _ROW)
+    figure, axes = make_axes(1.7 + row * len(requests), NARROW if narrow else SIZE[0])
     places = {
-        key: place
+        key: pitch * place
         for place, key in enumerate(
             zip(requests.session, requests.request, strict=True)
         )
@@ -71,10 +83,10 @@ def plot_strip(misses: Misses) -> Picture:
             gid="blocks",
             **role_style(str(role)),
         )
-    _arrange(axes, requests)
-    _explain_colours(figure, [r for r in Role if str(r) in set(rows.role)])
-    set_title(axes, _caption(misses))
-    _write_causes(axes, misses, places)
+    (_arrange_narrow if narrow else _arrange)(axes, requests)
+    roles = [r for r in Role if str(r) in set(rows.role)]
+    _explain_colours(figure, roles, columns=2 if narrow else 5)
+    (_write_above if narrow else _write_beside)(axes, misses, places)
     figure.draw_without_rendering()  # settles the scale, which the marks' width needs
     _mark_breaks(figure, axes, misses, places)
     return figure
@@ -186,27 +198,46 @@ def _mark_breaks(
             axes.plot(start, places[key], "<", color=INK, ms=4.5, zorder=3)
 
 
-def _write_causes(
+def _write_beside(
     axes: Axes, misses: Misses, places: dict[tuple[str, int], int]
 ) -> None:
     """Write computed tokens and their main cause behind each strip."""
     most = misses.requests.prompt_tokens.max()
-    text: dict[str, Any] = {"va": "center", "size": 8, "color": INK}
 
     def write(place: int, tokens: str, cause: str, **style: Any) -> None:
-        axes.text(1.085 * most, place, tokens, ha="right", **text, **style)
-        axes.text(1.1 * most, place, cause, **text, **style)
+        axes.text(1.085 * most, place, tokens, ha="right", **_TEXT, **style)
+        axes.text(1.1 * most, place, cause, **_TEXT, **style)
 
+    set_title(axes, _caption(misses))
     write(-1, "computed", "main cause", alpha=QUIET)
+    for key, tokens, cause, style in _reasons(misses):
+        write(places[key], tokens, cause, **style)
+
+
+def _write_above(
+    axes: Axes, misses: Misses, places: dict[tuple[str, int], int]
+) -> None:
+    """Write name, computed tokens and their main cause above each strip."""
+    names = request_labels(misses.requests)
+    most = misses.requests.prompt_tokens.max()
+    for name, (key, tokens, cause, style) in zip(names, _reasons(misses), strict=True):
+        text, above = f"{tokens} computed: {cause}", places[key] - _ABOVE
+        axes.text(0, above, name, alpha=QUIET, **_TEXT)
+        axes.text(_INDENT * most, above, text, **_TEXT, **style)
+
+
+def _reasons(
+    misses: Misses,
+) -> Iterator[tuple[tuple[str, int], str, str, dict[str, Any]]]:
+    """Yield each request's key, computed tokens, main cause, and style of text."""
     for row in misses.requests.to_dict("records"):
         own = _main_causes(misses.causes, row)
         lost = _is_lost(own, row)
-        write(
-            places[row["session"], row["request"]],
+        yield (
+            (row["session"], row["request"]),
             f"{row['missed_tokens']:,}",
             _reason(own),
-            alpha=1 if lost else QUIET,
-            weight="bold" if lost else "normal",
+            {"alpha": 1 if lost else QUIET, "weight": "bold" if lost else "normal"},
         )
 
 
@@ -245,7 +276,18 @@ def _arrange(axes: Axes, requests: pd.DataFrame) -> None:
         axes.axhline(start - 0.5, color=INK, alpha=QUIET, linewidth=0.8)
 
 
-def _explain_colours(figure: Picture, roles: list[Role]) -> None:
+def _arrange_narrow(axes: Axes, requests: pd.DataFrame) -> None:
+    axes.set_ylim(2 * len(requests) - 1.4, -1.7)
+    axes.set_xlim(0, requests.prompt_tokens.max())
+    axes.grid(visible=False)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.set_xlabel("prompt tokens")
+
+
+def _explain_colours(figure: Picture, roles: list[Role], columns: int) -> None:
     handles: list[Artist] = [
         Patch(**role_style(r), linewidth=0, label=str(r)) for r in roles
     ]
@@ -254,4 +296,4 @@ def _explain_colours(figure: Picture, roles: list[Role]) -> None:
         Patch(facecolor=INK, alpha=_PALE, label="pale: reused"),
         Line2D([], [], color=INK, marker="<", ls="", label="broke the prompt"),
     ]
-    add_legend(figure, handles=handles, loc="outside lower center", ncols=5)
+    add_legend(figure, handles=handles, loc="outside lower center", ncols=columns)

@@ -17,7 +17,7 @@ from mlxlab.files import written
 __all__ = ["COLOUR_SCHEMES", "Picture"]
 
 #: The same figure gives the same file; text stays text.
-_SVG: Any = {"svg.hashsalt": "mlxlab", "svg.fonttype": "none"}
+_SVG: Any = {"svg.fonttype": "none"}
 
 #: Ink of a file of its own, which takes no colour from a page.
 COLOUR_SCHEMES = (
@@ -35,10 +35,15 @@ class Picture(Figure):
     show a picture without ``%matplotlib inline``, in the text colour of their theme.
     """
 
-    def to_svg(self) -> str:
-        """Return the picture as an SVG element whose ink is ``currentColor``."""
+    def to_svg(self, salt: str = "mlxlab") -> str:
+        """Return the picture as an SVG element whose ink is ``currentColor``.
+
+        Args:
+            salt: decides the ids of shapes. A page that hides one of its pictures needs
+                one salt each: a hatch that is looked up in a hidden picture is blank.
+        """
         buffer = StringIO()
-        with mpl.rc_context(_SVG):
+        with mpl.rc_context({**_SVG, "svg.hashsalt": salt}):
             self.savefig(
                 buffer,
                 format="svg",

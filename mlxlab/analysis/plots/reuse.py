@@ -14,6 +14,7 @@ from matplotlib.ticker import PercentFormatter
 from mlxlab.analysis.plots.figures import (
     SIZE,
     add_legend,
+    break_name,
     draw_blocks,
     dress,
     log_seconds,
@@ -50,7 +51,7 @@ def plot_hit_rate(compared: Comparison) -> Picture:
     # Cells, not an image: they stay sharp at any size.
     cells = axes.pcolormesh(share, vmin=0, vmax=1, cmap=shades)
     axes.set_ylim(len(share), 0)
-    axes.set_yticks(np.arange(len(share)) + 0.5, list(share.index))
+    axes.set_yticks(np.arange(len(share)) + 0.5, list(map(break_name, share.index)))
     mark_requests(axes, share.columns.to_frame(index=False), middle=0.5)
     if share.shape[1] <= _MOST_CELLS:
         for (row, column), value in np.ndenumerate(share):

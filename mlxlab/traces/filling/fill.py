@@ -19,7 +19,7 @@ from mlxlab.traces.bundled import bundled_traces, load_trace
 from mlxlab.traces.completeness import FILLED, REBUILT
 from mlxlab.traces.filling.git_status import GitStatuses
 from mlxlab.traces.filling.grafts import ATTRIBUTION, Graft, Scion, find_grafts
-from mlxlab.traces.filling.plan import Conversation, conversation_of, plan_grafts
+from mlxlab.traces.filling.plan import Conversation, plan_grafts
 from mlxlab.traces.prompt_size import (
     find_scale,
     is_bare,
@@ -85,7 +85,7 @@ class _Filler:
     def fill(self, exchange: Exchange) -> Exchange:
         """Return the exchange with what it lacks."""
         status = self._statuses.at(exchange)
-        named = conversation_of(exchange)
+        named = exchange.conversation
         graft = self._plan.get(named)
         if graft is None or not is_bare(exchange):
             return exchange

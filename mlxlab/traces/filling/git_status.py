@@ -69,9 +69,7 @@ class GitStatuses:
         return self._taken[start]
 
     def _apply_until(self, t: float) -> None:
-        due = sorted(
-            (own for own in self._pending if own[0] <= t), key=lambda own: own[0]
-        )
+        due = [own for own in self._pending if own[0] <= t]
         self._pending = [own for own in self._pending if own[0] > t]
         for _, exchange in sorted(due, key=lambda own: own[0]):
             for call in _calls(exchange):

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count, groupby, takewhile
+from operator import attrgetter
 from typing import TypeAlias
 
 from mlxlab.traces.filling.git_status import GIT_STATUS
@@ -74,9 +75,10 @@ class Graft:
 
     @cached_property
     def changes_attribution(self) -> bool:
-        """Whether the attribution block differs from request to request."""
+        """Whether each request has another attribution block."""
         fronts = [str(_first_text(scion.system)) for scion in self.scions]
-        return len(set(fronts)) > 1 and fronts[0].startswith(ATTRIBUTION)
+        differ = len(set(fronts)) == len(fronts) > 1
+        return differ and fronts[0].startswith(ATTRIBUTION)
 
     def unopened(self) -> Graft:
         """Return it without inline system messages, for a history that has them."""
@@ -126,15 +128,11 @@ def find_grafts(trace: Trace, source: str) -> Iterator[Graft]:
     """
     is_history = trace.header.notes.get("imported") == "claude-code"
     whole = [e for e in trace.inference if _is_whole(e)]
-    whole.sort(key=_conversation)
-    for (_, agent), own in groupby(whole, _conversation):
+    whole.sort(key=attrgetter("conversation"))
+    for (_, agent), own in groupby(whole, attrgetter("conversation")):
         exchanges = list(own)
         scions = tuple(_scion(e, is_history) for e in exchanges)
         yield Graft(client_version(exchanges[0]), bool(agent), source, scions)
-
-
-def _conversation(exchange: Exchange) -> tuple[str, str]:
-    return exchange.session, exchange.agent
 
 
 def _is_whole(exchange: Exchange) -> bool:

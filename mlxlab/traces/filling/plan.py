@@ -11,7 +11,7 @@ from mlxlab.traces.filling.grafts import Graft, Version, client_version
 from mlxlab.traces.prompt_size import PromptSize, Scale
 from mlxlab.traces.trace import Exchange
 
-__all__ = ["Conversation", "conversation_of", "plan_grafts"]
+__all__ = ["Conversation", "plan_grafts"]
 
 Conversation: TypeAlias = tuple[str, str]
 """Session and agent."""
@@ -36,11 +36,6 @@ class _Kind:
     is_opened: bool
 
 
-def conversation_of(exchange: Exchange) -> Conversation:
-    """Return the conversation that a request belongs to."""
-    return exchange.session, exchange.agent
-
-
 def plan_grafts(
     sizes: Iterable[PromptSize], scale: Scale, grafts: Sequence[Graft]
 ) -> dict[Conversation, Graft]:
@@ -54,7 +49,7 @@ def plan_grafts(
     bare: dict[Conversation, list[PromptSize]] = {}
     for prompt in sizes:
         if prompt.is_bare:
-            bare.setdefault(conversation_of(prompt.exchange), []).append(prompt)
+            bare.setdefault(prompt.exchange.conversation, []).append(prompt)
     kinds: dict[_Kind, dict[Conversation, int | None]] = {}
     for named, own in bare.items():
         kinds.setdefault(_kind(own[0].exchange), {})[named] = _missing(own, scale)

@@ -31,6 +31,7 @@ from mlxlab.strategies import STRATEGIES, make_strategy
 from mlxlab.traces import Trace, load_trace, write_trace
 from mlxlab.traces.hashed.weka import Weka
 from mlxlab.traces.schema import Configuration
+from tests.support import wire
 from tests.support.exchanges import exchange, small_trace
 from tests.support.hashes import write_weka
 
@@ -362,6 +363,17 @@ def test_nothing_is_promised_for_new_text() -> None:
     misses = quick("loop", "paged")
     fresh = misses.causes[misses.causes.cause == Cause.FRESH]
     assert set(fresh.remedy) == {f"{NOTHING}new text"}
+
+
+def test_a_second_equal_reminder_moves_the_tools_behind_it() -> None:
+    reminder = {"role": "system", "content": "task_reminder"}
+    (first, reply), (second, _) = wire.session(2)
+    first["messages"] += [reminder]
+    second["messages"] = [*first["messages"], *second["messages"][2:], reminder]
+    trace = Trace("t", (exchange(0, first, reply), exchange(1, second, None)))
+    found = find_misses(trace, "prefix@none", progress=False)
+    tools = found.parts[(found.parts.request == 1) & (found.parts.role == Role.TOOLS)]
+    assert set(tools.cause) == {Cause.INLINE}
 
 
 def test_the_command_prints_a_table_and_writes_what_was_asked(tmp_path: Path) -> None:

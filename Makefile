@@ -38,7 +38,8 @@ lab: $(READY)  ## JupyterLab on the notebooks; ARGS="--port 9999 ..."
 
 notebooks: $(READY)  ## run all notebooks again and store their outputs
 	$(BIN)/python -m jupyter nbconvert --to notebook --execute --inplace \
-	    --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+	    --ExecutePreprocessor.record_timing=False \
+	    --ExecutePreprocessor.store_widget_state=False notebooks/*.ipynb
 	$(BIN)/python -m jupyter nbconvert --to notebook --coalesce-streams --inplace notebooks/*.ipynb
 
 docs: $(DOCS)  ## guide, API reference and notebooks as a site: reports/docs

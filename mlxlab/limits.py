@@ -27,6 +27,10 @@ STOP_SEQUENCES: Final = 64
 STOP_CHARACTERS: Final = 1024
 #: Characters of a text that is encoded before its tokens are counted.
 LONG_TEXT: Final = 2**18
+#: Pages of the live view that may be open at once.
+VIEWS: Final = 16
+#: Bytes of a change of settings.
+CHANGE_BYTES: Final = 64 * 2**10
 
 # -- The schema of an answer -----------------------------------------------------------
 

@@ -24,6 +24,7 @@ EXTRAS: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
 _OPTIONAL = (
     "IPython",
     "anyio",
+    "anywidget",
     "dask",
     "distributed",
     "fastapi",

@@ -25,6 +25,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ZipFile]:
         ("data/traces/*.jsonl", "mlxlab/data/traces"),
         ("data/fidelity/*.json.gz", "mlxlab/data/fidelity"),
         ("mlxlab/models/tiny/*", "mlxlab/models/tiny"),
+        ("mlxlab/server/live/p*", "mlxlab/server/live"),
     ],
 )
 def test_files_are_inside_whole(wheel: ZipFile, pattern: str, place: str) -> None:

@@ -1,9 +1,13 @@
-"""Shows the requests of a server in its terminal, a line each as they end."""
+"""Shows the requests of a server in its terminal: a line each as they end.
+
+Below these lines are the requests that are open, and what all of them come to.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Event as Flag
 from threading import Thread
@@ -12,17 +16,18 @@ from typing import TYPE_CHECKING, Any
 from mlxlab.printable import printable
 
 if TYPE_CHECKING:
-    from mlxlab.server.event_log import Event, EventLog
+    from mlxlab.server.event_log import Event
+    from mlxlab.server.server import Server
 
 __all__ = ["describe_end", "shown_requests"]
 
-#: Seconds between two looks at the log.
+#: Seconds between two looks at the server.
 _EVERY_S = 0.25
 
 
 @contextmanager
-def shown_requests(log: EventLog) -> Iterator[None]:
-    """Print each request that ends during the block, if a person looks.
+def shown_requests(server: Server) -> Iterator[None]:
+    """Show the requests of a server during the block, if a person looks.
 
     Where standard error is no terminal, nothing is printed.
     """
@@ -30,7 +35,7 @@ def shown_requests(log: EventLog) -> Iterator[None]:
         yield
         return
     over = Flag()
-    thread = Thread(target=_follow, args=(log, over, _print), daemon=True)
+    thread = Thread(target=_follow, args=(server, over), daemon=True)
     thread.start()
     try:
         yield
@@ -39,20 +44,33 @@ def shown_requests(log: EventLog) -> Iterator[None]:
         thread.join()
 
 
-def _follow(log: EventLog, over: Flag, show: Callable[[str], None]) -> None:
-    number = 0
-    while True:
-        is_over = over.wait(_EVERY_S)
-        for event in log.since(number):
-            number = event.number
-            if (line := describe_end(event)) is not None:
-                show(line)
-        if is_over:
-            return
+def _follow(server: Server, over: Flag) -> None:
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
 
+    from mlxlab.server.live.terminal import draw_open
 
-def _print(line: str) -> None:
-    print(printable(line), file=sys.stderr, flush=True)
+    console, view = Console(stderr=True), server.view
+    number = version = 0
+    totals: dict[str, Any] = {}
+    is_over = False
+    with Live(
+        console=console, auto_refresh=False, transient=True, redirect_stdout=False
+    ) as live:
+        while not is_over:
+            is_over = over.wait(_EVERY_S)
+            for event in server.events.since(number):
+                number = event.number
+                if (line := describe_end(event)) is not None:
+                    console.print(Text(printable(line)), soft_wrap=True)
+            changed, rows = view.since(version), view.rows()
+            version = changed.get("version", version)
+            totals = changed.get("totals", totals)
+            # Idle, it is left alone: a change would end a selection of text.
+            if rows and (changed or any(not row.is_over for row in rows)):
+                shown = draw_open(rows, totals, console.width, time.time())
+                live.update(shown, refresh=True)
 
 
 def describe_end(event: Event) -> str | None:

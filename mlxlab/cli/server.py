@@ -156,8 +156,12 @@ def serve(
             ranks=ranks,
         ) as server:
             shown = [*server.notices, *environment_lines(server.endpoint)]
-            with shown_requests(server.events):
-                wait_for_signal(lambda: _print_server(repr(server), server.url, shown))
+            shown.append(f"Watch it at {server.page}")
+            with shown_requests(server):
+                wait_for_signal(
+                    lambda: _print_server(repr(server), server.url, shown),
+                    lambda: server.is_stopped,
+                )
 
 
 @app.command(

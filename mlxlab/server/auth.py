@@ -13,13 +13,19 @@ from hashlib import sha256
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlxlab.server.credentials import check_token
+from mlxlab.server.live.page import PAGE
 from mlxlab.web.errors import ApiError, error_response, new_request_id
 from mlxlab.web.guard import replayed
 
 __all__ = ["Authentication"]
 
-#: Asked by clients and monitors without a token; the answers reveal nothing.
-_OPEN = {("GET", "/health"), ("HEAD", "/"), ("HEAD", "/api/hello")}
+#: Asked by clients, monitors and browsers without a token; the answers reveal nothing.
+_OPEN = {
+    ("GET", "/health"),
+    ("HEAD", "/"),
+    ("HEAD", "/api/hello"),
+    *(("GET", path) for path in PAGE),
+}
 
 
 class Authentication:

@@ -9,13 +9,15 @@ import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote
 
 import pandas as pd
 
 from mlxlab.client.discovery import Endpoint, publish, withdraw
-from mlxlab.client.launch import client_environment, environment_lines
+from mlxlab.client.launch import client_environment
 from mlxlab.engine import Executor, Loader, Worker
 from mlxlab.engine.ranks import LeadingExecutor, LeadingLoader, Ranks
 from mlxlab.errors import ServerError
@@ -25,6 +27,11 @@ from mlxlab.server.app import create_app
 from mlxlab.server.auth import Authentication, name_of
 from mlxlab.server.credentials import check_token, is_short
 from mlxlab.server.event_log import EventLog
+from mlxlab.server.live.description import Description
+from mlxlab.server.live.html import describe_server
+from mlxlab.server.live.page import page_routes
+from mlxlab.server.live.selection import Selection
+from mlxlab.server.live.view import View
 from mlxlab.server.metrics import Served
 from mlxlab.server.model_pool import ModelPool, default_budget
 from mlxlab.server.notices import list_notices
@@ -42,6 +49,7 @@ from mlxlab.web.guard import Guard
 
 if TYPE_CHECKING:
     from mlxlab.analysis.plots.picture import Picture
+    from mlxlab.server.live.panel import Panel
 
 __all__ = ["Options", "Server", "Status", "serve"]
 
@@ -196,6 +204,8 @@ class Server:
     Attributes:
         token: the token that clients send.
         trace: the recorded trace, None without a recording.
+        view: what users see of it while it runs.
+        is_stopped: whether :meth:`stop` was called, here or in a live view.
     """
 
     def __init__(
@@ -231,15 +241,27 @@ class Server:
             explain=options.explain,
             shadow=options.shadow,
         )
-        self._tee = Tee(create_app(self._service, answer_s=options.answer_s))
+        self.is_stopped = False
+        self._changing, self._stopping = Lock(), Lock()
+        self._selected: frozenset[int] = frozenset()
+        self._panel: Panel | None = None
+        self.view = View(self._service.events, Description(self))
+        app = create_app(self._service, answer_s=options.answer_s)
+        app.include_router(page_routes(self))
+        self._tee = Tee(app)
         guard = Guard(self._tee, [options.host])
-        app = Authentication(guard, [self.token], options.host)
-        self._http = BackgroundServer(app, options.host, options.port)
+        protected = Authentication(guard, [self.token], options.host)
+        self._http = BackgroundServer(protected, options.host, options.port)
 
     @property
     def url(self) -> str:
         """Base URL for clients."""
         return self._http.url
+
+    @property
+    def page(self) -> str:
+        """Address of the live view for a browser; the fragment holds the token."""
+        return f"{self.url}/#{quote(self.token, safe='')}"
 
     @property
     def aliases(self) -> Aliases:
@@ -302,9 +324,12 @@ class Server:
         Raises:
             MlxlabError: an unknown model, strategy or rule; then nothing changes.
         """
-        changed = self.aliases.with_default(model=model, strategy=strategy, rules=rules)
-        self._service.configure(changed.with_disk(self._disk))
-        self._publish()
+        with self._changing:
+            changed = self.aliases.with_default(
+                model=model, strategy=strategy, rules=rules
+            )
+            self._service.configure(changed.with_disk(self._disk))
+            self._publish()
         return self
 
     def status(self) -> Status:
@@ -329,6 +354,30 @@ class Server:
             on_disk=held.on_disk,
             disk=held.disk,
         )
+
+    def meters(self) -> dict[str, Any]:
+        """Return what is in use, for the live view: JSON values by name."""
+        memory, held = self._service.pool.memory, self._service.holdings
+        writer, failure = self._tee.writer, self._tee.failure
+        recording = writer and {"file": str(writer.path), "requests": writer.requests}
+        return {
+            "memory": [memory.peak, memory.budget],
+            "cache": [held.in_memory, held.capacity] if held.capacity else None,
+            "disk": [held.on_disk, held.disk] if held.disk else None,
+            "recording": {"failure": failure} if failure else recording,
+            "note": str(self._warm_up or ""),
+            "selected": sorted(self._selected),
+        }
+
+    def select(self, requests: Iterable[int]) -> None:
+        """Choose the requests of :attr:`selected` by their numbers."""
+        self._selected = frozenset(requests)
+
+    @property
+    def selected(self) -> Selection:
+        """The requests that were chosen in the live view."""
+        rows = self.requests
+        return Selection(rows.loc[rows.request.isin(self._selected)])
 
     def timeline(self, path: str | Path) -> None:
         """Write what the latest requests did, and when, for Perfetto.
@@ -403,17 +452,19 @@ class Server:
 
     def stop(self) -> None:
         """End open answers and free the models. Safe to call twice."""
-        atexit.unregister(self.stop)
-        if self._endpoint is not None:
-            withdraw(self._endpoint)
-            self._endpoint = None
-        if self._warm_up is not None:
-            self._warm_up.stop()
-        self._http.stop()
-        self.record(None)
-        self._worker.close()
-        self._service.close()
-        self._pool.close()
+        self.is_stopped = True
+        with self._stopping:
+            atexit.unregister(self.stop)
+            if self._endpoint is not None:
+                withdraw(self._endpoint)
+                self._endpoint = None
+            if self._warm_up is not None:
+                self._warm_up.stop()
+            self._http.stop()
+            self.record(None)
+            self._worker.close()
+            self._service.close()
+            self._pool.close()
 
     def __enter__(self) -> Self:
         return self
@@ -431,30 +482,26 @@ class Server:
         state = "" if self.is_running else ", stopped"
         return f"Server({alias.model}, {alias.strategy}{state})"
 
+    def _ipython_display_(self) -> None:
+        """Show the live panel in a notebook.
+
+        Raises:
+            NotImplementedError: IPython then shows the text or the HTML instead.
+        """
+        from IPython.core.getipython import get_ipython
+
+        if not hasattr(get_ipython(), "kernel"):
+            raise NotImplementedError
+        if self._panel is None:
+            try:
+                from mlxlab.server.live.panel import Panel
+            except ModuleNotFoundError:
+                raise NotImplementedError from None
+            self._panel = Panel(self)
+        self._panel.show()
+
     def _repr_html_(self) -> str:
-        if not self.is_running:
-            return f"<code>{html.escape(repr(self))}</code>"
-        alias = self.aliases.default
-        facts: dict[str, object] = {
-            "URL": self.url,
-            "token": "server.token (not shown: notebooks save their output)",
-            "model": alias.model,
-            "strategy": alias.strategy,
-            "rules": alias.rules,
-        }
-        if self.trace:
-            failure = self._tee.failure
-            facts["recording"] = f"stopped: {failure}" if failure else self.trace
-        notices = self.notices
-        return (
-            _definitions(facts)
-            + (_folded("Approximate: measured fidelity", notices) if notices else "")
-            + _folded(
-                "Claude Code: <code>mlxlab claude</code> in a terminal, or this "
-                "environment and <code>ANTHROPIC_AUTH_TOKEN</code>",
-                environment_lines(self.endpoint, token=False),
-            )
-        )
+        return describe_server(self)
 
     def _publish(self) -> None:
         """Publish the endpoint for `mlxlab claude`."""
@@ -467,23 +514,6 @@ class Server:
             publish(self._endpoint)
         except ServerError as error:
             log.warning("`mlxlab claude` will not find this endpoint: %s", error)
-
-
-def _definitions(facts: Mapping[str, object]) -> str:
-    """Return a list in the page's colours, light or dark; a click selects a value."""
-    rows = "".join(
-        f"<dt style='opacity:.7'>{key}</dt><dd style='margin:0'>"
-        f"<code style='user-select:all'>{html.escape(str(value))}</code></dd>"
-        for key, value in facts.items()
-    )
-    grid = "display:grid; grid-template-columns:max-content auto; gap:2px 1em; margin:0"
-    return f"<dl style='{grid}'>{rows}</dl>"
-
-
-def _folded(summary: str, lines: Iterable[str]) -> str:
-    """Return lines that a click on the summary shows; the summary is HTML."""
-    text = html.escape("\n".join(lines))
-    return f"<details><summary>{summary}</summary><pre>{text}</pre></details>"
 
 
 def serve(

@@ -91,6 +91,11 @@ class TraceWriter:
         return self._descriptor >= 0
 
     @property
+    def requests(self) -> int:
+        """Requests written so far."""
+        return self._next
+
+    @property
     def secrets(self) -> int:
         """Secrets replaced so far."""
         return self._lines.secrets

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Thread
 from types import TracebackType
 from typing import Self
@@ -30,6 +30,8 @@ _START_S = 10.0
 _GRACE_S = 1
 #: Seconds that a stop waits for an application that blocks its event loop.
 _STOP_S = 10.0
+#: Seconds between two looks whether a wait is over.
+_LOOK_S = 0.5
 _MAX_HEADER = 64 * 2**10
 
 
@@ -136,11 +138,15 @@ class BackgroundServer:
         self.stop()
 
 
-def wait_for_signal(ready: Callable[[], None] = lambda: None) -> None:
+def wait_for_signal(
+    ready: Callable[[], None] = lambda: None,
+    is_over: Callable[[], bool] = lambda: False,
+) -> None:
     """Wait for SIGINT or SIGTERM; from the main thread only.
 
     Args:
         ready: called once a signal would end the wait.
+        is_over: asked now and then; ends the wait too.
     """
     # The code that a signal interrupts may hold the lock of an Event.
     arrived: SimpleQueue[int] = SimpleQueue()
@@ -148,7 +154,10 @@ def wait_for_signal(ready: Callable[[], None] = lambda: None) -> None:
     before = [signal.signal(kind, lambda kind, _: arrived.put(kind)) for kind in kinds]
     try:
         ready()
-        arrived.get()
+        while not is_over():
+            with suppress(Empty):
+                arrived.get(timeout=_LOOK_S)
+                break
     finally:
         for kind, handler in zip(kinds, before, strict=True):
             signal.signal(kind, handler)

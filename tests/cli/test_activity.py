@@ -56,7 +56,7 @@ def test_a_refused_request_has_no_line() -> None:
     assert [describe_end(event) for event in log.since()] == [None, None]
 
 
-def test_a_terminal_shows_requests_and_a_pipe_does_not() -> None:
+def test_a_terminal_shows_requests_and_a_pipe_does_not_until_the_end() -> None:
     command = [sys.executable, "-m", "mlxlab", "serve"]
     environment = {**os.environ, "MLXLAB_TOKEN": TOKEN}
     for is_terminal in (True, False):
@@ -70,11 +70,17 @@ def test_a_terminal_shows_requests_and_a_pipe_does_not() -> None:
             with Client(url) as client:
                 client.headers["x-claude-code-agent-id"] = "explorer"
                 client.ask(ask(max_tokens=2))
-            server.send_signal(signal.SIGINT)
-            server.communicate(timeout=60)
+                if is_terminal:
+                    server.send_signal(signal.SIGINT)
+                else:
+                    client.headers["origin"] = url
+                    client.post("/change", json={"stop": True})
+            shown, _ = server.communicate(timeout=60)
+            assert f"Watch it at {url}/#{TOKEN}" in shown
         text = _read(seen)
         found = re.findall(r"#1 explorer +\d+ of \d+ tokens computed", text)
         assert len(found) == is_terminal, text
+        assert ("0 running, 0 queued" in text) == is_terminal, text
         assert server.returncode == 0
 
 

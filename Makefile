@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help compare test test-all test-hostile lab notebooks docs picture check bench bench-servers bench-scale models placements fidelity transcript record clean
+.PHONY: help compare test test-all test-hostile test-servers lab notebooks docs picture check bench bench-servers bench-scale models placements fidelity transcript record clean
 
 BIN := .venv/bin
 READY := .venv/ready
@@ -25,6 +25,9 @@ test: $(READY)  ## quick tests, then every notebook against its stored outputs
 
 test-hostile: $(READY)  ## 100,000 hostile cases as a table, an hour or so; ARGS="--cases N ..."
 	$(BIN)/python -m tests.hostile --cases 100000 $(ARGS)
+
+test-servers: $(READY)  ## compare with mlx_lm.server and vllm-mlx as endpoints; VLLM_MLX=its python
+	VLLM_MLX="$(VLLM_MLX)" $(BIN)/python -m pytest -m '' -rs tests/replay/endpoints/test_servers.py
 
 test-all: $(READY)  ## the same with the slow tests
 	$(PYTEST) -m ''

@@ -13,9 +13,9 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from bench.answers import Answer
 from bench.loads import Load, Loaded, LoadSample, Part, Visit
 from bench.peers import CHUNK
+from mlxlab.replay.endpoints.answers import Answer
 
 __all__ = ["FIRST_TOKEN", "ITL_95", "RATE", "Figure", "figures_of", "load_table"]
 

@@ -19,12 +19,12 @@ from tempfile import TemporaryDirectory
 from threading import Event
 from typing import TypeAlias
 
-from bench.answers import WARM_UP, Answer, ask
 from bench.memory import Memory
 from bench.processes import Server, running
 from bench.prompts import Prompts
 from bench.rounds import visit_all
 from mlxlab.errors import ServerError
+from mlxlab.replay.endpoints.answers import WARM_UP, Answer, ask
 
 __all__ = ["Load", "LoadSample", "Loaded", "Part", "Refused", "Visit", "put_on"]
 

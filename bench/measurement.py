@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from bench.answers import WARM_UP, ask
 from bench.processes import Server, running
 from bench.rounds import visit_all
+from mlxlab.replay.endpoints.answers import WARM_UP, ask
 from mlxlab.traces import Exchange, Trace
 
 __all__ = ["Kind", "Sample", "kinds_of", "measure"]

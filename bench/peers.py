@@ -13,12 +13,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.dialects import ChatCompletions, Messages
 from bench.processes import Server
 from mlxlab.client.discovery import TOKEN_VARIABLE
 from mlxlab.errors import ServerError
 from mlxlab.files import cache_folder
 from mlxlab.models.folder import ModelFolder
+from mlxlab.replay.endpoints.chat_completions import ChatCompletions
+from mlxlab.replay.endpoints.messages import Messages
 
 __all__ = ["CHUNK", "OURS", "PEER", "mlx_lm_server", "our_servers", "vllm_mlx_servers"]
 

@@ -22,10 +22,10 @@ from tempfile import TemporaryDirectory
 
 import httpx
 
-from bench.dialects import Dialect
 from bench.memory import Memory
 from mlxlab import blas
 from mlxlab.errors import ServerError
+from mlxlab.replay.endpoints.dialect import Dialect
 
 __all__ = ["Server", "common_blas", "running"]
 

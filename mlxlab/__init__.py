@@ -19,6 +19,8 @@ from mlxlab.extras import needs
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from mlxlab.analysis.audit.result import Audit
+    from mlxlab.analysis.audit.run import audit
     from mlxlab.analysis.calibrate import calibrate
     from mlxlab.analysis.calibration import Calibration
     from mlxlab.analysis.compare import compare
@@ -53,6 +55,7 @@ __all__ = [
     "PLACEMENTS",
     "RULES",
     "STRATEGIES",
+    "Audit",
     "Calibration",
     "Comparison",
     "Diagnosis",
@@ -69,6 +72,7 @@ __all__ = [
     "Trace",
     "Tuning",
     "anonymize",
+    "audit",
     "bundled_traces",
     "calibrate",
     "compare",
@@ -90,6 +94,8 @@ __all__ = [
 
 #: Public names by the module that defines them.
 _MODULES = {
+    "mlxlab.analysis.audit.result": ("Audit",),
+    "mlxlab.analysis.audit.run": ("audit",),
     "mlxlab.analysis.calibrate": ("calibrate",),
     "mlxlab.analysis.calibration": ("Calibration",),
     "mlxlab.analysis.compare": ("compare",),

@@ -1,4 +1,4 @@
-"""Sizes in bytes, written as ``4GiB``."""
+"""Sizes in bytes, written as ``4GiB``, and durations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from typing import TypeAlias
 
 from mlxlab.errors import ConfigError
 
-__all__ = ["SIZE_FORM", "UNITS", "Size", "format_size", "parse_size", "read_size"]
+__all__ = [
+    "SIZE_FORM",
+    "UNITS",
+    "Size",
+    "format_duration",
+    "format_size",
+    "parse_size",
+    "read_size",
+]
 
 Size: TypeAlias = int | str
 """Bytes as a number, or text with a unit such as ``16GiB``."""
@@ -64,3 +72,11 @@ def format_size(size: int) -> str:
         if size % factor == 0:
             return f"{size // factor}{unit}"
     return str(size)
+
+
+def format_duration(seconds: float) -> str:
+    """Return seconds in words that are read at a glance, such as ``5 min``."""
+    if seconds < 60:
+        return f"{max(round(seconds), 1)} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes / 60:.1f} h"

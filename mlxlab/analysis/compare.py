@@ -14,13 +14,14 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from mlxlab.analysis.comparison import Comparison
+from mlxlab.analysis.visits import Visits
 from mlxlab.errors import ConfigError, MlxlabError
 from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
 from mlxlab.models.geometry import LayoutLike, read_layout
 from mlxlab.models.layout import CacheLayout
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.rendering.rules import parse_rules
-from mlxlab.replay.bounds import Bounds, find_bounds, tabulate_bounds
+from mlxlab.replay.bounds import PLACEMENT, Bounds, find_bounds, tabulate_bounds
 from mlxlab.replay.cost_model import CHUNK, CostModel, Machine, Point, fit_costs
 from mlxlab.replay.manifest import describe_run
 from mlxlab.replay.requests import RenderedRequest, label_sessions, render_trace
@@ -50,6 +51,9 @@ def compare(
     layout: LayoutLike | None = None,
     users: int | None = None,
     think_times: float | None = None,
+    endpoints: str | Iterable[str] = (),
+    token: str | None = None,
+    answer_tokens: int | None = None,
     progress: bool = True,
 ) -> Comparison:
     """Replay traces through strategies.
@@ -78,12 +82,20 @@ def compare(
             empty cache per trace.
         think_times: factor on the recorded think times of live users: 0 for none, 1 if
             None.
+        endpoints: running servers to send the requests to as well, each
+            ``URL[#MODEL][=NAME]``. Their rows hold what the servers state.
+        token: sent to the endpoints. By default that of a server of mlxlab that runs
+            there.
+        answer_tokens: most tokens of an endpoint's answer; 16 by default, or the
+            recorded length where users ask at once.
         progress: whether to show a bar.
 
     Raises:
-        MlxlabError: an unknown name or an unreadable file; nothing is replayed then.
+        MlxlabError: an unknown name, an unreadable file, or an endpoint that does not
+            answer; nothing is replayed then.
     """
-    factor = read_factor(users, think_times, simulate)
+    listed = (endpoints,) if isinstance(endpoints, str) else tuple(endpoints)
+    factor = read_factor(users, think_times, simulate and not listed)
     recorded = open_recorded(traces)
     folder = find_model(model) if isinstance(model, str) else model
     size = None if capacity is None else read_size(capacity, "capacity")
@@ -93,6 +105,7 @@ def compare(
     if layout is not None:
         kept = _other_layout(layout, simulate)
     sizes = [spec.make(kept).capacity for spec in specs]
+    visits = Visits(listed, [spec.name for spec in specs], token, answer_tokens)
     every = dict.fromkeys([default, *(spec.rules for spec in specs)])
     renderers = {own: Renderer(folder, own) for own in every}
     renderings = len(renderers) * sum(len(trace.inference) for trace in recorded)
@@ -110,9 +123,11 @@ def compare(
         traffic = Traffic(recorded, rendered, users, factor)
         find = partial(_find_bounds, traffic.requests[default], set(sizes), kept)
         whole, most = find(traffic.orders)
-        bar.reset(sum(stage.steps(traffic, spec.rules) for spec in specs))
+        asked = len(visits) * sum(own.tokens for own in traffic.requests[default])
+        bar.reset(sum(stage.steps(traffic, spec.rules) for spec in specs) + asked)
+        visits.replay(recorded, traffic, default, bar)
         rows: list[dict[str, Any]] = []
-        beside: list[tuple[int, Bounds]] = []
+        beside: list[tuple[int | None, Bounds]] = []
         for spec, capacity in zip(specs, sizes, strict=True):
             bar.set_description(spec.name)
             outcomes = stage.replay(spec, traffic, bar.update)
@@ -123,6 +138,10 @@ def compare(
                 request = traffic.requests[spec.rules][number]
                 rows.append(_row(spec, capacity, request, outcomes[number]))
                 beside.append((capacity, own[number]))
+        for visited in visits.replied:
+            # Users of endpoints, too, ask in an order of their own.
+            own = whole if users is None else find((visited.order,))[0]
+            beside += [(None, own[number]) for number in sorted(own)]
     frame = pd.DataFrame(rows)
     if not simulate and users is None:
         costs = _fitted(frame, specs, stage) or costs
@@ -133,11 +152,11 @@ def compare(
     )
     if users is not None:
         described |= {"users": users}
-        described |= {} if simulate else {"think_times": factor}
+        described |= {} if simulate and not visits else {"think_times": factor}
     return Comparison(
-        requests=frame.join(pd.DataFrame(columns)),
+        requests=visits.below(frame).join(pd.DataFrame(columns)),
         bounds=tabulate_bounds(list(whole.values()), most, costs),
-        manifest=described,
+        manifest=visits.describe(described),
         segments=_segments(rendered[default]),
     )
 
@@ -293,10 +312,15 @@ def _fitted(
 
 
 def _bound_columns(
-    bounds: Bounds, capacity: int, costs: CostModel | None
+    bounds: Bounds, capacity: int | None, costs: CostModel | None
 ) -> dict[str, float | None]:
-    """Return the bounds of one request, in tokens and in seconds."""
-    tokens = bounds.at(capacity)
+    """Return the bounds of one request, in tokens and in seconds.
+
+    Without a capacity, as of an endpoint, those for a limited memory are missing.
+    """
+    tokens = bounds.at(max(bounds.optimal) if capacity is None else capacity)
+    if capacity is None:
+        tokens |= dict.fromkeys({"optimal", PLACEMENT} & set(tokens))
     seconds = {
         f"{name}_s": None
         if costs is None or reused is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import nan
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -27,10 +28,12 @@ _FORMS: Forms = {
     "new_session": ("new\nsession", "{:.1%}".format),
     "ttft_median_s": ("TTFT\nmedian s", "{:.2f}".format),
     "ttft_max_s": ("TTFT\nmax s", "{:.2f}".format),
+    "itl_median_s": ("ITL\nmedian ms", lambda seconds: f"{1000 * seconds:.1f}"),
     "total_median_s": ("total\nmedian s", "{:.2f}".format),
     "tokens_per_s": ("answer\ntokens/s", "{:.1f}".format),
     "stored_mib": ("stored\nMiB", "{:.0f}".format),
-    "evicted": ("evicted\ntokens", "{:,}".format),
+    "evicted": ("evicted\ntokens", "{:,.0f}".format),
+    "failed": ("failed", "{:.0f}".format),
 }
 _ESTIMATED: Forms = {
     "ttft_median_s": ("TTFT\nest. s", "{:.2f}".format),
@@ -38,6 +41,8 @@ _ESTIMATED: Forms = {
 }
 #: Columns that make room for those of users, so that a line has 80 characters.
 _APART = ("of_position_independent", "evicted")
+#: The same for columns of endpoints, which hold no memory that is known.
+_BESIDE_ENDPOINTS = (*_APART, "of_optimal", "new_session", "ttft_max_s")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -82,6 +87,23 @@ class Comparison(Result):
         scaled = "" if factor == 1 else f", think times by {factor:g}"
         return f"users: {users}, one cache{scaled}"
 
+    @property
+    def _endpoints(self) -> list[str]:
+        """Names of the endpoints that were asked."""
+        return [endpoint["name"] for endpoint in self.manifest.get("endpoints", ())]
+
+    def _reuse(self, name: object, rows: pd.DataFrame) -> dict[str, Any]:
+        if name not in self._endpoints:
+            tokens = int(self.bounds.prompt_tokens.iloc[0])
+            return _shares(rows, tokens, "users" in self.manifest)
+        # Of the requests whose reuse is stated. Bounds are in our count of tokens.
+        stated = rows[rows.reused_tokens.notna()]
+        if stated.empty:
+            return {"reused": nan}
+        keys = ["session", "request"]
+        tokens = int(self.segments.merge(stated[keys], on=keys).tokens.sum())
+        return _shares(stated, tokens, shared=True)
+
     def summary(self) -> pd.DataFrame:
         """Return one row per strategy; columns without data are dropped.
 
@@ -91,14 +113,17 @@ class Comparison(Result):
         prompt tokens, where a disk was used); ``new_session`` (reused share of the
         first requests of all sessions but each cache's first; sub-agents count as
         sessions);
-        ``ttft_median_s``, ``ttft_max_s``, ``total_median_s``, ``tokens_per_s`` (of all
-        answers, until the last has ended), ``prefill_s`` and ``restore_s`` (sums),
-        ``stored_mib`` (peak), ``evicted`` (tokens).
+        ``ttft_median_s``, ``ttft_max_s``, ``itl_median_s`` (of endpoints),
+        ``total_median_s``, ``tokens_per_s`` (of all answers of users, until the last
+        has ended), ``prefill_s`` and ``restore_s`` (sums), ``stored_mib`` (peak),
+        ``evicted`` (tokens), ``failed`` (requests that an endpoint did not answer).
         """
-        tokens = int(self.bounds.prompt_tokens.iloc[0])
         groups = self.requests.groupby("strategy", sort=False)
         shared = "users" in self.manifest
-        rows = {name: _summarize(own, tokens, shared) for name, own in groups}
+        rows = {
+            name: {**self._reuse(name, own), **_costs(own, shared)}
+            for name, own in groups
+        }
         index = pd.Index(rows, name="strategy")
         return pd.DataFrame(rows.values(), index=index).dropna(
             axis="columns", how="all"
@@ -111,16 +136,26 @@ class Comparison(Result):
         if shares <= set(summary) and summary.of_optimal.equals(summary.of_unlimited):
             summary = summary.drop(columns="of_optimal")
         estimated = self.manifest["simulated"] and "estimated" in self.manifest
+        estimated = estimated and not self._endpoints
         forms = {**_FORMS, **_ESTIMATED} if estimated else _FORMS
         if "total_median_s" in summary:
-            forms = {name: own for name, own in forms.items() if name not in _APART}
+            left_out = _BESIDE_ENDPOINTS if self._endpoints else _APART
+            forms = {name: own for name, own in forms.items() if name not in left_out}
         columns = format_columns(summary, forms)
         table = pd.DataFrame({"strategy": summary.index, **columns})
         return [table, format_bounds(self.bounds)]
 
     def lines(self) -> list[str]:
-        """Return the best strategy, its gain, and the possible gain."""
-        return conclude(self.summary(), self.bounds, self.manifest)
+        """Return the best strategy, its gain, the possible gain, and each endpoint."""
+        summary = self.summary()
+        strategies = summary.drop(index=self._endpoints)
+        return [
+            *conclude(strategies, self.bounds, self.manifest),
+            *(
+                _describe_endpoint(str(name), row)
+                for name, row in summary.loc[self._endpoints].iterrows()
+            ),
+        ]
 
     def plot(self) -> Picture:
         """Draw the reused share of each prompt, strategies by requests."""
@@ -137,8 +172,8 @@ def _share(tokens: pd.Series, rows: pd.DataFrame) -> float:
     return float(tokens.sum() / rows.prompt_tokens.sum())
 
 
-def _summarize(rows: pd.DataFrame, tokens: int, shared: bool) -> dict[str, Any]:
-    """Return one row of the summary.
+def _shares(rows: pd.DataFrame, tokens: int, shared: bool) -> dict[str, Any]:
+    """Return what was reused, a part of a row of the summary.
 
     Args:
         rows: of one strategy.
@@ -147,7 +182,7 @@ def _summarize(rows: pd.DataFrame, tokens: int, shared: bool) -> dict[str, Any]:
     """
     reused = _reused_share(rows)
     names = [name for name in (*BOUNDS, PLACEMENT) if name in rows]
-    most = {name: rows[name].sum() / tokens for name in names}
+    most = {name: rows[name].sum(min_count=1) / tokens for name in names}
     zeros = pd.Series(0, index=rows.index)
     starts = rows.groupby("session", sort=False).head(1)
     trace = starts.session.str.rpartition(":")[0]
@@ -158,22 +193,39 @@ def _summarize(rows: pd.DataFrame, tokens: int, shared: bool) -> dict[str, Any]:
         # Results of earlier versions lack the column.
         "from_disk": _share(rows.get("disk_tokens", zeros), rows) or None,
         "new_session": _reused_share(starts) if len(starts) else None,
-        "ttft_median_s": rows.ttft_s.median(),
-        "ttft_max_s": rows.ttft_s.max(),
-        **_summarize_users(rows),
-        "prefill_s": rows.prefill_s.sum(min_count=1),
-        "restore_s": rows.restore_s.sum(min_count=1),
-        "stored_mib": rows.stored_bytes.max() / 2**20,
-        "evicted": int(rows.evicted.sum()),
     }
 
 
-def _summarize_users(rows: pd.DataFrame) -> dict[str, float]:
-    """Return what is known where users asked at once."""
+def _costs(rows: pd.DataFrame, shared: bool) -> dict[str, Any]:
+    """Return what it took, the rest of a row of the summary."""
+    stored, evicted = rows.stored_bytes.max(), rows.evicted.sum(min_count=1)
+    failed = int((rows.failure != "").sum()) if "failure" in rows else 0
+    return {
+        "ttft_median_s": rows.ttft_s.median(),
+        "ttft_max_s": rows.ttft_s.max(),
+        "itl_median_s": rows.itl_s.median() if "itl_s" in rows else None,
+        **_totals(rows, shared),
+        "prefill_s": rows.prefill_s.sum(min_count=1),
+        "restore_s": rows.restore_s.sum(min_count=1),
+        "stored_mib": None if pd.isna(stored) else stored / 2**20,
+        "evicted": None if pd.isna(evicted) else int(evicted),
+        "failed": failed or None,
+    }
+
+
+def _totals(rows: pd.DataFrame, shared: bool) -> dict[str, float]:
+    """Return what is known where whole answers were timed."""
     if "total_s" not in rows or rows.total_s.isna().all():
         return {}
     last = float((rows.arrived_s + rows.total_s).max())
-    return {
-        "total_median_s": rows.total_s.median(),
-        "tokens_per_s": rows.answer_tokens.sum() / last,
-    }
+    rate = {"tokens_per_s": rows.answer_tokens.sum() / last} if shared else {}
+    return {"total_median_s": rows.total_s.median(), **rate}
+
+
+def _describe_endpoint(name: str, row: pd.Series[Any]) -> str:
+    """Return one sentence on what an endpoint claims, and its seconds."""
+    stated = pd.notna(row.reused)
+    claim = f"claims {row.reused:.1%} reused" if stated else "does not state its reuse"
+    if pd.isna(row.ttft_median_s):
+        return f"{name} answered no request."
+    return f"{name} {claim}; median time to first token {row.ttft_median_s:.2f} s."

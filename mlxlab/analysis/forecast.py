@@ -30,6 +30,7 @@ from mlxlab.replay.specs import (
     Strategies,
 )
 from mlxlab.replay.turns import Schedule, list_turns, think_only
+from mlxlab.sizes import format_duration
 from mlxlab.strategies import make_strategy
 from mlxlab.traces import Trace
 
@@ -180,7 +181,7 @@ def _simulate(
 
 def _describe(seconds: float, calibrated: CostModel | None) -> str:
     source = "this machine's calibration" if calibrated else "a few prompts"
-    return f"about {_duration(seconds)}, by {source}"
+    return f"about {format_duration(seconds)}, by {source}"
 
 
 def _probe(model: ModelFolder, chunk: int) -> CostModel:
@@ -220,10 +221,3 @@ def _points(live: LiveModel, window: int) -> Iterator[Point]:
                     restore_s=done.prefill.restore_s,
                     prefill_s=done.prefill_s,
                 )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{max(round(seconds), 1)} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes / 60:.1f} h"

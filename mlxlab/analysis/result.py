@@ -30,6 +30,7 @@ __all__ = ["Result", "describe_replay", "describe_traces", "read_result"]
 #: Result classes by verb, as names: reading one kind must not import all of them.
 _KINDS = {
     "compare": "mlxlab.analysis.comparison:Comparison",
+    "audit": "mlxlab.analysis.audit.result:Audit",
     "misses": "mlxlab.analysis.misses.result:Misses",
     "fidelity": "mlxlab.analysis.fidelity.result:Fidelity",
     "sweep": "mlxlab.analysis.sweep:Sweep",
@@ -235,6 +236,8 @@ def _estimate(manifest: Mapping[str, Any]) -> str:
     day, off = estimated["calibrated"], f"{estimated['median_error']:.0%}"
     source = f"{estimated['points']} points of {day}, median error {off}"
     subject = "seconds" if manifest["simulated"] else "seconds of bounds"
+    if manifest["simulated"] and "endpoints" in manifest:
+        subject = "seconds of strategies and bounds"
     return f"{subject} are estimated from {source}"
 
 

@@ -13,6 +13,7 @@ from mlxlab.cli import doctor  # noqa: F401  the first command of its group
 # isort: split
 from mlxlab.cli import (  # noqa: F401  they register commands
     analysis,
+    audit,
     planning,
     server,
     traces,

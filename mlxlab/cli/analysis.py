@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import typer
 
@@ -33,6 +33,7 @@ from mlxlab.cli.options import (
     named_traces,
 )
 from mlxlab.cli.screen import Answer
+from mlxlab.extras import needs
 
 Users: TypeAlias = Annotated[
     int | None,
@@ -169,6 +170,30 @@ def compare(
             "for none.",
         ),
     ] = None,
+    endpoint: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL[#MODEL][=NAME]",
+            help="Send the requests to this running server too; repeatable.",
+        ),
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Read the endpoints' token from this file, mode 0600; MLXLAB_TOKEN by "
+            "default.",
+        ),
+    ] = None,
+    answer_tokens: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Let endpoints answer with this many tokens at most; 16 by default, "
+            "with users as many as recorded.",
+        ),
+    ] = None,
     fill: Fill = False,
     json: Json = None,
     plots: Plots = None,
@@ -200,6 +225,7 @@ def compare(
         layout=layout,
         progress=screen.progress,
         **settings,
+        **_endpoints(endpoint, token_file, answer_tokens),
     )
     written = []
     if plots:
@@ -208,6 +234,19 @@ def compare(
         written = save_plots(found, plots)
     lines = [_COUNTED.format(folder.name)] if simulate and costs is None else []
     return Answer(found, found.to_dict, json, lines, written)
+
+
+def _endpoints(
+    endpoints: list[str] | None, token_file: Path | None, answer_tokens: int | None
+) -> dict[str, Any]:
+    """Return the settings of endpoints for a comparison; none without endpoints."""
+    if not endpoints:
+        return {}
+    with needs("compare with endpoints", "serve"):
+        from mlxlab.server.credentials import find_token
+
+    token = find_token(file=token_file)
+    return given(endpoints=endpoints, token=token, answer_tokens=answer_tokens)
 
 
 @app.command(rich_help_panel=SEE)

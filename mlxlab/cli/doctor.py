@@ -13,7 +13,7 @@ import typer
 import mlxlab as ml
 from mlxlab.cli.app import SEE, app, screen_of
 from mlxlab.cli.completion import complete_traces
-from mlxlab.cli.options import Json, Layout, Memory, Model, given
+from mlxlab.cli.options import Fill, Json, Layout, Memory, Model, given
 from mlxlab.cli.screen import Answer
 
 if TYPE_CHECKING:
@@ -37,13 +37,14 @@ def doctor(
     model: Model = None,
     layout: Layout = None,
     memory: Memory = None,
+    fill: Fill = False,
     json: Json = None,
 ) -> Answer:
     """Find your requests, and say what to change."""
     from mlxlab.analysis.doctor.evidence import find_evidence
 
     screen = screen_of(context)
-    evidence = find_evidence(traces or None, progress=screen.progress)
+    evidence = find_evidence(traces or None, fill=fill, progress=screen.progress)
     setting = given(model=model, layout=layout, memory=memory)
     found = ml.doctor(evidence, progress=screen.progress, **setting)
     return Answer(
@@ -64,7 +65,7 @@ def _offer(found: ml.Diagnosis, evidence: Evidence, setting: dict[str, Any]) -> 
     offered = ["quit"]
     if all(isinstance(trace, ml.Trace) for trace in evidence.traces):
         offered.insert(0, "report")
-    if found.manifest["served"]:
+    if found.manifest["served"] and found.is_better:
         offered.insert(0, "serve")
     letters = ", ".join(f"[{name[0]}]{name[1:]}" for name in offered)
     answer = typer.prompt(letters, default="q", show_default=False).strip().lower()

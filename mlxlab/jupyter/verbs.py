@@ -38,7 +38,7 @@ __all__ = ["register_verbs", "unregister_verbs"]
 #: Commands that are magics; ``serve`` is one too, with a server that it keeps.
 VERBS = (
     *("strategies", "placements", "rules", "read-trace"),
-    *("doctor", "misses", "compare", "report"),
+    *("doctor", "misses", "compare", "report", "audit"),
     *("calibrate", "sweep", "tune", "fidelity"),
     *("record", "import-trace", "anonymize", "export-trace"),
 )

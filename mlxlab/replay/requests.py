@@ -13,7 +13,7 @@ from mlxlab.rendering.renderer import Renderer
 from mlxlab.traces import Exchange, Trace
 from mlxlab.traces.schema import Json, Order
 
-__all__ = ["RenderedRequest", "label_sessions", "render_trace"]
+__all__ = ["RenderedRequest", "label_sessions", "render_exchange", "render_trace"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +92,7 @@ def render_trace(
     requests: list[RenderedRequest] = []
     equipped = {e.session for e in trace.inference if e.body and e.body.get("tools")}
     for exchange in trace.inference:
-        side = _is_side_request(exchange, equipped)
-        requests.append(replace(_render(trace, exchange, renderer), side=side))
+        requests.append(render_exchange(trace.name, exchange, renderer, equipped))
         progress(1)
     if not requests:
         raise RequestError(
@@ -109,23 +108,21 @@ def render_trace(
     ]
 
 
-def label_sessions(
-    traces: Sequence[Trace], rendered: Sequence[list[RenderedRequest]]
-) -> list[list[RenderedRequest]]:
-    """Put trace names before session ids if there are several traces."""
-    if len(traces) == 1:
-        return list(rendered)
-    return [
-        [
-            replace(request, session=f"{trace.name}:{request.session}")
-            for request in requests
-        ]
-        for trace, requests in zip(traces, rendered, strict=True)
-    ]
+def render_exchange(
+    trace: str, exchange: Exchange, renderer: Renderer, equipped: Collection[str]
+) -> RenderedRequest:
+    """Return one inference request, with its answer if that was recorded.
 
+    Args:
+        trace: name of its trace.
+        exchange: what was recorded.
+        renderer: a renderer for the model and rules of the prompt.
+        equipped: sessions that have tools.
 
-def _render(trace: Trace, exchange: Exchange, renderer: Renderer) -> RenderedRequest:
-    where = f"trace {trace.name}: request {exchange.id}"
+    Raises:
+        RequestError, ModelError: see :func:`render_trace`.
+    """
+    where = f"trace {trace}: request {exchange.id}"
     response = exchange.response
     body = _request_body(exchange)
     prompt: Prompt
@@ -151,9 +148,25 @@ def _render(trace: Trace, exchange: Exchange, renderer: Renderer) -> RenderedReq
         exchange.id,
         prompt,
         answer,
-        trace=trace.name,
+        trace=trace,
         order=response.order if response else None,
+        side=_is_side_request(exchange, equipped),
     )
+
+
+def label_sessions(
+    traces: Sequence[Trace], rendered: Sequence[list[RenderedRequest]]
+) -> list[list[RenderedRequest]]:
+    """Put trace names before session ids if there are several traces."""
+    if len(traces) == 1:
+        return list(rendered)
+    return [
+        [
+            replace(request, session=f"{trace.name}:{request.session}")
+            for request in requests
+        ]
+        for trace, requests in zip(traces, rendered, strict=True)
+    ]
 
 
 def _is_side_request(exchange: Exchange, equipped: Collection[str]) -> bool:

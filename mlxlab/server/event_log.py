@@ -6,6 +6,7 @@ so its memory is bounded.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -111,6 +112,8 @@ class EventLog:
         self._latest = 0
         #: The latest stage of each request that has not ended, oldest first.
         self._open: dict[int, Stage] = {}
+        #: Since when no request waits for its first token, by the monotonic clock.
+        self._quiet_from = -math.inf
 
     def arrive(self, asker: Asker, model: str) -> int:
         """Note a request, and return its number."""
@@ -129,7 +132,14 @@ class EventLog:
                 self._open.pop(request, None)
             elif stage in _WAITING or stage is Stage.FIRST_TOKEN:
                 self._open[request] = stage
+            self._note_quiet()
             self._changed.notify_all()
+
+    def _note_quiet(self) -> None:
+        if not _WAITING.isdisjoint(self._open.values()):
+            self._quiet_from = math.inf
+        elif self._quiet_from == math.inf:
+            self._quiet_from = time.monotonic()
 
     def ahead(self, *, full: bool) -> int | None:
         """Return the request that one queued now waits for; None if there is none.
@@ -145,18 +155,20 @@ class EventLog:
                     return request
             return next(iter(self._open), None) if full else None
 
-    def wait_for_quiet(self, seconds: float) -> bool:
+    def wait_for_quiet(self, seconds: float, *, settled: float = 0.0) -> bool:
         """Wait until no request waits for its first token; return whether that is so.
 
         Args:
             seconds: most to wait.
+            settled: seconds that it has to have been so.
         """
-
-        def is_quiet() -> bool:
-            return not any(stage in _WAITING for stage in self._open.values())
-
+        end = time.monotonic() + seconds
         with self._changed:
-            return self._changed.wait_for(is_quiet, seconds)
+            while (now := time.monotonic()) < self._quiet_from + settled:
+                if now >= end:
+                    return False
+                self._changed.wait(min(end, self._quiet_from + settled) - now)
+            return True
 
     def since(self, number: int = 0) -> list[Event]:
         """Return the events behind that number, if they are still kept."""

@@ -45,6 +45,8 @@ T = TypeVar("T")
 
 #: Seconds between two looks at the backlog, while requests wait for their first token.
 _LOOK_S = 0.5
+#: Seconds without such requests; a client's next turn often comes at once.
+_SETTLED_S = 0.1
 
 HORIZON = Horizon(EXPLAINED_TOKENS, EXPLAINED_SEQUENCES, EXPLAINED_REQUESTS)
 
@@ -161,9 +163,7 @@ class Explainer:
         """Wait for something to do, and for a quiet time; None at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._backlog or self._is_closed)
-        while not (
-            self._is_closed or self._is_late or self._events.wait_for_quiet(_LOOK_S)
-        ):
+        while not (self._is_closed or self._is_late or self._is_quiet()):
             pass
         with self._changed:
             if self._is_closed:
@@ -174,6 +174,9 @@ class Explainer:
             tokens, call = self._backlog.popleft()
             self._waiting -= tokens
             return call
+
+    def _is_quiet(self) -> bool:
+        return self._events.wait_for_quiet(_LOOK_S, settled=_SETTLED_S)
 
     @property
     def _is_late(self) -> bool:

@@ -206,11 +206,11 @@ class Metrics:
         for (cause, _), tokens in why.losses.items():
             self._lost.labels(*at, cause).inc(tokens * seconds)
         lost = why.lost_tokens
-        told = replace(served, cause=why.cause, lost_tokens=lost, lost_s=lost * seconds)
+        row = replace(served, cause=why.cause, lost_tokens=lost, lost_s=lost * seconds)
         with self._lock:
             for i in range(len(self._requests) - 1, -1, -1):
                 if self._requests[i] is served:
-                    self._requests[i] = told
+                    self._requests[i] = row
                     break
 
     def refuse(self) -> None:

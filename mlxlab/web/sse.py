@@ -1,18 +1,27 @@
-"""Server-sent events of the Messages API: a message into frames, and back."""
+"""Server-sent events: a message into frames, and answers back from their events."""
 
 from __future__ import annotations
 
 import json
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn, TypeAlias
 
-__all__ = ["MessageAccumulator", "frame", "frames"]
+__all__ = [
+    "Accumulator",
+    "CompletionAccumulator",
+    "MessageAccumulator",
+    "frame",
+    "frames",
+]
 
 log = logging.getLogger(__name__)
 
 Json: TypeAlias = Any
 
+#: Ends a stream of chat completions; it is no event.
+_DONE = b"[DONE]"
 #: Characters of text per delta: a few deltas per block, as a server sends.
 _PIECE = 80
 #: The key of a block that a delta's text is appended to.
@@ -53,17 +62,19 @@ def frames(message: Mapping[str, Json]) -> Iterator[bytes]:
     yield frame("message_stop")
 
 
-class MessageAccumulator:
-    """Rebuilds the message of an event stream, for any cut into chunks.
+class Accumulator(ABC):
+    """Rebuilds the answer of an event stream, for any cut into chunks.
 
     It reads the streams of other servers, so it skips events that make no sense.
+
+    Attributes:
+        message: what has arrived so far; None before the first event.
     """
 
     def __init__(self) -> None:
         self.message: dict[str, Json] | None = None
         self._buffer = b""
         self._data: list[bytes] = []
-        self._inputs: dict[int, str] = {}
 
     def feed(self, chunk: bytes) -> None:
         """Add the next bytes of the stream."""
@@ -77,10 +88,64 @@ class MessageAccumulator:
                 self._data = []
 
     def _take(self, data: bytes) -> None:
+        if data.strip() == _DONE:
+            return
         try:
             self._apply(_decoded(data))
-        except (ValueError, LookupError, TypeError, RecursionError) as error:
+        except (
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             log.warning("an event of the answer was skipped: %r", error)
+
+    @abstractmethod
+    def _apply(self, event: Json) -> None:
+        """Add one event."""
+
+
+class CompletionAccumulator(Accumulator):
+    """Rebuilds a chat completion, its first choice and its usage."""
+
+    def _apply(self, event: Json) -> None:
+        if self.message is None:
+            role = {"role": "assistant", "content": ""}
+            self.message = {"object": "chat.completion", "choices": [{"message": role}]}
+        if error := event.get("error"):
+            self.message["error"] = error
+        if usage := event.get("usage"):
+            self.message["usage"] = usage
+        for choice in event.get("choices") or ():
+            if not choice.get("index"):
+                self._extend(self.message["choices"][0], choice)
+
+    def _extend(self, own: dict[str, Json], choice: Json) -> None:
+        message, delta = own["message"], choice.get("delta") or {}
+        for key in ("content", "reasoning_content", "reasoning"):
+            if delta.get(key):
+                message[key] = message.get(key, "") + delta[key]
+        for call in delta.get("tool_calls") or ():
+            self._extend_call(message.setdefault("tool_calls", []), call)
+        if reason := choice.get("finish_reason"):
+            own["finish_reason"] = reason
+
+    def _extend_call(self, calls: list[Json], call: Json) -> None:
+        index = call.get("index", len(calls))
+        if index == len(calls):
+            calls.append({"id": "", "function": {"name": "", "arguments": ""}})
+        calls[index]["id"] += call.get("id") or ""
+        for key, piece in (call.get("function") or {}).items():
+            calls[index]["function"][key] += piece or ""
+
+
+class MessageAccumulator(Accumulator):
+    """Rebuilds a message of the Messages API."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._inputs: dict[int, str] = {}
 
     def _apply(self, event: Json) -> None:
         match event["type"]:

@@ -87,6 +87,19 @@ def test_comparisons_and_tunings_conclude_nothing(bare: Trace, filled: Trace) ->
     assert repr(tuned).startswith(line(bare))
 
 
+def test_the_doctor_gives_no_advice_on_what_is_not_there(
+    bare: Trace, filled: Trace
+) -> None:
+    found = ml.doctor(bare, progress=False)
+    assert repr(found).startswith(line(bare))
+    assert found.verdict == UNKNOWN
+    assert "Run:" not in repr(found)
+    assert "mlxlab serve --strategy" not in found._repr_html_()
+    whole = ml.doctor(bare, fill=True, progress=False)
+    assert repr(whole).startswith(line(filled))
+    assert "of the prefill had been computed before" in whole.verdict
+
+
 def test_the_command_fills_a_history_that_was_imported(
     bare: Trace, filled: Trace, tmp_path: Path
 ) -> None:

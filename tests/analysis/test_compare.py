@@ -626,7 +626,7 @@ def test_a_forecast_counts_thinking_and_answers() -> None:
     slow = fitted()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mlxlab.analysis.forecast.recall_costs", lambda *_: slow)
-        patch.setattr("mlxlab.analysis.forecast._duration", "{:.4f}".format)
+        patch.setattr("mlxlab.analysis.forecast.format_duration", "{:.4f}".format)
         asked: list[dict[str, Any]] = [
             {},
             {"users": 1, "think_times": 0},

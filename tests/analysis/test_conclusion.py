@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mlxlab import Comparison, compare
-from mlxlab.analysis.forecast import _duration
+from mlxlab.sizes import format_duration
 from mlxlab.traces import Trace
 from tests.support.exchanges import small_trace
 
@@ -51,4 +51,4 @@ def test_one_strategy_is_the_best_of_its_own() -> None:
     [(0, "1 s"), (59.4, "59 s"), (60, "1 min"), (170, "3 min"), (5400, "1.5 h")],
 )
 def test_durations_are_read_at_a_glance(seconds: float, text: str) -> None:
-    assert _duration(seconds) == text
+    assert format_duration(seconds) == text

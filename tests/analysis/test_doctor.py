@@ -121,6 +121,22 @@ def test_shares_and_lines_follow_from_the_counts(home: Path, tmp_path: Path) -> 
     assert "<pre>mlxlab serve" in found._repr_html_()
 
 
+def test_what_cannot_be_bettered_is_kept(home: Path) -> None:
+    best = ml.doctor("resume", progress=False).tuning.best.strategy
+    publish(
+        Endpoint(
+            *("http://127.0.0.1:9", "secret", 100, ("default",)),
+            model="tiny",
+            strategy=best,
+            rules="all",
+        )
+    )
+    found = ml.doctor("resume", model="tiny", layout="96KiB", progress=False)
+    assert abs(found.gain) < 0.005
+    assert found.lines() == ["Keep what you have: nothing that was tried reuses more."]
+    assert "<pre>" not in found._repr_html_()
+
+
 def test_recorded_answers_decide_speed_and_strategy(home: Path) -> None:
     trace = small_trace()
     timing = Timing(queue=1.0, restore=0.5, prefill=2.0, decode=1.0)

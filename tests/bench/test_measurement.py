@@ -10,11 +10,11 @@ import httpx
 import pytest
 
 from bench import processes
-from bench.answers import ask
-from bench.dialects import Usage
 from bench.measurement import Kind, kinds_of, measure
 from bench.processes import running
 from mlxlab.errors import ServerError
+from mlxlab.replay.endpoints.answers import ask
+from mlxlab.replay.endpoints.dialect import Usage
 from mlxlab.traces import Exchange, Trace, load_trace
 from tests.support.bench_samples import stand_in
 

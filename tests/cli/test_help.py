@@ -27,15 +27,15 @@ COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
 GROUPS = {
     "See": [
         *("doctor", "strategies", "placements", "rules", "read-trace"),
-        *("misses", "compare", "report"),
+        *("misses", "compare", "report", "audit"),
     ],
     "Decide": ["calibrate", "sweep", "tune", "fidelity"],
     "Serve": ["serve", "claude", "agents"],
     "Share": ["record", "import-trace", "anonymize", "export-trace", "notebooks"],
 }
 VERBS = [
-    *("anonymize", "calibrate", "compare", "doctor", "export_trace", "fidelity"),
-    "import_trace",
+    *("anonymize", "audit", "calibrate", "compare", "doctor", "export_trace"),
+    *("fidelity", "import_trace"),
     *("misses", "read_trace", "record", "report", "serve", "sweep", "tune"),
 ]
 

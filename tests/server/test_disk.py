@@ -50,6 +50,10 @@ def test_a_restart_reuses_what_was_stored(tmp_path: Path) -> None:
             metrics = server._service.exposition().decode()
             (line,) = re.findall(r"^mlxlab_disk_bytes (\S+)$", metrics, re.MULTILINE)
             assert 1 << 20 < float(line) <= SIZE
+            status = server.status()
+            assert (status.on_disk, status.disk) == (float(line), SIZE)
+            capacity = 'mlxlab_capacity_bytes{tier="disk"} '
+            assert float(metrics.partition(capacity)[2].split()[0]) == SIZE
             if trace is first:
                 assert usages[0]["cache_read_input_tokens"] == 0
                 warm = usages[1]["cache_read_input_tokens"]

@@ -54,6 +54,8 @@ def test_a_request_waits_for_the_one_in_front() -> None:
     assert not log.wait_for_quiet(0)  # the third is still to be rendered
     log.add(third, Stage.ENDED)
     assert log.wait_for_quiet(0)
+    assert not log.wait_for_quiet(0, settled=60)
+    assert log.wait_for_quiet(60, settled=0.01)
 
 
 @pytest.mark.parametrize(

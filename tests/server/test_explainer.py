@@ -14,16 +14,19 @@ from prometheus_client.parser import text_string_to_metric_families
 from mlxlab import compare, misses
 from mlxlab.engine import Stored
 from mlxlab.errors import StrategyError
+from mlxlab.limits import EXPLAINED_SEQUENCES
 from mlxlab.models.folder import find_model
 from mlxlab.prompt import Prompt, Role, Segment
 from mlxlab.server.event_log import Asker, EventLog, Stage
-from mlxlab.server.explainer import Asked, Explainer
+from mlxlab.server.explainer import Asked, Explainer, _Known
 from mlxlab.server.lanes import Setting
 from mlxlab.server.metrics import Metrics, Served
 from mlxlab.server.server import Options, Server
 from mlxlab.strategies import Commit, Plan
 from tests.server.test_order import traffic
+from tests.support.architectures import save_architecture
 from tests.support.endpoint import Client, ask, served, until, words
+from tests.support.hybrids import HYBRIDS
 
 SMALL = "paged:capacity=2MiB"
 TURN = "What is two and two?"
@@ -138,6 +141,21 @@ def test_requests_that_run_at_once_are_followed_in_their_order(tmp_path: Path) -
     causes = misses(str(path), progress=False).requests
     lost = sorted(zip(causes.prompt_tokens, causes.lost_tokens, strict=True))
     assert sorted(zip(asked.prompt_tokens, asked.lost_tokens, strict=True)) == lost
+
+
+@pytest.mark.slow
+def test_models_with_checkpoints_are_explained_alike(tmp_path: Path) -> None:
+    model, trace = tmp_path / "model", tmp_path / "t.jsonl"
+    save_architecture(model, HYBRIDS["qwen3_5"])
+    with served(str(model), "paged") as server, Client(server.url) as client:
+        server.record(trace)
+        talk(client)
+        facts, rows = explained(server), server.requests
+    replayed = misses(str(trace), model=str(model), progress=False).requests
+    kinds = [facts[request]["kind"] for request in rows.request]
+    assert kinds == replayed.cause.tolist()
+    assert rows.lost_tokens.tolist() == replayed.lost_tokens.tolist()
+    assert rows.reused_tokens.sum() > 0
 
 
 def explained_now(server: Server) -> dict[int, dict[str, Any]]:
@@ -261,8 +279,8 @@ def test_what_comes_too_fast_is_not_explained_and_that_is_said(
     own.log.add(waits, Stage.FIRST_TOKEN)
     kinds = [own.wait(number)["kind"] for number in asked]
     assert "not explained" in kinds
-    told = [own.facts(number) for number in asked]
-    skipped = [facts for facts in told if facts["kind"] == "not explained"]
+    found = [own.facts(number) for number in asked]
+    skipped = [facts for facts in found if facts["kind"] == "not explained"]
     assert all(not facts["lost_tokens"] + facts["lost_s"] for facts in skipped)
     # Later requests are explained again.
     assert own.wait(own.answer("one two three"))["kind"] != "not explained"
@@ -281,18 +299,35 @@ def test_credentials_know_nothing_of_each_other(desk: Callable[..., Desk]) -> No
     assert "red" in again["detail"]
 
 
+def test_a_request_without_the_tools_of_its_session_is_aside() -> None:
+    folder = find_model("tiny")
+    setting, prompt = Setting(folder, SMALL, "all", "own", 64), Prompt.of([1, 2])
+    known = _Known()
+
+    def side(session: str, *, tools: bool, json: bool = False) -> bool:
+        asked = Asked(1, session, prompt, setting, has_tools=tools, wants_json=json)
+        return known.request(asked).side
+
+    assert not side("a", tools=False)
+    assert not side("a", tools=True)
+    assert side("a", tools=False)
+    assert side("a/agent", tools=False)
+    assert not side("b", tools=False)
+    assert side("b", tools=True, json=True)
+
+
 @pytest.mark.slow
-def test_memory_is_flat_over_many_requests() -> None:
+def test_what_is_followed_is_bounded() -> None:
     with served(strategy=SMALL) as server, Client(server.url) as client:
-        sizes: list[int] = []
-        for number in range(600):
-            client.ask(body(words(6, 10 * number), TURN, session=f"{number:08}"))
-            if number % 200 == 199:
-                explained(server)
-                explainer = server._service.explainer
-                assert explainer is not None
-                (known,) = explainer._histories.values()
-                sizes.append(len(known.history.predecessors._sessions))
-                assert explainer._open == {}
-                assert explainer._waiting == 0
-    assert sizes[-1] <= 256
+        for number in range(300):
+            session = f"{number:08}"
+            client.ask(body(words(6, 10 * number), TURN, session=session), max_tokens=1)
+        explained(server)
+        explainer = server._service.explainer
+        assert explainer is not None
+        (known,) = explainer._histories.values()
+        (lane,) = explainer._lanes.values()
+    assert len(known.history.predecessors._sessions) == EXPLAINED_SEQUENCES
+    assert len(lane._attributor.evictions._sequences) == EXPLAINED_SEQUENCES
+    assert (explainer._open, explainer._waiting) == ({}, 0)
+    assert not explainer._backlog

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from bench.answers import Answer
-from bench.dialects import Messages
 from bench.loads import Load, Loaded, LoadSample, Part, Visit
 from bench.processes import Server
+from mlxlab.replay.endpoints.answers import Answer
+from mlxlab.replay.endpoints.messages import Messages
 
 
 def stand_in(fault: str = "", name: str = "") -> Server:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxlab.web.sse import MessageAccumulator, frame, frames
+from mlxlab.web.sse import CompletionAccumulator, MessageAccumulator, frame, frames
 
 MESSAGE: dict[str, Any] = {
     "id": "msg_1",
@@ -101,3 +102,39 @@ def test_nonsense_between_events_is_skipped(nonsense: bytes) -> None:
     for data in frames(MESSAGE):
         accumulator.feed(nonsense + data)
     assert accumulator.message == MESSAGE
+
+
+def chunk(**delta: object) -> bytes:
+    choice = {"index": 0, "delta": delta, "finish_reason": None}
+    return f"data: {json.dumps({'choices': [choice]})}\n\n".encode()
+
+
+def test_a_chat_completion_is_rebuilt_from_its_chunks() -> None:
+    call = {"index": 0, "id": "c1", "function": {"name": "Bash", "arguments": '{"a'}}
+    rest = {"index": 0, "function": {"arguments": '": 1}'}}
+    usage = {"choices": [], "usage": {"prompt_tokens": 3}}
+    stream = b"".join(
+        [
+            chunk(role="assistant", content="Loo"),
+            b"data: {\n\n",
+            chunk(content="k.", reasoning_content="Hm."),
+            chunk(tool_calls=[call]),
+            chunk(tool_calls=[rest]),
+            f"data: {json.dumps(usage)}\n\ndata: [DONE]\n\n".encode(),
+        ]
+    )
+    for size in (1, 7, len(stream)):
+        accumulator = CompletionAccumulator()
+        for start in range(0, len(stream), size):
+            accumulator.feed(stream[start : start + size])
+        assert accumulator.message is not None
+        (choice,) = accumulator.message["choices"]
+        assert choice["message"] == {
+            "role": "assistant",
+            "content": "Look.",
+            "reasoning_content": "Hm.",
+            "tool_calls": [
+                {"id": "c1", "function": {"name": "Bash", "arguments": '{"a": 1}'}}
+            ],
+        }
+        assert accumulator.message["usage"] == {"prompt_tokens": 3}

@@ -61,7 +61,9 @@ class Evidence:
         return f"{first}" if first == last else f"{first} to {last}"
 
 
-def find_evidence(traces: Traces | None = None, *, progress: bool = True) -> Evidence:
+def find_evidence(
+    traces: Traces | None = None, *, fill: bool = False, progress: bool = True
+) -> Evidence:
     """Find requests to explain.
 
     The latest recording is taken, else the client's history, else a recording of a few
@@ -70,6 +72,7 @@ def find_evidence(traces: Traces | None = None, *, progress: bool = True) -> Evi
     Args:
         traces: names, paths or opened traces that are taken instead. A file of another
             program is imported.
+        fill: see :func:`mlxlab.traces.filling.fill.fill_history`.
         progress: whether to show bars.
 
     Raises:
@@ -77,7 +80,7 @@ def find_evidence(traces: Traces | None = None, *, progress: bool = True) -> Evi
     """
     endpoint, others = _endpoint()
     if traces is not None:
-        opened = list(_open(traces, progress))
+        opened = list(_open(traces, fill, progress))
         source = ", ".join(trace.name for trace in opened[:3])
         more = f" and {len(opened) - 3} more" if len(opened) > 3 else ""
         return Evidence(opened, source + more, others, endpoint)
@@ -85,7 +88,7 @@ def find_evidence(traces: Traces | None = None, *, progress: bool = True) -> Evi
     if recording is not None and len(recording[1].inference) >= _FEW:
         return _evidence("recording", *recording, others, endpoint)
     try:
-        history = import_trace(limit=LIMIT, progress=progress)
+        history = import_trace(limit=LIMIT, fill=fill, progress=progress)
     except MlxlabError as error:
         missing = str(error).split(";")[0]
     else:
@@ -99,13 +102,13 @@ def find_evidence(traces: Traces | None = None, *, progress: bool = True) -> Evi
     )
 
 
-def _open(traces: Traces, progress: bool) -> Iterator[AnyTrace]:
+def _open(traces: Traces, fill: bool, progress: bool) -> Iterator[AnyTrace]:
     """Open traces, and import the files of other programs."""
     for one in [traces] if isinstance(traces, TraceLike) else traces:
         if isinstance(one, str | Path) and _is_foreign(Path(one)):
-            yield import_trace(one, limit=LIMIT, progress=progress)
+            yield import_trace(one, limit=LIMIT, fill=fill, progress=progress)
         else:
-            yield from open_traces(one)
+            yield from open_traces(one, fill=fill)
 
 
 def _is_foreign(path: Path) -> bool:

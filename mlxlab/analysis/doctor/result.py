@@ -8,10 +8,12 @@ from html import escape
 
 import pandas as pd
 
+from mlxlab.analysis.conclusion import find_lack
 from mlxlab.analysis.misses.causes import NO_REMEDY, CauseKind
 from mlxlab.analysis.misses.result import Misses
 from mlxlab.analysis.tables import Forms, format_columns
 from mlxlab.analysis.tuning import Tuning
+from mlxlab.sizes import format_duration
 
 __all__ = ["Diagnosis"]
 
@@ -19,6 +21,8 @@ __all__ = ["Diagnosis"]
 _SHOWN = 3
 #: Share of all prompt tokens from which on it is said that memory is short.
 _SHORT = 0.01
+#: Share of all prompt tokens below which a change is not worth it.
+_LEAST = 0.005
 #: The name of a model that is not known.
 _MODEL = "NAME"
 
@@ -79,13 +83,15 @@ class Diagnosis(Misses):
     @property
     def verdict(self) -> str:
         """One sentence: how much was computed that had been computed before."""
+        if lack := find_lack(self.manifest):
+            return lack
         computed = int(self.causes.tokens.sum())
         known = round(self.avoidable * computed)
         kinds = self.causes.kind != CauseKind.COMPULSORY
         seconds = self.causes[kinds].seconds.sum()
         return (
             f"{self.avoidable:.0%} of the prefill had been computed before: "
-            f"{known:,} of {computed:,} tokens, {_duration(seconds)}."
+            f"{known:,} of {computed:,} tokens, {format_duration(seconds)}."
         )
 
     def summary(self) -> pd.DataFrame:
@@ -102,7 +108,16 @@ class Diagnosis(Misses):
         return [pd.DataFrame(format_columns(shown, _FORMS))] if len(shown) else []
 
     def lines(self) -> list[str]:
+        if find_lack(self.manifest):
+            return []
+        if not self.is_better:
+            return ["Keep what you have: nothing that was tried reuses more."]
         return [f"Run:    {self.serve_line}", *self.expected()]
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the recommendation reuses more than today's strategy."""
+        return self.gain >= _LEAST
 
     @property
     def shares(self) -> tuple[float, float]:
@@ -180,13 +195,8 @@ class Diagnosis(Misses):
         return [*also, f"Assumed: {settings}.", *super().notes]
 
     def _html_lines(self) -> str:
+        if not (self.is_better and self.lines()):
+            return super()._html_lines()
         code = f"<pre>{escape(self.serve_line)}</pre>"
         expected = "<br>".join(escape(line.strip()) for line in self.expected())
         return f"{code}<p>{expected}</p>"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"

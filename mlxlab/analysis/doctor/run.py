@@ -64,6 +64,7 @@ def doctor(
     layout: LayoutLike | None = None,
     memory: Size = CAPACITY,
     text: str = "redacted",
+    fill: bool = False,
     progress: bool = True,
 ) -> Diagnosis:
     """Find requests of this machine, explain what they cost, and say what to change.
@@ -80,6 +81,8 @@ def doctor(
             that of a usual model where none is known.
         memory: bytes or a size such as ``16GiB``, for keys and values.
         text: of changed blocks, see :func:`mlxlab.misses`.
+        fill: whether requests of a history without system text and tools get assumed
+            ones, see :func:`mlxlab.traces.filling.fill.fill_history`.
         progress: whether to show bars.
 
     Raises:
@@ -89,7 +92,7 @@ def doctor(
     if isinstance(traces, Evidence):
         evidence = traces
     else:
-        evidence = find_evidence(traces, progress=progress)
+        evidence = find_evidence(traces, fill=fill, progress=progress)
     setting = Setting.of(evidence, model, layout, held)
     common: dict[str, Any] = {
         "model": setting.folder,

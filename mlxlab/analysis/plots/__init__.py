@@ -14,6 +14,7 @@ with needs("plots"):
         mpl.get_cachedir()
     except RuntimeError as error:  # a link that leads to itself
         raise ConfigError(f"plots: {error}; set HOME or XDG_CACHE_HOME") from None
+    from mlxlab.analysis.plots.audit import plot_audit
     from mlxlab.analysis.plots.diagnosis import plot_gain
     from mlxlab.analysis.plots.fidelity import (
         plot_pareto,
@@ -33,6 +34,7 @@ with needs("plots"):
     from mlxlab.analysis.plots.served import plot_served
 
 __all__ = [
+    "plot_audit",
     "plot_capacity",
     "plot_causes",
     "plot_costs",

@@ -39,7 +39,10 @@ _DARK = 0.6  # shares above this are bright in cividis
 def plot_hit_rate(compared: Comparison) -> Picture:
     """Draw the reused share of each prompt, strategies by requests."""
     rows = compared.requests
-    share = rows.assign(share=rows.reused_tokens / rows.prompt_tokens).pivot_table(
+    stated = rows[rows.reused_tokens.notna()]
+    share = stated.assign(
+        share=(stated.reused_tokens / stated.prompt_tokens).astype(float)
+    ).pivot_table(
         index="strategy", columns=["session", "request"], values="share", sort=False
     )
     figure, axes = make_axes(height=1.6 + 0.32 * len(share))
@@ -52,6 +55,8 @@ def plot_hit_rate(compared: Comparison) -> Picture:
     mark_requests(axes, share.columns.to_frame(index=False), middle=0.5)
     if share.shape[1] <= _MOST_CELLS:
         for (row, column), value in np.ndenumerate(share):
+            if np.isnan(value):  # not stated
+                continue
             color = "black" if value > _DARK else "white"
             text, place = f"{value:.0%}".removesuffix("%"), (column + 0.5, row + 0.5)
             axes.text(*place, text, ha="center", va="center", size=7, color=color)
@@ -72,7 +77,7 @@ def plot_ttft(compared: Comparison) -> Picture:
 
 def plot_memory(compared: Comparison) -> Picture:
     """Draw the bytes of keys and values held after each request."""
-    rows = compared.requests
+    rows = compared.requests.dropna(subset=["stored_bytes"])
     mib = rows.assign(mib=rows.stored_bytes / 2**20)
     figure, axes = _lines(mib, "mib", "stored keys and values [MiB]")
     axes.set_ylim(bottom=0)

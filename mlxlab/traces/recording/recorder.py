@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -24,12 +25,15 @@ from mlxlab.traces.recording.upstream import (
     Upstream,
 )
 from mlxlab.traces.schema import Json
+from mlxlab.traces.trace import Exchange
 from mlxlab.traces.writer import TraceWriter
 from mlxlab.web.background import BackgroundServer, wait_for_signal
 from mlxlab.web.errors import ApiError, error_response, new_request_id
 from mlxlab.web.guard import Guard
 
 __all__ = ["Recording", "create_app", "record", "recording"]
+
+Listener: TypeAlias = Callable[[Exchange], object]
 
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
@@ -43,7 +47,10 @@ class Recording:
 
 
 def create_app(
-    answerer: Upstream, writer: TraceWriter, host: str = "127.0.0.1"
+    answerer: Upstream,
+    writer: TraceWriter,
+    host: str = "127.0.0.1",
+    listener: Listener | None = None,
 ) -> ASGIApp:
     """The recorder as an ASGI application.
 
@@ -54,8 +61,9 @@ def create_app(
         answerer: answers.
         writer: writes.
         host: how clients may call it, besides loopback.
+        listener: see :class:`~mlxlab.traces.recording.tee.Tee`.
     """
-    return Guard(Tee(_answering(answerer), writer), [host])
+    return Guard(Tee(_answering(answerer), writer, listener), [host])
 
 
 @contextmanager
@@ -67,6 +75,7 @@ def recording(
     host: str = "127.0.0.1",
     port: int = 0,
     notes: Mapping[str, Json] | None = None,
+    listener: Listener | None = None,
 ) -> Iterator[Recording]:
     """Record into ``out`` while the block runs.
 
@@ -77,13 +86,15 @@ def recording(
         host: loopback unless others are to record through it.
         port: 0 for any free one.
         notes: provenance for the trace's first line.
+        listener: see :class:`~mlxlab.traces.recording.tee.Tee`.
 
     Raises:
         TraceError, ScriptError, ServerError: a bad argument; then nothing is written.
     """
     answerer = _answerer(script, upstream)
     with TraceWriter(out, notes) as writer:
-        server = BackgroundServer(create_app(answerer, writer, host), host, port)
+        app = create_app(answerer, writer, host, listener)
+        server = BackgroundServer(app, host, port)
         try:
             server.start()
         except ServerError:
@@ -101,6 +112,7 @@ def record(
     host: str = "127.0.0.1",
     port: int = 0,
     ready: Callable[[str], None] = lambda url: None,
+    listener: Listener | None = None,
 ) -> None:
     """Record until SIGINT or SIGTERM; from the main thread only.
 
@@ -111,11 +123,14 @@ def record(
         host: loopback unless others are to record through it.
         port: 0 for any free one.
         ready: called with the base URL once clients may connect.
+        listener: see :class:`~mlxlab.traces.recording.tee.Tee`.
 
     Raises:
         TraceError, ScriptError, ServerError: as :func:`recording`.
     """
-    with recording(out, script=script, upstream=upstream, host=host, port=port) as to:
+    with recording(
+        out, script=script, upstream=upstream, host=host, port=port, listener=listener
+    ) as to:
         wait_for_signal(lambda: ready(to.url))
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import anyio
 from anyio.to_thread import run_sync
@@ -16,11 +16,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlxlab.errors import RequestError, TraceError
 from mlxlab.traces.schema import Json, decode
-from mlxlab.traces.trace import Response
+from mlxlab.traces.trace import Exchange, Response
 from mlxlab.traces.writer import TraceWriter
 from mlxlab.web.guard import replayed
 from mlxlab.web.json_shape import check_shape
-from mlxlab.web.sse import MessageAccumulator
+from mlxlab.web.sse import (
+    Accumulator,
+    CompletionAccumulator,
+    MessageAccumulator,
+)
 
 __all__ = ["Tee", "api_path", "json_object"]
 
@@ -46,6 +50,9 @@ class Tee:
     Args:
         app: answers.
         writer: see below.
+        listener: called with each exchange that is in the trace, once it has ended; its
+            answer is None if none had begun. It runs on the event loop, so it must not
+            take long.
 
     Attributes:
         writer: where requests that arrive from now on are written; None lets them
@@ -53,9 +60,15 @@ class Tee:
         failure: why the latest recording has stopped by itself, and where; else empty.
     """
 
-    def __init__(self, app: ASGIApp, writer: TraceWriter | None = None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        writer: TraceWriter | None = None,
+        listener: Callable[[Exchange], object] | None = None,
+    ) -> None:
         self.app = app
         self.writer = writer
+        self._listener = listener
         self.failure = ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -111,6 +124,8 @@ class Tee:
             await self.app(exchange.scope, receive_again, send_heard)
         finally:
             await conclude()
+            if self._listener is not None:
+                self._listener(exchange.whole(id))
 
 
 class _Exchange:
@@ -123,26 +138,36 @@ class _Exchange:
         self.clock = time.monotonic()
         self.status: int | None = None
         self.first_byte_s: float | None = None
-        self.message = _Heard({})
+        self.message = _Heard("", {})
         self.is_complete = False
         self.is_concluded = False
+        self.body: dict[str, Json] | None = None
+        self.response: Response | None = None
         scope.setdefault("state", {})
 
     def record(self, body: bytes) -> int:
         """Write the request."""
+        self.body = json_object(body)
         return self.writer.request(
             t=self.t,
             method=self.scope["method"],
             path=api_path(self.scope),
             headers=dict(Headers(scope=self.scope)),
-            body=json_object(body),
+            body=self.body,
         )
+
+    def whole(self, id: int) -> Exchange:
+        """Return request and answer, as they passed."""
+        headers = dict(Headers(scope=self.scope))
+        method, path = self.scope["method"], api_path(self.scope)
+        return Exchange(id, self.t, method, path, headers, self.body, self.response)
 
     def hear(self, message: Message) -> None:
         """Take in a piece of the answer."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            self.message = _Heard(dict(message.get("headers", ())))
+            headers = dict(message.get("headers", ()))
+            self.message = _Heard(api_path(self.scope), headers)
         elif message["type"] == "http.response.body":
             if message.get("body"):
                 if self.first_byte_s is None:
@@ -160,7 +185,7 @@ class _Exchange:
             return
         self.is_concluded = True
         elapsed = time.monotonic() - self.clock
-        response = Response(
+        self.response = Response(
             t=self.t + elapsed,
             status=self.status,
             first_byte_s=elapsed if self.first_byte_s is None else self.first_byte_s,
@@ -171,15 +196,15 @@ class _Exchange:
             order=self.scope["state"].get("order"),
             timing=self.scope["state"].get("timing"),
         )
-        self.writer.response(id, response)
+        self.writer.response(id, self.response)
 
 
 class _Heard:
     """The message in the bytes of an answer, streamed or not."""
 
-    def __init__(self, headers: Mapping[bytes, bytes]) -> None:
+    def __init__(self, path: str, headers: Mapping[bytes, bytes]) -> None:
         streamed = b"event-stream" in headers.get(b"content-type", b"")
-        self._stream = MessageAccumulator() if streamed else None
+        self._stream = _accumulator(path) if streamed else None
         self._data = bytearray()
 
     def feed(self, chunk: bytes) -> None:
@@ -192,6 +217,12 @@ class _Heard:
         if self._stream is not None:
             return self._stream.message
         return json_object(bytes(self._data))
+
+
+def _accumulator(path: str) -> Accumulator:
+    plain = path.partition("?")[0]
+    is_chat = plain.endswith("/chat/completions")
+    return CompletionAccumulator() if is_chat else MessageAccumulator()
 
 
 def api_path(scope: Scope) -> str:

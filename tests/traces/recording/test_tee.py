@@ -15,7 +15,7 @@ import anyio
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from mlxlab.traces import Response, Trace, TraceWriter, read_trace
+from mlxlab.traces import Exchange, Response, Trace, TraceWriter, read_trace
 from mlxlab.traces.recording.tee import Tee
 from mlxlab.web.sse import frames
 from tests.support.asgi import HOST, drive, http_scope, requests
@@ -309,3 +309,21 @@ def test_the_lifespan_passes(writer: TraceWriter) -> None:
 
     drive(Tee(app, writer), {"type": "lifespan"})
     assert seen == ["lifespan"]
+
+
+def test_a_listener_hears_each_exchange_once_also_without_an_answer(
+    tmp_path: Path,
+) -> None:
+    heard: list[Exchange] = []
+
+    async def gone(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+
+    with TraceWriter(tmp_path / "trace.jsonl") as writer:
+        drive(Tee(App(JSON), writer, heard.append), received=sent())
+        drive(Tee(gone, writer, heard.append), received=sent())
+    assert [own.id for own in heard] == [0, 1]
+    first, second = heard
+    assert first.response is not None
+    assert first.body == second.body == read_trace(writer.path).exchanges[0].body
+    assert second.response is None

@@ -5,9 +5,12 @@ from typing import Any
 
 import pytest
 
-from bench.dialects import ChatCompletions, Dialect, Messages, Usage
+from mlxlab.errors import RequestError
 from mlxlab.models.folder import find_model
 from mlxlab.rendering.renderer import Renderer
+from mlxlab.replay.endpoints.chat_completions import ChatCompletions
+from mlxlab.replay.endpoints.dialect import Dialect, Usage
+from mlxlab.replay.endpoints.messages import Messages
 from mlxlab.traces import load_trace
 
 BODY: dict[str, Any] = {
@@ -111,7 +114,7 @@ def test_a_proxy_gives_a_server_what_we_render_but_for_the_rules() -> None:
 def test_what_proves_a_token(
     dialect: Dialect, event: dict[str, Any], expected: bool
 ) -> None:
-    assert dialect.has_token(event) is expected
+    assert (dialect.has_text(event) or dialect.is_end(event)) is expected
 
 
 def test_usage_of_messages_is_disjoint() -> None:
@@ -133,7 +136,7 @@ def test_usage_of_chat_completions() -> None:
     usage = {"prompt_tokens": 321, "prompt_tokens_details": {"cached_tokens": 300}}
     dialect = ChatCompletions()
     assert dialect.usage({"choices": [], "usage": usage}) == Usage(321, 300)
-    assert dialect.usage({"usage": {"prompt_tokens": 321}}) == Usage(321, 0)
+    assert dialect.usage({"usage": {"prompt_tokens": 321}}) == Usage(321, None)
     assert dialect.usage({"choices": []}) is None
 
 
@@ -151,3 +154,39 @@ def test_an_end_is_no_text() -> None:
     assert not Messages().has_text({"type": "message_delta"})
     ended = {"choices": [{"delta": {}, "finish_reason": "length"}]}
     assert not ChatCompletions().has_text(ended)
+
+
+def test_a_later_event_does_not_take_back_what_an_earlier_one_stated() -> None:
+    assert Usage(100, 80).updated(Usage(20, None)) == Usage(100, 80)
+    assert Usage(10, None).updated(Usage(100, 0)) == Usage(100, 0)
+
+
+def test_calls_and_results_carry_their_ids() -> None:
+    """Strict servers refuse a result that names no call."""
+    messages = ChatCompletions().request(BODY, "m")["messages"]
+    assert messages[3]["tool_calls"][0]["id"] == "a"
+    assert messages[4]["tool_call_id"] == "a"
+
+
+def test_an_image_has_no_place_in_chat_completions() -> None:
+    image = {"type": "image", "source": {"type": "base64", "data": "aa"}}
+    content = [{"type": "tool_result", "tool_use_id": "a", "content": [image]}]
+    body = {**BODY, "messages": [{"role": "user", "content": content}]}
+    with pytest.raises(RequestError, match=r"^messages.0: a block of type image; "):
+        ChatCompletions().request(body, "m")
+
+
+def test_a_budget_of_thinking_fits_a_short_answer() -> None:
+    body = BODY | {"thinking": {"type": "enabled", "budget_tokens": 2048}}
+    assert Messages().request(body, "m", 16)["thinking"] == {"type": "adaptive"}
+    assert Messages().request(body, "m", 4096)["thinking"] == body["thinking"]
+
+
+def test_headers_that_explain_the_body_are_sent() -> None:
+    recorded = {"anthropic-beta": "b", "user-agent": "u", "x-claude-code-agent-id": "1"}
+    assert Messages().headers(recorded) == {
+        "anthropic-version": "2023-06-01",
+        "anthropic-beta": "b",
+        "x-claude-code-agent-id": "1",
+    }
+    assert ChatCompletions().headers(recorded) == {}

@@ -1,0 +1,1 @@
+"""What a server claims to reuse, against what could have been reused."""

@@ -12,8 +12,9 @@ from pathlib import Path
 from threading import Thread
 
 import nbformat
+import psutil
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from tests.browser.conftest import shoot
 from tests.support.endpoint import TOKEN, Client, ask, until, words
@@ -105,10 +106,8 @@ def saved_html(notebook: Path) -> str:
     )
 
 
-@pytest.mark.slow
-def test_requests_are_seen_chosen_and_kept(
-    page: Page, lab: str, notebook: Path, port: int
-) -> None:
+def start_server(page: Page, lab: str, notebook: Path) -> Locator:
+    """Run the first cell and return the panel that it shows."""
     open_notebook(page, lab, notebook)
     expect(page.get_by_text("| Idle")).to_be_visible()
     page.locator(".jp-CodeCell").first.click()
@@ -116,6 +115,14 @@ def test_requests_are_seen_chosen_and_kept(
     panel = page.locator(".mlxlab-panel")
     expect(panel.locator(".empty")).to_be_visible()
     expect(panel).to_have_count(1)
+    return panel
+
+
+@pytest.mark.slow
+def test_requests_are_seen_chosen_and_kept(
+    page: Page, lab: str, notebook: Path, port: int
+) -> None:
+    panel = start_server(page, lab, notebook)
 
     with Client(f"http://127.0.0.1:{port}") as client:
         bodies = [ask(words(3000, n), max_tokens=2) for n in range(3)]
@@ -162,6 +169,7 @@ def test_requests_are_seen_chosen_and_kept(
     until(is_kept)
     assert TOKEN not in saved_html(notebook)
     run_command(page, "kernelmenu:shutdown")
+    expect(panel.get_by_text("Not connected: no kernel")).to_be_visible()
     page.context.clear_cookies()
     run_command(page, "docmanager:save")
     page.reload()
@@ -173,3 +181,16 @@ def test_requests_are_seen_chosen_and_kept(
         expect(kept.get_by_text(text)).to_be_hidden()
     shoot(page, "lab-reopened")
     expect(page.locator(".mlxlab-panel")).to_have_count(0)
+
+
+@pytest.mark.slow
+def test_a_panel_says_that_its_kernel_was_killed(
+    page: Page, lab: str, notebook: Path, tmp_path: Path
+) -> None:
+    panel = start_server(page, lab, notebook)
+    for process in psutil.process_iter(["cmdline"]):
+        command = " ".join(process.info["cmdline"] or ())
+        if "ipykernel_launcher" in command and str(tmp_path) in command:
+            process.kill()
+    expect(panel.get_by_text("Not connected: no kernel")).to_be_visible()
+    expect(panel.locator("header")).to_contain_text("tiny")

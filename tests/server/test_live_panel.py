@@ -48,13 +48,15 @@ def outputs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return shown
 
 
-def test_a_panel_sends_while_it_is_watched(outputs: list[dict[str, Any]]) -> None:
+def test_a_panel_sends_while_it_is_watched(
+    outputs: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with served() as server, Client(server.url) as client:
         panel = Watched(server)
         panel.show()
         client.ask(ask(max_tokens=1))
         time.sleep(0.6)
-        assert panel.sent == []  # nobody looks
+        assert panel.sent == []  # it is not watched
 
         panel.hear(watch=True)
         until(lambda: len(panel.sent) == 1)
@@ -75,6 +77,8 @@ def test_a_panel_sends_while_it_is_watched(outputs: list[dict[str, Any]]) -> Non
         assert server.aliases.default.strategy == "prefix"
         panel.hear(change={"strategy": "nope"})
         until(lambda: "no strategy 'nope'" in str(panel.sent[-1].get("error")))
+        monkeypatch.setattr(module, "_HERE_S", 0.5)
+        until(lambda: {"here": True} in panel.sent)
         panel.hear(change={"selected": [21]})
         until(lambda: server.selected.requests.request.tolist() == [21])
         until(lambda: any("#21 main" in str(o["text/html"]) for o in outputs[2:]))

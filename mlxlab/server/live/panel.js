@@ -4,6 +4,7 @@
 // of settings, see change.py. It loads nothing and keeps nothing.
 
 const TICK_MS = 250;
+const SILENT_MS = 30000; // a kernel that is there says so more often
 const SPOKEN_MS = 5000; // between two totals that a screen reader hears
 const LETTER = 6; // pixels of a letter in a strip, about
 const [MIB, GIB] = [2 ** 20, 2 ** 30];
@@ -300,7 +301,7 @@ class Panel {
       "aria-multiselectable": "true",
       onkeydown: (event) => this.press(event),
     });
-    this.empty = h("p", { class: "empty" }, "No requests yet.");
+    this.empty = h("p", { class: "empty", hidden: true }, "No requests yet.");
     this.losses = h("div", { class: "losses" });
     this.chosen = h("p", { class: "chosen", hidden: true });
     this.connect = h("details", { class: "connect" });
@@ -337,7 +338,9 @@ class Panel {
     if (message.error) return this.fail(message.error);
     if (message.done) return this.head.removeAttribute("aria-busy");
     if (message.offline) return this.lose(message.offline);
+    if (this.root.classList.contains("offline")) this.hideError();
     this.root.classList.remove("offline");
+    if (message.here) return;
     const isAtEnd =
       this.list.scrollTop + this.list.clientHeight > this.list.scrollHeight - 40;
     if (message.whole) this.clear();
@@ -740,14 +743,35 @@ export default {
       {},
       `[data-mlxlab="${model.get("place")}"] { display: none }`,
     );
+    let heard = Date.now();
+    let isStopped = false; // then silence is right
     const receive = (message) => {
+      heard = Date.now();
+      if (message.server) isStopped = !message.server.is_running;
       document.head.append(hidden);
       panel.receive(message);
     };
+    const check = setInterval(() => {
+      const isSilent = !isStopped && Date.now() - heard > SILENT_MS;
+      if (isSilent) panel.receive({ offline: "no kernel" });
+    }, SILENT_MS / 6);
+    const watch = () => model.send({ watch: true });
+    // Its comm has ended, or lives again: then a snapshot follows.
+    const reconnect = () => {
+      panel.receive({ offline: "no kernel" });
+      try {
+        watch();
+      } catch {
+        // There is nothing to send to.
+      }
+    };
     model.on("msg:custom", receive);
-    model.send({ watch: true });
+    model.on("comm_live_update", reconnect);
+    watch();
     return () => {
       model.off("msg:custom", receive);
+      model.off("comm_live_update", reconnect);
+      clearInterval(check);
       hidden.remove();
       panel.close();
     };

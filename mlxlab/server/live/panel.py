@@ -23,6 +23,8 @@ __all__ = ["Panel"]
 
 #: Seconds between two states that a saved notebook would keep.
 _KEEP_S = 2.0
+#: Seconds of silence after which a view hears that the kernel is there.
+_HERE_S = 10.0
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 #: Where a notebook is opened again, there is no widget; JupyterLab would say so.
 _STYLE = (
@@ -86,14 +88,19 @@ class Panel(anywidget.AnyWidget):
                 Thread(target=self._send_changes, daemon=True).start()
 
     def _send_changes(self) -> None:
-        kept_at = time.monotonic()
+        kept_at = sent_at = time.monotonic()
         while not self._over.wait(INTERVAL_S):
             is_running = self._server.is_running
             if time.monotonic() - kept_at > _KEEP_S:
                 kept_at = time.monotonic()
                 self._keep()
-            elif not self._send_change() and not is_running:
+            elif self._send_change():
+                sent_at = time.monotonic()
+            elif not is_running:
                 break
+            elif time.monotonic() - sent_at > _HERE_S:
+                sent_at = time.monotonic()
+                self.send({"here": True})
         self._keep()
         with self._guard:
             self._is_watched = False

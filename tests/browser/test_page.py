@@ -47,6 +47,9 @@ def test_a_browser_shows_requests_and_changes_settings(page: Page) -> None:
         expect(page.get_by_role("alert").first).to_contain_text("no strategy 'nope'")
         expect(page.get_by_label("strategy")).to_have_value("paged")
 
+        page.locator(".model").click()
+        expect(page.get_by_label("drop-attribution")).to_be_hidden()  # its menu
+
         page.reload()  # the tab still knows the token
         expect(rows).to_have_count(2)
     assert all(url.startswith(server.url) for url in asked)

@@ -178,6 +178,7 @@ def test_losses_name_the_setting_that_avoids_them() -> None:
 
 def test_no_setting_is_offered_that_helps_little_or_changes_answers() -> None:
     watched = Watched()
+    watched.log.add(watched.serve(), Stage.EXPLAINED, cause="not explained")
     small = watched.serve(100, 10)
     watched.explain(small, "block granularity", 80, "block=8", shadow={"prefix": 11})
     watched.explain(watched.serve(), "tool order", 50, "suffix (approximate)")

@@ -40,12 +40,12 @@ class Losses:
             facts: see :meth:`mlxlab.server.explanation.Explanation.facts`.
             reused_tokens: those of the request.
         """
-        for cause, remedy, tokens, seconds in facts["losses"]:
+        for cause, remedy, tokens, seconds in facts.get("losses", ()):
             loss = self._losses.setdefault((cause, remedy), _Loss())
             loss.tokens += tokens
             loss.seconds += seconds
-            if cause == facts["kind"]:
-                for spec, others in facts["shadow"].items():
+            if cause == facts.get("kind"):
+                for spec, others in facts.get("shadow", {}).items():
                     loss.saved[spec] += min(max(others - reused_tokens, 0), tokens)
 
     def to_dict(self, rules: Collection[str], strategy: str) -> dict[str, Any]:

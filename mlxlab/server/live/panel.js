@@ -322,6 +322,10 @@ class Panel {
       this.chosen,
       this.connect,
     );
+    this.root.addEventListener("pointerdown", ({ target }) => {
+      const menu = this.head.querySelector(".menu");
+      if (menu && !menu.contains(target)) menu.open = false;
+    });
     root.append(this.root);
     this.timer = setInterval(() => this.tick(), TICK_MS);
     this.resized = new ResizeObserver(() => this.draw([]));

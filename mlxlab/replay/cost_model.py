@@ -28,6 +28,7 @@ __all__ = [
     "Machine",
     "Point",
     "fit_costs",
+    "latest_costs",
     "recall_costs",
     "remember_costs",
 ]
@@ -276,6 +277,24 @@ def recall_costs(model: str, chunk: int) -> CostModel | None:
     """Return the calibration of the model of that digest on this machine, if any."""
     here = Machine.here(chunk)
     return next((c for c in _kept(model) if c.machine == here), None)
+
+
+def latest_costs(chunk: int, *, without: str) -> CostModel | None:
+    """Return the latest calibration of any model on this machine, if there is one.
+
+    Args:
+        chunk: tokens computed at a time.
+        without: digest of a model whose calibration says nothing of others.
+    """
+    try:
+        models = [path.stem for path in _file(without).parent.glob("*.json")]
+    except OSError:  # no cache folder
+        return None
+    here = Machine.here(chunk)
+    found = (c for model in models if model != without for c in _kept(model))
+    return max(
+        (c for c in found if c.machine == here), key=lambda c: c.day, default=None
+    )
 
 
 class _Calibrations(_Closed):

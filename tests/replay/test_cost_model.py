@@ -14,6 +14,7 @@ from mlxlab.replay.cost_model import (
     Machine,
     Point,
     fit_costs,
+    latest_costs,
     recall_costs,
     remember_costs,
 )
@@ -120,6 +121,9 @@ def test_a_calibration_is_kept_for_its_machine(
     path = remember_costs(here)
     assert recall_costs("digest", CHUNK) == here
     assert recall_costs("digest", CHUNK + 1) is None
+    assert latest_costs(CHUNK, without="another") == here
+    assert latest_costs(CHUNK, without="digest") is None
+    assert latest_costs(CHUNK + 1, without="another") is None
     assert recall_costs("other", CHUNK) is None
     newer = fitted(noise=0.1)
     assert remember_costs(newer) == path

@@ -17,7 +17,12 @@ from mlxlab.analysis.tuning import Tuning
 from mlxlab.errors import MlxlabError
 from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
 from mlxlab.models.geometry import LayoutLike
-from mlxlab.replay.cost_model import CHUNK, CostModel, recall_costs
+from mlxlab.replay.cost_model import (
+    CHUNK,
+    CostModel,
+    latest_costs,
+    recall_costs,
+)
 from mlxlab.sizes import Size, format_size, read_size
 from mlxlab.strategies.base import CAPACITY
 from mlxlab.strategies.mlx_lm import MlxLmLru
@@ -151,8 +156,7 @@ class Setting:
         layout: None for that of the model.
         strategy: None for the one that served the recording.
         rules: None for those that served the recording.
-        calibration: of the model on this machine; None without one.
-        costs: the calibration, or a speed.
+        costs: calibrated on this machine, or of one speed.
         lines: what was taken, and how to name something else.
     """
 
@@ -161,7 +165,6 @@ class Setting:
     layout: LayoutLike | None
     strategy: str | None
     rules: str | None
-    calibration: CostModel | None
     costs: Costs
     lines: list[str]
 
@@ -193,18 +196,13 @@ class Setting:
                 lines.append(f"keys and values of {layout}: name yours with --layout")
         strategy, rules, line = _in_use(evidence)
         lines += [line, f"{format_size(memory)} for keys and values: see --memory"]
-        calibration = recall_costs(folder.digest, CHUNK) if served else None
-        costs, basis = _costs(evidence, calibration, served)
-        return cls(
-            folder,
-            served,
-            layout,
-            strategy,
-            rules,
-            calibration,
-            costs,
-            [*lines, *basis],
-        )
+        costs, basis = _costs(evidence, folder, served)
+        return cls(folder, served, layout, strategy, rules, costs, [*lines, *basis])
+
+    @property
+    def calibration(self) -> CostModel | None:
+        """The costs, if they were calibrated on this machine."""
+        return self.costs if isinstance(self.costs, CostModel) else None
 
 
 def _find_model(
@@ -237,16 +235,19 @@ def _in_use(evidence: Evidence) -> tuple[str | None, str | None, str]:
 
 
 def _costs(
-    evidence: Evidence, calibration: CostModel | None, served: str
+    evidence: Evidence, folder: ModelFolder, served: str
 ) -> tuple[Costs, list[str]]:
     """Return what seconds are estimated from, and lines on it."""
-    if calibration is not None:
-        return calibration, []
+    if served and (own := recall_costs(folder.digest, CHUNK)):
+        return own, []
     name = served or "NAME"
     better = f"measure yours: mlxlab calibrate --model {name}"
     if (speed := _recorded_speed(evidence)) is not None:
         line = f"seconds: {speed:,.0f} prompt tokens a second, as in the recording"
         return _Speed(speed), [f"{line}; {better}"]
+    if other := latest_costs(CHUNK, without=find_model(BUNDLED).digest):
+        line = f"seconds: the calibration of another model, {other.day}"
+        return other, [f"{line}; {better}"]
     line = f"seconds: {_SPEED:,.0f} prompt tokens a second; {better}"
     return _Speed(_SPEED), [line]
 

@@ -26,6 +26,9 @@ _RECORDED: dict[tuple[str, ...], float] = {
     ("export-trace", "--out", "hashes.jsonl.gz"): 2,
     ("anonymize", "--out", "other.jsonl"): 2,
     ("import-trace", "--out", "other.jsonl"): 1,
+    ("audit",): 1,
+    ("misses", "--fill"): 1,
+    ("doctor",): 0.3,
     ("misses", "--plots", "plots"): 0.2,
     ("report", "--strategies", "paged"): 0.2,
     ("tune", "--trials", "1"): 0.2,
@@ -38,6 +41,8 @@ _HASHED: dict[tuple[str, ...], float] = {
     ("sweep", "--scheduler", "here", "--strategies", "paged", "--users", "1,2"): 3,
     ("import-trace", "--out", "other.jsonl"): 1,
     ("compare", "--simulate"): 1,
+    ("audit",): 0.5,
+    ("doctor",): 0.3,
     ("misses", "--plots", "plots"): 0.2,
     ("tune", "--trials", "1"): 0.2,
 }

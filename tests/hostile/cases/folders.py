@@ -69,7 +69,8 @@ _COMMANDS = (
     *("import-trace {} --out new.jsonl --format telemetry", "agents --write {}"),
     *("import-trace {} --out new.jsonl --format claude-trace",),
     *("agents --write . --aliases {}", "record --out new.jsonl --script {}"),
-    *("export-trace {} --out new.jsonl", "misses {} --json -"),
+    *("export-trace {} --out new.jsonl", "misses {} --json -", "doctor {}"),
+    "audit {}",
 )
 
 

@@ -66,6 +66,8 @@ _COMMANDS = (
     *("record --out {new} --script {path}", "record --out {new} --upstream {name}"),
     *("{name}", "{name} {path}", "{path}", "rules {name}", "strategies --json {new}"),
     *("sweep {path} --scheduler here --strategies paged --out {new}",),
+    *("doctor {path}", "audit {path}", "misses {path} --rules move:{name}"),
+    *("compare {path} --simulate --strategies paged --endpoint {name}",),
 )
 
 

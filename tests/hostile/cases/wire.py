@@ -23,6 +23,7 @@ _PATHS = (
     *("//[", "//", "*", "http://[", "/v1/messages?x=%zz", "/\x1b[2J", "/anthropic/v1/"),
     *("/anthropic/v1/messages/count_tokens", "/v1/models/[x]", "/v1/models/é", ""),
     *("/v1/messages/count_tokens", "/docs", "/openapi.json", "/api/hello"),
+    *("/change", "/page.js"),
 )
 _VERSIONS = ("HTTP/1.1", "HTTP/1.1", "HTTP/1.0", "HTTP/2.0", "HTTP/9.9", "HTTP/", "x")
 _HEADERS = (

@@ -80,7 +80,8 @@ def test_what_is_remembered_is_bounded(name: str) -> None:
         if number in (200, 299):
             sizes.append(held())
     tracemalloc.stop()
-    assert sizes[1] < 1.1 * sizes[0], sizes
+    # Without a horizon it grows by some hundreds of thousands.
+    assert sizes[1] < sizes[0] + 25_000, sizes
     assert history.memory.stored_tokens <= NARROW.tokens
     assert len(history.predecessors._sessions) <= NARROW.sequences
     assert len(attributor.evictions._sequences) <= NARROW.sequences

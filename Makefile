@@ -29,8 +29,8 @@ test-hostile: $(READY)  ## 100,000 hostile cases as a table, an hour or so; ARGS
 test-servers: $(READY)  ## compare with mlx_lm.server and vllm-mlx as endpoints; VLLM_MLX=its python
 	VLLM_MLX="$(VLLM_MLX)" $(BIN)/python -m pytest -m '' -rs tests/replay/endpoints/test_servers.py
 
-test-all: $(READY)  ## the same with the slow tests
-	$(PYTEST) -m ''
+test-all: $(READY)  ## the same with the slow tests, and twice the generated examples
+	MLXLAB_EXAMPLES=all $(PYTEST) -m ''
 	$(PYTEST) --nbval notebooks
 
 lab: $(READY)  ## JupyterLab on the notebooks; ARGS="--port 9999 ..."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -16,8 +17,9 @@ from data.record import install
 from mlxlab.client.launch import find_client
 
 # The same examples on every run, however busy the machine is.
-settings.register_profile("mlxlab", derandomize=True, deadline=None)
-settings.load_profile("mlxlab")
+settings.register_profile("quick", derandomize=True, deadline=None, max_examples=40)
+settings.register_profile("all", derandomize=True, deadline=None, max_examples=100)
+settings.load_profile(os.environ.get("MLXLAB_EXAMPLES", "quick"))
 
 
 @pytest.fixture(scope="session", autouse=True)

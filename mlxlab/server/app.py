@@ -25,7 +25,9 @@ from mlxlab.errors import (
     OUT_OF_MEMORY,
     MemoryFullError,
     MlxlabError,
+    ModelError,
     RequestError,
+    StrategyError,
     UnknownModelError,
 )
 from mlxlab.rendering.messages import describe_errors
@@ -307,6 +309,10 @@ def as_api_error(error: Exception) -> ApiError:
         case MemoryError():
             log.error(OUT_OF_MEMORY)
             return ApiError(529, OUT_OF_MEMORY)
+        case ModelError() | StrategyError():
+            # The alias's owner can mend it; a client that tries again cannot.
+            log.error("%s", error)
+            return ApiError(404, f"the model cannot answer: {_cut(str(error))}")
         case MlxlabError():
             return ApiError(500, str(error))
         case RequestValidationError():

@@ -56,6 +56,10 @@ QUICK = (
     "falcon_h1",
 )
 
+#: Of the quick families, those whose answers and cancellations are tried quickly too,
+#: and that every strategy is examined on quickly.
+ANSWERED = ("gpt_oss", "llama4", "deepseek_v32", "qwen3_5", "kimi_linear", "mamba")
+
 pytestmark = pytest.mark.skipif(
     not CONFIGURATIONS, reason="shared/models/configs.json is not beside the checkout"
 )
@@ -78,11 +82,11 @@ def engine(
 @pytest.mark.parametrize(
     "name",
     [
-        *QUICK,
+        *ANSWERED,
         *(
             pytest.param(name, marks=pytest.mark.slow)
             for name in CONFIGURATIONS
-            if name not in {*QUICK, *NOT_HERE, *REFUSED}
+            if name not in {*ANSWERED, *NOT_HERE, *REFUSED}
         ),
     ],
 )
@@ -131,9 +135,6 @@ def test_wrong_restoring_is_refused(
     with pytest.raises(ModelError, match="caches cannot be restored"):
         try_out(model)
 
-
-#: Of the quick families, those whose answers and cancellations are tried quickly too.
-ANSWERED = ("gpt_oss", "llama4", "deepseek_v32", "qwen3_5", "kimi_linear", "mamba")
 
 WAYS = [
     *((name, Windows.CHECKPOINTS) for name in ANSWERED),

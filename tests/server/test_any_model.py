@@ -220,7 +220,7 @@ def test_what_means_nothing_here_is_refused_in_one_line(
     server: Server, client: Client
 ) -> None:
     status, message = client.refusal(ask(model="moved"))
-    assert (status, "nothing can be moved" in message) == (500, True)
+    assert (status, "nothing can be moved" in message) == (404, True)
     for spec in ("paged:block=32", "suffix", "paged:capacity=64"):
         with pytest.raises(StrategyError, match=spec.partition(":")[0]):
             server.configure(strategy=spec)

@@ -57,7 +57,7 @@ def talk(server: Server, seed: int, requests: int) -> list[int]:
     return statuses
 
 
-@pytest.mark.parametrize("mebibytes", [48, 96])
+@pytest.mark.parametrize("mebibytes", [48, pytest.param(96, marks=pytest.mark.slow)])
 def test_the_budget_is_kept_by_agents_at_once(mebibytes: int) -> None:
     statuses: list[int] = []
     budget = mebibytes * MIB

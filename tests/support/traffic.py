@@ -9,9 +9,7 @@ from tests.support.ledger import Request
 
 __all__ = ["DETERMINISTIC", "traffic"]
 
-DETERMINISTIC = settings(
-    derandomize=True, database=None, deadline=None, max_examples=70
-)
+DETERMINISTIC = settings(derandomize=True, database=None, deadline=None)
 
 IDS = st.integers(0, 2)
 

@@ -19,6 +19,7 @@ def weights(model: Any) -> dict[str, np.ndarray]:
     return {name: np.array(array) for name, array in weights_of(model).items()}
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_off_goes_on_as_if_nothing_had_happened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
+from mlxlab.errors import MlxlabError, RequestError
 from mlxlab.limits import VIEWS
 from mlxlab.server.live.change import Change
 from mlxlab.server.live.view import INTERVAL_S
@@ -84,7 +85,10 @@ def page_routes(server: Server) -> APIRouter:
         if "origin" not in http.headers:  # a foreign one has been refused
             raise ApiError(403, "no Origin; change settings on the server's page")
         asked = Change.read(await http.body())
-        await run_sync(asked.apply, server)
+        try:
+            await run_sync(asked.apply, server)
+        except MlxlabError as error:
+            raise RequestError(str(error)) from None
         return Response(status_code=204)
 
     return routes

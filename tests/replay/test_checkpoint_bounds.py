@@ -94,7 +94,7 @@ def test_the_bound_is_at_least_the_best_of_all_choices_and_mostly_equal() -> Non
 def test_no_placement_reuses_more_than_the_bound(name: str) -> None:
     seen: Counter[str] = Counter()
 
-    @DETERMINISTIC
+    @settings(DETERMINISTIC, max_examples=70)
     @given(
         requests=traffic(), checkpoint=st.integers(1, 30), capacity=st.integers(20, 99)
     )

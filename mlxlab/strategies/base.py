@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from inspect import Signature, getattr_static
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -22,6 +22,8 @@ from mlxlab.prompt import Prompt, Tokens
 from mlxlab.sizes import format_size
 from mlxlab.strategies.declaration import check_body, document, read_body, reserved
 from mlxlab.strategies.disk import Disk
+from mlxlab.strategies.eviction import DEFAULT as LRU
+from mlxlab.strategies.eviction import EVICTIONS, Eviction, make_eviction, read_eviction
 from mlxlab.strategies.parameters import (
     Kind,
     Limit,
@@ -33,8 +35,9 @@ from mlxlab.strategies.pins import Pins
 from mlxlab.strategies.placements import DEFAULT, read_placement
 from mlxlab.strategies.plan import Commit, Plan
 from mlxlab.strategies.resumption import ID_BYTES, Resumption
+from mlxlab.strategies.use import UNKNOWN, Use
 
-__all__ = ["CAPACITY", "Example", "Strategy"]
+__all__ = ["CAPACITY", "EVICT", "Example", "Strategy"]
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +64,14 @@ _PLACES = (
     "system+tools+environment+users+branches+prompt+answer",
     "system+tools+environment+messages+branches+prompt+answer",
     "every2048+prompt+answer",
+)
+
+#: The parameter of strategies that let a policy choose what to evict.
+EVICT: Any = parameter(
+    LRU,
+    "Which policy chooses what to evict.",
+    tries=EVICTIONS,
+    read=read_eviction,
 )
 
 _BUDGET: Parameter = parameter(CAPACITY, "Most bytes to hold.", Limit.CAPACITY)
@@ -123,6 +134,7 @@ class Strategy(ABC):
         share: most of the capacity that checkpoints take, as a percentage.
         disk: most bytes on disk; 0 for none.
         tier: what the disk holds; None without a disk.
+        eviction: chooses what to evict, in strategies that declare ``evict``.
 
     Raises:
         StrategyError: an unknown parameter, a value out of range, or one that means
@@ -165,6 +177,7 @@ class Strategy(ABC):
         0, "Most bytes on disk, behind memory; 0 for none.", kind=Kind.BYTES, least=0
     )
     tier: Disk | None
+    eviction: Eviction
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -190,6 +203,7 @@ class Strategy(ABC):
         defaults = {key: p.default for key, p in self.declared.items()}
         for key, value in self.check_parameters({**defaults, **given}).items():
             setattr(self, key, value)
+        self.eviction = make_eviction(getattr(self, "evict", LRU))
         Resumption.check(self, given)
         self._resumption: Resumption | None = None
         if self.checkpoint_bytes:
@@ -257,14 +271,16 @@ class Strategy(ABC):
             plan = self._resumption.plan(prompt, plan)
         return plan if self.tier is None else self.tier.extend(prompt, plan)
 
-    def commit(self, prompt: Prompt, plan: Plan) -> Commit:
+    def commit(self, prompt: Prompt, plan: Plan, use: Use = UNKNOWN) -> Commit:
         """Store a sequence whose keys and values have all been computed.
 
         Args:
             prompt: the planned prompt, usually extended by the answer. The last
                 sampled token is absent: it was never fed to the model.
             plan: the plan that :meth:`plan` returned for it.
+            use: the request, for the eviction policy.
         """
+        self.eviction.begin(use)
         if len(prompt) == 0:
             return self._store(prompt, plan)
         own = plan.in_memory
@@ -391,6 +407,8 @@ class Strategy(ABC):
             unused.add("windows")  # there are none
         if not self.disk:
             unused.add("disk")
+        if getattr(self, "evict", LRU) == LRU:
+            unused.add("evict")  # as in results from before there was another one
         return {key: getattr(self, key) for key in self.declared if key not in unused}
 
     def check_integrity(self) -> None:

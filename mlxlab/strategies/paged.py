@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import count
 
 from mlxlab.errors import IntegrityError, StrategyError
 from mlxlab.prompt import Prompt, Tokens
-from mlxlab.strategies.base import CAPACITY, Example, Strategy
+from mlxlab.strategies.base import CAPACITY, EVICT, Example, Strategy
 from mlxlab.strategies.parameters import Limit, ParameterValue, parameter
 from mlxlab.strategies.plan import Commit, Cut, Handle, Plan, Put, Span
 from mlxlab.strategies.registry import register
@@ -34,7 +34,7 @@ class Stored:
 
 @register
 class Paged(Strategy):
-    """Blocks in a prefix tree; the least recently used leaf is evicted first.
+    """Blocks in a prefix tree; the eviction policy chooses the leaf that goes first.
 
     Paged storage follows vLLM (arXiv 2309.06180), the tree SGLang (arXiv 2312.07104).
     Sequences share the blocks of their common prefixes, and a block goes only when
@@ -42,12 +42,12 @@ class Paged(Strategy):
     last used together are one node, and blocks that were stored together have one
     handle.
 
-    Every use touches a path from its end to its root, so a parent is always more
-    recent than its children. The least recent node of all is therefore a leaf, which
-    is evicted block by block from its end.
+    A leaf is evicted block by block from its end. It may be one of the sequence that
+    is stored: then some of that is not stored at all, and the rest can be restored.
+    While its request runs, all of a sequence stays.
 
-    A commit evicts the tokens of the blocks that go: each stands for a prefix of its
-    own that nothing else can restore.
+    A commit evicts the tokens of the earlier blocks that go: each stands for a prefix
+    of its own that nothing else can restore.
 
     Plans made here are exact, so all blocks are of generation 0. A subclass may plan
     otherwise: blocks with an approximate token, or behind one, have the plan's
@@ -72,6 +72,7 @@ class Paged(Strategy):
         "Most bytes to hold; a longer sequence keeps its head.",
         Limit.CAPACITY,
     )
+    evict: str = EVICT
 
     def __init__(self, **parameters: ParameterValue) -> None:
         super().__init__(**parameters)
@@ -83,7 +84,6 @@ class Paged(Strategy):
             )
         self._handles = count(1)
         self._tree = RadixTree(Stored(0, 0, 0, 0), block=block)
-        self._recency: OrderedDict[Node[Stored], None] = OrderedDict()  # oldest first
         self._tokens = 0
 
     @property
@@ -115,13 +115,11 @@ class Paged(Strategy):
                 change.replace(node, self._generation(node.start, exact, plan))
         last = path[-1] if path else self._tree.root
         path += self._added(tokens, exact, plan, last, change)
-        for node in reversed(path):
-            self._recency[node] = None
-            self._recency.move_to_end(node)
-        # The path is now the most recent and fits, so none of it can go.
-        evicted = max(self._tokens - self._limit, 0)
-        self._evict(evicted, change)
-        return change.commit(evicted)
+        self.eviction.touch(reversed(path))
+        # The path fits, so what others have stored suffices while it has to stay.
+        staying = set(path) if self.eviction.use.running else set()
+        self._evict(max(self._tokens - self._limit, 0), change, staying)
+        return change.commit()
 
     def restorable_after(self, length: int) -> int:
         return min(length // self.block * self.block, self._limit)
@@ -134,11 +132,16 @@ class Paged(Strategy):
         path: list[Node[Stored]] = []
         for node, length in list(self._tree.walk(tokens)):
             if length < len(node.tokens):
-                node = self._tree.split(node, length)
+                node = self._split(node, length)
             if node.value.generation and node.start < exact < node.stop:
-                path.append(self._tree.split(node, exact - node.start))
+                path.append(self._split(node, exact - node.start))
             path.append(node)
         return path
+
+    def _split(self, node: Node[Stored], length: int) -> Node[Stored]:
+        head = self._tree.split(node, length)
+        self.eviction.split(node, head)
+        return head
 
     def _added(
         self,
@@ -152,7 +155,7 @@ class Paged(Strategy):
         for stop in (exact, len(tokens)):
             if last.stop < stop:
                 generation = self._generation(last.stop, exact, plan)
-                stored = change.store(generation, last.stop, stop)
+                stored = change.add(generation, last.stop, stop)
                 last = self._tree.append(last, tokens[last.stop : stop], stored)
                 self._tokens += len(last.tokens)
                 yield last
@@ -162,34 +165,39 @@ class Paged(Strategy):
         return 0 if position < exact else plan.generation
 
     def _touch(self, tokens: Tokens) -> None:
-        for node, _ in reversed(list(self._tree.walk(tokens))):
-            self._recency.move_to_end(node)
+        nodes = [node for node, _ in self._tree.walk(tokens)]
+        self.eviction.keep(reversed(nodes))
 
-    def _evict(self, tokens: int, change: _Change) -> None:
-        """Evict this many tokens, whole blocks, the least recent first."""
+    def _evict(
+        self, tokens: int, change: _Change, staying: Collection[Node[Stored]]
+    ) -> None:
+        """Evict this many tokens, whole blocks, as the policy chooses."""
         self._tokens -= tokens
         while tokens:
-            leaf = next(iter(self._recency))
+            leaf: Node[Stored] = self.eviction.choose(
+                lambda node: not node.children and node not in staying
+            )
             left = max(len(leaf.tokens) - tokens, 0)
             tokens -= len(leaf.tokens) - left
-            change.cut(leaf.value, leaf.value.start, leaf.start + left)
+            change.evict(leaf, left)
             self._tree.trim(leaf, left)
             if not left:
-                del self._recency[leaf]
+                self.eviction.discard(leaf)
 
     @property
     def stored_tokens(self) -> int:
         return self._tokens
 
     def _check_stored(self) -> None:
-        """Recount tokens and handles; parents are more recent and as exact."""
+        """Recount tokens and handles; parents are as exact."""
         held: Counter[Stored] = Counter()
         for node in self._tree:
             held[node.value] += len(node.tokens)
-        if held.total() != self._tokens or set(self._recency) != set(self._tree):
+        booked = set(self.eviction.entries)
+        if held.total() != self._tokens or booked != set(self._tree):
             raise IntegrityError(
                 f"{self.name}: {held.total()} tokens in {len(set(self._tree))} nodes "
-                f"where {self._tokens} in {len(self._recency)} are booked"
+                f"where {self._tokens} in {len(booked)} are booked"
             )
         handles = {stored.handle for stored in held}
         if len(handles) != len(held) or any(
@@ -199,18 +207,17 @@ class Paged(Strategy):
         self._check_order()
 
     def _check_order(self) -> None:
-        age = {node: i for i, node in enumerate(self._recency)}
-        for node in self._recency:
-            handle, parent = node.value.handle, node.parent
-            if parent is None or parent is self._tree.root:
-                continue
-            if age[parent] < age[node]:
-                raise IntegrityError(
-                    f"{self.name}: handle {handle} has a node that outlives its parent"
-                )
+        parents = {
+            node: node.parent
+            for node in self._tree
+            if node.parent is not None and node.parent is not self._tree.root
+        }
+        self.eviction.check(parents)
+        for node, parent in parents.items():
             if parent.value.generation > node.value.generation:
                 raise IntegrityError(
-                    f"{self.name}: handle {handle} is closer to exact than its parent"
+                    f"{self.name}: handle {node.value.handle} is closer to exact than "
+                    "its parent"
                 )
 
 
@@ -219,30 +226,47 @@ class _Change:
 
     Args:
         handles: unused handles.
+
+    Attributes:
+        evicted: tokens that could be restored before, and have gone.
     """
 
     def __init__(self, handles: Iterator[Handle]) -> None:
+        self.evicted = 0
         self._handles = handles
         self._before: dict[Stored, int] = {}  # first position before the cut
-        self._put: list[Put] = []
+        self._put: list[Stored] = []
+        self._new: set[Stored] = set()  # those put that hold nothing known before
 
-    def store(self, generation: int, start: int, stop: int) -> Stored:
-        """Store positions under a new handle."""
-        stored = Stored(next(self._handles), generation, start, stop)
-        self._put.append(Put(stored.handle, start, stop))
+    def add(self, generation: int, start: int, stop: int) -> Stored:
+        """Store positions that were not stored before."""
+        stored = self._store(generation, start, stop)
+        self._new.add(stored)
         return stored
 
     def replace(self, node: Node[Stored], generation: int) -> None:
         """Store a node's positions anew; they are the first that its handle holds."""
-        self.cut(node.value, node.stop, node.value.stop)
-        node.value = self.store(generation, node.start, node.stop)
+        self._cut(node.value, node.stop, node.value.stop)
+        node.value = self._store(generation, node.start, node.stop)
 
-    def cut(self, stored: Stored, start: int, stop: int) -> None:
-        """Keep only positions ``[start, stop)`` of ``stored``."""
-        self._before.setdefault(stored, stored.start)
+    def evict(self, leaf: Node[Stored], left: int) -> None:
+        """Keep only this many tokens of a leaf."""
+        stored = leaf.value
+        if stored not in self._new:
+            self.evicted += len(leaf.tokens) - left
+        self._cut(stored, stored.start, leaf.start + left)
+
+    def _store(self, generation: int, start: int, stop: int) -> Stored:
+        stored = Stored(next(self._handles), generation, start, stop)
+        self._put.append(stored)
+        return stored
+
+    def _cut(self, stored: Stored, start: int, stop: int) -> None:
+        if stored not in self._put:
+            self._before.setdefault(stored, stored.start)
         stored.start, stored.stop = start, stop
 
-    def commit(self, evicted: int) -> Commit:
+    def commit(self) -> Commit:
         return Commit(
             drop=tuple(s.handle for s in self._before if s.start == s.stop),
             cut=tuple(
@@ -250,6 +274,10 @@ class _Change:
                 for stored, start in self._before.items()
                 if stored.start < stored.stop
             ),
-            put=tuple(self._put),
-            evicted=evicted,
+            put=tuple(
+                Put(stored.handle, stored.start, stored.stop)
+                for stored in self._put
+                if stored.start < stored.stop
+            ),
+            evicted=self.evicted,
         )

@@ -355,7 +355,7 @@ def test_a_longer_sequence_takes_the_place_of_its_beginning() -> None:
         ("recompute=101", "recompute=101 is not accepted; give a percentage up to 100"),
         (
             "gap=1",
-            "no parameter 'gap'; accepted: block, capacity, sequences, generation",
+            "no parameter 'gap'; accepted: block, capacity, evict, sequences",
         ),
     ],
 )

@@ -132,7 +132,8 @@ def test_integrity_notices_wrong_books(
 def test_integrity_notices_a_node_that_is_not_booked() -> None:
     strategy, ledger = pool(3)
     ledger.exchange(strategy, Request([1, 1, 2, 2]))
-    strategy._recency.clear()
+    for entry in list(strategy.eviction.entries):
+        strategy.eviction.discard(entry)
     with pytest.raises(IntegrityError, match="4 tokens in 1 nodes where 4 in 0 are"):
         strategy.check_integrity()
 
@@ -141,6 +142,6 @@ def test_integrity_notices_a_parent_that_would_go_first() -> None:
     strategy, ledger = pool(3)
     ledger.exchange(strategy, Request([1, 1]))
     ledger.exchange(strategy, Request([1, 1, 2, 2]))
-    strategy._recency.move_to_end(next(iter(strategy._recency)))
-    with pytest.raises(IntegrityError, match="has a node that outlives its parent"):
+    strategy.eviction.touch([next(iter(strategy.eviction.entries))])
+    with pytest.raises(IntegrityError, match="is more recent than its parent"):
         strategy.check_integrity()

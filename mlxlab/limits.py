@@ -50,7 +50,7 @@ EXPLAINED_SEQUENCES: Final = 256
 EXPLAINED_CACHES: Final = 4
 #: Requests that may be named as evicting others.
 EXPLAINED_REQUESTS: Final = 4096
-#: Tokens of prompts that wait to be explained.
+#: Tokens of prompts that wait to be explained; a plan or commit counts as 256 more.
 EXPLAINED_WAITING: Final = 2**20
 
 # -- Models ----------------------------------------------------------------------------

@@ -47,6 +47,8 @@ T = TypeVar("T")
 _LOOK_S = 0.5
 #: Seconds without such requests; a client's next turn often comes at once.
 _SETTLED_S = 0.1
+#: As many tokens take as much memory as what waits beside them: a plan, a commit.
+_NOTE = 256
 
 HORIZON = Horizon(EXPLAINED_TOKENS, EXPLAINED_SEQUENCES, EXPLAINED_REQUESTS)
 
@@ -139,11 +141,12 @@ class Explainer:
         with self._changed:
             if self._is_closed:
                 return
-            if tokens and self._waiting + tokens > self._most:
+            size = tokens + _NOTE
+            if tokens and self._waiting + size > self._most:
                 self._has_gap = True
                 return
-            self._backlog.append((tokens, call))
-            self._waiting += tokens
+            self._backlog.append((size, call))
+            self._waiting += size
             if self._thread is None:
                 self._thread = Thread(
                     target=self._run, name="mlxlab-explainer", daemon=True
@@ -171,8 +174,8 @@ class Explainer:
             if self._has_gap:
                 self._has_gap = False
                 self._forget()
-            tokens, call = self._backlog.popleft()
-            self._waiting -= tokens
+            size, call = self._backlog.popleft()
+            self._waiting -= size
             return call
 
     def _is_quiet(self) -> bool:

@@ -18,7 +18,7 @@ from mlxlab.limits import EXPLAINED_SEQUENCES
 from mlxlab.models.folder import find_model
 from mlxlab.prompt import Prompt, Role, Segment
 from mlxlab.server.event_log import Asker, EventLog, Stage
-from mlxlab.server.explainer import Asked, Explainer, _Known
+from mlxlab.server.explainer import _NOTE, Asked, Explainer, _Known
 from mlxlab.server.lanes import Setting
 from mlxlab.server.metrics import Metrics, Served
 from mlxlab.server.server import Options, Server
@@ -284,6 +284,17 @@ def test_what_comes_too_fast_is_not_explained_and_that_is_said(
     assert all(not facts["lost_tokens"] + facts["lost_s"] for facts in skipped)
     # Later requests are explained again.
     assert own.wait(own.answer("one two three"))["kind"] != "not explained"
+
+
+def test_many_short_requests_do_not_wait_in_more_memory(
+    desk: Callable[..., Desk],
+) -> None:
+    own = desk(waiting=50 * _NOTE)
+    own.arrive()  # nothing is quiet until its first token
+    for _ in range(100):
+        own.answer("one")
+    until(lambda: len(own.explainer._backlog) <= 25)
+    assert not own.log.wait_for_quiet(0)
 
 
 def test_credentials_know_nothing_of_each_other(desk: Callable[..., Desk]) -> None:

@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help compare test test-all test-hostile test-servers lab notebooks docs picture check bench bench-servers bench-scale models placements fidelity transcript record clean
+.PHONY: help compare test test-all test-browser test-hostile test-servers lab notebooks docs picture check bench bench-servers bench-scale models placements fidelity transcript record clean
 
 BIN := .venv/bin
 READY := .venv/ready
@@ -22,6 +22,9 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist lo
 test: $(READY)  ## quick tests, then every notebook against its stored outputs
 	$(PYTEST)
 	$(PYTEST) --nbval notebooks
+
+test-browser: $(READY)  ## the live panel in JupyterLab and the page, where Chromium is installed
+	$(BIN)/python -m pytest -m '' -rs tests/browser
 
 test-hostile: $(READY)  ## 100,000 hostile cases as a table, an hour or so; ARGS="--cases N ..."
 	$(BIN)/python -m tests.hostile --cases 100000 $(ARGS)

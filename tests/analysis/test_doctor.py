@@ -19,10 +19,11 @@ from mlxlab.errors import TraceError
 from mlxlab.prompt import Prompt, Tokens
 from mlxlab.replay.bounds import PositionIndependent
 from mlxlab.replay.requests import RenderedRequest
-from mlxlab.traces import Trace, write_trace
+from mlxlab.traces import Trace, load_trace, write_trace
 from mlxlab.traces.recording.latest import note_latest
 from mlxlab.traces.schema import Configuration, Timing
 from tests.support.exchanges import small_trace
+from tests.support.git_status import with_git_status
 from tests.support.histories import SessionLog
 
 
@@ -187,3 +188,13 @@ def test_windows_are_found_however_often_some_are_added() -> None:
 
     assert [reused(part) for part in parts] == [0] * 20
     assert reused(*reversed(parts)) == 20 * 49  # the last of each was never computed
+
+
+def test_the_line_to_run_has_the_rule_that_saves_what_today_loses(home: Path) -> None:
+    trace = with_git_status(load_trace("sessions"))
+    found = ml.doctor(Evidence([trace], "here"), progress=False)
+    assert "rule git-status-last" in set(found.summary().remedy)
+    assert found.serve_line.endswith("--rules all,git-status-last")
+    without = ml.doctor("sessions", progress=False)
+    assert "--rules" not in without.serve_line
+    assert found.shares[1] == pytest.approx(without.shares[1], abs=0.02)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from mlxlab.analysis.doctor.evidence import Evidence, find_evidence
 from mlxlab.analysis.doctor.result import Diagnosis
+from mlxlab.analysis.misses.causes import RULE
 from mlxlab.analysis.misses.result import Misses
 from mlxlab.analysis.misses.run import Costs, misses
 from mlxlab.analysis.tune import tune
@@ -17,6 +18,7 @@ from mlxlab.analysis.tuning import Tuning
 from mlxlab.errors import MlxlabError
 from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
 from mlxlab.models.geometry import LayoutLike
+from mlxlab.rendering.rules import label_rules, parse_rules
 from mlxlab.replay.cost_model import (
     CHUNK,
     CostModel,
@@ -43,6 +45,8 @@ _SPEED = 1000.0
 _AFFORDABLE = 12_000
 _TRIALS = 60
 _RESAMPLES = 1000
+#: Share of all prompt tokens from which on a loss is worth a rule that is off else.
+_WORTH = 0.01
 #: Estimated seconds by the reused tokens that decide them.
 _TTFT = {"ttft_s": "reused_tokens", "ttft_after_s": "reused_after"}
 #: Parts of a message's usage that were computed.
@@ -122,6 +126,7 @@ def doctor(
         memory=held,
         costs=setting.calibration,
         trials=trials,
+        rules=_rules_for(before),
         # Its search takes some 50 ms a request, and no reuse is no advice.
         without=(MlxLmLru.name, NoReuse.name),
         **common,
@@ -268,6 +273,15 @@ def _recorded_speed(evidence: Evidence) -> float | None:
 
 def _recorded(evidence: Evidence) -> list[Trace]:
     return [trace for trace in evidence.traces if isinstance(trace, Trace)]
+
+
+def _rules_for(before: Misses) -> str:
+    """Return the rules on by default, and those that save what today's lose."""
+    causes = before.summary()
+    costly = causes.tokens >= _WORTH * before.requests.prompt_tokens.sum()
+    remedies = causes.remedy[costly & causes.remedy.str.startswith(RULE)]
+    names = remedies.str.removeprefix(RULE)
+    return label_rules(parse_rules(",".join(["all", *names])))
 
 
 def _join(before: Misses, tuned: Tuning, costs: Costs) -> pd.DataFrame:

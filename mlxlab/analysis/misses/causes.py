@@ -18,6 +18,7 @@ __all__ = [
     "BY_STRATEGY",
     "NOTHING",
     "NO_REMEDY",
+    "RULE",
     "Cause",
     "CauseKind",
     "remedy_of",
@@ -28,6 +29,8 @@ NOTHING = "nothing: "
 ABSENT = "not known: most of the prompt is absent"
 """Replaces such a remedy where a history lacks most of its prompts."""
 NO_REMEDY = (NOTHING, ABSENT)
+RULE = "rule "
+"""Begins a remedy that is a rule; its name follows."""
 """Beginnings of remedies that save no token."""
 
 
@@ -181,7 +184,7 @@ def remedy_of(
             return _checkpoint_at(strategy, nearer)
     for name in (rule, _rule_for(cause, lost, changed)):
         if name and name not in rules:
-            return f"rule {name}"
+            return RULE + name
     if cause not in _APPROXIMATE:
         return _OTHERWISE[cause]
     if not strategy.exact:

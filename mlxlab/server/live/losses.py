@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlxlab.analysis.misses.causes import RULE
 from mlxlab.strategies import STRATEGIES
 
 __all__ = ["Losses"]
@@ -15,7 +16,6 @@ __all__ = ["Losses"]
 _SHOWN = 3
 #: A strategy of the shadow is proposed if it would have saved this share of the tokens.
 _WORTH = 0.5
-_RULE = "rule "
 
 
 @dataclass(slots=True)
@@ -75,8 +75,8 @@ def _choose(
     remedy: str, loss: _Loss, rules: Collection[str], strategy: str
 ) -> dict[str, Any]:
     """Return the remedy, and the change of settings that it is, if it is still one."""
-    if remedy.startswith(_RULE):
-        name = remedy.removeprefix(_RULE)
+    if remedy.startswith(RULE):
+        name = remedy.removeprefix(RULE)
         if name in rules:
             return {"remedy": name}
         return {"remedy": name, "setting": {"rules": ",".join((*rules, name))}}

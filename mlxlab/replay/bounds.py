@@ -33,6 +33,7 @@ __all__ = [
     "PLACEMENT",
     "UNLIMITED",
     "Bounds",
+    "FirstTokenCosts",
     "OptimalMemory",
     "PositionIndependent",
     "UnlimitedMemory",
@@ -260,7 +261,7 @@ class Bounds:
         return {**dict(zip(BOUNDS, values, strict=True)), **placed}
 
 
-class Costs(Protocol):
+class FirstTokenCosts(Protocol):
     """Seconds to the first token on some machine."""
 
     def ttft_s(self, reused: int, tokens: int) -> float:
@@ -317,7 +318,7 @@ def find_bounds(
 
 
 def tabulate_bounds(
-    found: Sequence[Bounds], unlimited_bytes: int, costs: Costs | None = None
+    found: Sequence[Bounds], unlimited_bytes: int, costs: FirstTokenCosts | None = None
 ) -> pd.DataFrame:
     """Add up the bounds of all requests.
 
@@ -363,7 +364,7 @@ def _row(
     memory: int | None,
     reused: Sequence[int],
     tokens: Sequence[int],
-    costs: Costs | None,
+    costs: FirstTokenCosts | None,
 ) -> dict[str, Any]:
     pairs = zip(reused, tokens, strict=True)
     seconds = [costs.ttft_s(*pair) for pair in pairs] if costs else []

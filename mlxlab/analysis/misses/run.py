@@ -27,7 +27,7 @@ from mlxlab.models.geometry import LayoutLike, read_layout
 from mlxlab.models.layout import CacheLayout
 from mlxlab.prompt import Tokens
 from mlxlab.rendering.renderer import Renderer
-from mlxlab.replay.bounds import Bounds, find_bounds, tabulate_bounds
+from mlxlab.replay.bounds import Bounds, FirstTokenCosts, find_bounds, tabulate_bounds
 from mlxlab.replay.manifest import describe_run
 from mlxlab.replay.requests import RenderedRequest
 from mlxlab.replay.specs import SpecLike, StrategySpec, parse_specs
@@ -43,15 +43,11 @@ __all__ = ["Costs", "misses"]
 _KEYS = ["session", "request", "strategy", "cause", "evicted_by", "remedy"]
 
 
-class Costs(Protocol):
+class Costs(FirstTokenCosts, Protocol):
     """Seconds that prompts cost on some machine."""
 
     def prefill_s(self, start: int, stop: int) -> float:
         """Return the seconds to compute positions ``[start, stop)``."""
-        ...
-
-    def ttft_s(self, reused: int, tokens: int) -> float:
-        """Return the seconds to the first token of a prompt with a reused prefix."""
         ...
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 
-from mlxlab.analysis.plots.figures import NARROW, dress, set_title
+from mlxlab.analysis.plots.figures import NARROW, dress, label_bar, set_title
 from mlxlab.analysis.plots.picture import Picture
 from mlxlab.analysis.plots.style import ACCENT, INK, RAMP
 
@@ -62,15 +62,7 @@ def _draw_pair(
         axes.errorbar(values[1], 1, xerr=around, color=INK, capsize=3, linewidth=1.2)
         texts[1] += f" ± {form.format(error)}"
     for place, (end, text) in enumerate(zip(ends, texts, strict=True)):
-        axes.annotate(
-            text,
-            (end, place),
-            xytext=(5, 0),
-            textcoords="offset points",
-            va="center",
-            size=8,
-            color=INK,
-        )
+        label_bar(axes, (end, place), text)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.5 * max(ends) or 1)
     axes.set_xticks([])

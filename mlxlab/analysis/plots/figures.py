@@ -25,6 +25,7 @@ __all__ = [
     "draw_blocks",
     "dress",
     "in_seconds",
+    "label_bar",
     "log_seconds",
     "make_axes",
     "mark_requests",
@@ -82,6 +83,22 @@ def add_legend(picture: Picture, **settings: object) -> None:
 def set_title(axes: Axes, text: str) -> None:
     """Write a title above the left edge."""
     axes.set_title(text, loc="left", size=9, color=INK)
+
+
+def label_bar(
+    axes: Axes, end: tuple[float, float], text: str, alpha: float = 1.0
+) -> None:
+    """Write a text behind the end of a horizontal bar."""
+    axes.annotate(
+        text,
+        end,
+        xytext=(5, 0),
+        textcoords="offset points",
+        va="center",
+        size=8,
+        color=INK,
+        alpha=alpha,
+    )
 
 
 def draw_blocks(

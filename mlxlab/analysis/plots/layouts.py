@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mlxlab.analysis.plots.figures import SIZE, dress
+from mlxlab.analysis.plots.figures import SIZE, dress, label_bar
 from mlxlab.analysis.plots.picture import Picture
-from mlxlab.analysis.plots.style import ACCENT, INK, QUIET, RAMP
+from mlxlab.analysis.plots.style import ACCENT, QUIET, RAMP
 from mlxlab.models.layout import CacheLayout
 from mlxlab.sizes import format_size
 
@@ -35,16 +35,7 @@ def plot_layouts(layouts: Mapping[str, CacheLayout]) -> Picture:
     right.barh(list(layouts), sizes, color=ACCENT, height=0.6)
     for place, (size, length) in enumerate(zip(checkpoints, sizes, strict=True)):
         text = format_size(-(-size // _MIB) * _MIB) if size else "none: cut anywhere"
-        right.annotate(
-            text,
-            (length, place),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            size=8,
-            color=INK,
-            alpha=1 if size else QUIET,
-        )
+        label_bar(right, (length, place), text, alpha=1 if size else QUIET)
     for axes in (left, right):
         dress(axes)
         axes.grid(visible=False, axis="y")

@@ -44,7 +44,7 @@ def describe_row(row: Row, now: float) -> tuple[str, str, str, str]:
     """
     share = computed = ""
     if row.prompt_tokens is not None and row.reused_tokens is not None:
-        share = format_share(row.reused_tokens, row.prompt_tokens)
+        share = format_part(row.reused_tokens, row.prompt_tokens)
         computed = f"{row.prompt_tokens - row.reused_tokens:,} new"
     state = [_describe_state(row, max(now - row.stage_t, 0.0)), row.headline]
     name = f"#{row.request} {row.agent or 'main'}"
@@ -62,12 +62,12 @@ def describe_totals(totals: Mapping[str, Any]) -> str:
         p50, p95 = totals["ttft_p50_s"], totals["ttft_p95_s"]
         parts.insert(0, f"TTFT p50 {p50:.1f} p95 {p95:.1f} s")
     if totals["requests"]:
-        share = format_share(totals["reused_tokens"], totals["prompt_tokens"])
+        share = format_part(totals["reused_tokens"], totals["prompt_tokens"])
         parts.insert(0, f"{share} reused")
     return " · ".join(parts)
 
 
-def format_share(part: int, whole: int) -> str:
+def format_part(part: int, whole: int) -> str:
     """Return a share in percent, 100 only if it is all."""
     share = 100 * part / whole if whole else 0.0
     return f"{int(share) if share > 99 else round(share)} %"
@@ -82,7 +82,7 @@ def _describe_state(row: Row, since_s: float) -> str:
             return f"queued {since_s:.1f} s{behind}"
         case Stage.PLANNED | Stage.PROGRESS:
             done = row.done_tokens or row.reused_tokens or 0
-            return f"{format_share(done, row.prompt_tokens or 0)} done"
+            return f"{format_part(done, row.prompt_tokens or 0)} done"
         case Stage.FIRST_TOKEN:
             return f"answers {since_s:.1f} s"
     return row.outcome if row.ttft_s is None else f"{row.ttft_s:.1f} s"

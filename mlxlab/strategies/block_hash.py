@@ -9,7 +9,8 @@ from itertools import count
 
 from mlxlab.errors import IntegrityError
 from mlxlab.prompt import Prompt, Tokens
-from mlxlab.strategies.base import CAPACITY, Example, Strategy
+from mlxlab.strategies.base import CAPACITY, EVICT, Example, Strategy
+from mlxlab.strategies.eviction import MayGo
 from mlxlab.strategies.parameters import Limit, ParameterValue, parameter
 from mlxlab.strategies.plan import Commit, Handle, Plan, Put, Span
 from mlxlab.strategies.registry import register
@@ -24,6 +25,8 @@ class _Slot:
 
     handle: Handle
     digests: tuple[bytes, ...]
+    stop: int
+    start: int = 0
 
     def shared(self, digests: tuple[bytes, ...]) -> int:
         """Leading blocks in common; chained digests never agree again after a gap."""
@@ -38,9 +41,10 @@ class BlockHash(Strategy):
     """``slots`` sequences in whole blocks; reuses the one with the most in common.
 
     A sequence that extends a stored one takes its slot. One that diverges takes a new
-    slot, and the least recently used sequence goes. A sequence is not stored if a
-    stored one covers it, or if it is shorter than ``minimum``. Among equal matches the
-    most recently used slot wins.
+    slot, and the eviction policy chooses the sequence that goes: an earlier one, or
+    this one when its answer has ended. A sequence is not stored if a stored one covers
+    it, or if it is shorter than ``minimum``. Among equal matches the most recently used
+    slot wins.
 
     A commit evicts the whole blocks of the dropped sequence past its longest common
     prefix with any sequence stored afterwards.
@@ -69,9 +73,10 @@ class BlockHash(Strategy):
     )
     capacity: int = parameter(
         CAPACITY,
-        "Most bytes to hold; the least recent go, a longer sequence keeps its head.",
+        "Most bytes to hold; a longer sequence keeps its head.",
         Limit.CAPACITY,
     )
+    evict: str = EVICT
 
     def __init__(self, **parameters: ParameterValue) -> None:
         super().__init__(**parameters)
@@ -92,25 +97,40 @@ class BlockHash(Strategy):
 
     def _store(self, prompt: Prompt, plan: Plan) -> Commit:
         """Store the whole blocks of ``prompt`` unless a slot covers them."""
-        self._refresh({span.handle for span in plan.spans})
+        self.eviction.touch(self._refresh({span.handle for span in plan.spans}))
         head = prompt.tokens[: self.capacity_tokens]
         digests = tuple(chained_digests(head, self.block))
         stop = len(digests) * self.block
         shared = {slot: slot.shared(digests) for slot in self._slots}
         covering = {s.handle for s, blocks in shared.items() if blocks == len(digests)}
         if stop < self.minimum or covering:
-            self._refresh(covering)
+            self.eviction.touch(self._refresh(covering))
             return Commit()
         gone = [s for s, blocks in shared.items() if blocks == len(s.digests)]
-        new = _Slot(next(self._handles), digests)
-        self._slots = [slot for slot in self._slots if slot not in gone] + [new]
+        new = _Slot(next(self._handles), digests, stop)
+        for slot in gone:
+            self._remove(slot)
+        self._slots.append(new)
+        self.eviction.touch([new])
         while len(self._slots) > self.slots or self.stored_bytes > self.capacity:
-            gone.append(self._slots.pop(0))
+            slot = self.eviction.choose(self._may_go(new))
+            self._remove(slot)
+            gone.append(slot)
+        is_kept = new not in gone
+        gone = [slot for slot in gone if slot is not new]
         return Commit(
             drop=tuple(slot.handle for slot in gone),
-            put=(Put(new.handle, 0, stop),),
+            put=(Put(new.handle, 0, stop),) if is_kept else (),
             evicted=self._lost(gone),
         )
+
+    def _may_go(self, new: _Slot) -> MayGo:
+        """While its request runs, a sequence stays."""
+        return lambda slot: slot is not new or not self.eviction.use.running
+
+    def _remove(self, slot: _Slot) -> None:
+        self._slots.remove(slot)
+        self.eviction.discard(slot)
 
     def restorable_after(self, length: int) -> int:
         whole = min(length, self.capacity_tokens) // self.block * self.block
@@ -125,17 +145,19 @@ class BlockHash(Strategy):
         digests = tuple(chained_digests(tokens, self.block))
         nearest = max(self._slots, key=lambda slot: slot.shared(digests), default=None)
         if nearest is not None and nearest.shared(digests):
-            self._refresh({nearest.handle})
+            self.eviction.keep(self._refresh({nearest.handle}))
 
-    def _refresh(self, used: set[Handle]) -> None:
-        """Make the slots ``used`` the most recent ones."""
+    def _refresh(self, used: set[Handle]) -> list[_Slot]:
+        """Make the slots ``used`` the most recent ones, and return them."""
         self._slots.sort(key=lambda slot: slot.handle in used)
+        return [slot for slot in self._slots if slot.handle in used]
 
     def _lost(self, gone: Iterable[_Slot]) -> int:
         """Tokens of ``gone`` that no slot holds; shared ones count once."""
         covering, lost = list(self._slots), 0
         for slot in gone:
-            covered = max(other.shared(slot.digests) for other in covering)
+            shared = (other.shared(slot.digests) for other in covering)
+            covered = max(shared, default=0)
             lost += len(slot.digests) - covered
             covering.append(slot)
         return lost * self.block
@@ -167,3 +189,5 @@ class BlockHash(Strategy):
                     raise IntegrityError(
                         f"{self.name}: slot {other.handle} covers slot {slot.handle}"
                     )
+        if set(self.eviction.entries) != set(self._slots):
+            raise IntegrityError(f"{self.name}: the policy has other sequences")

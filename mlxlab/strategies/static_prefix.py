@@ -10,7 +10,8 @@ import numpy as np
 
 from mlxlab.errors import IntegrityError
 from mlxlab.prompt import Prompt, Tokens, common_prefix
-from mlxlab.strategies.base import CAPACITY, Example, Strategy
+from mlxlab.strategies.base import CAPACITY, EVICT, Example, Strategy
+from mlxlab.strategies.eviction import MayGo
 from mlxlab.strategies.parameters import Limit, ParameterValue, parameter
 from mlxlab.strategies.plan import Commit, Handle, Plan, Put, Span
 from mlxlab.strategies.registry import register
@@ -30,6 +31,11 @@ class _Entry:
     tokens: Tokens
     static: int
     parts: tuple[Put, ...]
+    start: int = 0
+
+    @property
+    def stop(self) -> int:
+        return len(self.tokens)
 
     def spans(self, reuse: int) -> tuple[Span, ...]:
         """The first ``reuse`` positions."""
@@ -42,7 +48,7 @@ class _Entry:
 
 @register
 class StaticPrefix(Strategy):
-    """``slots`` static parts, each with the latest history behind it; LRU.
+    """``slots`` static parts, each with the latest history behind it.
 
     The entry with the longest common prefix is reused, even if that prefix is only
     a part of its static part. A sequence with the same static part, token for token,
@@ -50,6 +56,9 @@ class StaticPrefix(Strategy):
     an agent finds its system text and tools although the old session is gone.
     Prompts whose static part is unknown (``static_length`` 0) all have the empty
     static part and so share one entry.
+
+    Where there is no room, the eviction policy chooses the entry that goes: an earlier
+    one, or the new one when its answer has ended.
 
     A commit evicts the positions of the replaced or dropped sequence past its
     longest common prefix with any sequence stored afterwards.
@@ -64,9 +73,10 @@ class StaticPrefix(Strategy):
     slots: int = parameter(4, "Entries to hold.", Limit.SLOTS, tries=(1, 2, 4, 8, 16))
     capacity: int = parameter(
         CAPACITY,
-        "Most bytes to hold; the least recent entries go, a longer one keeps its head.",
+        "Most bytes to hold; a longer entry keeps its head.",
         Limit.CAPACITY,
     )
+    evict: str = EVICT
 
     def __init__(self, **parameters: ParameterValue) -> None:
         super().__init__(**parameters)
@@ -93,16 +103,30 @@ class StaticPrefix(Strategy):
         old = self._holding(tokens[:static])
         new = self._entry(tokens, static, old)
         gone = [old] if old else []
-        self._entries = [entry for entry in self._entries if entry is not old]
+        for entry in gone:
+            self._remove(entry)
         self._entries.append(new)
+        self.eviction.touch([new])
         while len(self._entries) > self.slots or self.stored_bytes > self.capacity:
-            gone.append(self._entries.pop(0))
+            entry = self.eviction.choose(self._may_go(new))
+            self._remove(entry)
+            gone.append(entry)
+        kept = () if new in gone else new.parts
+        gone = [entry for entry in gone if entry is not new]
         before = [part for entry in gone for part in entry.parts]
         return Commit(
-            drop=tuple(part.handle for part in before if part not in new.parts),
-            put=tuple(part for part in new.parts if part not in before),
+            drop=tuple(part.handle for part in before if part not in kept),
+            put=tuple(part for part in kept if part not in before),
             evicted=lost_tokens([entry.tokens for entry in gone], self._sequences()),
         )
+
+    def _may_go(self, new: _Entry) -> MayGo:
+        """While its request runs, a sequence stays."""
+        return lambda entry: entry is not new or not self.eviction.use.running
+
+    def _remove(self, entry: _Entry) -> None:
+        self._entries.remove(entry)
+        self.eviction.discard(entry)
 
     def restorable_after(self, length: int) -> int:
         return min(length, self.capacity_tokens)
@@ -110,7 +134,9 @@ class StaticPrefix(Strategy):
     def _touch(self, tokens: Tokens) -> None:
         shared = [common_prefix(entry.tokens, tokens) for entry in self._entries]
         if any(shared):
-            self._entries.append(self._entries.pop(int(np.argmax(shared))))
+            nearest = self._entries.pop(int(np.argmax(shared)))
+            self._entries.append(nearest)
+            self.eviction.keep([nearest])
 
     def _refresh(self, plan: Plan) -> None:
         """Make the entry that ``plan`` restores from the most recent one."""
@@ -119,6 +145,7 @@ class StaticPrefix(Strategy):
             if any(part.handle in used for part in entry.parts):
                 self._entries.remove(entry)
                 self._entries.append(entry)
+                self.eviction.touch([entry])
                 return
 
     def _holding(self, static: Tokens) -> _Entry | None:
@@ -172,3 +199,5 @@ class StaticPrefix(Strategy):
                 )
         if handles and max(handles.values()) > 1:
             raise IntegrityError(f"{self.name}: a handle names two parts: {handles}")
+        if set(self.eviction.entries) != set(self._entries):
+            raise IntegrityError(f"{self.name}: the policy has other entries")

@@ -92,6 +92,6 @@ def test_integrity_notices_a_slot_that_covers_another() -> None:
     strategy, ledger = BlockHash(block=4, minimum=4), Ledger(block=4)
     ledger.exchange(strategy, Request(run(1, 12)))
     slot = strategy._slots[0]
-    strategy._slots.insert(0, type(slot)(9, slot.digests[:2]))
+    strategy._slots.insert(0, type(slot)(9, slot.digests[:2], 8))
     with pytest.raises(IntegrityError, match="slot 1 covers slot 9"):
         strategy.check_integrity()

@@ -105,6 +105,13 @@ class Eviction(ABC):
     def entries(self) -> Iterable[Any]:
         """All entries, for checks."""
 
+    def learned(self) -> dict[str, Any]:
+        """Return what was learned from requests, as JSON values; it can be recalled."""
+        return {}
+
+    def recall(self, learned: dict[str, Any]) -> None:  # noqa: B027
+        """Take what was learned elsewhere, in place of the package's priors."""
+
     def check(self, parents: Mapping[Any, Any]) -> None:  # noqa: B027  most need none
         """Check what the policy relies on.
 

@@ -31,6 +31,7 @@ from mlxlab.errors import DiskError, IntegrityError, ModelError
 from mlxlab.models.layout import Windows
 from mlxlab.prompt import Prompt, Tokens
 from mlxlab.strategies import Commit, Plan, Strategy
+from mlxlab.strategies.use import UNKNOWN, Use
 
 __all__ = [
     "Engine",
@@ -462,6 +463,7 @@ class Engine:
         *,
         length: int | None = None,
         caches: WorkingCache | None = None,
+        use: Use = UNKNOWN,
     ) -> Commit:
         """Cache tokens that were fed to the model.
 
@@ -471,6 +473,7 @@ class Engine:
             length: leading tokens to cache, where the answer goes on; see
                 :meth:`~mlxlab.strategies.base.Strategy.count_shared`. All if None.
             caches: that hold them; the prefill's if None.
+            use: the request, for the eviction policy.
         """
         ids = np.asarray(answer, dtype=np.int32)
         if length is None:
@@ -478,7 +481,7 @@ class Engine:
         if length == 0:
             return Commit()
         sequence = prefill.prompt.extended(ids).head(length)
-        commit = self.strategy.commit(sequence, prefill.plan.head(length))
+        commit = self.strategy.commit(sequence, prefill.plan.head(length), use)
         self.store.apply(commit, caches or prefill.caches, prefill.taken)
         if self.disk is not None:
             self.disk.apply(commit.disk, caches or prefill.caches, prefill.taken)

@@ -16,6 +16,7 @@ from mlxlab.engine.batch import Batch
 from mlxlab.engine.samplers import LogitsProcessor, Sampler
 from mlxlab.prompt import Prompt
 from mlxlab.strategies import Commit
+from mlxlab.strategies.use import Use
 
 if TYPE_CHECKING:
     from mlxlab.engine.engine import Engine, Prefill, PrefillProgress
@@ -135,19 +136,20 @@ class Executor:
                     own.batch = None
             raise
 
-    def store(self, own: Computation, length: int) -> Commit:
+    def store(self, own: Computation, length: int, use: Use) -> Commit:
         """Cache the first tokens of a prompt before its answer has ended."""
         caches = own.prefill.caches
         if own.batch is not None:
             caches = own.batch.caches(own.row)
-        return own.engine.commit(own.prefill, length=length, caches=caches)
+        return own.engine.commit(own.prefill, length=length, caches=caches, use=use)
 
-    def end(self, own: Computation, answer: Sequence[int] | None) -> Commit:
+    def end(self, own: Computation, answer: Sequence[int] | None, use: Use) -> Commit:
         """Let a computation go.
 
         Args:
             own: is used no more.
             answer: its ids, to be cached with the prompt; None to cache nothing.
+            use: the request, for the eviction policy.
         """
         del self.computations[own.number]
         if own.batch is not None:
@@ -156,4 +158,4 @@ class Executor:
                 self.batches.remove(own.batch)
         if answer is None:
             return Commit()
-        return own.engine.commit(own.prefill, answer)
+        return own.engine.commit(own.prefill, answer, use=use)

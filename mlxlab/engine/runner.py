@@ -22,6 +22,7 @@ from mlxlab.engine.memory import LEAST
 from mlxlab.engine.samplers import LogitsProcessor, Sampler
 from mlxlab.errors import MemoryFullError, RequestError
 from mlxlab.prompt import Prompt, common_prefix
+from mlxlab.strategies.use import UNKNOWN, Use
 
 if TYPE_CHECKING:
     from mlxlab.engine.engine import Engine, PrefillProgress
@@ -54,12 +55,16 @@ class Stored:
     Attributes:
         length: leading tokens of its prompt and answer.
         commit: what changed.
-        last: whether the request ends here.
+        use: what the eviction policy was told.
     """
 
     length: int
     commit: Commit
-    last: bool
+    use: Use
+
+
+def _unknown(running: bool) -> Use:
+    return Use(running=running)
 
 
 @dataclass(eq=False)
@@ -78,6 +83,8 @@ class Request:
             answer.
         done: called at the end, when all computed tokens are cached.
         committed: called after each commit.
+        use: called before each commit with whether the answer goes on; returns what
+            the eviction policy is told of the request.
 
     Attributes:
         answer: the ids so far.
@@ -98,6 +105,7 @@ class Request:
     put: Callable[[Plan | PrefillProgress | int], object]
     done: Callable[[], object] = lambda: None
     committed: Callable[[Stored], object] = lambda stored: None
+    use: Callable[[bool], Use] = _unknown
     answer: list[int] = field(default_factory=list, init=False)
     planned: int | None = field(default=None, init=False)
     stored: list[tuple[int, int]] = field(default_factory=list, init=False)
@@ -259,11 +267,12 @@ class Runner:
         request.engine.users -= 1
         try:
             if begun is not None:
+                use, error = _told(request, error)
                 answer = request.answer if error is None else None
-                commit = self._executor.end(begun, answer)
+                commit = self._executor.end(begun, answer, use)
                 if error is None:
                     length = begun.prefill.computed(len(request.answer))
-                    request.note(next(self._order), Stored(length, commit, last=True))
+                    request.note(next(self._order), Stored(length, commit, use))
         except Exception as failure:
             error = error or failure
         request.error = error
@@ -383,8 +392,9 @@ class Runner:
         if other.position < most:
             return other
         assert other.begun is not None
-        commit = self._executor.store(other.begun, most)
-        other.request.note(next(self._order), Stored(most, commit, last=False))
+        use = other.request.use(True)
+        commit = self._executor.store(other.begun, most, use)
+        other.request.note(next(self._order), Stored(most, commit, use))
         return None
 
     def _measure(self, tokens: int, seconds: float) -> None:
@@ -465,6 +475,16 @@ class _Running:
             plan = engine.strategy.preview(self.request.prompt)
             self._stored = engine.commits, plan.reused
         return self._stored[1]
+
+
+def _told(request: Request, error: Exception | None) -> tuple[Use, Exception | None]:
+    """Return what is told of a request that ends, and why it fails, if it does."""
+    if error is not None:
+        return UNKNOWN, error
+    try:
+        return request.use(False), None
+    except Exception as failure:
+        return UNKNOWN, failure
 
 
 def _growth(running: Sequence[_Running]) -> int:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from mlxlab.replay.requests import RenderedRequest
+from mlxlab.strategies.use import Use
 
-__all__ = ["Commits", "order_as_planned"]
+__all__ = ["Commits", "Store", "order_as_planned"]
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Store(Protocol[T_co]):
+    """Stores the first tokens of a request that has been planned."""
+
+    def __call__(self, length: int, use: Use, /) -> T_co:
+        """Store as many as ``length``; ``use`` is what is known of the request then."""
 
 
 def order_as_planned(requests: Sequence[RenderedRequest]) -> list[RenderedRequest]:
@@ -49,20 +58,23 @@ class Commits(Generic[T]):
         numbers = sorted(n for n in due if n < request.order.planned)
         return [due.pop(number)() for number in numbers]
 
-    def after(self, request: RenderedRequest, store: Callable[[int], T]) -> list[T]:
+    def after(self, request: RenderedRequest, store: Store[T]) -> list[T]:
         """Store what was stored between a request's plan and the next one.
 
         Args:
             request: has just been planned.
-            store: stores as many of its first tokens as it is called with.
+            store: is called for each of its commits, now or later.
 
         Returns:
             What storing returned, in order.
         """
         if request.order is None:
-            return [store(len(request.computed))]
+            return [store(len(request.computed), request.use)]
         due = self._due.setdefault(request.trace, {})
-        due |= {number: partial(store, n) for number, n in request.order.stored}
+        for number, length in request.order.stored:
+            is_last = number == request.order.stored[-1][0]
+            use = request.use if is_last else request.use.unfinished
+            due[number] = partial(store, length, use)
         done = []
         number = request.order.planned + 1
         while number in due:

@@ -22,6 +22,7 @@ from mlxlab.replay.simulator import Outcome, Progress
 from mlxlab.replay.turns import Schedule
 from mlxlab.replay.users import LiveUsers
 from mlxlab.strategies import Commit, Strategy
+from mlxlab.strategies.use import Use
 from mlxlab.unfinished import scratch_folder
 
 __all__ = ["LiveModel", "LiveReplay", "live_model"]
@@ -68,8 +69,8 @@ class LiveReplay:
             )
             prefill, prefill_s, ttft_s = done.prefill, done.prefill_s, done.ttft_s
 
-        def store(length: int) -> Commit:
-            return engine.commit(prefill, request.answer, length=length)
+        def store(length: int, use: Use) -> Commit:
+            return engine.commit(prefill, request.answer, length=length, use=use)
 
         commits += self._commits.after(request, store)
         return Outcome(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
 from mlxlab.errors import ModelError, RequestError
 from mlxlab.prompt import Prompt, Tokens, common_prefix
 from mlxlab.rendering.renderer import Renderer
+from mlxlab.strategies.use import UNKNOWN, Use
 from mlxlab.traces import Exchange, Trace
 from mlxlab.traces.schema import Json, Order
 
@@ -29,8 +31,7 @@ class RenderedRequest:
         trace: name of the trace.
         order: when it was planned and stored among other requests of its trace, if our
             own server recorded it.
-        side: whether this is a side request, such as one for a title. It is not a turn
-            of the session's conversation, which its prompt does not show.
+        use: what an eviction policy is told of it, when its answer has ended.
     """
 
     session: str
@@ -40,7 +41,7 @@ class RenderedRequest:
     unit: int = 1
     trace: str = ""
     order: Order | None = None
-    side: bool = False
+    use: Use = UNKNOWN
 
     @property
     def tokens(self) -> int:
@@ -64,6 +65,10 @@ class RenderedRequest:
         """The sequence fed to the model: prompt and answer, without the last id."""
         length = len(self.prompt) + len(self.answer) - 1
         return self.prompt.extended(self.answer).head(length)
+
+    def shifted(self, seconds: float) -> Self:
+        """Return the request on a clock that is ahead by this much."""
+        return replace(self, use=self.use.shifted(seconds))
 
     def without_tokens(self) -> RenderedRequest:
         """Return the request by name only."""
@@ -143,14 +148,15 @@ def render_exchange(
             f"model {renderer.model.name}"
         )
     agent = f"/{exchange.agent[:8]}" if exchange.agent else ""
+    session = exchange.session + agent
     return RenderedRequest(
-        exchange.session + agent,
+        session,
         exchange.id,
         prompt,
         answer,
         trace=trace,
         order=response.order if response else None,
-        side=_is_side_request(exchange, equipped),
+        use=_use(exchange, session, side=_is_side_request(exchange, equipped)),
     )
 
 
@@ -161,12 +167,39 @@ def label_sessions(
     if len(traces) == 1:
         return list(rendered)
     return [
-        [
-            replace(request, session=f"{trace.name}:{request.session}")
-            for request in requests
-        ]
+        [_labelled(request, f"{trace.name}:{request.session}") for request in requests]
         for trace, requests in zip(traces, rendered, strict=True)
     ]
+
+
+def _labelled(request: RenderedRequest, session: str) -> RenderedRequest:
+    return replace(request, session=session, use=replace(request.use, agent=session))
+
+
+def _use(exchange: Exchange, agent: str, *, side: bool) -> Use:
+    """Return what our server told its policy, else what the recording shows."""
+    response = exchange.response
+    if response is None:
+        return Use(agent, exchange.t, side=side)
+    message = response.message or {}
+    if (told := response.told) is not None:
+        tools = tuple(_called(message)) if told.stop else ()
+        times = told.arrived, told.ended
+        return Use(agent, *times, told.stop, tools, told.side, told.running)
+    # Where a history lacks the end of an answer, the request's time stands there.
+    ended = response.t if response.t > exchange.t else None
+    stop = message.get("stop_reason")
+    if not isinstance(stop, str):  # the answer was cut off
+        return Use(agent, exchange.t, ended, side=side)
+    return Use(agent, exchange.t, ended, stop, tuple(_called(message)), side)
+
+
+def _called(message: Mapping[str, Json]) -> Iterator[str]:
+    """Yield the names of the tools that an answer calls."""
+    blocks = message.get("content")
+    for block in blocks if isinstance(blocks, list) else ():
+        if isinstance(block, dict) and block.get("type") == "tool_use":
+            yield str(block.get("name"))
 
 
 def _is_side_request(exchange: Exchange, equipped: Collection[str]) -> bool:

@@ -10,6 +10,7 @@ from mlxlab.replay.commits import Commits
 from mlxlab.replay.cost_model import CostModel
 from mlxlab.replay.requests import RenderedRequest
 from mlxlab.strategies import Commit, Strategy
+from mlxlab.strategies.use import Use
 
 __all__ = ["Outcome", "Progress", "Replayer", "Simulator"]
 
@@ -83,9 +84,9 @@ class Simulator:
         done = self._commits.before(request)
         plan = self.strategy.plan(request.prompt)
 
-        def store(length: int) -> Commit:
+        def store(length: int, use: Use) -> Commit:
             computed = request.computed.head(length)
-            return self.strategy.commit(computed, plan.head(length))
+            return self.strategy.commit(computed, plan.head(length), use)
 
         done += self._commits.after(request, store)
         if self.progress:

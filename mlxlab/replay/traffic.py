@@ -44,9 +44,6 @@ class Traffic:
     ) -> None:
         self.users = users
         self.think_times = think_times
-        self.requests = {
-            rules: tuple(chain.from_iterable(own)) for rules, own in rendered.items()
-        }
         first = next(iter(rendered.values()))
         self._turns: list[list[Turn]] = list_turns(traces) if users else []
         numbers = {id(own): i for i, own in enumerate(chain.from_iterable(first))}
@@ -57,9 +54,19 @@ class Traffic:
         caches = (
             [Workload(sources, users)] if users else [Workload([s]) for s in sources]
         )
-        self.orders: Orders = tuple(
-            tuple(numbers[id(own)] for own in workload) for workload in caches
-        )
+        found = [
+            [(numbers[id(own)], ahead) for ahead, own in workload.recorded()]
+            for workload in caches
+        ]
+        self.orders: Orders = tuple(tuple(i for i, _ in cache) for cache in found)
+        clocks = dict(chain.from_iterable(found))
+        self.requests = {
+            rules: tuple(
+                request.shifted(clocks.get(i, 0.0))
+                for i, request in enumerate(chain.from_iterable(own))
+            )
+            for rules, own in rendered.items()
+        }
 
     def schedule(self) -> Schedule:
         """Return when live users send the requests; there have to be users."""

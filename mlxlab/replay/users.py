@@ -15,6 +15,7 @@ from mlxlab.replay.requests import RenderedRequest
 from mlxlab.replay.simulator import Outcome, Progress
 from mlxlab.replay.turns import Schedule
 from mlxlab.strategies import Commit, Plan
+from mlxlab.strategies.use import UNKNOWN, Use
 from mlxlab.traces.schema import Order
 
 __all__ = ["Answered", "LiveUsers"]
@@ -29,7 +30,7 @@ class Answered:
 
     Attributes:
         number: of the request.
-        request: with the order of this replay, as if all had been one trace. A
+        request: with order and times of this replay, as if all had been one trace. A
             simulation of these requests reuses the same tokens.
         outcome: what it cost.
     """
@@ -159,13 +160,13 @@ class _Ledger(Executor):
         self.lines.append(_Line(plan.reused, plan.disk_tokens, engine.store.nbytes))
         return own
 
-    def store(self, own: Computation, length: int) -> Commit:
-        return self._counted(own, super().store(own, length))
+    def store(self, own: Computation, length: int, use: Use) -> Commit:
+        return self._counted(own, super().store(own, length, use))
 
-    def end(self, own: Computation, answer: Sequence[int] | None) -> Commit:
+    def end(self, own: Computation, answer: Sequence[int] | None, use: Use) -> Commit:
         line, prefill = self.lines[own.number], own.prefill
         line.restore_s, line.prefill_s = prefill.restore_s, prefill.compute_s
-        return self._counted(own, super().end(own, answer))
+        return self._counted(own, super().end(own, answer, use))
 
     def _counted(self, own: Computation, commit: Commit) -> Commit:
         self.lines[-1].evicted += commit.evicted
@@ -180,6 +181,7 @@ class _Asked:
     Attributes:
         due: when the user sent it.
         filled: tokens of the prompt restored or computed so far.
+        use: what the eviction policy was told at the latest commit.
     """
 
     number: int
@@ -189,6 +191,7 @@ class _Asked:
     progress: Progress
     own: Request = field(init=False)
     filled: int = 0
+    use: Use = UNKNOWN
     first_s: float | None = None
     ended_s: float | None = None
 
@@ -205,6 +208,7 @@ class _Asked:
             frozenset(),
             self._put,
             self._done,
+            use=self._use,
         )
         return self.own
 
@@ -223,6 +227,13 @@ class _Asked:
             end = len(self.request.prompt) - 1
         return end is not None and self.filled >= end
 
+    def _use(self, running: bool) -> Use:
+        """Return the use at the times of this replay, and keep it."""
+        asked = replace(self.request.use, t=self.due)
+        ended = perf_counter() - self.started
+        self.use = asked.unfinished if running else replace(asked, ended=ended)
+        return self.use
+
     def answered(self, trace: str, line: _Line) -> Answered:
         order = Order(planned=self.planned, stored=tuple(self.own.stored))
         assert self.ended_s is not None
@@ -237,7 +248,7 @@ class _Asked:
             arrived_s=self.due,
             total_s=self.ended_s - self.due,
         )
-        request = replace(self.request, trace=trace, order=order)
+        request = replace(self.request, trace=trace, order=order, use=self.use)
         return Answered(self.number, request, outcome)
 
     def _put(self, item: Plan | PrefillProgress | int) -> None:

@@ -22,6 +22,7 @@ from mlxlab.prompt import Prompt, Role, Segment, Tokens
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.replay.commits import order_as_planned
 from mlxlab.replay.requests import RenderedRequest, label_sessions, render_trace
+from mlxlab.strategies.use import Use
 from mlxlab.traces import Trace
 from mlxlab.traces.hashed.trace import HashedRequest, HashedTrace
 from mlxlab.traces.open import AnyTrace
@@ -172,14 +173,22 @@ class HashedSource:
         stored = (request.tokens + max(request.answer - 1, 0)) // unit
         tail = np.array([_REST] if rest else [], np.int32)
         asked = np.concatenate([ids[:whole], tail])
-        session = ":".join(filter(None, (self.name, request.session)))
         agent = f"/{request.agent[:9]}" if request.agent else ""
+        session = ":".join(filter(None, (self.name, request.session))) + agent
         return NumberedRequest(
-            session=session + agent,
+            session=session,
             id=i,
             prompt=Prompt(asked, _segments(request, len(asked), unit), False),
             answer=ids[whole:stored],
             unit=unit,
+            use=Use(
+                session,
+                request.t,
+                request.ended,
+                request.stop,
+                request.tools,
+                request.side,
+            ),
             length=request.tokens,
             sequence=Prompt(ids[:stored], _segments(request, stored, unit), False),
             content=_pieces(request, unit, content),
@@ -213,10 +222,19 @@ class Workload:
         return self.sources[0].unit
 
     def __iter__(self) -> Iterator[RenderedRequest]:
+        """Yield the requests, all on one clock, which begins with the first."""
+        for ahead, request in self.recorded():
+            yield request.shifted(ahead)
+
+    def recorded(self) -> Iterator[tuple[float, RenderedRequest]]:
+        """Yield the requests on the clocks of their sources.
+
+        Each comes with the seconds by which the common clock is ahead of its own.
+        """
         numbers = Numbers()
         waiting = iter([partial(source.requests, numbers) for source in self.sources])
         order = count()
-        running: list[tuple[float, int, float, RenderedRequest, Timed]] = []
+        running: list[tuple[float, int, _Running, RenderedRequest]] = []
 
         def begin(now: float) -> None:
             """Start the next source that has requests."""
@@ -224,22 +242,36 @@ class Workload:
                 requests = make()
                 first = next(requests, None)
                 if first is not None:
-                    start = now - first[0]
-                    entry = (now, next(order), start, first[1], requests)
-                    heapq.heappush(running, entry)
+                    t, request = first
+                    own = _Running(requests, now - t, now - (request.use.t or 0.0))
+                    heapq.heappush(running, (now, next(order), own, request))
                     return
 
         for _ in range(min(self.users, len(self.sources))):
             begin(0.0)
         while running:
-            now, turn, start, request, requests = heapq.heappop(running)
-            yield request
-            following = next(requests, None)
+            now, turn, own, request = heapq.heappop(running)
+            yield own.ahead, request
+            following = next(own.requests, None)
             if following is None:
                 begin(now)
             else:
-                entry = (start + following[0], turn, start, following[1], requests)
-                heapq.heappush(running, entry)
+                t, request = following
+                heapq.heappush(running, (own.start + t, turn, own, request))
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """A source whose requests are being asked; seconds on the common clock.
+
+    Attributes:
+        start: when its trace began.
+        ahead: seconds by which that clock is ahead of the one of its uses.
+    """
+
+    requests: Timed
+    start: float
+    ahead: float
 
 
 Sources: TypeAlias = tuple[Source, ...]

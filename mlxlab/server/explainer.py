@@ -36,6 +36,7 @@ from mlxlab.server.explanation import Explanation
 from mlxlab.server.lanes import Followed, Lane, Setting
 from mlxlab.server.metrics import Metrics, Served
 from mlxlab.strategies import Plan
+from mlxlab.strategies.use import Use
 
 __all__ = ["Asked", "Explainer"]
 
@@ -59,17 +60,21 @@ class Asked:
 
     Attributes:
         number: of the request.
-        session: of the client, and its sub-agent behind ``/``.
-        has_tools: whether it offers tools.
-        wants_json: whether the answer must be JSON of a schema.
+        use: as it is known before its answer.
     """
 
     number: int
-    session: str
     prompt: Prompt
     setting: Setting
-    has_tools: bool
-    wants_json: bool
+    use: Use
+
+    @property
+    def rendered(self) -> RenderedRequest:
+        """The request without its answer."""
+        none = np.empty(0, np.int32)
+        return RenderedRequest(
+            self.use.agent, self.number, self.prompt, none, use=self.use
+        )
 
 
 class Explainer:
@@ -105,7 +110,7 @@ class Explainer:
         self._numbers = count()
         # Used by the thread only.
         self._lanes: OrderedDict[int, Lane] = OrderedDict()
-        self._histories: OrderedDict[tuple[str, str], _Known] = OrderedDict()
+        self._histories: OrderedDict[tuple[str, str], History] = OrderedDict()
         self._open: dict[int, Followed] = {}
 
     def plan(self, asked: Asked, engine: Engine, plan: Plan) -> None:
@@ -122,7 +127,7 @@ class Explainer:
             answer: its ids so far.
         """
         ids = tuple(answer)
-        call = partial(self._store, number, stored.length, ids, last=stored.last)
+        call = partial(self._store, number, stored.length, ids, stored.use)
         self._put(len(ids), call)
 
     def end(self, served: Served) -> None:
@@ -195,19 +200,15 @@ class Explainer:
     def _plan(self, asked: Asked, cache: int, plan: Plan) -> None:
         at = asked.setting
         key = at.folder.name, at.credential
-        known = _latest(self._histories, key, _Known)
-        lane = _latest(
-            self._lanes, cache, lambda: Lane(at, known.history, self._shadow)
-        )
-        request = known.request(asked)
-        self._open[asked.number] = lane.plan(request, plan, explain=not self._is_late)
+        history = _latest(self._histories, key, lambda: History(HORIZON))
+        lane = _latest(self._lanes, cache, lambda: Lane(at, history, self._shadow))
+        request, explain = asked.rendered, not self._is_late
+        self._open[asked.number] = lane.plan(request, plan, explain=explain)
 
-    def _store(
-        self, number: int, length: int, answer: Sequence[int], *, last: bool
-    ) -> None:
+    def _store(self, number: int, length: int, answer: Sequence[int], use: Use) -> None:
         own = self._open.get(number)
         if own is not None and length:
-            own.lane.commit(own, length, answer, last=last)
+            own.lane.commit(own, length, answer, use)
 
     def _end(self, served: Served) -> None:
         own = self._open.pop(served.request, None)
@@ -216,31 +217,6 @@ class Explainer:
         seconds = served.prefill_s / max(computed, 1)
         self._metrics.explain(served, explained, seconds)
         self._events.add(served.request, Stage.EXPLAINED, **explained.facts(seconds))
-
-
-class _Known:
-    """What a credential has sent to a model."""
-
-    def __init__(self) -> None:
-        self.history = History(HORIZON)
-        self._equipped: OrderedDict[str, None] = OrderedDict()  # sessions with tools
-
-    def request(self, asked: Asked) -> RenderedRequest:
-        """Return a request without its answer."""
-        session, _, _ = asked.session.partition("/")
-        if asked.has_tools:
-            self._equipped[session] = None
-            self._equipped.move_to_end(session)
-            if len(self._equipped) > HORIZON.sequences:
-                self._equipped.popitem(last=False)
-        bare = session in self._equipped and not asked.has_tools
-        return RenderedRequest(
-            asked.session,
-            asked.number,
-            asked.prompt,
-            np.empty(0, np.int32),
-            side=asked.wants_json or bare,
-        )
 
 
 K = TypeVar("K", bound=Hashable)

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from mlxlab.decoding import CallEnd, Decoder, Event
+from mlxlab.decoding import CallEnd, CallStart, Decoder, Event
 from mlxlab.engine import Engine, LogitsProcessor, PrefillProgress, Request, Sampler
 from mlxlab.prompt import Prompt
 from mlxlab.strategies import Plan
+from mlxlab.strategies.use import Use
 
 __all__ = ["Completed", "Item", "Job", "PromptPlanned", "StopReason", "request_of"]
 
@@ -88,6 +89,12 @@ def request_of(job: Job, put: Callable[[Item], object]) -> Request:
             put(answer.take(item))
         return answer.reason is not None
 
+    def use(running: bool) -> Use:
+        if running or request.cancelled:
+            return Use(running=running)
+        answer.finish()
+        return Use(stop=answer.stop_reason, tools=tuple(answer.tools))
+
     def done() -> None:
         # The computed tokens are cached before any caller sees the end.
         if request.error is None and not request.cancelled:
@@ -103,6 +110,7 @@ def request_of(job: Job, put: Callable[[Item], object]) -> Request:
         job.stop,
         take,
         done,
+        use=use,
     )
     return request
 
@@ -115,6 +123,8 @@ class _Answer:
         self.decoder = job.decoder()
         self.reason: StopReason | None = None
         self.called = False
+        self.tools: list[str] = []  # that it calls
+        self._rest: tuple[Event, ...] | None = None
 
     def take(self, id: int) -> tuple[Event, ...]:
         if id in self.job.stop:
@@ -128,7 +138,10 @@ class _Answer:
         return events
 
     def finish(self) -> tuple[Event, ...]:
-        return self._seen(self.decoder.finish())
+        """Return the events behind the last id; a second time the same ones."""
+        if self._rest is None:
+            self._rest = self._seen(self.decoder.finish())
+        return self._rest
 
     def completed(self, ids: Sequence[int]) -> Completed:
         return Completed(self.stop_reason, self.decoder.stopped, tuple(ids))
@@ -144,4 +157,5 @@ class _Answer:
 
     def _seen(self, events: Sequence[Event]) -> tuple[Event, ...]:
         self.called |= any(isinstance(e, CallEnd) and e.complete for e in events)
+        self.tools += [e.name for e in events if isinstance(e, CallStart)]
         return tuple(events)

@@ -22,6 +22,7 @@ from mlxlab.replay.requests import RenderedRequest
 from mlxlab.server.aliases import add_disk
 from mlxlab.server.explanation import Explanation
 from mlxlab.strategies import Plan, Strategy, parse_strategy
+from mlxlab.strategies.use import Use
 
 __all__ = ["Followed", "Lane", "Setting"]
 
@@ -110,14 +111,14 @@ class Lane:
         )
 
     def commit(
-        self, own: Followed, length: int, answer: Sequence[int], *, last: bool
+        self, own: Followed, length: int, answer: Sequence[int], use: Use
     ) -> None:
         """Follow a commit of this many leading tokens, with the answer so far."""
         request = replace(own.request, answer=np.array(answer, np.int32))
-        self._attributor.commit(request, own.plan, length, last=last)
+        self._attributor.commit(request, own.plan, length, use)
         computed = request.computed.head(length)
         for spec, strategy in self._shadow.items():
-            strategy.commit(computed, own.shadow[spec].head(length))
+            strategy.commit(computed, own.shadow[spec].head(length), use)
 
     def explain(self, own: Followed) -> Explanation:
         """Explain a request that has ended."""

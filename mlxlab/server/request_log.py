@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from mlxlab.engine import PrefillProgress, Request, Stored
+from mlxlab.server.clock import now
 from mlxlab.server.event_log import Asker, EventLog, Stage
 from mlxlab.server.events import AnswerWriter
 from mlxlab.server.explainer import Asked, Explainer
@@ -16,9 +17,11 @@ from mlxlab.server.metrics import Metrics, Served
 from mlxlab.server.owners import Owners
 from mlxlab.server.prepare import Prepared
 from mlxlab.server.schema import InferenceRequest
+from mlxlab.server.side_requests import SideRequests
 from mlxlab.server.strip import make_strip
 from mlxlab.strategies import Plan
-from mlxlab.traces.schema import Generated, Order, Timing
+from mlxlab.strategies.use import Use
+from mlxlab.traces.schema import Generated, Order, Timing, Told
 
 __all__ = ["Journal", "RequestLog"]
 
@@ -31,12 +34,14 @@ class Journal:
         events: take what happens.
         metrics: count the requests that came into the queue.
         owners: who stored what, on the worker.
+        sides: recognizes side requests.
         explainer: finds the causes; None where that is turned off.
     """
 
     events: EventLog
     metrics: Metrics
     owners: Owners
+    sides: SideRequests
     explainer: Explainer | None
 
 
@@ -74,6 +79,7 @@ class RequestLog:
         self._ttft_s: float | None = None
         self._disk_tokens = self._done_tokens = 0
         self._has_ended = False
+        self._use = Use(asker.name, now())
         self._number = journal.events.arrive(asker, asked.model)
 
     def queue(
@@ -89,6 +95,14 @@ class RequestLog:
         """
         behind = self._journal.events.ahead(full=full)
         self._queued, self._setting = (prepared, writer), setting
+        form = self._asked.output_config
+        side = self._journal.sides.take(
+            setting.credential,
+            self._asker.session,
+            has_tools=bool(self._asked.tools),
+            wants_json=bool(form and form.format),
+        )
+        self._use = replace(self._use, side=side)
         self._add(
             Stage.QUEUED,
             alias=prepared.name,
@@ -99,35 +113,38 @@ class RequestLog:
 
     def follow(self, request: Request) -> None:
         """Follow the request on the worker, before it begins."""
-        self.request, put = request, request.put
+        self.request, put, ending = request, request.put, request.use
 
         def noted(item: Plan | PrefillProgress | int) -> object:
             if isinstance(item, Plan):
                 self._begin(request, item)
             return put(item)
 
-        request.put, request.committed = noted, self._commit
+        def use(running: bool) -> Use:
+            end = ending(running)
+            return replace(
+                self._use,
+                ended=None if running else now(),
+                stop=end.stop,
+                tools=end.tools,
+                running=running,
+            )
+
+        request.put, request.committed, request.use = noted, self._commit, use
 
     def _begin(self, request: Request, plan: Plan) -> None:
         self._plan, explainer = plan, self._journal.explainer
         if explainer is None:
             return
         assert self._setting is not None
-        form = self._asked.output_config
-        asked = Asked(
-            self._number,
-            self._asker.name,
-            request.prompt,
-            self._setting,
-            has_tools=bool(self._asked.tools),
-            wants_json=bool(form and form.format),
-        )
+        asked = Asked(self._number, request.prompt, self._setting, self._use)
         explainer.plan(asked, request.engine, plan)
 
     def _commit(self, stored: Stored) -> None:
         assert self.request is not None
         assert self._plan is not None
         assert self._queued is not None
+        self._use = stored.use
         alias, engine = self._queued[0].alias, self.request.engine
         owners, metrics = self._journal.owners, self._journal.metrics
         for gone in owners.note(engine, self._number, self._plan, stored.commit):
@@ -173,7 +190,9 @@ class RequestLog:
                 self._journal.explainer.end(served)
 
     def _record(self, prepared: Prepared, request: Request, served: Served) -> None:
+        use = self._use
         assert request.planned is not None
+        assert use.t is not None
         self._note(
             generated=Generated(
                 tokenizer=prepared.folder.tokenizer_digest,
@@ -181,6 +200,13 @@ class RequestLog:
                 thinking=prepared.thinking,
             ),
             order=Order(planned=request.planned, stored=tuple(request.stored)),
+            told=Told(
+                arrived=use.t,
+                ended=use.ended,
+                stop=use.stop,
+                side=use.side,
+                running=use.running,
+            ),
             timing=Timing(
                 queue=served.queue_s,
                 restore=served.restore_s,

@@ -29,6 +29,7 @@ from mlxlab.server.prepare import Preparation, Prepared
 from mlxlab.server.request_log import Journal, RequestLog
 from mlxlab.server.scheduler import QueueFullError, Scheduler
 from mlxlab.server.schema import InferenceRequest, TokenCount, TokenCountRequest
+from mlxlab.server.side_requests import SideRequests
 from mlxlab.traces.recording.script import Script
 from mlxlab.traces.schema import Configuration
 
@@ -83,7 +84,9 @@ class Service:
         self.explainer = (
             Explainer(self.events, self.metrics, shadow) if explain else None
         )
-        self._journal = Journal(self.events, self.metrics, Owners(), self.explainer)
+        self._journal = Journal(
+            self.events, self.metrics, Owners(), SideRequests(), self.explainer
+        )
         self.preparation = Preparation(aliases, script)
         self._one_at_a_time = CapacityLimiter(1)
         self.holdings = Holdings()
@@ -175,8 +178,8 @@ class Service:
             request: the parsed request.
             credential: the caches of this credential may be used.
             note: called with further facts for a recording: ``configuration`` before
-                the first events, ``generated``, ``order`` and ``timing`` before the
-                last, or when the iterator has been closed.
+                the first events, ``generated``, ``order``, ``told`` and ``timing``
+                before the last, or when the iterator has been closed.
             asker: who sends it, if it is known.
 
         Raises:

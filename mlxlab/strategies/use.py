@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 __all__ = ["UNKNOWN", "Use"]
 
@@ -37,6 +37,18 @@ class Use:
     def last(self) -> float | None:
         """The latest time that is known of it."""
         return self.t if self.ended is None else self.ended
+
+    @property
+    def unfinished(self) -> Use:
+        """The same request while its answer goes on."""
+        return replace(self, ended=None, stop="", tools=(), running=True)
+
+    def shifted(self, seconds: float) -> Use:
+        """Return it on a clock that is ahead by this much."""
+        if self.t is None:
+            return self
+        ended = None if self.ended is None else self.ended + seconds
+        return replace(self, t=self.t + seconds, ended=ended)
 
 
 UNKNOWN = Use()

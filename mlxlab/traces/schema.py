@@ -43,6 +43,7 @@ __all__ = [
     "ResponseLine",
     "Seconds",
     "Timing",
+    "Told",
     "body_hash",
     "check_depth",
     "decode",
@@ -192,6 +193,26 @@ class Order(_Closed):
     stored: tuple[tuple[int, int], ...] = ()
 
 
+class Told(_Closed):
+    """What our own server told its eviction policy of a request, at its last commit.
+
+    The session and the tools called stand in request and message.
+
+    Attributes:
+        arrived: Unix seconds of a clock that is never set back.
+        ended: when the answer had ended, likewise; None while it runs.
+        stop: the stop reason; empty if the answer was cut off.
+        side: whether it was a side request, as far as that was known.
+        running: whether the answer was to go on.
+    """
+
+    arrived: Seconds
+    ended: Seconds | None = None
+    stop: str = ""
+    side: bool = False
+    running: bool = False
+
+
 class Timing(_Closed):
     """Seconds of an answer of our own server; the parts add up to the whole.
 
@@ -220,6 +241,7 @@ class ResponseLine(_Closed):
         generated: what was generated, if the recorder could see it.
         configuration: what the server was set to, likewise.
         order: when it was planned and stored, likewise.
+        told: what its eviction policy was told, likewise.
         timing: where its time went, likewise.
     """
 
@@ -233,6 +255,7 @@ class ResponseLine(_Closed):
     generated: Generated | None = None
     configuration: Configuration | None = None
     order: Order | None = None
+    told: Told | None = None
     timing: Timing | None = None
 
 

@@ -28,6 +28,7 @@ from mlxlab.traces.schema import (
     RequestLine,
     ResponseLine,
     Timing,
+    Told,
     body_hash,
     decode,
     encode,
@@ -76,6 +77,7 @@ class Response:
     generated: Generated | None = None
     configuration: Configuration | None = None
     order: Order | None = None
+    told: Told | None = None
     timing: Timing | None = None
 
 
@@ -327,6 +329,7 @@ class _Reader:
             line.generated,
             line.configuration,
             line.order,
+            line.told,
             line.timing,
         )
 

@@ -241,6 +241,8 @@ class _Lines:
             line["configuration"] = response.configuration.model_dump(mode="json")
         if response.order:
             line["order"] = response.order.model_dump(mode="json")
+        if response.told:
+            line["told"] = response.told.model_dump(mode="json")
         if response.timing:
             line["timing"] = response.timing.model_dump(mode="json")
         return _line(line)

@@ -18,11 +18,13 @@ from mlxlab.limits import EXPLAINED_SEQUENCES
 from mlxlab.models.folder import find_model
 from mlxlab.prompt import Prompt, Role, Segment
 from mlxlab.server.event_log import Asker, EventLog, Stage
-from mlxlab.server.explainer import _NOTE, Asked, Explainer, _Known
+from mlxlab.server.explainer import _NOTE, Asked, Explainer
 from mlxlab.server.lanes import Setting
 from mlxlab.server.metrics import Metrics, Served
 from mlxlab.server.server import Options, Server
+from mlxlab.server.side_requests import SideRequests
 from mlxlab.strategies import Commit, Plan
+from mlxlab.strategies.use import Use
 from tests.server.test_order import traffic
 from tests.support.architectures import save_architecture
 from tests.support.endpoint import Client, ask, served, until, words
@@ -218,12 +220,12 @@ class Desk:
         ids = np.array(folder.encode(text), np.int32)
         segments = (Segment("system[0]", Role.SYSTEM, 0, len(ids)),)
         setting = Setting(folder, SMALL, "all", credential, 2048)
-        asked = Asked(number, session, Prompt(ids, segments), setting, False, False)
+        asked = Asked(number, Prompt(ids, segments), setting, Use(session))
         self.length = len(ids)
         self.explainer.plan(asked, self.engine, Plan(len(ids)))
 
     def end(self, number: int, text: str) -> None:
-        self.explainer.store(number, Stored(self.length, Commit(), last=True), [1, 2])
+        self.explainer.store(number, Stored(self.length, Commit(), Use()), [1, 2])
         self.log.add(number, Stage.ENDED)
         row = Served(0, "default", "tiny", SMALL, self.length, 0, 2, 1, 1, "end_turn")
         row = Served(
@@ -311,18 +313,15 @@ def test_credentials_know_nothing_of_each_other(desk: Callable[..., Desk]) -> No
 
 
 def test_a_request_without_the_tools_of_its_session_is_aside() -> None:
-    folder = find_model("tiny")
-    setting, prompt = Setting(folder, SMALL, "all", "own", 64), Prompt.of([1, 2])
-    known = _Known()
+    take = SideRequests().take
 
     def side(session: str, *, tools: bool, json: bool = False) -> bool:
-        asked = Asked(1, session, prompt, setting, has_tools=tools, wants_json=json)
-        return known.request(asked).side
+        return take("own", session, has_tools=tools, wants_json=json)
 
     assert not side("a", tools=False)
     assert not side("a", tools=True)
     assert side("a", tools=False)
-    assert side("a/agent", tools=False)
+    assert not take("other", "a", has_tools=False, wants_json=False)
     assert not side("b", tools=False)
     assert side("b", tools=True, json=True)
 
@@ -336,9 +335,9 @@ def test_what_is_followed_is_bounded() -> None:
         explained(server)
         explainer = server._service.explainer
         assert explainer is not None
-        (known,) = explainer._histories.values()
+        (history,) = explainer._histories.values()
         (lane,) = explainer._lanes.values()
-    assert len(known.history.predecessors._sessions) == EXPLAINED_SEQUENCES
+    assert len(history.predecessors._sessions) == EXPLAINED_SEQUENCES
     assert len(lane._attributor.evictions._sequences) == EXPLAINED_SEQUENCES
     assert (explainer._open, explainer._waiting) == ({}, 0)
     assert not explainer._backlog

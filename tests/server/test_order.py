@@ -19,6 +19,7 @@ from mlxlab.prompt import Prompt
 from mlxlab.replay.commits import Commits, order_as_planned
 from mlxlab.replay.requests import RenderedRequest
 from mlxlab.server.server import Server
+from mlxlab.strategies.use import Use
 from mlxlab.traces import Trace, read_trace
 from mlxlab.traces.schema import Order
 from tests.support.architectures import save_architecture
@@ -124,8 +125,8 @@ def request(id: int, order: Order | None) -> RenderedRequest:
     return RenderedRequest("session", id, prompt, none, trace="trace", order=order)
 
 
-def _pair(id: int, length: int) -> tuple[int, int]:
-    return id, length
+def _pair(id: int, length: int, use: Use) -> tuple[int, int, bool]:
+    return id, length, use.running
 
 
 def test_commits_come_when_they_came() -> None:
@@ -136,13 +137,15 @@ def test_commits_come_when_they_came() -> None:
         request(3, Order(planned=1, stored=((6, 7),))),
         request(4, Order(planned=8, stored=((9, 9),))),
     ]
-    commits: Commits[tuple[int, int]] = Commits()
+    commits: Commits[tuple[int, int, bool]] = Commits()
     seen: list[object] = []
     for own in order_as_planned(requests):
         seen += commits.before(own)
         seen.append(own.id)
         seen += commits.after(own, partial(_pair, own.id))
-    assert seen == [1, 3, (1, 4), 0, (1, 9), (0, 9), (3, 7), 4, (4, 9)]
+    first, last = (1, 4, True), (1, 9, False)  # of the request that is stored twice
+    others = (0, 9, False), (3, 7, False), (4, 9, False)
+    assert seen == [1, 3, first, 0, last, *others[:2], 4, others[2]]
 
 
 def test_without_an_order_each_is_stored_before_the_next() -> None:
@@ -151,4 +154,4 @@ def test_without_an_order_each_is_stored_before_the_next() -> None:
     assert order_as_planned(requests) == requests
     for own in requests:
         assert commits.before(own) == []
-        assert commits.after(own, lambda length: length) == [9]
+        assert commits.after(own, lambda length, use: length) == [9]

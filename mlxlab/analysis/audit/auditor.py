@@ -177,7 +177,7 @@ class Auditor:
         plan = self._memory.plan(request.prompt)
         attribution = self._attributor.attribute(request, plan)
         length = len(request.computed)
-        self._attributor.commit(request, plan, length, last=True)
+        self._attributor.commit(request, plan, length, request.use)
         return attribution
 
     def _decode(self, tokens: Tokens) -> str:

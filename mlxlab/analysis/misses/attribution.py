@@ -26,6 +26,7 @@ from mlxlab.replay.commits import Commits
 from mlxlab.replay.requests import RenderedRequest
 from mlxlab.strategies import Plan, Strategy
 from mlxlab.strategies.paged import Paged
+from mlxlab.strategies.use import Use
 
 __all__ = ["Attributor", "CauseSpan", "History", "RequestAttribution", "attribute"]
 
@@ -95,16 +96,8 @@ def attribute(
         commits.before(request)
         plan = strategy.plan(request.prompt)
         attribution = attributor.attribute(request, plan)
-        commits.after(request, partial(_commit, attributor, request, plan))
+        commits.after(request, partial(attributor.commit, request, plan))
         yield attribution
-
-
-def _commit(
-    attributor: Attributor, request: RenderedRequest, plan: Plan, length: int
-) -> None:
-    order = request.order
-    last = order is None or length == order.stored[-1][1]
-    attributor.commit(request, plan, length, last=last)
 
 
 class History:
@@ -119,16 +112,16 @@ class History:
         self.memory = Paged(block=1, capacity=horizon.tokens)
         self.predecessors = PredecessorIndex(horizon)
 
-    def add(self, request: RenderedRequest, length: int, *, last: bool) -> None:
+    def add(self, request: RenderedRequest, length: int, use: Use) -> None:
         """Remember what was computed of a request.
 
         Args:
             request: with its answer as far as it was computed.
             length: leading tokens that were stored.
-            last: whether the request has ended.
+            use: what was known of the request then.
         """
         self.memory.commit(request.computed.head(length), Plan(length))
-        if last:
+        if not use.running:
             self.predecessors.add(request)
 
 
@@ -180,7 +173,7 @@ class Attributor:
         )
 
     def commit(
-        self, request: RenderedRequest, plan: Plan, length: int, *, last: bool
+        self, request: RenderedRequest, plan: Plan, length: int, use: Use
     ) -> None:
         """Store what was computed of a request.
 
@@ -188,17 +181,17 @@ class Attributor:
             request: with its answer as far as it was computed.
             plan: that the strategy made for it.
             length: leading tokens that are stored.
-            last: whether the request has ended.
+            use: what is known of the request now.
         """
         computed = request.computed.head(length)
-        commit = self.strategy.commit(computed, plan.head(length))
+        commit = self.strategy.commit(computed, plan.head(length), use)
         number = self._name(request)
         if self.lost_checkpoints:
-            self.lost_checkpoints.note(number, request, computed, plan, commit)
+            self.lost_checkpoints.note(number, request, computed, plan, commit, use)
         else:
             lost = commit.evicted + len(commit.disk.erase)
             self.evictions.note(number, computed.tokens, lost)
-        self.history.add(request, length, last=last)
+        self.history.add(request, length, use)
 
     def _name(self, request: RenderedRequest) -> int:
         """Give a commit a number, by which its request can be named."""
@@ -332,7 +325,7 @@ def _chained_spans(
 
 def _first_cause(request: RenderedRequest) -> Cause:
     """Return the cause for a request without a predecessor."""
-    if request.side:
+    if request.use.side:
         return Cause.SIDE
     return Cause.AGENT if "/" in request.session else Cause.SESSION
 

@@ -18,6 +18,7 @@ from mlxlab.replay.requests import RenderedRequest
 from mlxlab.strategies import Commit, Handle, Limit, Plan, Strategy
 from mlxlab.strategies.placements import Combined, parse_placement
 from mlxlab.strategies.resumption import ID_BYTES
+from mlxlab.strategies.use import Use
 
 __all__ = ["LostCheckpoints"]
 
@@ -86,6 +87,7 @@ class LostCheckpoints:
         computed: Prompt,
         plan: Plan,
         commit: Commit,
+        use: Use,
     ) -> None:
         """Record commit number ``by`` of the strategy, and let the twin follow.
 
@@ -95,6 +97,7 @@ class LostCheckpoints:
             computed: what of it was stored.
             plan: of the request.
             commit: what the strategy changed.
+            use: what is known of the request.
         """
         own = self._sequence_of(computed.tokens)
         own.number, own.asked = by, request.prompt
@@ -104,7 +107,8 @@ class LostCheckpoints:
             sequence.lost[position] = by
         for keep in commit.keep:
             self._held[keep.handle] = own, keep.position
-        evicted = self._twin.commit(computed, self._twin.preview(request.prompt))
+        plan = self._twin.preview(request.prompt)
+        evicted = self._twin.commit(computed, plan, use)
         self.evictions.note(by, computed.tokens, evicted.evicted)
 
     def lost(self, tokens: Tokens, stop: int) -> NDArray[np.int64]:

@@ -131,7 +131,7 @@ class PredecessorIndex:
 
 
 def _key(request: RenderedRequest) -> tuple[str, bool]:
-    return request.session, request.side
+    return request.session, request.use.side
 
 
 def _closest(predecessors: list[Predecessor], prompt: Prompt) -> list[Predecessor]:

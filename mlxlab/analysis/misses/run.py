@@ -340,5 +340,5 @@ def _named(evictor: RenderedRequest, loser: RenderedRequest) -> str:
         who = "main loop"
     else:
         who = f"session {session}"
-    aside = ", side request" if evictor.side else ""
+    aside = ", side request" if evictor.use.side else ""
     return f"request {evictor.id} ({who}{aside})"

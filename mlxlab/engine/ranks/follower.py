@@ -109,12 +109,14 @@ class Follower:
                 executor.join(begun[number], greedy, batch=joined)
             case Step(batch):
                 executor.step(executor.batches[batch])
-            case Store(number, length, commit):
+            case Store(number, length, use, commit):
                 own = begun[number]
-                _compare(own.engine, digest_of(executor.store(own, length)), commit)
-            case End(number, answer, commit):
+                done = executor.store(own, length, use)
+                _compare(own.engine, digest_of(done), commit)
+            case End(number, answer, use, commit):
                 own = begun[number]
-                _compare(own.engine, digest_of(executor.end(own, answer)), commit)
+                done = executor.end(own, answer, use)
+                _compare(own.engine, digest_of(done), commit)
             case _:
                 raise IntegrityError(f"rank 0 sent {message.kind}")
 

@@ -40,6 +40,7 @@ from mlxlab.errors import MlxlabError
 from mlxlab.models.folder import ModelFolder
 from mlxlab.prompt import Prompt
 from mlxlab.strategies import Commit, Strategy
+from mlxlab.strategies.use import Use
 
 __all__ = ["LeadingExecutor", "LeadingLoader"]
 
@@ -144,15 +145,15 @@ class LeadingExecutor(Executor):
         with together(self._ranks, Step(self.batches.index(batch))):
             return super().step(batch)
 
-    def store(self, own: Computation, length: int) -> Commit:
-        commit = super().store(own, length)
-        self._ranks.send(Store(own.number, length, digest_of(commit)))
+    def store(self, own: Computation, length: int, use: Use) -> Commit:
+        commit = super().store(own, length, use)
+        self._ranks.send(Store(own.number, length, use, digest_of(commit)))
         return commit
 
-    def end(self, own: Computation, answer: Sequence[int] | None) -> Commit:
-        commit = super().end(own, answer)
+    def end(self, own: Computation, answer: Sequence[int] | None, use: Use) -> Commit:
+        commit = super().end(own, answer, use)
         ids = None if answer is None else list(answer)
-        self._ranks.send(End(own.number, ids, digest_of(commit)))
+        self._ranks.send(End(own.number, ids, use, digest_of(commit)))
         return commit
 
 

@@ -11,6 +11,7 @@ from pydantic import Field, TypeAdapter
 
 from mlxlab.models.layout import CacheLayout
 from mlxlab.prompt import Prompt, Role, Segment
+from mlxlab.strategies.use import Use
 
 __all__ = [
     "Begin",
@@ -177,11 +178,13 @@ class Store:
     """Cache the first tokens of a prompt.
 
     Attributes:
+        use: what the eviction policy is told.
         commit: digest of rank 0's.
     """
 
     computation: int
     length: int
+    use: Use
     commit: str
     kind: Literal["store"] = "store"
 
@@ -192,11 +195,13 @@ class End:
 
     Attributes:
         answer: its ids, to be cached; None to cache nothing.
+        use: what the eviction policy is told.
         commit: digest of rank 0's.
     """
 
     computation: int
     answer: list[int] | None
+    use: Use
     commit: str
     kind: Literal["end"] = "end"
 

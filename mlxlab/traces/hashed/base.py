@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from mlxlab.content import unpacked
-from mlxlab.limits import BLOCK_NUMBERS, UNIT_TOKENS
+from mlxlab.limits import BLOCK_NUMBERS, UNIT_TOKENS, WORD_CHARACTERS
 from mlxlab.traces.formats import Format, Registry
 from mlxlab.traces.hashed.trace import HashedRequest, HashedTrace
 
@@ -20,6 +20,7 @@ __all__ = [
     "Count",
     "HashedFormat",
     "Unit",
+    "Word",
 ]
 
 Count = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
@@ -28,6 +29,9 @@ Unit = Annotated[int, Field(strict=True, ge=1, le=UNIT_TOKENS)]
 """Tokens that one hash stands for."""
 BlockId = Annotated[int, Field(strict=True, ge=0, lt=BLOCK_NUMBERS)]
 """A number of a block in a file; readers keep a table of all below the largest one."""
+
+Word = Annotated[str, Field(max_length=WORD_CHARACTERS)]
+"""A stop reason, or the name of a tool."""
 
 _HEAD_BYTES = 1 << 14
 #: The first line of a recorded trace. Its tools may have parameters of any name.

@@ -38,6 +38,10 @@ class HashedRequest:
             which may be short; empty if the trace does not have them.
         session: session id, empty if the trace has one session only.
         agent: the sub-agent's id, empty for the main loop.
+        ended: when the answer ended, on the same clock; None if it is not known.
+        stop: the stop reason of the answer; empty if it is not known.
+        tools: names of the tools that the answer calls, or what stands for them.
+        side: whether it is a side request, such as one for a title.
     """
 
     t: float
@@ -48,6 +52,10 @@ class HashedRequest:
     content: tuple[Tokens, ...] = ()
     session: str = ""
     agent: str = ""
+    ended: float | None = None
+    stop: str = ""
+    tools: tuple[str, ...] = ()
+    side: bool = False
 
 
 Reader: TypeAlias = Callable[[Path], Iterator[HashedRequest]]

@@ -1,7 +1,10 @@
 """Hashed Claude Code sessions as ``callanjfox/kv-cache-tester`` publishes them.
 
 A file holds one JSON object, packed with gzip or not: ``block_size``, ``tool_tokens``,
-``system_tokens``, ``requests``. A request of type ``subagent`` nests others.
+``system_tokens``, ``requests``. A request of type ``subagent`` nests others. One of
+type ``s`` was streamed: it has a ``ttft`` where one of type ``n`` has none, and is a
+turn of its conversation like that. Half of the streamed ones lack ``api_time`` and
+``stop``.
 """
 
 from __future__ import annotations
@@ -16,7 +19,14 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from mlxlab.content import unpacked
 from mlxlab.errors import TraceError
 from mlxlab.prompt import Role
-from mlxlab.traces.hashed.base import HASHED_FORMATS, BlockId, Count, HashedFormat, Unit
+from mlxlab.traces.hashed.base import (
+    HASHED_FORMATS,
+    BlockId,
+    Count,
+    HashedFormat,
+    Unit,
+    Word,
+)
 from mlxlab.traces.hashed.trace import HashedRequest
 from mlxlab.traces.schema import Seconds
 
@@ -28,6 +38,8 @@ class _Request(BaseModel):
     t: Seconds
     tokens: Annotated[Count, Field(alias="in", ge=1)]
     hash_ids: list[BlockId]
+    stop: Word | None = None
+    api_time: Seconds | None = None
 
 
 class _Agent(BaseModel):
@@ -80,8 +92,15 @@ def _hashed(
     # The API puts tools in front of the system text.
     roles = (Role.TOOLS, owner.tool_tokens), (Role.SYSTEM, owner.system_tokens)
     chained = np.array(request.hash_ids, dtype=np.int32)
+    t, taken = begun + request.t, request.api_time
     return HashedRequest(
-        begun + request.t, request.tokens, chained, roles=roles, agent=agent
+        t,
+        request.tokens,
+        chained,
+        roles=roles,
+        agent=agent,
+        ended=None if taken is None else t + taken,
+        stop=request.stop or "",
     )
 
 

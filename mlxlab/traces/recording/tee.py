@@ -44,7 +44,8 @@ class Tee:
     one that sees what a model generates puts into it, under their names in lower case,
     a :class:`~mlxlab.traces.schema.Generated`, what it is set to as a
     :class:`~mlxlab.traces.schema.Configuration`, the
-    :class:`~mlxlab.traces.schema.Order` of its plans and commits, and the
+    :class:`~mlxlab.traces.schema.Order` of its plans and commits, what eviction was
+    :class:`~mlxlab.traces.schema.Told` of it, and the
     :class:`~mlxlab.traces.schema.Timing` of its parts.
 
     Args:
@@ -194,6 +195,7 @@ class _Exchange:
             generated=self.scope["state"].get("generated"),
             configuration=self.scope["state"].get("configuration"),
             order=self.scope["state"].get("order"),
+            told=self.scope["state"].get("told"),
             timing=self.scope["state"].get("timing"),
         )
         self.writer.response(id, self.response)

@@ -16,6 +16,7 @@ from mlxlab.prompt import Prompt, Tokens
 from mlxlab.replay.bounds import UnlimitedMemory
 from mlxlab.replay.requests import RenderedRequest
 from mlxlab.strategies import STRATEGIES, Strategy, parse_strategy
+from mlxlab.strategies.use import Use
 from tests.strategies.test_contract import ROWS
 from tests.support.ledger import Request
 from tests.support.traffic import DETERMINISTIC, traffic
@@ -155,7 +156,7 @@ def test_the_first_of_a_kind_has_nothing_to_be_compared_with(
     asked = [
         RenderedRequest("a", 0, first.prompt, np.array([LAST], np.int32)),
         RenderedRequest(
-            session, 1, other.prompt, np.array([LAST], np.int32), side=side
+            session, 1, other.prompt, np.array([LAST], np.int32), use=Use(side=side)
         ),
     ]
     *_, attribution = attribute(asked, parse_strategy("paged"), words)

@@ -76,7 +76,7 @@ def test_what_is_remembered_is_bounded(name: str) -> None:
         plan = strategy.preview(own.prompt)
         attribution = attributor.attribute(own, plan)
         found |= {part.cause for part in attribution.parts}
-        attributor.commit(own, plan, len(own.computed), last=True)
+        attributor.commit(own, plan, len(own.computed), own.use)
         if number in (200, 299):
             sizes.append(held())
     tracemalloc.stop()
@@ -95,7 +95,7 @@ def test_an_evictor_is_named_as_long_as_it_is_remembered() -> None:
     for number in (0, 3, 6, 9, 12):
         own = request(number)
         plan = strategy.preview(own.prompt)
-        attributor.commit(own, plan, len(own.computed), last=True)
+        attributor.commit(own, plan, len(own.computed), own.use)
     again = request(0)
     parts = attributor.attribute(again, strategy.preview(again.prompt)).parts
     evicted = [part.evictor for part in parts if part.cause is Cause.EVICTED]

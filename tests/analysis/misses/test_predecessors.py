@@ -7,6 +7,7 @@ import numpy as np
 from mlxlab.analysis.misses.predecessors import PredecessorIndex, grams
 from mlxlab.prompt import Prompt, Role, Segment
 from mlxlab.replay.requests import RenderedRequest
+from mlxlab.strategies.use import Use
 
 SYSTEM = list(range(1000, 1100))
 OTHER = list(range(2000, 2100))
@@ -21,7 +22,9 @@ def request(
         Segment("messages[0].text[0]", Role.USER, len(system), len(ids)),
     )
     prompt = Prompt(Prompt.of(ids).tokens, segments)
-    return RenderedRequest(session, request, prompt, np.empty(0, np.int32), side)
+    return RenderedRequest(
+        session, request, prompt, np.empty(0, np.int32), use=Use(side=side)
+    )
 
 
 def predecessors(*requests: RenderedRequest) -> PredecessorIndex:

@@ -11,6 +11,7 @@ from mlxlab.models.layout import CacheLayout
 from mlxlab.rendering.rules import RULES
 from mlxlab.replay.specs import StrategySpec, parse_specs
 from mlxlab.strategies import STRATEGIES, Kind, ParameterValue
+from mlxlab.strategies.eviction import EVICTIONS
 from mlxlab.strategies.paged import Paged
 from tests.support.traffic import DETERMINISTIC
 
@@ -24,7 +25,9 @@ def specs(draw: st.DrawFn) -> StrategySpec:
         if not key:
             continue
         declared = policy.declared[key]
-        if declared.read is not None:
+        if key == "evict":
+            parameters[key] = draw(st.sampled_from(list(EVICTIONS)))
+        elif declared.read is not None:
             kinds = st.sampled_from(["system", "every64", "messages", "answer"])
             chosen = draw(st.lists(kinds, min_size=1, unique=True))
             parameters[key] = "+".join(chosen)

@@ -81,6 +81,8 @@ BLOCK_NUMBERS: Final = 2**24
 UNIT_TOKENS: Final = 2**20
 #: Characters of a stop reason or a tool's name in a hashed trace.
 WORD_CHARACTERS: Final = 256
+#: Tools that one answer of a hashed trace calls.
+CALLS: Final = 1024
 #: Lists and objects inside each other in a line of a trace.
 TRACE_DEPTH: Final = 200
 #: Prompt tokens that an answer may state: more than any window.

@@ -37,7 +37,8 @@ def export_trace(
     """Write a trace as hashes of 64 tokens each, by prefix and by content.
 
     Secrets are replaced first, because users with the salt could test guessed texts.
-    Sessions and agents are numbered. Times are counted from the first request.
+    Sessions, agents and tools called are numbered. Times are counted from the first
+    request.
 
     Args:
         trace: a recorded trace, its file, or the name of a bundled trace.
@@ -78,9 +79,10 @@ def _requests(
 ) -> Iterator[HashedRequest]:
     sessions: dict[str, str] = {}
     agents: dict[str, str] = {}
+    tools: dict[str, str] = {}
     begun = trace.inference[0].t
     for exchange, request in zip(trace.inference, requests, strict=True):
-        agent = exchange.agent
+        agent, use = exchange.agent, request.use.shifted(-begun)
         yield hasher.request(
             exchange.t - begun,
             request.prompt.tokens,
@@ -88,4 +90,10 @@ def _requests(
             request.prompt.segments,
             session=sessions.setdefault(exchange.session, str(len(sessions) + 1)),
             agent=agents.setdefault(agent, str(len(agents) + 1)) if agent else "",
+            ended=use.ended,
+            stop=use.stop,
+            tools=tuple(
+                tools.setdefault(tool, str(len(tools) + 1)) for tool in use.tools
+            ),
+            side=use.side,
         )

@@ -182,7 +182,7 @@ class HashedSource:
             answer=ids[whole:stored],
             unit=unit,
             use=Use(
-                session,
+                "" if request.session is None else session,
                 request.t,
                 request.ended,
                 request.stop,

@@ -14,6 +14,7 @@ SPECS = {
     "static-prefix": "static-prefix:slots=2",
     "block-hash": "block-hash:block=32,slots=2,minimum=64",
     "paged": f"paged:{SMALL}",
+    "residual": f"paged:{SMALL},evict=residual",
     "mlx-lm": "mlx-lm:max_size=2",
     "suffix": f"suffix:{SMALL},run=32,head=4,tail=16",
     "suffix-naive": f"suffix-naive:{SMALL}",
@@ -23,7 +24,7 @@ SPECS = {
 COUNTED = ["session", "request", "reused_tokens", "stored_bytes", "evicted"]
 
 
-@pytest.mark.parametrize("name", list(STRATEGIES))
+@pytest.mark.parametrize("name", [*STRATEGIES, "residual"])
 def test_simulated_equals_live(name: str) -> None:
     spec = SPECS.get(name, name)
     trace = small_trace()

@@ -32,7 +32,12 @@ from tests.support.hybrids import HYBRIDS
 
 #: Bytes, small enough that strategies evict.
 SMALL = {"tiny": "600KiB", "qwen3_5": "100KiB"}
-SPECS = ("paged:capacity={}", "prefix", "block-hash:capacity={},minimum=64")
+SPECS = (
+    "paged:capacity={}",
+    "paged:capacity={},evict=residual",
+    "prefix",
+    "block-hash:capacity={},minimum=64",
+)
 TRACES = small_traces("code", "docs", "tests", "tools")
 
 

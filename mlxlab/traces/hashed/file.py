@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 from pydantic import (
@@ -32,9 +32,9 @@ from pydantic import (
 from mlxlab.content import Content, unpacked
 from mlxlab.errors import TraceError
 from mlxlab.files import written
-from mlxlab.limits import PROMPT_HASHES
+from mlxlab.limits import CALLS, PROMPT_HASHES
 from mlxlab.prompt import Role, Segment, Tokens
-from mlxlab.traces.hashed.base import HASHED_FORMATS, Count, HashedFormat, Unit
+from mlxlab.traces.hashed.base import HASHED_FORMATS, Count, HashedFormat, Unit, Word
 from mlxlab.traces.hashed.trace import HashedRequest
 from mlxlab.traces.schema import HeaderLine, Json, Seconds, encode
 
@@ -73,6 +73,10 @@ class _Request(_Closed):
     answer_tokens: Count = 0
     chained: _Runs = []
     parts: list[_Part] = []
+    ended: Seconds | None = None
+    stop: Word = ""
+    tools: Annotated[list[Word], Field(max_length=CALLS)] = []
+    side: bool = False
 
 
 _LINES: TypeAdapter[_Hashes | _Request] = TypeAdapter(
@@ -100,11 +104,17 @@ class Hasher:
         tokens: Tokens,
         answer: Tokens,
         segments: Iterable[Segment],
-        *,
-        session: str,
-        agent: str = "",
+        **facts: Any,
     ) -> HashedRequest:
-        """Hash a prompt, its answer and each of the prompt's segments."""
+        """Hash a prompt, its answer and each of the prompt's segments.
+
+        Args:
+            t: arrival, seconds since the trace began.
+            tokens: of the prompt.
+            answer: its tokens.
+            segments: of the prompt.
+            facts: the other attributes of the hashed request.
+        """
         segments = tuple(segments)
         stored = np.concatenate([tokens, answer])[: len(tokens) + len(answer) - 1]
         return HashedRequest(
@@ -114,8 +124,7 @@ class Hasher:
             len(answer),
             tuple((segment.role, len(segment)) for segment in segments),
             tuple(self._parts(tokens[s.start : s.stop]) for s in segments),
-            session,
-            agent,
+            **facts,
         )
 
     def _chain(self, tokens: Tokens) -> Tokens:
@@ -226,7 +235,20 @@ def _line(request: HashedRequest) -> dict[str, Json]:
             {"role": str(role), "tokens": tokens, "content": _runs(numbers)}
             for (role, tokens), numbers in zip(request.roles, content, strict=True)
         ],
+        **_ending(request),
     }
+
+
+def _ending(request: HashedRequest) -> dict[str, Json]:
+    """Return what is known of the answer's end."""
+    ended = None if request.ended is None else round(request.ended, 3)
+    known: dict[str, Json] = {
+        "ended": ended,
+        "stop": request.stop,
+        "tools": list(request.tools),
+        "side": request.side,
+    }
+    return {key: x for key, x in known.items() if x or isinstance(x, float)}
 
 
 def _runs(numbers: Tokens) -> list[tuple[int, int]]:
@@ -248,6 +270,10 @@ def _request(line: _Request, counts: Mapping[str, int]) -> HashedRequest:
         tuple(_numbers(part.content, counts["content"]) for part in line.parts),
         line.session,
         line.agent,
+        line.ended,
+        line.stop,
+        tuple(line.tools),
+        line.side,
     )
 
 

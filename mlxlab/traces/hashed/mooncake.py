@@ -70,4 +70,6 @@ def _hashed(line: _Line) -> HashedRequest:
     # A last block that is not full has a number too, but cannot be restored.
     whole = line.hash_ids[: line.input_length // UNIT]
     chained = np.array(whole, dtype=np.int32)
-    return HashedRequest(line.timestamp / 1000, line.input_length, chained)
+    return HashedRequest(
+        line.timestamp / 1000, line.input_length, chained, session=None
+    )

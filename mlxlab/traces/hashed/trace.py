@@ -36,7 +36,8 @@ class HashedRequest:
             end may be missing.
         content: for each part the numbers of its units by themselves, the last of
             which may be short; empty if the trace does not have them.
-        session: session id, empty if the trace has one session only.
+        session: session id, empty if the trace has one session only; None if it does
+            not say which requests belong together.
         agent: the sub-agent's id, empty for the main loop.
         ended: when the answer ended, on the same clock; None if it is not known.
         stop: the stop reason of the answer; empty if it is not known.
@@ -50,7 +51,7 @@ class HashedRequest:
     answer: int = 0
     roles: tuple[tuple[Role, int], ...] = ()
     content: tuple[Tokens, ...] = ()
-    session: str = ""
+    session: str | None = ""
     agent: str = ""
     ended: float | None = None
     stop: str = ""

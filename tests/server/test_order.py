@@ -43,12 +43,13 @@ def traffic(server: Server, seed: int, clients: int = 4, turns: int = 4) -> None
 def _talk(server: Server, rng: random.Random, turns: int) -> None:
     system = words(60 * rng.randint(1, 3))
     messages: list[dict[str, Any]] = []
+    session = {"user_id": f'{{"session_id": "{rng.getrandbits(32):08x}"}}'}
     with Client(server.url) as client:
         for _ in range(turns):
             text = words(rng.randint(1, 40), 1000 * rng.randint(1, 3))
             messages.append({"role": "user", "content": text})
             body = ask(system=system, max_tokens=rng.randint(1, 30), temperature=0)
-            body["messages"] = messages
+            body |= {"messages": messages, "metadata": session}
             if rng.random() < 0.2:
                 with raw_request(server, body | {"max_tokens": 500}):
                     time.sleep(rng.random() / 3)
@@ -71,7 +72,10 @@ def model(
     return str(folder)
 
 
-@pytest.mark.parametrize("strategy", ["paged", "prefix", "mlx-lm:max_size=3"])
+@pytest.mark.parametrize(
+    "strategy",
+    ["paged", "paged:capacity=600KiB,evict=residual", "prefix", "mlx-lm:max_size=3"],
+)
 def test_a_replay_reuses_what_the_server_reused(
     model: str, strategy: str, tmp_path: Path
 ) -> None:

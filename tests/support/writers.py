@@ -97,7 +97,7 @@ def _write_hashed(folder: Path, number: int) -> None:
 
 def _read_hashed(folder: Path) -> set[int]:
     requests = HashedFile().open(folder / "out.jsonl.gz")
-    return _only([int(own.session) for own in requests], 200)
+    return _only([int(own.session or 0) for own in requests], 200)
 
 
 def _write_json(folder: Path, number: int) -> None:

@@ -16,7 +16,7 @@ Kind: TypeAlias = tuple[str, ...]
 _KEPT = 500
 _KINDS = 1000
 #: Fewer gaps say nothing, and a more general kind is asked.
-_FEW = 4
+_FEW = 8
 _JOIN = " "
 
 

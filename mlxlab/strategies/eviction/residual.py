@@ -32,7 +32,7 @@ class _Path:
 
     Attributes:
         number: counts uses, in order.
-        asked, ended: seconds; None if they are not known.
+        asked, ended: seconds; None if they are not known, or if the agent is not.
         pace: mean logarithm of the agent's gaps; None before the first.
         is_dead: whether nothing will ask for it again.
         entries: its entries, the deepest first.
@@ -89,8 +89,9 @@ class ResidualLife(Eviction):
         self._kept, self._keeping = self._keeping, set()
         self._order = None
         self._number += 1
+        asked = use.t if use.agent else None
         self._path = path = _Path(
-            self._number, use.t, use.ended, use.running, is_dead=_is_last(use)
+            self._number, asked, use.ended, use.running, is_dead=_is_last(use)
         )
         if use.t is None or not use.agent:
             return
@@ -165,12 +166,12 @@ class ResidualLife(Eviction):
 
     def _rank(self, path: _Path) -> tuple[int, float, int]:
         """Return a value that is the greater, the sooner a path goes."""
-        if path.asked is None:
-            return 2, 0.0, -path.number
         if path.is_dead:
             return 3, 0.0, -path.number
         if path.running:
             return 0, 0.0, -path.number
+        if path.asked is None:
+            return 2, 0.0, -path.number
         last = path.asked if path.ended is None else path.ended
         elapsed = self._now - last  # negative while its answer goes on
         rest = self._gaps.rest(path.kind, max(elapsed, 0.0)) + max(-elapsed, 0.0)

@@ -53,7 +53,7 @@ class Conversations:
 
     def learn(self, stop: str, gap: float) -> None:
         """Let other agents wait as long as this after such answers."""
-        for i in range(6):
+        for i in range(9):
             for _ in range(2):
                 use = Use(f"other {stop} {i}", self.now, self.now, stop)
                 self.strategy.eviction.begin(use)
@@ -141,7 +141,9 @@ def test_pinned_entries_go_last() -> None:
     assert policy.choose(lambda piece: True) is newer  # left by its agent
 
 
-@pytest.mark.parametrize("known", [UNKNOWN, Use("a"), Use(stop="tool_use")])
+@pytest.mark.parametrize(
+    "known", [UNKNOWN, Use("a"), Use(t=1.0, ended=2.0, stop="tool_use")]
+)
 def test_without_times_the_least_recent_goes_first(known: Use) -> None:
     orders = []
     for evict in ("lru", "residual"):
@@ -159,14 +161,14 @@ def test_without_times_the_least_recent_goes_first(known: Use) -> None:
 
 def test_the_rest_of_a_gap_is_the_median_of_longer_ones() -> None:
     gaps = Gaps()
-    for seconds in (1, 2, 3, 10, 20, 30, 40):
+    for seconds in (1, 2, 3, 10, 20, 30, 40, 50, 60, 70, 80):
         gaps.add(("tool_use", "fast"), seconds)
-    assert gaps.rest(("tool_use", "fast"), 0) == 10
-    assert gaps.rest(("tool_use", "fast"), 5) == 30 - 5
+    assert gaps.rest(("tool_use", "fast"), 0) == 30
+    assert gaps.rest(("tool_use", "fast"), 5) == 50 - 5
     # Too few are longer: it is expected to double, as of a kind that is not known.
     assert gaps.rest(("tool_use", "fast"), 15) == 15
-    assert gaps.rest(("tool_use", "slow", "Bash"), 5) == 30 - 5
-    assert gaps.rest(("other",), 5) == 30 - 5
+    assert gaps.rest(("tool_use", "slow", "Bash"), 5) == 50 - 5
+    assert gaps.rest(("other",), 5) == 50 - 5
 
 
 def test_what_was_learned_survives_and_is_bounded() -> None:

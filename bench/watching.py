@@ -147,6 +147,7 @@ def followed(requests: int, library: Path | None) -> tuple[Page, np.ndarray]:
             for connection in psutil.net_connections("tcp4")
             if connection.status == "LISTEN" and connection.laddr.port == port
         ]
+        _fill(client)
         for number in track(range(SAMPLES), f"{requests:,} requests"):
             threads = [
                 threading.Thread(target=_talk, args=(each, client, places))
@@ -160,6 +161,15 @@ def followed(requests: int, library: Path | None) -> tuple[Page, np.ndarray]:
                 thread.join()
             taken.append(process.memory_info().rss / 2**20)
     return page, np.array(taken)
+
+
+def _fill(client: httpx.Client) -> None:
+    """Fill the cache of encoded texts, which holds a fixed number of bytes."""
+    for first in track(range(0, 60 * 20_000, 20_000), "long texts"):
+        text = " ".join(f"w{i}" for i in range(first, first + 20_000))
+        messages = [{"role": "user", "content": text}]
+        body = {"model": "default", "messages": messages}
+        client.post("/v1/messages/count_tokens", json=body).raise_for_status()
 
 
 def _talk(each: Server, client: httpx.Client, places: Sequence[int]) -> None:

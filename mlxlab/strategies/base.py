@@ -23,7 +23,7 @@ from mlxlab.sizes import format_size
 from mlxlab.strategies.declaration import check_body, document, read_body, reserved
 from mlxlab.strategies.disk import Disk
 from mlxlab.strategies.eviction import DEFAULT as LRU
-from mlxlab.strategies.eviction import EVICTIONS, Eviction, make_eviction, read_eviction
+from mlxlab.strategies.eviction import Eviction, make_eviction, read_eviction
 from mlxlab.strategies.parameters import (
     Kind,
     Limit,

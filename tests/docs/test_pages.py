@@ -10,6 +10,7 @@ from docs.picture import stack
 from mlxlab import limits
 from mlxlab.prompt import Prompt, Role, Segment
 from mlxlab.strategies import STRATEGIES, make_strategy
+from mlxlab.strategies.eviction import EVICTIONS
 from mlxlab.strategies.placements import PLACEMENTS, parse_placement
 
 ROOT = Path(__file__).parents[2]
@@ -99,6 +100,24 @@ def test_the_strategy_of_the_howto_works() -> None:
     strategy.check_integrity()
     assert strategy.plan(Prompt.of([1, 2, 3, 4, 5, 6, 7])).reused == 4
     assert strategy.plan(Prompt.of([1, 2, 9])).reused == 2
+
+
+def test_the_policy_of_the_page_works() -> None:
+    page = (ROOT / "docs/eviction.md").read_text()
+    [code] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    try:
+        exec(code, {"__name__": "howto"})
+        strategy = make_strategy("paged", block=1, capacity=6, evict="longest")
+    finally:
+        EVICTIONS.pop("longest", None)
+    for ids in ([1, 2], [3, 4, 5, 6], [7, 8]):
+        prompt = Prompt.of(ids)
+        strategy.commit(prompt, strategy.plan(prompt))
+        strategy.check_integrity()
+    held = [
+        strategy.preview(Prompt.of([*ids, 9])).reused for ids in ([3, 4, 5], [7, 8])
+    ]
+    assert held == [2, 2]
 
 
 def test_the_placement_of_the_howto_works() -> None:

@@ -70,7 +70,7 @@ _PLACES = (
 EVICT: Any = parameter(
     LRU,
     "Which policy chooses what to evict.",
-    tries=EVICTIONS,
+    tries=(LRU, "residual"),  # the others are there to be compared with
     read=read_eviction,
 )
 

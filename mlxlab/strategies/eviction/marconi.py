@@ -28,6 +28,11 @@ class ComputationSaved(Ranked):
     literature = "Marconi (arXiv 2411.19379)"
     rank = 80
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._oldest = 0
+        self._deepest = 0
+
     def _order(self) -> Iterable[Entry]:
         if self._ranking is None:
             self._oldest = min(own.last for own in self._visits.values())

@@ -15,9 +15,6 @@ __all__ = ["Ghosts", "Queue", "Queued", "count_tokens"]
 Queue: TypeAlias = OrderedDict[Entry, None]
 """Entries, the first to go in front."""
 
-#: Most ghosts in a queue of them.
-_GHOSTS = 4096
-
 
 class Ghosts:
     """Entries that have gone, the latest last.
@@ -32,7 +29,7 @@ class Ghosts:
     def __len__(self) -> int:
         return len(self._places)
 
-    def add(self, agent: str, start: int, limit: int = _GHOSTS) -> None:
+    def add(self, agent: str, start: int, limit: int) -> None:
         """Remember an entry; forget the oldest ones beyond ``limit``."""
         if agent:
             self._places[agent, start] = None

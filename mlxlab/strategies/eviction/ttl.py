@@ -62,8 +62,10 @@ class TimeToLive(Ranked):
             self._until = (use.last or 0.0) + self._gaps.within(_kind(use), _COVERED)
 
     def _visit(self, own: Visits) -> None:
-        others = own.score if own.agent != self.use.agent else -math.inf
-        own.score = max(others, self._until)
+        if own.agent == self.use.agent and not self.use.side:
+            own.score = self._until
+        else:  # what others wait for stays
+            own.score = max(own.score, self._until)
 
     def _rank(self, entry: Entry) -> float:
         return self._visits[entry].score >= self._now

@@ -189,9 +189,10 @@ def _use(exchange: Exchange, agent: str, *, side: bool) -> Use:
     # Where a history lacks the end of an answer, the request's time stands there.
     ended = response.t if response.t > exchange.t else None
     stop = message.get("stop_reason")
-    if not isinstance(stop, str):  # the answer was cut off
-        return Use(agent, exchange.t, ended, side=side)
-    return Use(agent, exchange.t, ended, stop, tuple(_called(message)), side)
+    tools = tuple(_called(message))
+    if not isinstance(stop, str):  # many histories do not keep it
+        stop = "tool_use" if tools else ""
+    return Use(agent, exchange.t, ended, stop, tools, side)
 
 
 def _called(message: Mapping[str, Json]) -> Iterator[str]:

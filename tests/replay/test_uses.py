@@ -26,7 +26,7 @@ from tests.support.hashes import weka_session, write_mooncake, write_weka
 
 
 def ended_trace() -> Trace:
-    """The small trace; answers without calls end their turn, one was cut off."""
+    """The small trace; answers without calls end their turn, one does not say."""
     exchanges = []
     for own in small_trace():
         assert own.response is not None
@@ -48,7 +48,7 @@ def test_a_recording_shows_who_asked_and_how_answers_ended(
     requests: list[RenderedRequest],
 ) -> None:
     uses = [request.use for request in requests]
-    assert uses[0] == Use("aaaaaaaa", 0.0, 0.5)  # it was cut off
+    assert uses[0] == Use("aaaaaaaa", 0.0, 0.5, "tool_use", ("Bash",))  # by its call
     assert uses[3] == Use("aaaaaaaa/ag1", 3.0, 3.5, "tool_use", ("Bash",))
     assert uses[8] == Use("aaaaaaaa", 8.0, 8.5, "tool_use", ("Bash",))
 

@@ -15,6 +15,7 @@ from hashlib import blake2b
 
 from mlxlab.prompt import Prompt, Role, Segment, Tokens
 from mlxlab.strategies import Commit, DiskCommit, Handle, Plan, Span, Strategy, Tier
+from mlxlab.strategies.use import UNKNOWN, Use
 
 __all__ = ["Bound", "Held", "Ledger", "Request", "prompt_of"]
 
@@ -108,10 +109,12 @@ class Ledger:
         step = self._block
         return {i for held in self.held.values() for i in held.ids[step - 1 :: step]}
 
-    def exchange(self, strategy: Strategy, request: Request) -> tuple[Plan, Commit]:
+    def exchange(
+        self, strategy: Strategy, request: Request, use: Use = UNKNOWN
+    ) -> tuple[Plan, Commit]:
         """Plan and commit ``request``; check everything that the contract promises."""
         plan = self.plan(strategy, request)
-        return plan, self.commit(strategy, request, plan)
+        return plan, self.commit(strategy, request, plan, use)
 
     def plan(self, strategy: Strategy, request: Request) -> Plan:
         """Plan ``request``; check that what the plan restores is held."""
@@ -127,9 +130,11 @@ class Ledger:
         """Commit ``request`` as if it had been computed without any reuse."""
         return self.commit(strategy, request, Plan(len(request.ids)))
 
-    def commit(self, strategy: Strategy, request: Request, plan: Plan) -> Commit:
+    def commit(
+        self, strategy: Strategy, request: Request, plan: Plan, use: Use = UNKNOWN
+    ) -> Commit:
         """Commit a planned ``request``; other commits may have come in between."""
-        commit = strategy.commit(request.sequence, plan)
+        commit = strategy.commit(request.sequence, plan, use)
         before = self.prefixes
         self._apply(commit, plan, request.sequence.tokens)
         assert commit.evicted == len(before - self.prefixes) * self._block

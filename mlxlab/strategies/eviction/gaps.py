@@ -71,6 +71,14 @@ class Gaps:
                 return own.ordered[first + longer // 2] - elapsed
         return elapsed
 
+    def within(self, kind: Kind, share: float) -> float:
+        """Return the seconds in which this share of the gaps is over; 0 if unknown."""
+        for length in range(len(kind), -1, -1):
+            own = self._kinds.get(kind[:length])
+            if own is not None and len(own.ordered) >= _FEW:
+                return own.ordered[int(share * (len(own.ordered) - 1))]
+        return 0.0
+
     def to_dict(self) -> dict[str, list[float]]:
         """Return the gaps of each kind as JSON values, the latest last."""
         return {

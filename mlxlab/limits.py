@@ -53,7 +53,7 @@ EXPLAINED_REQUESTS: Final = 4096
 #: Tokens of prompts that wait to be explained; a plan or commit counts as 256 more.
 EXPLAINED_WAITING: Final = 2**20
 
-# -- Turns of the runner, which a simulated server takes too ----------------------------
+# -- Turns of the runner, which a simulated server takes too --------------------------
 
 #: Answers that run at once, by default.
 ANSWERS: Final = 8

@@ -80,11 +80,11 @@ class ClockedServer:
         if strategy.tier is not None:
             strategy.tier.pays = costs.loading_pays(strategy.tier)
         self._now = self._busy_s = 0.0
-        self._live: list[_Running] = []  # in order of arrival
-        self._begun: list[_Running] = []
+        self._waiting: list[_Running] = []  # prompts, in order of arrival
+        self._begun: list[_Running] = []  # prompts and answers
         self._batch: DecodingBatch[_Running] = DecodingBatch(costs)
         self._rate = PREFILL_RATE
-        self._owed = 0.0
+        self._owed = self._turn = 0.0  # when the latest chunk began
         self._in_time = inf  # tokens that the time of a chunk was enough for, at last
         self._commits = 0
 
@@ -105,8 +105,8 @@ class ClockedServer:
         arrivals.start(self._now)
         while True:
             for due, number in arrivals.take(self._now):
-                self._live.append(_Running.of(number, requests[number], due))
-            if not self._live:
+                self._waiting.append(_Running.of(number, requests[number], due))
+            if not self._waiting and not self._begun:
                 if arrivals.next_due is None:
                     break
                 self._now = max(arrivals.next_due, self._now)
@@ -123,11 +123,11 @@ class ClockedServer:
         ended = self._decode(next_due) if len(self._batch) else []
         if self._owed > 0 and len(self._batch):
             return ended
-        before = self._now
+        self._turn = self._now
         chosen = self._choose()
-        if chosen is not None and self._fill(chosen):
+        if chosen is not None and self._fill(chosen, next_due):
             ended.append(chosen)
-        self._owed = DECODED_SHARE * (self._now - before)
+        self._owed = DECODED_SHARE * (self._now - self._turn)
         return ended
 
     def _decode(self, next_due: float | None) -> list[_Running]:
@@ -151,28 +151,26 @@ class ClockedServer:
     @property
     def _waits(self) -> bool:
         """Whether a prompt could be computed now."""
-        if len(self._begun) > len(self._batch):
-            return True
-        return len(self._live) > len(self._begun) and len(self._begun) < self.most
+        begun = len(self._begun)
+        return bool(self._waiting) and (begun > len(self._batch) or begun < self.most)
 
     def _choose(self) -> _Running | None:
         """Return the prompt to compute next."""
-        answers = [own for own in self._live if not own.only_fills]
-        if not answers:
-            return (self._begun or self._live or [None])[0]
-        full = sum(own.plan is not None for own in answers) >= self.most
-        waiting = [
-            own
-            for own in answers
-            if not own.decodes and not (full and own.plan is None)
-        ]
-        if len(waiting) > 1:
-            waiting.sort(key=self._urgency)
-        for chosen in waiting:
-            if chosen.plan is not None:
-                return chosen
-            return self._shared(chosen) or chosen
-        return None
+        waiting = self._waiting
+        if len(waiting) > 1 or (waiting and waiting[0].only_fills):
+            answers = [own for own in waiting if not own.only_fills]
+            if not answers and not len(self._batch):
+                return (self._begun or waiting)[0]
+            waiting = answers
+        begun = [own for own in waiting if own.plan is not None]
+        if len(begun) + len(self._batch) >= self.most:
+            waiting = begun
+        if not waiting:
+            return None
+        chosen = waiting[0] if len(waiting) == 1 else min(waiting, key=self._urgency)
+        if chosen.plan is not None:
+            return chosen
+        return self._shared(chosen) or chosen
 
     def _urgency(self, own: _Running) -> float:
         to_compute = own.end - own.position
@@ -203,13 +201,16 @@ class ClockedServer:
                 most, other = shared, own
         if other is None or most * unit < self._stored(waiting) + SHARED_TOKENS:
             return None
-        if other.position < most * unit:
+        if other.position < min(most * unit, other.end):
             return other
         self._commit(other, most)
         return None
 
-    def _fill(self, own: _Running) -> bool:
-        """Restore, or compute a chunk; whether the request ends with it."""
+    def _fill(self, own: _Running, next_due: float | None) -> bool:
+        """Restore, or compute a chunk; whether the request ends with it.
+
+        While it is alone, it computes all chunks until another one arrives.
+        """
         if own.plan is None:
             self._begin(own)
         if own.restore_s is not None:
@@ -217,10 +218,15 @@ class ClockedServer:
             own.restore_s = None
         elif own.position < own.end:
             self._compute(own)
+            if len(self._waiting) == 1 and not len(self._batch):
+                until = inf if next_due is None else next_due
+                while own.position < own.end and self._now < until:
+                    self._turn = self._now
+                    self._compute(own)
         if own.position < own.end:
             return False
+        self._waiting.remove(own)
         if own.answer:
-            own.decodes = True
             self._batch.add(own, own.request.tokens, own.answer)
             return False
         self._end(own)
@@ -248,10 +254,10 @@ class ClockedServer:
     def _compute(self, own: _Running) -> None:
         start = own.position
         stop = min(start + self._next_chunk(), own.end)
-        while own.stops and own.stops[-1] <= start:
-            own.stops.pop()
         if own.stops:
-            stop = min(stop, own.stops[-1])
+            while own.stops and own.stops[-1] <= start:
+                own.stops.pop()
+            stop = min(stop, *own.stops[-1:])
         seconds = self.costs.chunk_s(start, stop)
         self._spend(seconds)
         own.position = stop
@@ -273,7 +279,6 @@ class ClockedServer:
 
     def _end(self, own: _Running) -> None:
         own.timing.ended = self._now
-        self._live.remove(own)
         self._begun.remove(own)
         length = own.request.cut_off
         self._commit(own, len(own.request.computed) if length is None else length)
@@ -296,7 +301,6 @@ class _Running:
         restore_s: seconds of the restore that comes next; None if none is left.
         position: tokens in the caches.
         stops: tokens at which a chunk ends, the last first.
-        decodes: whether its answer has begun.
         previewed: number of commits, and the tokens that a plan would reuse then.
     """
 
@@ -308,7 +312,6 @@ class _Running:
     restore_s: float | None = None
     position: int = 0
     stops: list[int] = field(default_factory=list)
-    decodes: bool = False
     previewed: tuple[int, int] = (-1, 0)
 
     @classmethod

@@ -81,13 +81,19 @@ def test_one_request_takes_its_prefill_and_its_steps() -> None:
 
 def test_chunks_of_a_prompt_come_between_steps_of_an_answer() -> None:
     first, second = serve([request(0, 101, 6), request(1, 301, 1)], 0.0, 1.2)
-    # The first prompt takes until 1.0, its first step until 2.5. Each step is longer than
-    # the 0.2 s that are owed for a chunk, so one chunk of 1.0 s follows each.
+    # The first prompt takes until 1.0, its first step until 2.5. Each step is longer
+    # than the 0.2 s that are owed for a chunk, so one chunk of 1.0 s follows each.
     assert first.first == pytest.approx(2.5)
     assert second.begun == pytest.approx(4.0)
     # Steps end at 4.0, 6.5, 9.0; chunks at 5.0, 7.5, 10.0. Both decode until 12.0.
     assert second.first == second.ended == pytest.approx(12.0)
     assert first.ended == pytest.approx(12.0 + 1.5)
+
+
+def test_answers_are_owed_time_for_the_latest_chunk_alone() -> None:
+    _, second = serve([request(0, 1001, 9), request(1, 101, 1)], 0.0, 9.5)
+    # The second prompt arrives in the tenth chunk, and begins after one step.
+    assert second.begun == pytest.approx(10.0 + 1.5)
 
 
 def test_a_request_waits_for_a_slot() -> None:

@@ -113,7 +113,7 @@ class ClockedServer:
                 continue
             for own in self._step(arrivals.next_due):
                 done.append(own.timing)
-                arrivals.end(own.timing.number, self._now)
+                arrivals.end(own.timing.number, own.timing.ended)
                 progress(1)
         done.sort(key=lambda timing: timing.begun)
         return Service(done, self._busy_s, self._now)
@@ -125,7 +125,9 @@ class ClockedServer:
             return ended
         self._turn = self._now
         chosen = self._choose()
-        if chosen is not None and self._fill(chosen, next_due):
+        # Who gets an answer may send the next request at once.
+        until = self._now if ended else inf if next_due is None else next_due
+        if chosen is not None and self._fill(chosen, until):
             ended.append(chosen)
         self._owed = DECODED_SHARE * (self._now - self._turn)
         return ended
@@ -206,7 +208,7 @@ class ClockedServer:
         self._commit(other, most)
         return None
 
-    def _fill(self, own: _Running, next_due: float | None) -> bool:
+    def _fill(self, own: _Running, until: float) -> bool:
         """Restore, or compute a chunk; whether the request ends with it.
 
         While it is alone, it computes all chunks until another one arrives.
@@ -219,7 +221,6 @@ class ClockedServer:
         elif own.position < own.end:
             self._compute(own)
             if len(self._waiting) == 1 and not len(self._batch):
-                until = inf if next_due is None else next_due
                 while own.position < own.end and self._now < until:
                     self._turn = self._now
                     self._compute(own)

@@ -144,6 +144,16 @@ def test_users_wait_for_answers_and_think() -> None:
     assert served[2].due == pytest.approx(served[1].ended + 3.0)
 
 
+def test_thinking_begins_when_the_answer_ends_not_after_the_next_chunk() -> None:
+    requests = [request(0, 101, 2), request(1, 1001, 1), request(2, 101, 1)]
+    turns = [[Turn(0, (), 0.0), Turn(2, (0,), 1.5)], [Turn(1, (), 1.1)]]
+    server = ClockedServer(make_strategy("none"), COSTS)
+    served = server.serve(requests, Schedule(turns, users=2)).timings
+    first, second, third = sorted(served, key=lambda timing: timing.number)
+    assert third.due == pytest.approx(first.ended + 1.5)
+    assert third.begun < second.ended  # it interrupts the long prompt
+
+
 def conversation(turns: int, number: int = 0) -> list[RenderedRequest]:
     found, prompt = [], request(number, 150, 0).prompt
     for i in range(turns):

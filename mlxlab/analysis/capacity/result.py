@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from mlxlab.analysis.result import Result, describe_traces
-from mlxlab.analysis.tables import Forms, format_columns
+from mlxlab.analysis.tables import Forms, format_bounds, format_columns
 from mlxlab.sizes import format_size
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Capacity(Result):
             ``_p99_s``, ``tokens_per_s`` (of answers), ``good`` (share of requests whose
             first token came in time), ``goodput`` (these, a second) and
             ``utilisation``.
-        bounds: no rows.
+        bounds: of one user, who takes all traces in turn.
     """
 
     kind = "plan"
@@ -108,7 +108,8 @@ class Capacity(Result):
         tables = [self.requests[self.requests.setup == ASKED].drop(columns="setup")]
         if self.is_timed:
             tables.append(self.summary().drop(columns="users"))
-        return [pd.DataFrame(format_columns(table, _FORMS)) for table in tables]
+        shown = [pd.DataFrame(format_columns(table, _FORMS)) for table in tables]
+        return [*shown, format_bounds(self.bounds)]
 
     def plot(self) -> Picture:
         """Draw the seconds to the first token over the number of users."""

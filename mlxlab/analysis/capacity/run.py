@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 import pandas as pd
@@ -15,6 +16,7 @@ from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
 from mlxlab.models.geometry import LayoutLike, read_layout
 from mlxlab.models.layout import CacheLayout
 from mlxlab.rendering.renderer import Renderer
+from mlxlab.replay.bounds import find_bounds, tabulate_bounds
 from mlxlab.replay.clock.arrivals import Sessions
 from mlxlab.replay.clock.server import ClockedServer
 from mlxlab.replay.clock.timing import Service
@@ -87,6 +89,7 @@ def plan(
     asked.spec.make(kept)  # refused before any work
     renderer = Renderer(folder, spec.rules)
     crowd = _Crowd(open_sources(opened, renderer, progress), kept, timed, ttft)
+    bounds = find_bounds(Workload(crowd.sources), [size], kept)
     with tqdm(desc="simulating", unit="run", disable=not progress) as bar:
         rows = []
         for setup in [asked, *(asked.changes() if timed else ())]:
@@ -101,7 +104,7 @@ def plan(
     found = found.sort_values("setup", key=lambda s: s.map(order.index), kind="stable")
     return Capacity(
         requests=found.reset_index(drop=True),
-        bounds=pd.DataFrame({"bound": pd.Series(dtype="str")}),
+        bounds=tabulate_bounds(*bounds, timed),
         manifest=manifest | {"memory": size, "ttft_s": ttft, "most": most},
     )
 
@@ -197,7 +200,7 @@ class _Crowd:
 def _measures(served: Service, ttft: float) -> dict[str, float]:
     times = {
         f"{name.removesuffix('_s')}_p{share}_s": served.quantile(
-            share / 100, lambda own, name=name: getattr(own, name)
+            share / 100, attrgetter(name)
         )
         for name in _TIMES
         for share in _SHARES

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import Protocol
@@ -36,8 +36,8 @@ class Arrivals(Protocol):
     def start(self, now: float) -> None:
         """Begin."""
 
-    def take(self, now: float) -> Sequence[tuple[float, int]]:
-        """Return when each due request was to be sent, and its number, in order."""
+    def take(self, now: float) -> Iterator[tuple[float, int]]:
+        """Yield when each due request was to be sent, and its number, in order."""
 
     def end(self, number: int, now: float) -> None:
         """Note that the answer of a request has ended."""

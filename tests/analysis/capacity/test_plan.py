@@ -26,10 +26,8 @@ COSTS = CostModel(
 )
 
 
-def planned(ttft: float, most: int = 8, **settings: object) -> Capacity:
-    return ml.plan(
-        small_trace(), ttft=ttft, most=most, progress=False, costs=COSTS, **settings
-    )
+def planned(ttft: float, most: int = 8) -> Capacity:
+    return ml.plan(small_trace(), ttft=ttft, most=most, progress=False, costs=COSTS)
 
 
 def test_the_number_is_the_last_within_the_limit() -> None:
@@ -84,5 +82,5 @@ def test_bad_limits_are_refused() -> None:
         planned(ttft=0.0)
     assert (parse_seconds("5s", "--ttft"), parse_seconds("200ms", "--ttft")) == (5, 0.2)
     for text in ("5m", "-1s", "nan", "inf", ""):
-        with pytest.raises(ConfigError, match="--ttft .*give seconds > 0"):
+        with pytest.raises(ConfigError, match=r"--ttft .*give seconds > 0"):
             parse_seconds(text, "--ttft")

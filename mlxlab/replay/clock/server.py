@@ -22,6 +22,7 @@ from mlxlab.replay.clock.timing import Service, Timing
 from mlxlab.replay.cost_model import CostModel, computed
 from mlxlab.replay.requests import RenderedRequest
 from mlxlab.strategies import Plan, Strategy
+from mlxlab.strategies.use import Use
 
 __all__ = ["Arrivals", "ClockedServer"]
 
@@ -205,7 +206,8 @@ class ClockedServer:
             return None
         if other.position < min(most * unit, other.end):
             return other
-        self._commit(other, most)
+        use = Use(other.request.session, other.timing.due, running=True)
+        self._commit(other, most, use)
         return None
 
     def _fill(self, own: _Running, until: float) -> bool:
@@ -282,12 +284,14 @@ class ClockedServer:
         own.timing.ended = self._now
         self._begun.remove(own)
         length = own.request.cut_off
-        self._commit(own, len(own.request.computed) if length is None else length)
+        length = len(own.request.computed) if length is None else length
+        use = Use(own.request.session, own.timing.due, self._now)
+        self._commit(own, length, use)
 
-    def _commit(self, own: _Running, length: int) -> None:
+    def _commit(self, own: _Running, length: int, use: Use) -> None:
         assert own.plan is not None
         stored = own.request.computed.head(length)
-        self.strategy.commit(stored, own.plan.head(length))
+        self.strategy.commit(stored, own.plan.head(length), use)
         self._commits += 1
 
 

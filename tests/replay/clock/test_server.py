@@ -19,6 +19,7 @@ from mlxlab.replay.requests import RenderedRequest
 from mlxlab.replay.simulator import Simulator
 from mlxlab.replay.turns import Schedule, Turn
 from mlxlab.strategies import make_strategy
+from mlxlab.strategies.use import Use
 
 #: A step takes 1 s and 0.5 s for each answer in it, a token of a prompt 0.01 s.
 COSTS = CostModel(
@@ -152,6 +153,12 @@ def test_thinking_begins_when_the_answer_ends_not_after_the_next_chunk() -> None
     first, _, third = sorted(served, key=lambda timing: timing.number)
     assert first.ended == pytest.approx(4.0)  # then a chunk is computed, until 5.0
     assert third.due == pytest.approx(4.0 + 1.5)
+
+
+def test_a_policy_is_told_who_asked_and_when_on_this_clock() -> None:
+    strategy = make_strategy("paged", block=1, capacity=10**6)
+    ClockedServer(strategy, COSTS).serve([request(3, 101, 2)], Fixed(5.0))
+    assert strategy.eviction.use == Use("s3", 5.0, 5.0 + 1.0 + 2 * 1.5)
 
 
 def conversation(turns: int, number: int = 0) -> list[RenderedRequest]:

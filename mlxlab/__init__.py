@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from mlxlab.analysis.audit.run import audit
     from mlxlab.analysis.calibrate import calibrate
     from mlxlab.analysis.calibration import Calibration
+    from mlxlab.analysis.capacity.result import Capacity
+    from mlxlab.analysis.capacity.run import plan
     from mlxlab.analysis.compare import compare
     from mlxlab.analysis.comparison import Comparison
     from mlxlab.analysis.doctor.result import Diagnosis
@@ -57,6 +59,7 @@ __all__ = [
     "STRATEGIES",
     "Audit",
     "Calibration",
+    "Capacity",
     "Comparison",
     "Diagnosis",
     "Fidelity",
@@ -83,6 +86,7 @@ __all__ = [
     "import_trace",
     "make_strategy",
     "misses",
+    "plan",
     "read_result",
     "read_trace",
     "record",
@@ -98,6 +102,8 @@ _MODULES = {
     "mlxlab.analysis.audit.run": ("audit",),
     "mlxlab.analysis.calibrate": ("calibrate",),
     "mlxlab.analysis.calibration": ("Calibration",),
+    "mlxlab.analysis.capacity.result": ("Capacity",),
+    "mlxlab.analysis.capacity.run": ("plan",),
     "mlxlab.analysis.compare": ("compare",),
     "mlxlab.analysis.comparison": ("Comparison",),
     "mlxlab.analysis.doctor.result": ("Diagnosis",),

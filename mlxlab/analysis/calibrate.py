@@ -1,4 +1,4 @@
-"""Measures the seconds of prefill and restore on this machine, with the engine."""
+"""Measures the seconds of prefill, restore and decoding here, with the engine."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from mlxlab.analysis.calibration import Calibration
 from mlxlab.analysis.compare import compare
+from mlxlab.analysis.decoding_steps import measure_steps
 from mlxlab.engine import Engine
 from mlxlab.errors import MlxlabError, ModelError
 from mlxlab.files import cache_folder, make_folder
@@ -60,7 +61,7 @@ def calibrate(
     force: bool = False,
     progress: bool = True,
 ) -> Calibration:
-    """Measure requests of all sizes, fit a cost model, and keep it for this user.
+    """Measure requests and steps of all sizes, fit a cost model, and keep it.
 
     A kept calibration with more points stays, see
     :func:`mlxlab.replay.cost_model.remember_costs`; a warning says so.
@@ -91,6 +92,7 @@ def calibrate(
     load = measure_load()  # first, since it finds out whether anything can be kept
     with live_model(folder, chunk=chunk) as live:
         points = list(_points(live, tokens, seconds, random.Random(seed), progress))
+        steps = measure_steps(live, tokens)
         environment = live.describe()
     found = fit_costs(
         points,
@@ -99,6 +101,7 @@ def calibrate(
         device=environment["device"],
         blas=environment["blas"],
         day=datetime.now(UTC).date(),
+        steps=steps,
     )
     costs = found.model_copy(update={"load": load})
     remember_costs(costs, force=force)

@@ -34,6 +34,7 @@ _KINDS = {
     "misses": "mlxlab.analysis.misses.result:Misses",
     "fidelity": "mlxlab.analysis.fidelity.result:Fidelity",
     "sweep": "mlxlab.analysis.sweep:Sweep",
+    "plan": "mlxlab.analysis.capacity.result:Capacity",
     "tune": "mlxlab.analysis.tuning:Tuning",
     "calibrate": "mlxlab.analysis.calibration:Calibration",
     "doctor": "mlxlab.analysis.doctor.result:Diagnosis",

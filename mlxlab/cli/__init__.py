@@ -23,7 +23,7 @@ from mlxlab.cli.interrupts import interruptible
 from mlxlab.errors import OUT_OF_MEMORY, MlxlabError
 
 # isort: split
-from mlxlab.cli import notebooks  # noqa: F401  the last command of its group
+from mlxlab.cli import notebooks, plan  # noqa: F401  the last ones of their groups
 
 __all__ = ["app", "main"]
 

@@ -7,6 +7,7 @@ the verb is called without it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -52,6 +53,7 @@ __all__ = [
     "known_costs",
     "named_traces",
     "parse_counts",
+    "parse_seconds",
     "parse_sizes",
     "size_option",
 ]
@@ -269,6 +271,22 @@ def parse_sizes(text: str, option: str) -> list[int]:
         return [read_size(size, option) for size in text.split(",")]
     except ConfigError:
         raise ConfigError(f"{option} {text!r}: give {SIZE_FORM}") from None
+
+
+def parse_seconds(text: str, option: str) -> float:
+    """Return the seconds of a text such as ``5s``, ``0.5`` or ``200ms``.
+
+    Raises:
+        ConfigError: another form, or not more than 0.
+    """
+    number, milli, _ = text.partition("ms")
+    try:
+        seconds = float(number.removesuffix("s")) / (1000 if milli else 1)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < inf:
+        raise ConfigError(f"{option} {text!r}: give seconds > 0, as in 5s or 200ms")
+    return seconds
 
 
 def parse_counts(text: str, option: str) -> list[int]:

@@ -28,6 +28,7 @@ from mlxlab.engine.samplers import LogitsProcessor, Sampler, greedy
 from mlxlab.engine.scattered_prefill import ScatteredPrefill
 from mlxlab.engine.working_cache import Checkpoint, WorkingCache
 from mlxlab.errors import DiskError, IntegrityError, ModelError
+from mlxlab.limits import CHUNK_TOKENS
 from mlxlab.models.layout import Windows
 from mlxlab.prompt import Prompt, Tokens
 from mlxlab.strategies import Commit, Plan, Strategy
@@ -44,9 +45,6 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-#: Smaller chunks leave the device idle between them.
-_LEAST_CHUNK = 64
 
 
 def _unmoved(layer: int, keys: mx.array, shift: int) -> mx.array:
@@ -405,7 +403,7 @@ class Engine:
         """Return how many tokens may be computed at once, behind a position."""
         most = self.chunk
         if self._in_time < most:
-            least = min(most, _LEAST_CHUNK)
+            least = min(most, CHUNK_TOKENS)
             most = max(int(self._in_time) // least * least, least)
         if self.memory is None:
             return most
@@ -436,7 +434,7 @@ class Engine:
         yield
         taken_s = perf_counter() - started
         prefill.compute_s += taken_s
-        if len(piece) >= min(self.chunk, _LEAST_CHUNK):
+        if len(piece) >= min(self.chunk, CHUNK_TOKENS):
             self._in_time = len(piece) * self.chunk_s / max(taken_s, 1e-9)
         if self.memory is not None:
             self.memory.record(self.model, len(piece), int(piece[-1]) + 1)

@@ -21,6 +21,13 @@ from mlxlab.engine.executor import Computation, Executor
 from mlxlab.engine.memory import LEAST
 from mlxlab.engine.samplers import LogitsProcessor, Sampler
 from mlxlab.errors import MemoryFullError, RequestError
+from mlxlab.limits import (
+    ANSWERS,
+    DECODED_SHARE,
+    LATEST_SHARE,
+    PREFILL_RATE,
+    SHARED_TOKENS,
+)
 from mlxlab.prompt import Prompt, common_prefix
 from mlxlab.strategies.use import UNKNOWN, Use
 
@@ -36,16 +43,6 @@ log = logging.getLogger(__name__)
 _EXPECTED = 4096
 #: mlx-lm's caches grow by this many tokens at a time.
 _STEP = 256
-#: Answers that run at once, by default.
-_MOST = 8
-#: Seconds of decoding that running answers get for each second of a chunk.
-_DECODED = 0.2
-#: Tokens a second of prefill, before any was measured.
-_RATE = 1000.0
-#: Share of the latest chunk in the measured rate.
-_LATEST = 0.3
-#: A prompt waits for another that computes at least this many of its tokens.
-_LEAST_SHARED = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +136,7 @@ class Runner:
 
     def __init__(
         self,
-        most: int = _MOST,
+        most: int = ANSWERS,
         release: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = monotonic,
         executor: Executor | None = None,
@@ -149,7 +146,7 @@ class Runner:
         self._clock = clock
         self._executor = executor or Executor()
         self._live: list[_Running] = []  # in order of arrival
-        self._rate = _RATE
+        self._rate = PREFILL_RATE
         self._owed = 0.0  # seconds of decoding before the next chunk
         self._order = count()
 
@@ -200,7 +197,7 @@ class Runner:
                 self._fill(chosen)
             except Exception as error:
                 self._end(chosen, error)
-        self._owed = _DECODED * (self._clock() - decoded)
+        self._owed = DECODED_SHARE * (self._clock() - decoded)
         return bool(self._live)
 
     def _decode(self, batch: Batch) -> None:
@@ -387,7 +384,7 @@ class Runner:
                 shared = engine.strategy.count_shared(plan, common)
                 if shared > most:
                     most, other = shared, own
-        if other is None or most < waiting.stored + _LEAST_SHARED:
+        if other is None or most < waiting.stored + SHARED_TOKENS:
             return None
         if other.position < most:
             return other
@@ -399,7 +396,7 @@ class Runner:
 
     def _measure(self, tokens: int, seconds: float) -> None:
         if seconds > 0:
-            self._rate += _LATEST * (tokens / seconds - self._rate)
+            self._rate += LATEST_SHARE * (tokens / seconds - self._rate)
 
 
 @dataclass(eq=False)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
+from mlxlab.errors import ConfigError
 from mlxlab.files import cache_folder, locked, write_json
 from mlxlab.ownership import read_own
 from mlxlab.strategies import Disk, Plan
@@ -27,6 +28,8 @@ __all__ = [
     "CostModel",
     "Machine",
     "Point",
+    "Step",
+    "computed",
     "fit_costs",
     "latest_costs",
     "recall_costs",
@@ -83,6 +86,20 @@ class Point(_Closed):
     prefill_s: FiniteFloat
 
 
+class Step(_Closed):
+    """One measured step of decoding.
+
+    Attributes:
+        rows: answers that decoded together.
+        context: tokens in front of them, all rows.
+        step_s: seconds.
+    """
+
+    rows: int
+    context: int
+    step_s: FiniteFloat
+
+
 class CostModel(_Closed):
     """Seconds as sums of a few terms, none negative.
 
@@ -101,6 +118,9 @@ class CostModel(_Closed):
         restore: seconds per request and token.
         points: the measured requests of the fit.
         load: seconds per byte that is read from disk.
+        decode: seconds per step, answer in it, and token in front of these; None in a
+            calibration from before decoding was measured.
+        steps: the measured steps of that fit.
     """
 
     model: str
@@ -112,12 +132,47 @@ class CostModel(_Closed):
     restore: tuple[FiniteFloat, ...] = Field(min_length=2, max_length=2)
     points: tuple[Point, ...]
     load: FiniteFloat = _LOAD
+    decode: tuple[FiniteFloat, FiniteFloat, FiniteFloat] | None = None
+    steps: tuple[Step, ...] = ()
 
     def prefill_s(self, start: int, stop: int) -> float:
         """Return the seconds to compute positions ``[start, stop)`` and logits."""
         if start >= stop:
             return 0.0
         return float(_prefill_terms(start, stop, self.machine.chunk) @ self.prefill)
+
+    def chunk_s(self, start: int, stop: int) -> float:
+        """Return the seconds to compute positions ``[start, stop)`` as one chunk."""
+        _, chunk, token, before, within, _ = self.prefill
+        tokens = stop - start
+        return chunk + tokens * (token + before * start + within * tokens)
+
+    def decode_s(self, rows: int, context: int) -> float:
+        """Return the seconds of a step that decodes a token of each of some answers.
+
+        Args:
+            rows: answers.
+            context: tokens in front of them, all rows.
+
+        Raises:
+            ConfigError: the calibration is from before decoding was measured.
+        """
+        step, row, token = self.decoding
+        return step + rows * row + context * token
+
+    @property
+    def decoding(self) -> tuple[float, float, float]:
+        """The terms of :attr:`decode`.
+
+        Raises:
+            ConfigError: see :meth:`decode_s`.
+        """
+        if self.decode is None:
+            raise ConfigError(
+                f"the calibration of {self.day} has no seconds of decoding; measure "
+                "them with: mlxlab calibrate --force"
+            )
+        return self.decode
 
     def restore_s(self, tokens: int) -> float:
         """Return the seconds to find and restore this many tokens."""
@@ -155,15 +210,8 @@ class CostModel(_Closed):
             unit: tokens that a position of the plan stands for.
             tokens: prompt tokens.
         """
-        gaps = [(a * unit, min(b * unit, tokens)) for a, b in plan.gaps]
         reused = plan.reused * unit
-        if len(gaps) == 1:
-            return self.restore_s(reused), self.prefill_s(*gaps[0])
-        # All gaps after the first moved span are computed together.
-        middle = sum((a + b) * (b - a) for a, b in gaps) // (2 * (tokens - reused))
-        half = (tokens - reused) // 2
-        start = min(max(middle - half, 0), reused)
-        return self.restore_s(reused), self.prefill_s(start, start + tokens - reused)
+        return self.restore_s(reused), self.prefill_s(*computed(plan, unit, tokens))
 
     def describe(self) -> dict[str, Any]:
         """Return the manifest's entry on estimated seconds."""
@@ -194,6 +242,25 @@ class CostModel(_Closed):
         return float(np.median(self.errors))
 
 
+def computed(plan: Plan, unit: int, tokens: int) -> tuple[int, int]:
+    """Return positions whose computation costs what the gaps of a plan cost.
+
+    Args:
+        plan: in units.
+        unit: tokens that a position of the plan stands for.
+        tokens: prompt tokens.
+    """
+    gaps = [(a * unit, min(b * unit, tokens)) for a, b in plan.gaps]
+    if len(gaps) == 1:
+        return gaps[0]
+    # All gaps after the first moved span are computed together.
+    reused = plan.reused * unit
+    middle = sum((a + b) * (b - a) for a, b in gaps) // (2 * (tokens - reused))
+    half = (tokens - reused) // 2
+    start = min(max(middle - half, 0), reused)
+    return start, start + tokens - reused
+
+
 def fit_costs(
     points: Sequence[Point],
     *,
@@ -202,11 +269,12 @@ def fit_costs(
     device: str,
     blas: str,
     day: date,
+    steps: Sequence[Step] = (),
 ) -> CostModel:
     """Fit the cost model with the least sum of relative errors at these points.
 
     Of points of one size the median counts. The fastest point underestimated replays by
-    15 %.
+    15 %. Without steps there are no seconds of decoding.
     """
     chunk = machine.chunk
     kept = tuple(points)
@@ -229,6 +297,8 @@ def fit_costs(
         prefill=tuple(prefill),
         restore=tuple(restore),
         points=kept,
+        decode=_fit_decode(steps) if steps else None,
+        steps=tuple(steps),
     )
 
 
@@ -343,6 +413,12 @@ def _prefill_terms(start: int, stop: int, chunk: int) -> Matrix:
 
 def _restore_terms(tokens: int) -> Matrix:
     return np.array([1.0, tokens]) if tokens else np.zeros(2)
+
+
+def _fit_decode(steps: Sequence[Step]) -> tuple[float, float, float]:
+    terms = np.array([[1.0, step.rows, step.context] for step in steps])
+    step, row, token = _fit(terms, np.array([step.step_s for step in steps]))
+    return step, row, token
 
 
 def _fit(terms: Matrix, seconds: Matrix) -> list[float]:

@@ -15,6 +15,7 @@ from mlxlab.engine import (
     Worker,
     device_name,
 )
+from mlxlab.limits import CHUNK_S
 from mlxlab.models.folder import ModelFolder
 from mlxlab.replay.commits import Commits
 from mlxlab.replay.requests import RenderedRequest
@@ -26,9 +27,6 @@ from mlxlab.strategies.use import Use
 from mlxlab.unfinished import scratch_folder
 
 __all__ = ["LiveModel", "LiveReplay", "live_model"]
-
-#: Seconds of a chunk where other answers wait for it, as on the server.
-_CHUNK_S = 1.0
 
 
 class LiveReplay:
@@ -114,7 +112,7 @@ class LiveModel:
     ) -> LiveUsers:
         """Return users who share a store of their own; see :class:`LiveUsers`."""
         engine = self.engine(strategy)
-        engine.batched, engine.chunk_s = self.batched, _CHUNK_S
+        engine.batched, engine.chunk_s = self.batched, CHUNK_S
         return LiveUsers(self.worker, engine, requests, schedule, progress)
 
     def engine(

@@ -48,6 +48,16 @@ class RenderedRequest:
         """Tokens of the prompt."""
         return len(self.prompt)
 
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens of the answer; 0 if it is not known."""
+        return len(self.answer)
+
+    @property
+    def only_fills(self) -> bool:
+        """Whether no answer was asked for, only that the cache be filled."""
+        return self.prompt.pinned and not self.answer_tokens
+
     def tokens_between(self, start: int, stop: int) -> int:
         """Return the tokens at positions ``[start, stop)`` of the prompt, in units."""
         return min(stop * self.unit, self.tokens) - min(start * self.unit, self.tokens)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mlxlab.traces import Exchange, Trace
 
-__all__ = ["Schedule", "Turn", "list_turns", "think_only"]
+__all__ = ["Asked", "Schedule", "Turn", "follow", "list_turns", "think_only"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,21 @@ class Turn:
     number: int
     after: tuple[int, ...]
     think_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Who asked, and when; seconds on any clock.
+
+    Attributes:
+        agent: a sub-agent's id; empty for the main loop.
+        ended: when its answer ended; when it arrived, if no end is known.
+    """
+
+    session: str
+    agent: str
+    t: float
+    ended: float
 
 
 def list_turns(traces: Sequence[Trace]) -> list[list[Turn]]:
@@ -50,15 +65,32 @@ def list_turns(traces: Sequence[Trace]) -> list[list[Turn]]:
         exchanges = trace.inference
         planned = [i for i, own in enumerate(exchanges) if _is_planned(own)]
         numbers = planned or list(range(len(exchanges)))
-        recorded = _Recorded([exchanges[i] for i in numbers])
+        asked = [_asked(exchanges[i]) for i in numbers]
         turns.append(
             [
-                Turn(start + i, tuple(start + numbers[j] for j in after), think_s)
-                for i, (after, think_s) in zip(numbers, recorded, strict=True)
+                Turn(
+                    start + numbers[turn.number],
+                    tuple(start + numbers[j] for j in turn.after),
+                    turn.think_s,
+                )
+                for turn in follow(asked)
             ]
         )
         start += len(exchanges)
     return turns
+
+
+def follow(asked: Sequence[Asked], start: int = 0) -> list[Turn]:
+    """Return the turns of one trace's requests, given in order of arrival.
+
+    Args:
+        asked: who asked, and when.
+        start: number of the first request.
+    """
+    return [
+        Turn(start + i, tuple(start + j for j in after), think_s)
+        for i, (after, think_s) in enumerate(_Recorded(asked))
+    ]
 
 
 def think_only(schedule: Schedule) -> float:
@@ -72,28 +104,33 @@ def think_only(schedule: Schedule) -> float:
     return now
 
 
+def _asked(exchange: Exchange) -> Asked:
+    # Where no end is known, thinking begins with the request.
+    ended = exchange.response.t if exchange.response else exchange.t
+    return Asked(exchange.session, exchange.agent, exchange.t, ended)
+
+
 def _is_planned(exchange: Exchange) -> bool:
     return exchange.response is not None and exchange.response.order is not None
 
 
 class _Recorded:
-    """The exchanges of a trace, in order of arrival, as arrays."""
+    """The requests of a trace, in order of arrival, as arrays."""
 
-    def __init__(self, exchanges: Sequence[Exchange]) -> None:
-        sessions = [exchange.session for exchange in exchanges]
-        agents = [(own, e.agent) for own, e in zip(sessions, exchanges, strict=True)]
+    def __init__(self, asked: Sequence[Asked]) -> None:
+        sessions = [own.session for own in asked]
+        agents = [(own.session, own.agent) for own in asked]
         last = {agent: i for i, agent in enumerate(agents)}
         self.session = _numbered(sessions)
         self.agent = _numbered(agents)
         self.is_main = np.array([not agent for _, agent in agents], bool)
         self.is_last = np.array([last[a] == i for i, a in enumerate(agents)], bool)
-        self.start = np.array([exchange.t for exchange in exchanges])
-        # Where no end is known, thinking begins with the request.
-        ends = [e.response.t if e.response else e.t for e in exchanges]
+        self.start = np.array([own.t for own in asked])
+        ends = [own.ended for own in asked]
         self.end: NDArray[np.float64] = np.maximum(ends, self.start)
 
     def __iter__(self) -> Iterator[tuple[list[int], float]]:
-        """Yield the exchanges that each waits for, and the seconds after them."""
+        """Yield the requests that each waits for, and the seconds after them."""
         for i, now in enumerate(self.start):
             ended = self.end[:i] <= now
             for own, asked in self._circles(i):

@@ -121,6 +121,7 @@ class NumberedRequest(RenderedRequest):
 
     Attributes:
         length: prompt tokens.
+        answered: tokens of the answer; 0 if they are not known.
         sequence: numbers of the whole units of prompt and answer.
         content: int64, shape ``[pieces, 3]``: the start of a piece of the prompt, its
             tokens, and a number that is equal for equal content; no pieces if the trace
@@ -128,12 +129,17 @@ class NumberedRequest(RenderedRequest):
     """
 
     length: int
+    answered: int
     sequence: Prompt
     content: NDArray[np.int64]
 
     @property
     def tokens(self) -> int:
         return self.length
+
+    @property
+    def answer_tokens(self) -> int:
+        return self.answered
 
     @property
     def computed(self) -> Prompt:
@@ -190,6 +196,7 @@ class HashedSource:
                 request.side,
             ),
             length=request.tokens,
+            answered=request.answer,
             sequence=Prompt(ids[:stored], _segments(request, stored, unit), False),
             content=_pieces(request, unit, content),
         )

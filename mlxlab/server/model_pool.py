@@ -19,6 +19,7 @@ import mlx.core as mx
 from mlxlab.engine import DiskFolder, DiskStore, Engine, LoadedModel, Loader, Memory
 from mlxlab.errors import DiskError, MemoryFullError, ModelError, StrategyError
 from mlxlab.files import cache_folder
+from mlxlab.limits import CHUNK_S
 from mlxlab.models.folder import ModelFolder
 from mlxlab.replay.cost_model import recall_costs
 from mlxlab.strategies import Strategy, parse_strategy
@@ -30,8 +31,6 @@ log = logging.getLogger(__name__)
 _MIB = 2**20
 #: Part of the budget that may wait to be written to disk, beside the budget.
 _BACKLOG_SHARE = 16
-#: A cancelled request ends after the current chunk.
-_CHUNK_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +248,7 @@ class ModelPool:
             self.spec(folder, key.strategy),
             disk=partial(self._open_disk, folder, key.credential),
             chunk=self.chunk,
-            chunk_s=_CHUNK_S,
+            chunk_s=CHUNK_S,
             memory=self.memory,
         )
 

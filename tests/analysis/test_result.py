@@ -18,6 +18,7 @@ from mlxlab.analysis.calibration import Calibration
 from mlxlab.errors import MlxlabError, StrategyError
 from mlxlab.files import read_json, write_json
 from mlxlab.replay.bounds import BOUNDS
+from mlxlab.replay.cost_model import CostModel
 from mlxlab.replay.specs import SpecLike, StrategySpec
 from mlxlab.traces import Trace
 from tests.replay.test_cost_model import fitted
@@ -55,6 +56,7 @@ MAKERS: dict[str, Callable[[], ml.Result]] = {
         progress=False,
     ),
     "tune": lambda: ml.tune(traced(), memory="1MiB", trials=6, progress=False),
+    "plan": lambda: ml.plan(traced(), most=2, costs=decoding(), progress=False),
     "calibrate": lambda: Calibration.of(
         fitted(),
         replace(ml.find_model(), name=MARKUP),
@@ -71,6 +73,11 @@ COLUMNS = [
     "ttft_mean_s",
     "ttft_median_s",
 ]
+
+
+def decoding() -> CostModel:
+    return fitted().model_copy(update={"decode": (0.02, 0.01, 0.0)})
+
 
 every_verb = pytest.mark.parametrize("verb", MAKERS)
 

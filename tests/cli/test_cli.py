@@ -333,6 +333,7 @@ VERBS_WITH_RESULTS = {
     "misses": [],
     "sweep": ["--strategies", "paged", "--scheduler", "here"],
     "tune": ["--trials", "1"],
+    "plan": ["--most", "2"],
     "calibrate": ["--tokens", "300", "--seconds", "0"],
     "fidelity": [
         *("--strategies", "paged", "--edits", "none", "--tokens", "2"),

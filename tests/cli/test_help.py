@@ -29,14 +29,14 @@ GROUPS = {
         *("doctor", "strategies", "placements", "rules", "read-trace"),
         *("misses", "compare", "report", "audit"),
     ],
-    "Decide": ["calibrate", "sweep", "tune", "fidelity"],
+    "Decide": ["calibrate", "sweep", "tune", "fidelity", "plan"],
     "Serve": ["serve", "claude", "agents"],
     "Share": ["record", "import-trace", "anonymize", "export-trace", "notebooks"],
 }
 VERBS = [
     *("anonymize", "audit", "calibrate", "compare", "doctor", "export_trace"),
     *("fidelity", "import_trace"),
-    *("misses", "read_trace", "record", "report", "serve", "sweep", "tune"),
+    *("misses", "plan", "read_trace", "record", "report", "serve", "sweep", "tune"),
 ]
 
 

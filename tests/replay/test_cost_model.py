@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,12 @@ import pytest
 
 from mlxlab import compare, find_model
 from mlxlab.analysis.calibration import Calibration
+from mlxlab.errors import ConfigError
 from mlxlab.replay.cost_model import (
     CostModel,
     Machine,
     Point,
+    Step,
     fit_costs,
     latest_costs,
     recall_costs,
@@ -236,3 +239,23 @@ def test_a_machine_has_a_name() -> None:
     assert here.processor not in {"", "unknown"}
     assert here == Machine.here(64)
     assert find_model().digest
+
+
+def test_a_step_of_decoding_costs_by_answers_and_by_what_is_in_front() -> None:
+    steps = [
+        Step(rows=rows, context=context, step_s=0.02 + 0.003 * rows + 1e-6 * context)
+        for rows in (1, 2, 4, 8)
+        for context in (300, 5000)
+    ]
+    point = Point(start=0, stop=10, restore_s=0.0, prefill_s=1.0)
+    machine = Machine.here(100)
+    day = date(2026, 12, 1)
+    fit = partial(
+        fit_costs, [point], model="m", machine=machine, device="d", blas="b", day=day
+    )
+    costs = fit(steps=steps)
+    assert costs.decode_s(3, 2000) == pytest.approx(0.02 + 0.009 + 0.002, rel=1e-3)
+    old = costs.model_dump(mode="json", exclude={"decode", "steps"})
+    assert CostModel.model_validate(old).decode is None
+    with pytest.raises(ConfigError, match="mlxlab calibrate --force"):
+        fit().decode_s(1, 0)

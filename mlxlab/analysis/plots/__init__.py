@@ -15,6 +15,11 @@ with needs("plots"):
     except RuntimeError as error:  # a link that leads to itself
         raise ConfigError(f"plots: {error}; set HOME or XDG_CACHE_HOME") from None
     from mlxlab.analysis.plots.audit import plot_audit
+    from mlxlab.analysis.plots.capacity import (
+        plot_carried,
+        plot_users,
+        save_capacity_plots,
+    )
     from mlxlab.analysis.plots.diagnosis import plot_gain
     from mlxlab.analysis.plots.fidelity import (
         plot_pareto,
@@ -36,6 +41,7 @@ with needs("plots"):
 __all__ = [
     "plot_audit",
     "plot_capacity",
+    "plot_carried",
     "plot_causes",
     "plot_costs",
     "plot_gain",
@@ -49,6 +55,8 @@ __all__ = [
     "plot_strip",
     "plot_trials",
     "plot_ttft",
+    "plot_users",
+    "save_capacity_plots",
     "save_fidelity_plots",
     "save_misses_plots",
     "save_plots",

@@ -1,0 +1,333 @@
+"""Our server on a simulated clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from math import inf
+from typing import Protocol
+
+from mlxlab.limits import (
+    ANSWERS,
+    CHUNK_S,
+    CHUNK_TOKENS,
+    DECODED_SHARE,
+    LATEST_SHARE,
+    PREFILL_RATE,
+    SHARED_TOKENS,
+)
+from mlxlab.prompt import common_prefix
+from mlxlab.replay.clock.batch import DecodingBatch
+from mlxlab.replay.clock.timing import Service, Timing
+from mlxlab.replay.cost_model import CostModel, computed
+from mlxlab.replay.requests import RenderedRequest
+from mlxlab.strategies import Plan, Strategy
+from mlxlab.strategies.use import Use
+
+__all__ = ["Arrivals", "ClockedServer"]
+
+
+class Arrivals(Protocol):
+    """Says when requests are sent; a :class:`mlxlab.replay.turns.Schedule` does."""
+
+    @property
+    def next_due(self) -> float | None:
+        """When the next request is sent; None if all wait for answers, or are sent."""
+
+    def start(self, now: float) -> None:
+        """Begin."""
+
+    def take(self, now: float) -> Iterator[tuple[float, int]]:
+        """Yield when each due request was to be sent, and its number, in order."""
+
+    def end(self, number: int, now: float) -> None:
+        """Note that the answer of a request has ended."""
+
+
+class ClockedServer:
+    """Takes the turns of :class:`mlxlab.engine.Runner` on estimated seconds.
+
+    As there, a step decodes a token of every running answer and then computes one chunk
+    of one prompt, unless the answers are still owed time. The shortest prefill comes
+    first, less the time it has waited; a prompt waits for another one that computes
+    what both begin with. Steps in which nothing changes are taken at once.
+
+    Simplified: memory for working caches never runs out. A plan's restores are one
+    item, in front of all chunks. Copying a finished answer into the store, and joining
+    and leaving a batch, take no time beyond what the calibration's terms hold.
+
+    Args:
+        strategy: a fresh one.
+        costs: a calibration that has measured decoding.
+        chunk: tokens computed at a time; as calibrated if None.
+        most: answers that run at once.
+
+    Raises:
+        ConfigError: the calibration has no seconds of decoding.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        costs: CostModel,
+        *,
+        chunk: int | None = None,
+        most: int = ANSWERS,
+    ) -> None:
+        self.strategy = strategy
+        self.costs = costs
+        self.chunk = chunk or costs.machine.chunk
+        self.most = most
+        if strategy.tier is not None:
+            strategy.tier.pays = costs.loading_pays(strategy.tier)
+        self._now = self._busy_s = 0.0
+        self._waiting: list[_Running] = []  # prompts, in order of arrival
+        self._begun: list[_Running] = []  # prompts and answers
+        self._batch: DecodingBatch[_Running] = DecodingBatch(costs)
+        self._rate = PREFILL_RATE
+        self._owed = self._turn = 0.0  # when the latest chunk began
+        self._in_time = inf  # tokens that the time of a chunk was enough for, at last
+        self._commits = 0
+
+    def serve(
+        self,
+        requests: Sequence[RenderedRequest],
+        arrivals: Arrivals,
+        progress: Callable[[int], object] = lambda requests: None,
+    ) -> Service:
+        """Answer all requests; used once.
+
+        Args:
+            requests: by number.
+            arrivals: say when they are sent.
+            progress: called with the number of requests that have just ended.
+        """
+        done: list[Timing] = []
+        arrivals.start(self._now)
+        while True:
+            for due, number in arrivals.take(self._now):
+                self._waiting.append(_Running.of(number, requests[number], due))
+            if not self._waiting and not self._begun:
+                if arrivals.next_due is None:
+                    break
+                self._now = max(arrivals.next_due, self._now)
+                continue
+            for own in self._step(arrivals.next_due):
+                done.append(own.timing)
+                arrivals.end(own.timing.number, own.timing.ended)
+                progress(1)
+        done.sort(key=lambda timing: timing.begun)
+        return Service(done, self._busy_s, self._now)
+
+    def _step(self, next_due: float | None) -> list[_Running]:
+        """Decode, then compute one chunk; return the answers that have ended."""
+        ended = self._decode(next_due) if len(self._batch) else []
+        if self._owed > 0 and len(self._batch):
+            return ended
+        self._turn = self._now
+        chosen = self._choose()
+        # Who gets an answer may send the next request at once.
+        until = self._now if ended else inf if next_due is None else next_due
+        if chosen is not None and self._fill(chosen, until):
+            ended.append(chosen)
+        self._owed = DECODED_SHARE * (self._now - self._turn)
+        return ended
+
+    def _decode(self, next_due: float | None) -> list[_Running]:
+        """Decode until something else has its turn, an answer ends or one arrives."""
+        batch = self._batch
+        steps = batch.left
+        if self._waits:
+            steps = min(steps, batch.steps_for(self._owed))
+        if next_due is not None:
+            steps = min(steps, batch.steps_for(next_due - self._now))
+        for own in batch.fresh:
+            own.timing.first = self._now + batch.seconds(1)
+        seconds = batch.seconds(steps)
+        self._spend(seconds)
+        self._owed -= seconds
+        ended = list(batch.advance(steps))
+        for own in ended:
+            self._end(own)
+        return ended
+
+    @property
+    def _waits(self) -> bool:
+        """Whether a prompt could be computed now."""
+        begun = len(self._begun)
+        return bool(self._waiting) and (begun > len(self._batch) or begun < self.most)
+
+    def _choose(self) -> _Running | None:
+        """Return the prompt to compute next."""
+        waiting = self._waiting
+        if len(waiting) > 1 or (waiting and waiting[0].only_fills):
+            answers = [own for own in waiting if not own.only_fills]
+            if not answers and not len(self._batch):
+                return (self._begun or waiting)[0]
+            waiting = answers
+        begun = [own for own in waiting if own.plan is not None]
+        if len(begun) + len(self._batch) >= self.most:
+            waiting = begun
+        if not waiting:
+            return None
+        chosen = waiting[0] if len(waiting) == 1 else min(waiting, key=self._urgency)
+        if chosen.plan is not None:
+            return chosen
+        return self._shared(chosen) or chosen
+
+    def _urgency(self, own: _Running) -> float:
+        to_compute = own.end - own.position
+        if own.plan is None:
+            to_compute -= self._stored(own)
+        return to_compute / self._rate - (self._now - own.timing.due)
+
+    def _stored(self, own: _Running) -> int:
+        """Return the tokens that a plan would reuse now."""
+        if own.previewed[0] != self._commits:
+            plan = self.strategy.preview(own.request.prompt)
+            own.previewed = self._commits, plan.reused * own.request.unit
+        return own.previewed[1]
+
+    def _shared(self, waiting: _Running) -> _Running | None:
+        """Return the prompt that computes what this one begins with, if one does.
+
+        What it has computed already is stored now.
+        """
+        most, other = 0, None
+        unit = waiting.request.unit
+        asked = waiting.request.prompt.tokens[:-1]
+        for own in self._begun:
+            assert own.plan is not None
+            common = common_prefix(own.request.prompt.tokens, asked)
+            shared = self.strategy.count_shared(own.plan, common)
+            if shared > most:
+                most, other = shared, own
+        if other is None or most * unit < self._stored(waiting) + SHARED_TOKENS:
+            return None
+        if other.position < min(most * unit, other.end):
+            return other
+        use = Use(other.request.session, other.timing.due, running=True)
+        self._commit(other, most, use)
+        return None
+
+    def _fill(self, own: _Running, until: float) -> bool:
+        """Restore, or compute a chunk; whether the request ends with it.
+
+        While it is alone, it computes all chunks until another one arrives.
+        """
+        if own.plan is None:
+            self._begin(own)
+        if own.restore_s is not None:
+            self._spend(own.restore_s)
+            own.restore_s = None
+        elif own.position < own.end:
+            self._compute(own)
+            if len(self._waiting) == 1 and not len(self._batch):
+                while own.position < own.end and self._now < until:
+                    self._turn = self._now
+                    self._compute(own)
+        if own.position < own.end:
+            return False
+        self._waiting.remove(own)
+        if own.answer:
+            self._batch.add(own, own.request.tokens, own.answer)
+            return False
+        self._end(own)
+        return True
+
+    def _begin(self, own: _Running) -> None:
+        request, costs = own.request, self.costs
+        plan = own.plan = self.strategy.plan(request.prompt)
+        self._begun.append(own)
+        timing, unit = own.timing, request.unit
+        timing.begun = self._now
+        # The last token is always computed, but hashed prompts end with whole units.
+        timing.reused_tokens = min(plan.reused * unit, request.tokens - 1)
+        timing.disk_tokens = min(plan.disk_tokens * unit, timing.reused_tokens)
+        if plan.spans:
+            own.restore_s = costs.restore_s(timing.reused_tokens)
+            if self.strategy.tier is not None:
+                own.restore_s += costs.load_s(self.strategy.tier.loaded_bytes(plan))
+        start, stop = computed(plan, unit, request.tokens)
+        own.position = min(start, request.tokens - 1)
+        own.end = min(own.end, stop - 1)
+        own.stops = [place * unit for place in reversed(plan.captures)]
+        self._spend(costs.prefill[0])
+
+    def _compute(self, own: _Running) -> None:
+        start = own.position
+        stop = min(start + self._next_chunk(), own.end)
+        if own.stops:
+            while own.stops and own.stops[-1] <= start:
+                own.stops.pop()
+            stop = min(stop, *own.stops[-1:])
+        seconds = self.costs.chunk_s(start, stop)
+        self._spend(seconds)
+        own.position = stop
+        if seconds <= 0:
+            return
+        self._rate += LATEST_SHARE * ((stop - start) / seconds - self._rate)
+        if stop - start >= min(self.chunk, CHUNK_TOKENS):
+            self._in_time = (stop - start) * CHUNK_S / seconds
+
+    def _next_chunk(self) -> int:
+        if self._in_time >= self.chunk:
+            return self.chunk
+        least = min(self.chunk, CHUNK_TOKENS)
+        return max(int(self._in_time) // least * least, least)
+
+    def _spend(self, seconds: float) -> None:
+        self._now += seconds
+        self._busy_s += seconds
+
+    def _end(self, own: _Running) -> None:
+        own.timing.ended = self._now
+        self._begun.remove(own)
+        length = own.request.cut_off
+        length = len(own.request.computed) if length is None else length
+        use = Use(own.request.session, own.timing.due, self._now)
+        self._commit(own, length, use)
+
+    def _commit(self, own: _Running, length: int, use: Use) -> None:
+        assert own.plan is not None
+        stored = own.request.computed.head(length)
+        self.strategy.commit(stored, own.plan.head(length), use)
+        self._commits += 1
+
+
+@dataclass(eq=False, slots=True)
+class _Running:
+    """A request on its way.
+
+    Attributes:
+        end: tokens to have in the caches before the answer begins.
+        answer: tokens to decode; 0 if its client leaves before.
+        plan: None before its turn.
+        restore_s: seconds of the restore that comes next; None if none is left.
+        position: tokens in the caches.
+        stops: tokens at which a chunk ends, the last first.
+        previewed: number of commits, and the tokens that a plan would reuse then.
+    """
+
+    request: RenderedRequest
+    timing: Timing
+    end: int
+    answer: int
+    plan: Plan | None = None
+    restore_s: float | None = None
+    position: int = 0
+    stops: list[int] = field(default_factory=list)
+    previewed: tuple[int, int] = (-1, 0)
+
+    @classmethod
+    def of(cls, number: int, request: RenderedRequest, due: float) -> _Running:
+        end = request.tokens - 1 if request.cut_off is None else request.cut_off
+        left = request.cut_off is not None or request.only_fills
+        answer = 0 if left else max(request.answer_tokens, 1)
+        timing = Timing(number, request.tokens, answer, due)
+        return cls(request, timing, end, answer)
+
+    @property
+    def only_fills(self) -> bool:
+        """Whether it has no answer, so that everything else comes first."""
+        return self.request.only_fills

@@ -73,6 +73,8 @@ class Capacity(Result):
     def lines(self) -> list[str]:
         if not self.is_timed:
             model = self.manifest["model"]["name"]
+            if self.manifest["borrowed"]:
+                return ["Counts only: another model's layout has no seconds here."]
             command = f"mlxlab calibrate --force --model {model}"
             return [f"Counts only: no seconds of decoding are known here; {command}"]
         found = self.carries()

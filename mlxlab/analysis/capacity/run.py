@@ -105,7 +105,13 @@ def plan(
     return Capacity(
         requests=found.reset_index(drop=True),
         bounds=tabulate_bounds(*bounds, timed),
-        manifest=manifest | {"memory": size, "ttft_s": ttft, "most": most},
+        manifest={
+            **manifest,
+            "memory": size,
+            "ttft_s": ttft,
+            "most": most,
+            "borrowed": layout is not None,
+        },
     )
 
 

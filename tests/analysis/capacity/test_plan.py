@@ -77,6 +77,11 @@ def test_without_seconds_of_decoding_tokens_are_counted(
     assert "mlxlab calibrate --force --model tiny" in found.lines()[0]
 
 
+def test_the_layout_of_another_model_is_counted() -> None:
+    found = ml.plan(small_trace(), most=1, layout="96KiB", progress=False)
+    assert found.lines() == ["Counts only: another model's layout has no seconds here."]
+
+
 def test_bad_limits_are_refused() -> None:
     with pytest.raises(ConfigError, match="give a ttft of more than 0 s"):
         planned(ttft=0.0)

@@ -89,7 +89,10 @@ class Sessions:
 
 def _asked(t: float, request: RenderedRequest) -> Asked:
     session, _, agent = request.session.partition("/")
-    return Asked(session, agent, t, t)
+    use = request.use
+    if use.t is None or use.ended is None:
+        return Asked(session, agent, t, t)
+    return Asked(session, agent, t, t + use.ended - use.t)
 
 
 def _lean(request: RenderedRequest) -> RenderedRequest:
@@ -106,4 +109,7 @@ def _moved(request: RenderedRequest, by: int) -> RenderedRequest:
         return (ids + np.int32(by)).astype(np.int32)
 
     prompt = replace(request.prompt, tokens=move(request.prompt.tokens))
-    return replace(request, prompt=prompt, answer=move(request.answer))
+    use = request.use
+    if use.agent:  # another user's
+        use = replace(use, agent=f"{use.agent}+{by}")
+    return replace(request, prompt=prompt, answer=move(request.answer), use=use)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Protocol
 
@@ -206,7 +206,7 @@ class ClockedServer:
             return None
         if other.position < min(most * unit, other.end):
             return other
-        use = Use(other.request.session, other.timing.due, running=True)
+        use = replace(other.request.use, t=other.timing.due).unfinished
         self._commit(other, most, use)
         return None
 
@@ -285,7 +285,7 @@ class ClockedServer:
         self._begun.remove(own)
         length = own.request.cut_off
         length = len(own.request.computed) if length is None else length
-        use = Use(own.request.session, own.timing.due, self._now)
+        use = replace(own.request.use, t=own.timing.due, ended=self._now)
         self._commit(own, length, use)
 
     def _commit(self, own: _Running, length: int, use: Use) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ def test_users_wait_about_as_long_as_predicted(
     traces = [small_trace("first"), small_trace("second")]
     found = check_clock(traces, costs, users=(1, 2), think_times=0.0)
     assert list(found.users.unique()) == [1, 2]
-    rows = found.set_index(["users", "measure"])
+    rows: Any = found.set_index(["users", "measure"])
     one = rows.loc[1, "reused"]
     assert one.predicted == one.measured > 0
     for users in (1, 2):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import date
 from time import process_time
 
@@ -157,8 +158,10 @@ def test_thinking_begins_when_the_answer_ends_not_after_the_next_chunk() -> None
 
 def test_a_policy_is_told_who_asked_and_when_on_this_clock() -> None:
     strategy = make_strategy("paged", block=1, capacity=10**6)
-    ClockedServer(strategy, COSTS).serve([request(3, 101, 2)], Fixed(5.0))
-    assert strategy.eviction.use == Use("s3", 5.0, 5.0 + 1.0 + 2 * 1.5)
+    recorded = Use("s3", 900.0, 950.0, "tool_use", ("Bash",))
+    asked = replace(request(3, 101, 2), use=recorded)
+    ClockedServer(strategy, COSTS).serve([asked], Fixed(5.0))
+    assert strategy.eviction.use == replace(recorded, t=5.0, ended=5.0 + 1.0 + 2 * 1.5)
 
 
 def conversation(turns: int, number: int = 0) -> list[RenderedRequest]:

@@ -28,8 +28,8 @@ from mlxlab.engine.samplers import LogitsProcessor, Sampler, greedy
 from mlxlab.engine.scattered_prefill import ScatteredPrefill
 from mlxlab.engine.working_cache import Checkpoint, WorkingCache
 from mlxlab.errors import DiskError, IntegrityError, ModelError
-from mlxlab.limits import CHUNK_TOKENS
 from mlxlab.models.layout import Windows
+from mlxlab.pace import CHUNK_TOKENS
 from mlxlab.prompt import Prompt, Tokens
 from mlxlab.strategies import Commit, Plan, Strategy
 from mlxlab.strategies.use import UNKNOWN, Use

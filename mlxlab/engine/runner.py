@@ -21,7 +21,7 @@ from mlxlab.engine.executor import Computation, Executor
 from mlxlab.engine.memory import LEAST
 from mlxlab.engine.samplers import LogitsProcessor, Sampler
 from mlxlab.errors import MemoryFullError, RequestError
-from mlxlab.limits import (
+from mlxlab.pace import (
     ANSWERS,
     DECODED_SHARE,
     LATEST_SHARE,

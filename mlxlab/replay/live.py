@@ -15,8 +15,8 @@ from mlxlab.engine import (
     Worker,
     device_name,
 )
-from mlxlab.limits import CHUNK_S
 from mlxlab.models.folder import ModelFolder
+from mlxlab.pace import CHUNK_S
 from mlxlab.replay.commits import Commits
 from mlxlab.replay.requests import RenderedRequest
 from mlxlab.replay.simulator import Outcome, Progress

@@ -19,8 +19,8 @@ import mlx.core as mx
 from mlxlab.engine import DiskFolder, DiskStore, Engine, LoadedModel, Loader, Memory
 from mlxlab.errors import DiskError, MemoryFullError, ModelError, StrategyError
 from mlxlab.files import cache_folder
-from mlxlab.limits import CHUNK_S
 from mlxlab.models.folder import ModelFolder
+from mlxlab.pace import CHUNK_S
 from mlxlab.replay.cost_model import recall_costs
 from mlxlab.strategies import Strategy, parse_strategy
 

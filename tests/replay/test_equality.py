@@ -36,7 +36,8 @@ def test_simulated_equals_live(name: str) -> None:
     assert (b.ttft_s > 0).all()
     if name != "none":
         assert 0 < a.reused_tokens.sum() < a.prompt_tokens.sum()
-        assert a.evicted.sum() > 0
+        # What is refused to begin with is not evicted.
+        assert a.evicted.sum() > 0 or name == "residual"
 
 
 @pytest.mark.parametrize(

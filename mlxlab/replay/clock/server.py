@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Protocol
 
-from mlxlab.limits import (
+from mlxlab.pace import (
     ANSWERS,
     CHUNK_S,
     CHUNK_TOKENS,

@@ -212,7 +212,8 @@ class Server:
         self, aliases: Aliases, options: Options, ranks: Ranks | None = None
     ) -> None:
         script = read_script(options.script) if options.script else None
-        self.token = options.token or secrets.token_urlsafe(24)
+        # A token that begins with a hyphen cannot follow --token.
+        self.token = options.token or secrets.token_hex(24)
         self.trace: Path | None = None
         self._endpoint: Endpoint | None = None
         self._warm_up: WarmUp | None = None

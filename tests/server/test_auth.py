@@ -198,6 +198,8 @@ def test_there_is_always_a_token() -> None:
     with served(token=None) as one, served(token=None) as other:
         assert one.token != other.token
         assert len(one.token) >= 32
+        # Every one can follow --token: none begins with a hyphen.
+        assert set(one.token) <= set("0123456789abcdef")
         assert httpx.get(f"{one.url}/v1/models").status_code == 401
 
 

@@ -8,7 +8,7 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing import resource_tracker
@@ -125,9 +125,14 @@ def _client(scheduler: str | None, tasks: int) -> Iterator[Client]:
     import dask
     from distributed import Client, LocalCluster
 
-    # Its sampling of other threads slows short tasks down.
-    dask.config.set({"distributed.worker.profile.enabled": False})
-    logging.getLogger("distributed").setLevel(logging.ERROR)
+    dask.config.set(
+        {
+            # Its sampling of other threads slows short tasks down.
+            "distributed.worker.profile.enabled": False,
+            # What an interrupt breaks off is no news: for processes that start later.
+            "distributed.nanny.pre-spawn-environ.DASK_LOGGING__DISTRIBUTED": "critical",
+        }
+    )
     if scheduler:
         try:
             client = Client(scheduler, timeout=_CONNECT_S)
@@ -136,15 +141,32 @@ def _client(scheduler: str | None, tasks: int) -> Iterator[Client]:
                 f"scheduler {scheduler}: {error}; give the address of a Dask scheduler "
                 f"such as tcp://host:8786, or {HERE!r}"
             ) from None
-        with client:
+        with _silenced("distributed"), client:
             yield client
         return
-    with _interrupts_held():
-        cluster = LocalCluster(
-            n_workers=min(tasks, _cores()), threads_per_worker=1, dashboard_address=None
-        )
-    with cluster, Client(cluster) as client:
-        yield client
+    workers = min(tasks, _cores())
+    with _silenced("distributed", "asyncio"), ExitStack() as stack:
+        # A Ctrl-C that was held back arrives when the cluster can be closed.
+        with _interrupts_held():
+            cluster = stack.enter_context(
+                LocalCluster(
+                    n_workers=workers, threads_per_worker=1, dashboard_address=None
+                )
+            )
+        yield stack.enter_context(Client(cluster))
+
+
+@contextmanager
+def _silenced(*names: str) -> Iterator[None]:
+    """Keep loggers from printing until the block ends; errors are raised as ever."""
+    before = {logger: logger.level for logger in map(logging.getLogger, names)}
+    for logger in before:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in before.items():
+            logger.setLevel(level)
 
 
 @contextmanager

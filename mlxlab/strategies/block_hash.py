@@ -10,7 +10,6 @@ from itertools import count
 from mlxlab.errors import IntegrityError
 from mlxlab.prompt import Prompt, Tokens
 from mlxlab.strategies.base import CAPACITY, EVICT, Example, Strategy
-from mlxlab.strategies.eviction import MayGo
 from mlxlab.strategies.parameters import Limit, ParameterValue, parameter
 from mlxlab.strategies.plan import Commit, Handle, Plan, Put, Span
 from mlxlab.strategies.registry import register
@@ -113,7 +112,7 @@ class BlockHash(Strategy):
         self._slots.append(new)
         self.eviction.touch([new])
         while len(self._slots) > self.slots or self.stored_bytes > self.capacity:
-            slot = self.eviction.choose(self._may_go(new))
+            slot = self.eviction.choose_beside([new])
             self._remove(slot)
             gone.append(slot)
         is_kept = new not in gone
@@ -123,10 +122,6 @@ class BlockHash(Strategy):
             put=(Put(new.handle, 0, stop),) if is_kept else (),
             evicted=self._lost(gone),
         )
-
-    def _may_go(self, new: _Slot) -> MayGo:
-        """While its request runs, a sequence stays."""
-        return lambda slot: slot is not new or not self.eviction.use.running
 
     def _remove(self, slot: _Slot) -> None:
         self._slots.remove(slot)

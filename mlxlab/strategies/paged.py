@@ -116,9 +116,7 @@ class Paged(Strategy):
         last = path[-1] if path else self._tree.root
         path += self._added(tokens, exact, plan, last, change)
         self.eviction.touch(reversed(path))
-        # The path fits, so what others have stored suffices while it has to stay.
-        staying = set(path) if self.eviction.use.running else set()
-        self._evict(max(self._tokens - self._limit, 0), change, staying)
+        self._evict(max(self._tokens - self._limit, 0), change, set(path))
         return change.commit()
 
     def restorable_after(self, length: int) -> int:
@@ -169,14 +167,12 @@ class Paged(Strategy):
         self.eviction.keep(reversed(nodes))
 
     def _evict(
-        self, tokens: int, change: _Change, staying: Collection[Node[Stored]]
+        self, tokens: int, change: _Change, own: Collection[Node[Stored]]
     ) -> None:
         """Evict this many tokens, whole blocks, as the policy chooses."""
         self._tokens -= tokens
         while tokens:
-            leaf: Node[Stored] = self.eviction.choose(
-                lambda node: not node.children and node not in staying
-            )
+            leaf: Node[Stored] = self.eviction.choose_beside(own, _is_leaf)
             left = max(len(leaf.tokens) - tokens, 0)
             tokens -= len(leaf.tokens) - left
             change.evict(leaf, left)
@@ -219,6 +215,10 @@ class Paged(Strategy):
                     f"{self.name}: handle {node.value.handle} is closer to exact than "
                     "its parent"
                 )
+
+
+def _is_leaf(node: Node[Stored]) -> bool:
+    return not node.children
 
 
 class _Change:

@@ -11,7 +11,6 @@ import numpy as np
 from mlxlab.errors import IntegrityError
 from mlxlab.prompt import Prompt, Tokens, common_prefix
 from mlxlab.strategies.base import CAPACITY, EVICT, Example, Strategy
-from mlxlab.strategies.eviction import MayGo
 from mlxlab.strategies.parameters import Limit, ParameterValue, parameter
 from mlxlab.strategies.plan import Commit, Handle, Plan, Put, Span
 from mlxlab.strategies.registry import register
@@ -108,7 +107,7 @@ class StaticPrefix(Strategy):
         self._entries.append(new)
         self.eviction.touch([new])
         while len(self._entries) > self.slots or self.stored_bytes > self.capacity:
-            entry = self.eviction.choose(self._may_go(new))
+            entry = self.eviction.choose_beside([new])
             self._remove(entry)
             gone.append(entry)
         kept = () if new in gone else new.parts
@@ -119,10 +118,6 @@ class StaticPrefix(Strategy):
             put=tuple(part for part in kept if part not in before),
             evicted=lost_tokens([entry.tokens for entry in gone], self._sequences()),
         )
-
-    def _may_go(self, new: _Entry) -> MayGo:
-        """While its request runs, a sequence stays."""
-        return lambda entry: entry is not new or not self.eviction.use.running
 
     def _remove(self, entry: _Entry) -> None:
         self._entries.remove(entry)

@@ -7,7 +7,7 @@ slots. A policy chooses among these. It sees no tokens and stores none.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
 
 from mlxlab.errors import StrategyError, did_you_mean
@@ -44,6 +44,10 @@ class Entry(Protocol):
 
 MayGo: TypeAlias = Callable[[Any], bool]
 """Whether an entry can go now: no other one depends on it."""
+
+
+def _all(entry: Any) -> bool:
+    return True
 
 
 class Eviction(ABC):
@@ -99,6 +103,20 @@ class Eviction(ABC):
 
         At least one entry may go.
         """
+
+    def choose_beside(self, own: Collection[Entry], may_go: MayGo = _all) -> Any:
+        """Return what :meth:`choose` does, and nothing of a request that runs.
+
+        Its answer goes on with its own entries. They fit into any capacity, so what
+        others have stored suffices.
+
+        Args:
+            own: entries of the sequence that is stored.
+            may_go: as for :meth:`choose`.
+        """
+        if self.use.running:
+            return self.choose(lambda entry: entry not in own and may_go(entry))
+        return self.choose(may_go)
 
     @property
     @abstractmethod

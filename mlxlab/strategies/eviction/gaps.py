@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right, insort
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 __all__ = ["Gaps", "Kind"]
@@ -86,15 +86,12 @@ class Gaps:
             for kind, own in self._kinds.items()
         }
 
-    def load(self, values: Mapping[str, Sequence[float]]) -> None:
-        """Remember the gaps of :meth:`to_dict` before all others."""
+    @classmethod
+    def of(cls, values: Mapping[str, Sequence[float]]) -> Gaps:
+        """Remember the gaps of :meth:`to_dict`."""
+        gaps = cls()
         for text, seconds in values.items():
-            own = self._kinds.setdefault(
-                tuple(text.split(_JOIN)) if text else (), _Latest()
-            )
-            _extend(own, seconds)
-
-
-def _extend(own: _Latest, seconds: Iterable[float]) -> None:
-    for value in seconds:
-        own.add(float(value))
+            own = gaps._kinds[tuple(text.split(_JOIN)) if text else ()] = _Latest()
+            for value in seconds:
+                own.add(float(value))
+        return gaps

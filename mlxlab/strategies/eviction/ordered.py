@@ -8,13 +8,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mlxlab.strategies.eviction.base import Entry, Eviction, MayGo
+from mlxlab.strategies.eviction.base import Entry, MayGo
+from mlxlab.strategies.eviction.pinned import SparesPinned
 from mlxlab.strategies.use import Use
 
 __all__ = ["Ordered", "Ranked", "Visits"]
 
 
-class Ordered(Eviction):
+class Ordered(SparesPinned):
     """Drops the first entry of an order that may go.
 
     What the request itself uses goes only where nothing else may go, and pinned entries
@@ -23,14 +24,11 @@ class Ordered(Eviction):
 
     def __init__(self) -> None:
         super().__init__()
-        self._kept: set[Entry] = set()  # before this commit
-        self._keeping: set[Entry] = set()  # after it
         self._used: set[Entry] = set()
 
     def begin(self, use: Use) -> None:
         super().begin(use)
         self._used.clear()
-        self._kept, self._keeping = self._keeping, set()
 
     def touch(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
@@ -41,24 +39,15 @@ class Ordered(Eviction):
     def _note(self, entry: Entry) -> None:
         """Note that the request uses or stores an entry."""
 
-    def keep(self, entries: Iterable[Entry]) -> None:
-        self._keeping.update(entries)
-
-    def split(self, entry: Entry, head: Entry) -> None:
-        for kept in (self._kept, self._keeping):
-            if entry in kept:
-                kept.add(head)
-
     def discard(self, entry: Entry) -> None:
-        self._kept.discard(entry)
-        self._keeping.discard(entry)
+        super().discard(entry)
         self._used.discard(entry)
 
     def choose(self, may_go: MayGo) -> Any:
         spared: dict[tuple[bool, bool], Entry] = {}
         for entry in self._order():
             if may_go(entry):
-                reasons = entry in self._kept, entry in self._used
+                reasons = entry in self.pinned, entry in self._used
                 if not any(reasons):
                     return entry
                 spared.setdefault(reasons, entry)

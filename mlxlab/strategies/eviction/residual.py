@@ -5,21 +5,20 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect
-from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from mlxlab.strategies.eviction.base import Entry, Eviction, MayGo, register
+from mlxlab.strategies.eviction.agents import Agents
+from mlxlab.strategies.eviction.base import Entry, MayGo, register
 from mlxlab.strategies.eviction.gaps import Gaps, Kind
-from mlxlab.strategies.use import Use
+from mlxlab.strategies.eviction.pinned import SparesPinned
+from mlxlab.strategies.use import UNKNOWN, Use
 
 __all__ = ["ResidualLife"]
 
-#: Agents whose latest answer is remembered.
-_AGENTS = 4096
 #: Weight of the latest gap in an agent's pace, which is a mean of logarithms.
 _WEIGHT = 0.2
 #: Limits between paces, in seconds between an answer and the next request.
@@ -32,24 +31,23 @@ class _Path:
 
     Attributes:
         number: counts uses, in order.
-        asked, ended: seconds; None if they are not known, or if the agent is not.
+        use: the request.
         pace: mean logarithm of the agent's gaps; None before the first.
+        kind: how its answer ended.
         is_dead: whether nothing will ask for it again.
         entries: its entries, the deepest first.
     """
 
     number: int
-    asked: float | None = None
-    ended: float | None = None
-    running: bool = False
-    pace: float | None = None
-    kind: Kind = ()
-    is_dead: bool = False
+    use: Use
+    pace: float | None
+    kind: Kind
+    is_dead: bool
     entries: dict[Entry, None] = field(default_factory=dict)
 
 
 @register
-class ResidualLife(Eviction):
+class ResidualLife(SparesPinned):
     """Evicts from the path whose next use is expected last.
 
     The next use is expected from how the last answer ended (its stop reason and tool),
@@ -72,51 +70,24 @@ class ResidualLife(Eviction):
 
     def __init__(self) -> None:
         super().__init__()
-        self._gaps = Gaps()
-        self._gaps.load(_priors())
-        self._now = -math.inf
-        self._number = 0
-        self._agents: OrderedDict[str, _Path] = OrderedDict()
-        self._path = _Path(0)
+        self._agents: Agents[_Path] = Agents()
+        self.recall(_priors())
+        self._path = _Path(0, UNKNOWN, None, (), is_dead=False)
         self._paths: dict[Entry, _Path] = {}
         self._held: set[_Path] = set()  # those with entries
-        self._kept: set[Entry] = set()  # before this commit
-        self._keeping: set[Entry] = set()  # after it
         self._order: list[_Path] | None = None
 
     def begin(self, use: Use) -> None:
         super().begin(use)
-        self._kept, self._keeping = self._keeping, set()
         self._order = None
-        self._number += 1
-        asked = use.t if use.agent else None
-        self._path = path = _Path(
-            self._number, asked, use.ended, use.running, is_dead=_is_last(use)
-        )
-        if use.t is None or not use.agent:
-            return
-        self._now = max(self._now, use.t)
-        if use.side:
-            return
-        before = self._agents.pop(use.agent, None)
+        before, gap = self._agents.take(use)
+        pace = None
         if before is not None:
-            path.pace = self._learn(before, use)
             before.is_dead = True
-        path.kind = _kind(use, path.pace)
-        self._agents[use.agent] = path
-        if len(self._agents) > _AGENTS:
-            self._agents.popitem(last=False)
-
-    def _learn(self, before: _Path, use: Use) -> float | None:
-        """Learn from the time since an agent's last answer; return its pace."""
-        if before.running or before.asked is None or use.t is None:
-            return before.pace
-        last = before.asked if before.ended is None else before.ended
-        gap = max(use.t - last, 0.0)
-        self._gaps.add(before.kind, gap)
-        if before.pace is None:
-            return math.log1p(gap)
-        return before.pace + _WEIGHT * (math.log1p(gap) - before.pace)
+            pace = before.pace if gap is None else _mean(before.pace, gap)
+        number, is_dead = self._path.number + 1, _is_last(use)
+        self._path = _Path(number, use, pace, _kind(use, pace), is_dead)
+        self._agents.put(self._path)
 
     def touch(self, entries: Iterable[Entry]) -> None:
         path = self._path
@@ -131,21 +102,15 @@ class ResidualLife(Eviction):
         if path.entries:
             self._held.add(path)
 
-    def keep(self, entries: Iterable[Entry]) -> None:
-        self._keeping.update(entries)
-
     def split(self, entry: Entry, head: Entry) -> None:
+        super().split(entry, head)
         path = self._paths[entry]
         self._paths[head] = path
         path.entries[head] = None
-        for kept in (self._kept, self._keeping):
-            if entry in kept:
-                kept.add(head)
 
     def discard(self, entry: Entry) -> None:
+        super().discard(entry)
         self._leave(entry, self._paths.pop(entry))
-        self._kept.discard(entry)
-        self._keeping.discard(entry)
 
     def _leave(self, entry: Entry, path: _Path) -> None:
         path.entries.pop(entry, None)
@@ -159,7 +124,7 @@ class ResidualLife(Eviction):
         for path in self._order:
             for entry in path.entries:
                 if may_go(entry):
-                    if entry not in self._kept:
+                    if entry not in self.pinned:
                         return entry
                     spared = spared or entry
         return spared
@@ -168,13 +133,13 @@ class ResidualLife(Eviction):
         """Return a value that is the greater, the sooner a path goes."""
         if path.is_dead:
             return 3, 0.0, -path.number
-        if path.running:
+        if path.use.running:
             return 0, 0.0, -path.number
-        if path.asked is None:
+        last = path.use.last if path.use.agent else None
+        if last is None:
             return 2, 0.0, -path.number
-        last = path.asked if path.ended is None else path.ended
-        elapsed = self._now - last  # negative while its answer goes on
-        rest = self._gaps.rest(path.kind, max(elapsed, 0.0)) + max(-elapsed, 0.0)
+        elapsed = self._agents.now - last  # negative while its answer goes on
+        rest = self._agents.gaps.rest(path.kind, max(elapsed, 0.0)) + max(-elapsed, 0.0)
         return 1, rest, -path.number
 
     @property
@@ -182,11 +147,16 @@ class ResidualLife(Eviction):
         return self._paths.keys()
 
     def learned(self) -> dict[str, Any]:
-        return self._gaps.to_dict()
+        return self._agents.gaps.to_dict()
 
     def recall(self, learned: dict[str, Any]) -> None:
-        self._gaps = Gaps()
-        self._gaps.load(learned)
+        self._agents.gaps = Gaps.of(learned)
+
+
+def _mean(pace: float | None, gap: float) -> float:
+    """Return the pace of an agent after another gap of this many seconds."""
+    latest = math.log1p(gap)
+    return latest if pace is None else pace + _WEIGHT * (latest - pace)
 
 
 def _is_last(use: Use) -> bool:

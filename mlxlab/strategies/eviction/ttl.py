@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Any
 
+from mlxlab.strategies.eviction.agents import Agents
 from mlxlab.strategies.eviction.base import Entry, register
 from mlxlab.strategies.eviction.gaps import Gaps, Kind
 from mlxlab.strategies.eviction.ordered import Ranked, Visits
@@ -13,10 +14,17 @@ from mlxlab.strategies.use import Use
 
 __all__ = ["TimeToLive"]
 
-#: Agents whose latest answer is remembered.
-_AGENTS = 4096
 #: Share of the learned gaps that a time to live covers.
 _COVERED = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    use: Use
+
+    @property
+    def kind(self) -> Kind:
+        return (self.use.stop or "unknown", *self.use.tools[-1:])
 
 
 @register
@@ -37,29 +45,22 @@ class TimeToLive(Ranked):
 
     def __init__(self) -> None:
         super().__init__()
-        self._gaps = Gaps()
-        self._now = -math.inf
         self._until = -math.inf
-        self._agents: OrderedDict[str, Use] = OrderedDict()
+        self._agents: Agents[_Answer] = Agents()
 
     def begin(self, use: Use) -> None:
         super().begin(use)
         self._until = -math.inf
-        if use.t is None or not use.agent:
+        answer = _Answer(use)
+        self._agents.take(use)
+        self._agents.put(answer)
+        if use.last is None or not use.agent or use.side:
             return
-        self._now = max(self._now, use.t)
-        if use.side:
-            return
-        before = self._agents.pop(use.agent, None)
-        if before is not None and before.last is not None and not before.running:
-            self._gaps.add(_kind(before), max(use.t - before.last, 0.0))
-        self._agents[use.agent] = use
-        if len(self._agents) > _AGENTS:
-            self._agents.popitem(last=False)
         if use.running:
             self._until = math.inf
         elif use.tools or use.stop == "tool_use":
-            self._until = (use.last or 0.0) + self._gaps.within(_kind(use), _COVERED)
+            ttl = self._agents.gaps.within(answer.kind, _COVERED)
+            self._until = use.last + ttl
 
     def _visit(self, own: Visits) -> None:
         if own.agent == self.use.agent and not self.use.side:
@@ -68,15 +69,10 @@ class TimeToLive(Ranked):
             own.score = max(own.score, self._until)
 
     def _rank(self, entry: Entry) -> float:
-        return self._visits[entry].score >= self._now
+        return self._visits[entry].score >= self._agents.now
 
     def learned(self) -> dict[str, Any]:
-        return self._gaps.to_dict()
+        return self._agents.gaps.to_dict()
 
     def recall(self, learned: dict[str, Any]) -> None:
-        self._gaps = Gaps()
-        self._gaps.load(learned)
-
-
-def _kind(use: Use) -> Kind:
-    return (use.stop or "unknown", *use.tools[-1:])
+        self._agents.gaps = Gaps.of(learned)

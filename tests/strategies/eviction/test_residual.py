@@ -177,8 +177,7 @@ def test_what_was_learned_survives_and_is_bounded() -> None:
         gaps.add(("tool_use", str(number % 3)), number / 7)
     kept = json.loads(json.dumps(gaps.to_dict()))
     assert max(map(len, kept.values())) == 500
-    again = Gaps()
-    again.load(kept)
+    again = Gaps.of(kept)
     assert again.to_dict() == kept
     for elapsed in (0, 100, 280):
         assert again.rest(("tool_use", "1"), elapsed) == pytest.approx(

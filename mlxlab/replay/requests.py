@@ -195,7 +195,9 @@ def _use(exchange: Exchange, agent: str, *, side: bool) -> Use:
     if (told := response.told) is not None:
         tools = tuple(_called(message)) if told.stop else ()
         times = told.arrived, told.ended
-        return Use(agent, *times, told.stop, tools, told.side, told.running)
+        return Use(
+            agent, *times, told.stop, tools, told.side, told.running, told.learned
+        )
     # Where a history lacks the end of an answer, the request's time stands there.
     ended = response.t if response.t > exchange.t else None
     stop = message.get("stop_reason")

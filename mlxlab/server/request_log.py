@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
-from mlxlab.engine import PrefillProgress, Request, Stored
+from mlxlab.engine import Engine, PrefillProgress, Request, Stored
 from mlxlab.server.clock import now
 from mlxlab.server.event_log import Asker, EventLog, Stage
 from mlxlab.server.events import AnswerWriter
 from mlxlab.server.explainer import Asked, Explainer
 from mlxlab.server.generation import Completed, Item, PromptPlanned
+from mlxlab.server.habits import Habits
 from mlxlab.server.lanes import Setting
 from mlxlab.server.metrics import Metrics, Served
 from mlxlab.server.owners import Owners
@@ -20,7 +21,7 @@ from mlxlab.server.schema import InferenceRequest
 from mlxlab.server.side_requests import SideRequests
 from mlxlab.server.strip import make_strip
 from mlxlab.strategies import Plan
-from mlxlab.strategies.use import Use
+from mlxlab.strategies.use import Learned, Use
 from mlxlab.traces.schema import Generated, Order, Timing, Told
 
 __all__ = ["Journal", "RequestLog"]
@@ -36,6 +37,7 @@ class Journal:
         owners: who stored what, on the worker.
         sides: recognizes side requests.
         explainer: finds the causes; None where that is turned off.
+        habits: what policies learned before, and learn.
     """
 
     events: EventLog
@@ -43,6 +45,7 @@ class Journal:
     owners: Owners
     sides: SideRequests
     explainer: Explainer | None
+    habits: Habits
 
 
 class RequestLog:
@@ -122,6 +125,8 @@ class RequestLog:
 
         def use(running: bool) -> Use:
             end = ending(running)
+            if not request.engine.commits:
+                self._use = replace(self._use, learned=self._recall(request.engine))
             return replace(
                 self._use,
                 ended=None if running else now(),
@@ -131,6 +136,11 @@ class RequestLog:
             )
 
         request.put, request.committed, request.use = noted, self._commit, use
+
+    def _recall(self, engine: Engine) -> Learned | None:
+        assert self._setting is not None
+        credential = self._setting.credential
+        return self._journal.habits.recall(engine.strategy.eviction, credential)
 
     def _begin(self, request: Request, plan: Plan) -> None:
         self._plan, explainer = plan, self._journal.explainer
@@ -144,8 +154,11 @@ class RequestLog:
         assert self.request is not None
         assert self._plan is not None
         assert self._queued is not None
+        assert self._setting is not None
         self._use = stored.use
         alias, engine = self._queued[0].alias, self.request.engine
+        policy = engine.strategy.eviction
+        self._journal.habits.note(policy, self._setting.credential)
         owners, metrics = self._journal.owners, self._journal.metrics
         for gone in owners.note(engine, self._number, self._plan, stored.commit):
             tier = str(gone.tier)
@@ -206,6 +219,7 @@ class RequestLog:
                 stop=use.stop,
                 side=use.side,
                 running=use.running,
+                learned=use.learned,
             ),
             timing=Timing(
                 queue=served.queue_s,

@@ -27,6 +27,7 @@ from mlxlab.server.app import create_app
 from mlxlab.server.auth import Authentication, name_of
 from mlxlab.server.credentials import check_token, is_short
 from mlxlab.server.event_log import EventLog
+from mlxlab.server.habits import Habits
 from mlxlab.server.live.description import Description
 from mlxlab.server.live.html import describe_server
 from mlxlab.server.live.page import page_routes
@@ -223,13 +224,15 @@ class Server:
             loader = LeadingLoader(ranks)
             executor = LeadingExecutor(loader)
         self._disk = options.disk
+        credential = name_of(self.token.encode())
+        is_generated = options.token is None
         self._pool = ModelPool(
             options.memory or default_budget(),
             chunk=options.chunk,
             loader=loader,
             disk=options.disk_folder,
-            credential=name_of(self.token.encode()),
-            generated=options.token is None,
+            credential=credential,
+            generated=is_generated,
         )
         self._service = Service(
             aliases.with_disk(options.disk),
@@ -241,6 +244,7 @@ class Server:
             script=script,
             explain=options.explain,
             shadow=options.shadow,
+            habits=Habits(credential if is_generated else ""),
         )
         self.is_stopped = False
         self._changing, self._stopping = Lock(), Lock()

@@ -21,6 +21,7 @@ from mlxlab.server.event_log import Asker, EventLog
 from mlxlab.server.events import AnswerWriter, WireEvent
 from mlxlab.server.explainer import Explainer
 from mlxlab.server.generation import Completed, Item, Job, request_of
+from mlxlab.server.habits import Habits
 from mlxlab.server.lanes import Setting
 from mlxlab.server.metrics import Metrics
 from mlxlab.server.model_pool import EngineKey, Holdings, ModelPool
@@ -54,6 +55,7 @@ class Service:
         script: see :class:`Preparation`.
         explain: whether to find out why tokens were computed.
         shadow: see :class:`~mlxlab.server.lanes.Lane`.
+        habits: what policies learned on earlier servers.
 
     Attributes:
         holdings: what is stored, counted when the stores change.
@@ -74,6 +76,7 @@ class Service:
         script: Script | None = None,
         explain: bool = True,
         shadow: Sequence[str] | None = None,
+        habits: Habits | None = None,
     ) -> None:
         self.worker = worker
         self.pool = pool
@@ -84,8 +87,14 @@ class Service:
         self.explainer = (
             Explainer(self.events, self.metrics, shadow) if explain else None
         )
+        self._habits = habits or Habits()
         self._journal = Journal(
-            self.events, self.metrics, Owners(), SideRequests(), self.explainer
+            self.events,
+            self.metrics,
+            Owners(),
+            SideRequests(),
+            self.explainer,
+            self._habits,
         )
         self.preparation = Preparation(aliases, script)
         self._one_at_a_time = CapacityLimiter(1)
@@ -240,7 +249,8 @@ class Service:
         )
 
     def close(self) -> None:
-        """End what follows the requests."""
+        """End what follows the requests, and keep what was learned from them."""
+        self._habits.close()
         if self.explainer is not None:
             self.explainer.close()
 

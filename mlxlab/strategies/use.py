@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
-__all__ = ["UNKNOWN", "Use"]
+__all__ = ["UNKNOWN", "Learned", "Use"]
+
+Learned: TypeAlias = Mapping[str, Mapping[str, Sequence[float]]]
+"""What policies have learned, by their names: see ``Eviction.learned``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +28,9 @@ class Use:
         side: whether it is a side request, such as one for a title, whose prompt is no
             turn of the session's conversation.
         running: whether its answer goes on: what has been computed is stored before.
+        learned: what policies had learned from earlier traffic, where a server goes on
+            from that. It comes with the first request, so that all who follow the
+            server's requests, a replay of its recording too, begin as it did.
     """
 
     agent: str = ""
@@ -32,6 +40,7 @@ class Use:
     tools: tuple[str, ...] = ()
     side: bool = False
     running: bool = False
+    learned: Learned | None = None
 
     @property
     def last(self) -> float | None:

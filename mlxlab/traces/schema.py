@@ -38,6 +38,7 @@ __all__ = [
     "Generated",
     "HeaderLine",
     "Json",
+    "LearnedGaps",
     "Line",
     "RequestLine",
     "ResponseLine",
@@ -62,6 +63,7 @@ Seconds = Annotated[
 """Unix seconds, or seconds since something began."""
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+_FEW = Field(max_length=500)
 RequestId = Annotated[int, Field(ge=0, strict=True)]
 Run = tuple[RequestId, Annotated[int, Field(ge=0, strict=True)]]
 Item: TypeAlias = Hash | Run
@@ -193,6 +195,13 @@ class Order(_Closed):
     stored: tuple[tuple[int, int], ...] = ()
 
 
+LearnedGaps: TypeAlias = Annotated[
+    dict[Annotated[str, Field(max_length=300)], Annotated[tuple[Seconds, ...], _FEW]],
+    Field(max_length=1000),
+]
+"""Seconds between answers and next requests that a policy has learned, by kind."""
+
+
 class Told(_Closed):
     """What our own server told its eviction policy of a request, at its last commit.
 
@@ -204,6 +213,8 @@ class Told(_Closed):
         stop: the stop reason; empty if the answer was cut off.
         side: whether it was a side request, as far as that was known.
         running: whether the answer was to go on.
+        learned: what policies had learned before, by name; with the first request of a
+            server that went on from that.
     """
 
     arrived: Seconds
@@ -211,6 +222,13 @@ class Told(_Closed):
     stop: str = ""
     side: bool = False
     running: bool = False
+    learned: dict[str, LearnedGaps] | None = None
+
+    def to_json(self) -> dict[str, Json]:
+        """As it stands in a line; what most answers do not have is left out."""
+        return self.model_dump(
+            mode="json", exclude={"learned"} if self.learned is None else None
+        )
 
 
 class Timing(_Closed):

@@ -242,7 +242,7 @@ class _Lines:
         if response.order:
             line["order"] = response.order.model_dump(mode="json")
         if response.told:
-            line["told"] = response.told.model_dump(mode="json")
+            line["told"] = response.told.to_json()
         if response.timing:
             line["timing"] = response.timing.model_dump(mode="json")
         return _line(line)

@@ -7,7 +7,7 @@ slots. A policy chooses among these. It sees no tokens and stores none.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
 
 from mlxlab.errors import StrategyError, did_you_mean
@@ -73,10 +73,15 @@ class Eviction(ABC):
 
     def __init__(self) -> None:
         self.use = UNKNOWN
+        self._has_recalled = False
 
     def begin(self, use: Use) -> None:
         """Note the request whose sequence is stored next."""
         self.use = use
+        if use.learned is not None and not self._has_recalled:
+            self._has_recalled = True
+            if self.name in use.learned:
+                self.recall(use.learned[self.name])
 
     @abstractmethod
     def touch(self, entries: Iterable[Entry]) -> None:
@@ -123,12 +128,12 @@ class Eviction(ABC):
     def entries(self) -> Iterable[Any]:
         """All entries, for checks."""
 
-    def learned(self) -> dict[str, Any]:
-        """Return what was learned from requests, as JSON values; it can be recalled."""
+    def learned(self) -> dict[str, list[float]]:
+        """Return what was learned from requests, as lists of numbers by any names."""
         return {}
 
-    def recall(self, learned: dict[str, Any]) -> None:  # noqa: B027
-        """Take what was learned elsewhere, in place of the package's priors."""
+    def recall(self, learned: Mapping[str, Sequence[float]]) -> None:  # noqa: B027
+        """Take what was learned earlier, in place of the package's priors."""
 
     def check(self, parents: Mapping[Any, Any]) -> None:  # noqa: B027  most need none
         """Check what the policy relies on.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -146,10 +146,10 @@ class ResidualLife(SparesPinned):
     def entries(self) -> Iterable[Any]:
         return self._paths.keys()
 
-    def learned(self) -> dict[str, Any]:
+    def learned(self) -> dict[str, list[float]]:
         return self._agents.gaps.to_dict()
 
-    def recall(self, learned: dict[str, Any]) -> None:
+    def recall(self, learned: Mapping[str, Sequence[float]]) -> None:
         self._agents.gaps = Gaps.of(learned)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from mlxlab.strategies.eviction.agents import Agents
 from mlxlab.strategies.eviction.base import Entry, register
@@ -71,8 +71,8 @@ class TimeToLive(Ranked):
     def _rank(self, entry: Entry) -> float:
         return self._visits[entry].score >= self._agents.now
 
-    def learned(self) -> dict[str, Any]:
+    def learned(self) -> dict[str, list[float]]:
         return self._agents.gaps.to_dict()
 
-    def recall(self, learned: dict[str, Any]) -> None:
+    def recall(self, learned: Mapping[str, Sequence[float]]) -> None:
         self._agents.gaps = Gaps.of(learned)

@@ -144,8 +144,9 @@ class _Rewriter:
         response = exchange.response
         if response is not None:
             message = self._value("message", response.message)
-            # Generated ids can be decoded to the text.
-            response = replace(response, message=message, generated=None)
+            told = response.told and response.told.model_copy(update={"learned": None})
+            # Generated ids can be decoded to the text; what was learned names tools.
+            response = replace(response, message=message, generated=None, told=told)
         return replace(
             exchange,
             path=self._path(exchange.path),

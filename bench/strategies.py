@@ -14,9 +14,11 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -34,6 +36,7 @@ from mlxlab.prompt import Prompt, Role, Segment
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.replay.requests import render_trace
 from mlxlab.strategies import make_strategy
+from mlxlab.strategies.use import Use
 from mlxlab.traces import load_trace
 
 import mlx.core as mx  # isort: skip
@@ -45,6 +48,7 @@ LENGTH = 60_000
 SHARED = 1_000
 SIDE = 2_048
 PROMPT = 16_000
+OTHERS = 300
 
 #: A small model of recurrent states, which is resumed at checkpoints.
 RESUMED: dict[str, Any] = {
@@ -118,6 +122,35 @@ def fetch_insert() -> float:
         return perf_counter() - started
 
     return _best(measure, 2)
+
+
+def evicting_turns() -> Row:
+    """Measure turns at 60,000 tokens that evict, under ``residual`` against ``lru``.
+
+    Other sessions hold the rest of the memory, each 1,000 tokens.
+    """
+    ids = np.random.default_rng(0).integers(50_000, size=LENGTH + 20_000)
+    tokens = ids.astype(np.int32)
+    capacity = LENGTH + OTHERS * SHARED  # bytes; a token takes one
+
+    def turns(policy: str) -> float:
+        strategy = make_strategy("paged", capacity=capacity, evict=policy)
+        clock = count(step=3)
+
+        def turn(agent: str, prompt: Prompt) -> None:
+            t = float(next(clock))
+            use = Use(agent, t, t + 1, "tool_use", ("Bash",))
+            strategy.commit(prompt, strategy.plan(prompt), use)
+
+        for n in range(OTHERS):
+            turn(f"other {n}", Prompt(np.roll(tokens, n + 1)[:SHARED]))
+        turn("own", Prompt(tokens[:LENGTH]))
+        prompts = [Prompt(tokens[: LENGTH + 1_000 * n]) for n in range(1, 20)]
+        return median(_seconds(partial(turn, "own", prompt)) for prompt in prompts)
+
+    ours, theirs = _alternately(lambda: turns("residual"), lambda: turns("lru"), 4)
+    name = f"plan + commit {LENGTH // 1000}K, evict=residual, lru"
+    return Row(name, ours, theirs, target=1 / 1.5)
 
 
 def encode_turn() -> Row:
@@ -231,6 +264,7 @@ def _rows() -> Iterator[Row]:
     theirs = fetch_insert()
     for name in STRATEGIES:
         yield plan_commit(name, theirs)
+    yield evicting_turns()
     yield encode_turn()
     yield engine_prefill()
     yield capturing_prefill()

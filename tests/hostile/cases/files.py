@@ -29,6 +29,7 @@ _RECORDED: dict[tuple[str, ...], float] = {
     ("audit",): 1,
     ("misses", "--fill"): 1,
     ("doctor",): 0.3,
+    ("plan", "--most", "3"): 0.5,
     ("misses", "--plots", "plots"): 0.2,
     ("report", "--strategies", "paged"): 0.2,
     ("tune", "--trials", "1"): 0.2,
@@ -43,6 +44,7 @@ _HASHED: dict[tuple[str, ...], float] = {
     ("compare", "--simulate"): 1,
     ("audit",): 0.5,
     ("doctor",): 0.3,
+    ("plan", "--most", "3"): 0.5,
     ("misses", "--plots", "plots"): 0.2,
     ("tune", "--trials", "1"): 0.2,
 }

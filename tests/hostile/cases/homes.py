@@ -42,7 +42,7 @@ _COMMANDS = (
     *("sweep weka.json --scheduler here --strategies paged", "notebooks books"),
     *("misses weka.json", "claude --url http://127.0.0.1:1", "rules", "misses latest"),
     *("anonymize own.jsonl --out new.jsonl", "export-trace own.jsonl --out h.jsonl"),
-    *("doctor", "doctor --fill", "audit own.jsonl"),
+    *("doctor", "doctor --fill", "audit own.jsonl", "plan weka.json --most 2"),
     *("misses own.jsonl --plots plots", "record --out r.jsonl --script script.json"),
 )
 _POINT = {"start": 0, "stop": 100, "prefill_s": 0.1, "restore_s": 0.01}

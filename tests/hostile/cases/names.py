@@ -67,6 +67,7 @@ _COMMANDS = (
     *("{name}", "{name} {path}", "{path}", "rules {name}", "strategies --json {new}"),
     *("sweep {path} --scheduler here --strategies paged --out {new}",),
     *("doctor {path}", "audit {path}", "misses {path} --rules move:{name}"),
+    *("plan {path} --most 2 --strategy {spec}", "plan {path} --ttft {name}"),
     *("compare {path} --simulate --strategies paged --endpoint {name}",),
 )
 

@@ -46,6 +46,7 @@ _MIB = 1 << 20
 _BOUND_NAMES = {
     "unlimited": "exact, unlimited memory",
     "optimal": "exact, optimal eviction",
+    "storing": "optimal, all is stored",
     "position_independent": "any position",
     "placement": "best checkpoints",
 }

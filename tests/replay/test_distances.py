@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,7 +85,7 @@ def test_it_is_exact_where_requests_ran_at_once(
 
 
 def test_it_is_exact_for_recorded_and_hashed_sessions_at_the_same_time(
-    tmp_path,
+    tmp_path: Path,
 ) -> None:
     renderer = Renderer(find_model())
     layout = CacheLayout.plain(1 << 10)
@@ -102,7 +103,7 @@ def test_it_is_exact_for_recorded_and_hashed_sessions_at_the_same_time(
             strategy = spec.make(layout, unit=workload.unit)
             replayer = Simulator(strategy)
             reused = [replayer.replay(own).reused_tokens for own in requests]
-            found = ReuseDistances.of(requests, strategy.block)
+            found = ReuseDistances.of(requests, 64 // workload.unit)
             assert found.reused(size >> 10).tolist() == reused
 
 

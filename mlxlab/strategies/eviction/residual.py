@@ -69,6 +69,7 @@ class ResidualLife(Eviction):
     summary = "the path whose next use is expected last first, the newest included"
     literature = "residual life of renewal processes, in place of Belady's next use"
     rank = 20
+    is_timed = True
 
     def __init__(self) -> None:
         super().__init__()

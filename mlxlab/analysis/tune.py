@@ -26,6 +26,7 @@ from mlxlab.replay.cost_model import CostModel
 from mlxlab.replay.manifest import describe_run
 from mlxlab.replay.simulator import Simulator
 from mlxlab.replay.specs import StrategySpec
+from mlxlab.replay.uses import describe_missing
 from mlxlab.replay.workload import Workload, open_sources
 from mlxlab.sizes import Size, read_size
 from mlxlab.strategies import STRATEGIES, ParameterValue, Strategy
@@ -104,13 +105,15 @@ def tune(
     manifest = describe_run(
         opened, folder, specs, renderer.notes, {}, layout=kept, costs=costs
     )
+    policies = [StrategySpec.parse(text).evict for text in found.strategy]
     return Tuning(
         requests=found,
         bounds=tabulate_bounds(*find_bounds(workload, [memory], kept), costs),
         manifest=manifest
         | {"seed": seed, "memory": memory, "disk": space.disk, "users": users}
         | {"error": costs.error if costs else 0.0}
-        | {"servable": _is_accepted(specs[0], folder.layout)},
+        | {"servable": _is_accepted(specs[0], folder.layout)}
+        | {"warnings": describe_missing(workload, policies)},
         replayed=search.replay(specs[0]),
     )
 

@@ -14,19 +14,23 @@ _ENOUGH = 0.5
 
 
 def describe_missing(
-    requests: Iterable[RenderedRequest], policies: Iterable[str]
+    requests: Iterable[RenderedRequest],
+    policies: Iterable[str],
+    *,
+    clocked: bool = False,
 ) -> list[str]:
     """Return a line for each thing that policies go by, and most requests do not say.
 
     Args:
         requests: a workload, which is read once if a policy goes by anything.
         policies: names. Those that go by the order of uses alone miss nothing.
+        clocked: whether a simulated clock says when each request comes.
     """
     timed = [name for name in dict.fromkeys(policies) if EVICTIONS[name].is_timed]
     if not timed:
         return []
     came: set[float] = set()
-    known = {"when it came": 0, "which agent asks": 0, "how its answer ended": 0}
+    known = {"when they came": 0, "which agent asks": 0, "how their answers ended": 0}
     number = 0
     for request in requests:
         number += 1
@@ -36,11 +40,13 @@ def describe_missing(
         said = use.t is not None, bool(use.agent), bool(use.stop) or use.side
         for what, own in zip(known, said, strict=True):
             known[what] += own
-    if len(came) < min(number, 2):
-        known["when it came"] = 0  # one time for all is none
+    if clocked:
+        known["when they came"] = number
+    elif len(came) < min(number, 2):
+        known["when they came"] = 0  # one time for all is none
     who = " and ".join(timed)
     then = dict.fromkeys(known, "evicts as lru")
-    then["how its answer ended"] = "knows less"
+    then["how their answers ended"] = "knows less"
     return [
         f"{_share(count, number)} {what}: evict={who} {then[what]}"
         for what, count in known.items()
@@ -49,6 +55,5 @@ def describe_missing(
 
 
 def _share(count: int, number: int) -> str:
-    if not count:
-        return "no request says"
-    return f"only {count / number:.0%} of the requests say"
+    share = f"only {count / number:.0%}" if count else "none"
+    return f"{share} of the requests say"

@@ -159,7 +159,9 @@ def test_hashed_traces_are_judged_too(tmp_path: Path) -> None:
     curve = found.curve.set_index("capacity").reused_tokens
     lru = found.requests[found.requests.policy == "lru"].set_index("capacity")
     assert curve[96 << 20] == lru.reused_tokens[96 << 20] > 0
-    assert "3 traces: 15 requests" in found.title
+    assert found.title.startswith(
+        "a, b, c: 15 requests, 3,348 tokens of 96KiB, users: 3"
+    )
 
 
 def test_models_with_checkpoints_have_no_curve() -> None:
@@ -181,11 +183,14 @@ def test_what_traces_do_not_say_is_said(tmp_path: Path) -> None:
     session["requests"] = session["requests"][:1]
     session["requests"][0]["stop"] = ""
     found = ml.evictions(write_weka(tmp_path / "w.json", session), **QUICK)
-    line = "no request says how its answer ended: evict=residual and ttl knows less"
+    line = (
+        "none of the requests say how their answers ended: evict=residual and ttl "
+        "knows less"
+    )
     assert line in found.notes
     assert line in repr(found)
     only = ml.evictions(small_trace(), policies=["arc"], memory="8MiB", **QUICK)
-    assert not any("no request says" in note for note in only.notes)
+    assert not any("of the requests say" in note for note in only.notes)
 
 
 @pytest.mark.parametrize(

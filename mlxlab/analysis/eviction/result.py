@@ -16,10 +16,10 @@ from mlxlab.strategies.eviction import DEFAULT
 if TYPE_CHECKING:
     from mlxlab.analysis.plots.picture import Picture
 
-__all__ = ["BOUND_NAMES", "Evictions"]
+__all__ = ["BOUND_NAMES", "LEAST_GAIN", "Evictions"]
 
-#: Points of the prompts that are no gain.
-_LEAST = 0.2
+#: Points of the reused share up to which a policy gains nothing worth a change.
+LEAST_GAIN = 0.2
 
 #: How tables and pictures name the bounds.
 BOUND_NAMES = {STORING: "MIN, all stored", "optimal": "MIN"}
@@ -149,7 +149,7 @@ class Evictions(Result):
         """
         gains = self.summary().groupby("policy", sort=False).points
         name = str(gains.mean().idxmax())
-        return name if round(gains.max()[name], 1) > _LEAST else DEFAULT
+        return name if round(gains.max()[name], 1) > LEAST_GAIN else DEFAULT
 
     @property
     def held(self) -> list[int]:
@@ -191,7 +191,7 @@ class Evictions(Result):
             return []
         row = rows.iloc[rows.to_optimal.argmax()]
         most, storing, at = row.to_optimal, row.to_storing, format_size(row.capacity)
-        if most < _LEAST:
+        if most < LEAST_GAIN:
             return ["Nor would knowing the future gain anything: more memory would."]
         said = f"Knowing the future would gain {most:.1f} points at {at}"
         choice = f"{storing:.1f} by a better choice among what is stored"

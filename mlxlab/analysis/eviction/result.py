@@ -31,12 +31,12 @@ def _percent(share: float) -> str:
 
 
 _FORMS: Forms = {
-    "policy": ("policy", str),
-    "least": ("points over\nlru, least", "{:+.1f}".format),
-    "most": ("points over\nlru, most", "{:+.1f}".format),
-    "to_storing": ("mean points to\nMIN, all stored", "{:.1f}".format),
-    "to_optimal": ("mean points\nto MIN", "{:.1f}".format),
-    "closed": ("of the way from\nlru to MIN, median", _percent),
+    "policy": ("points", str),
+    "least": ("over lru,\nleast", "{:+.1f}".format),
+    "most": ("over lru,\nmost", "{:+.1f}".format),
+    "to_storing": ("to MIN, all\nstored, mean", "{:.1f}".format),
+    "to_optimal": ("to MIN,\nmean", "{:.1f}".format),
+    "closed": ("of lru to\nMIN, median", _percent),
 }
 
 

@@ -86,7 +86,7 @@ def test_it_says_which_policy_pays_and_what_is_left(found: Evictions) -> None:
     assert verdict.startswith("residual reuses ")
     assert verdict.endswith(" over all sizes: paged:evict=residual.")
     assert held == (
-        "From 16GiB on memory holds whatever is asked for again, and no policy matters."
+        "From 16GiB on lru finds whatever is asked for again: no policy can do better."
     )
     assert left.startswith("Knowing the future would gain ")
     rows = found.summary()
@@ -108,7 +108,7 @@ def test_one_session_needs_no_policy() -> None:
     plenty = ml.evictions("sessions", memory="4GiB", policies=["residual"], **QUICK)
     assert plenty.lines() == [
         "lru is as good as any policy that was tried: nothing to gain.",
-        "From 4GiB on memory holds whatever is asked for again, and no policy matters.",
+        "From 4GiB on lru finds whatever is asked for again: no policy can do better.",
     ]
     assert plenty.held == [4 << 30]
 

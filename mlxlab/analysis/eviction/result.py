@@ -25,15 +25,19 @@ LEAST_GAIN = 0.2
 BOUND_NAMES = {STORING: "MIN, all stored", "optimal": "MIN"}
 
 
+def _points(points: float) -> str:
+    """Write a gain or loss; none has no minus."""
+    return f"{round(points, 1) + 0.0:+.1f}"
+
+
 def _percent(share: float) -> str:
-    """Whole percents, without a sign where they are none."""
     return f"{round(share, 2) + 0.0:.0%}"
 
 
 _FORMS: Forms = {
     "policy": ("points", str),
-    "least": ("over lru,\nleast", "{:+.1f}".format),
-    "most": ("over lru,\nmost", "{:+.1f}".format),
+    "least": ("over lru,\nleast", _points),
+    "most": ("over lru,\nmost", _points),
     "to_storing": ("to MIN, all\nstored, mean", "{:.1f}".format),
     "to_optimal": ("to MIN,\nmean", "{:.1f}".format),
     "closed": ("of lru to\nMIN, median", _percent),
@@ -173,14 +177,14 @@ class Evictions(Result):
         at = format_size(gains.index.tolist()[gains.argmax()])
         said = f"{best} reuses {gains.max():.1f} points more than {DEFAULT} at {at}"
         if len(gains) > 1:
-            said += f", {gains.min():+.1f} to {gains.max():+.1f} over all sizes"
+            said += f", {_points(gains.min())} to {_points(gains.max())} over all sizes"
         joint = "," if ":" in self.strategy else ":"
         return f"{said}: {self.strategy}{joint}evict={best}."
 
     def _held(self) -> list[str]:
         if not self.held:
             return []
-        said = "memory holds whatever is asked for again, and no policy matters."
+        said = f"{DEFAULT} finds whatever is asked for again: no policy can do better."
         return [f"From {format_size(min(self.held))} on {said}"]
 
     def _left(self) -> list[str]:

@@ -11,6 +11,7 @@ import pytest
 
 import mlxlab as ml
 from mlxlab.analysis.eviction.result import Evictions
+from mlxlab.analysis.plots import save_eviction_plots
 from mlxlab.analysis.tables import list_records
 from mlxlab.errors import ConfigError, MlxlabError, StrategyError
 from mlxlab.models.layout import CacheLayout
@@ -210,3 +211,19 @@ def test_what_cannot_be_judged_is_refused(settings: Any, says: str) -> None:
     with pytest.raises(MlxlabError, match=says) as caught:
         ml.evictions(**{"traces": small_trace(), **QUICK, **settings})
     assert isinstance(caught.value, ConfigError | StrategyError)
+
+
+def test_the_picture_has_a_line_for_each_policy_and_bound(
+    found: Evictions, tmp_path: Path
+) -> None:
+    (axes,) = found.plot().axes
+    assert axes.get_legend_handles_labels()[1] == [*EVICTIONS, "MIN, all stored", "MIN"]
+    dashes = {str(line.get_label()): line.get_linestyle() for line in axes.lines}
+    assert {dashes[policy] for policy in EVICTIONS} == {"-"}
+    assert (dashes["MIN, all stored"], dashes["MIN"]) == (":", "--")
+    drawn = {len(line.get_xydata()) for line in axes.lines}
+    assert drawn == {0, 3, len(found.curve)}  # the first is the key of two lines
+    assert [label.get_text() for label in axes.get_xticklabels()] == SIZES
+    (path,) = save_eviction_plots(found, tmp_path)
+    assert path.name == "evictions.svg"
+    assert path.read_bytes().startswith(b"<svg")

@@ -46,7 +46,6 @@ _MIB = 1 << 20
 _BOUND_NAMES = {
     "unlimited": "exact, unlimited memory",
     "optimal": "exact, optimal eviction",
-    "storing": "optimal, all is stored",
     "position_independent": "any position",
     "placement": "best checkpoints",
 }

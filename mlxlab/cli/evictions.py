@@ -64,14 +64,17 @@ def evictions(
     """Say which eviction policy helps."""
     screen, folder = screen_of(context), find_folder(model)
     sizes = memory and parse_sizes(memory, "--memory")
-    named = policies and [name.strip() for name in policies.split(",")]
     found = ml.evictions(
         named_traces(traces, screen, fill),
         model=folder,
         layout=layout,
         progress=screen.progress,
         **given(
-            strategy=strategy, memory=sizes, policies=named, users=users, rules=rules
+            strategy=strategy,
+            memory=sizes,
+            policies=policies,
+            users=users,
+            rules=rules,
         ),
     )
     written = []

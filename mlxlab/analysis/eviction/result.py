@@ -51,7 +51,9 @@ class Evictions(Result):
     Two bounds know all future requests. ``optimal`` is Belady's MIN, which need not
     store the newest sequence; ``storing`` always stores it, as ``lru`` does, and
     otherwise evicts what is used last. Both are exact for the blocks of ``paged``. For
-    a model that resumes at checkpoints, they are bounds with free checkpoints.
+    a model that resumes at checkpoints, they are bounds with free checkpoints. Each
+    request counts as stored before the next one is planned: where our server recorded
+    requests that ran at once, a policy can exceed them.
 
     Attributes:
         requests: totals over all requests, one row per policy and size of memory.

@@ -47,7 +47,7 @@ def evictions(
     strategy: str = "paged",
     *,
     memory: Sequence[Size] | Size | None = None,
-    policies: Sequence[str] | None = None,
+    policies: Sequence[str] | str | None = None,
     users: int = 1,
     model: str | ModelFolder = BUNDLED,
     layout: LayoutLike | None = None,
@@ -65,7 +65,8 @@ def evictions(
         strategy: ``name[:key=value,...][@rules]``, one that has ``evict``.
         memory: sizes that the cache holds, such as ``4GiB``. None for five, of which
             the largest holds nearly all that ``lru`` would find in any memory.
-        policies: names; None for all. ``lru`` is always among them.
+        policies: names, or text with commas between them; None for all. ``lru`` is
+            always among them.
         users: how many traces are replayed at the same time into one cache.
         model: name, folder or hub repository.
         layout: what a model keeps for its tokens; None for this model's.
@@ -82,13 +83,8 @@ def evictions(
     folder = find_model(model) if isinstance(model, str) else model
     kept = folder.layout if layout is None else read_layout(layout, "layout")
     spec = _read_spec(strategy, rules)
-    named = list(
-        dict.fromkeys([DEFAULT, *(EVICTIONS if policies is None else policies)])
-    )
-    sizes = _read_sizes(memory)
-    for policy in named:  # refused before any work
-        spec.policy.check_parameters({"evict": policy})
-    for size in sizes:
+    named, sizes = _read_policies(policies, spec), _read_sizes(memory)
+    for size in sizes:  # refused before any work
         replace(spec, capacity=size).make(kept)
     renderer = Renderer(folder, spec.rules)
     judge = _Judge(
@@ -125,6 +121,17 @@ def _read_spec(text: str, rules: str) -> StrategySpec:
             f"{' and '.join(given)} out"
         )
     return spec
+
+
+def _read_policies(
+    policies: Sequence[str] | str | None, spec: StrategySpec
+) -> list[str]:
+    if isinstance(policies, str):
+        policies = [name.strip() for name in policies.split(",")]
+    named = dict.fromkeys([DEFAULT, *(EVICTIONS if policies is None else policies)])
+    for policy in named:
+        spec.policy.check_parameters({"evict": policy})
+    return list(named)
 
 
 def _read_sizes(memory: Sequence[Size] | Size | None) -> list[int]:

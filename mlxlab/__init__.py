@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from mlxlab.analysis.comparison import Comparison
     from mlxlab.analysis.doctor.result import Diagnosis
     from mlxlab.analysis.doctor.run import doctor
+    from mlxlab.analysis.eviction.result import Evictions
+    from mlxlab.analysis.eviction.run import evictions
     from mlxlab.analysis.fidelity.result import Fidelity
     from mlxlab.analysis.fidelity.run import fidelity
     from mlxlab.analysis.html_report import report
@@ -62,6 +64,7 @@ __all__ = [
     "Capacity",
     "Comparison",
     "Diagnosis",
+    "Evictions",
     "Fidelity",
     "Misses",
     "MlxlabError",
@@ -80,6 +83,7 @@ __all__ = [
     "calibrate",
     "compare",
     "doctor",
+    "evictions",
     "export_trace",
     "fidelity",
     "find_model",
@@ -108,6 +112,8 @@ _MODULES = {
     "mlxlab.analysis.comparison": ("Comparison",),
     "mlxlab.analysis.doctor.result": ("Diagnosis",),
     "mlxlab.analysis.doctor.run": ("doctor",),
+    "mlxlab.analysis.eviction.result": ("Evictions",),
+    "mlxlab.analysis.eviction.run": ("evictions",),
     "mlxlab.analysis.fidelity.result": ("Fidelity",),
     "mlxlab.analysis.fidelity.run": ("fidelity",),
     "mlxlab.analysis.html_report": ("report",),

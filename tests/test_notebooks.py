@@ -21,6 +21,7 @@ ORDER = [
     "05_approximate",
     "06_decoder",
     "07_any_model",
+    "08_eviction",
 ]
 
 #: The largest file, in bytes: diffs and pages stay readable.

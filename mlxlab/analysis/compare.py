@@ -28,6 +28,7 @@ from mlxlab.replay.requests import RenderedRequest, label_sessions, render_trace
 from mlxlab.replay.simulator import Outcome, Progress, Replayer, Simulator
 from mlxlab.replay.specs import DEFAULT_SPECS, Strategies, StrategySpec, parse_specs
 from mlxlab.replay.traffic import Orders, Rendered, Rules, Traffic
+from mlxlab.replay.uses import describe_missing
 from mlxlab.sizes import Size, read_size
 from mlxlab.traces import Trace
 from mlxlab.traces.open import Traces, open_recorded
@@ -150,6 +151,10 @@ def compare(
     described = describe_run(
         recorded, folder, specs, notes, stage.environment, layout=kept, costs=costs
     )
+    missing = describe_missing(
+        traffic.requests[default], [spec.evict for spec in specs]
+    )
+    described |= {"warnings": missing} if missing else {}
     if users is not None:
         described |= {"users": users}
         described |= {} if simulate and not visits else {"think_times": factor}

@@ -34,6 +34,7 @@ _KINDS = {
     "misses": "mlxlab.analysis.misses.result:Misses",
     "fidelity": "mlxlab.analysis.fidelity.result:Fidelity",
     "sweep": "mlxlab.analysis.sweep:Sweep",
+    "evictions": "mlxlab.analysis.eviction.result:Evictions",
     "plan": "mlxlab.analysis.capacity.result:Capacity",
     "tune": "mlxlab.analysis.tuning:Tuning",
     "calibrate": "mlxlab.analysis.calibration:Calibration",

@@ -34,6 +34,7 @@ from mlxlab.replay.cost_model import CostModel
 from mlxlab.replay.manifest import describe_run
 from mlxlab.replay.simulator import Simulator
 from mlxlab.replay.specs import EXACT_SPECS, Strategies, StrategySpec, parse_specs
+from mlxlab.replay.uses import describe_missing
 from mlxlab.replay.workload import Sources, Workload, open_sources
 from mlxlab.sizes import Size, format_size, read_size
 from mlxlab.strategies import Strategy
@@ -214,6 +215,9 @@ def sweep(
     )
     notes = sum((r.notes for r in renderers.values()), Counter())
     manifest = describe_run(opened, model, specs, notes, {}, layout=kept, costs=costs)
+    manifest["warnings"] = describe_missing(
+        Workload(next(iter(data.values()))), [spec.evict for spec in specs]
+    )
     return Sweep(
         requests=_frame([row for row in rows if "strategy" in row]),
         bounds=_frame([row for row in rows if "bound" in row]),

@@ -26,6 +26,7 @@ from mlxlab.replay.cost_model import CostModel
 from mlxlab.replay.manifest import describe_run
 from mlxlab.replay.simulator import Simulator
 from mlxlab.replay.specs import StrategySpec
+from mlxlab.replay.uses import describe_missing
 from mlxlab.replay.workload import Workload, open_sources
 from mlxlab.sizes import Size, read_size
 from mlxlab.strategies import STRATEGIES, ParameterValue, Strategy
@@ -58,7 +59,8 @@ def tune(
 
     Each parameter declares the values worth trying (``Parameter.tries``); those that
     mean nothing for the layout are left out. Optuna's tree-structured Parzen estimator
-    chooses among them, after one trial of every strategy with its defaults. Trials
+    chooses among them, after one trial of every strategy with its defaults. The best
+    trial is made again with each other eviction policy worth trying. Trials
     within the cost model's error are ties, see :func:`mlxlab.analysis.tuning.rank`.
 
     Args:
@@ -104,13 +106,15 @@ def tune(
     manifest = describe_run(
         opened, folder, specs, renderer.notes, {}, layout=kept, costs=costs
     )
+    policies = [StrategySpec.parse(text).evict for text in found.strategy]
     return Tuning(
         requests=found,
         bounds=tabulate_bounds(*find_bounds(workload, [memory], kept), costs),
         manifest=manifest
         | {"seed": seed, "memory": memory, "disk": space.disk, "users": users}
         | {"error": costs.error if costs else 0.0}
-        | {"servable": _is_accepted(specs[0], folder.layout)},
+        | {"servable": _is_accepted(specs[0], folder.layout)}
+        | {"warnings": describe_missing(workload, policies)},
         replayed=search.replay(specs[0]),
     )
 
@@ -155,8 +159,28 @@ class _Search:
             for _ in range(max(trials, least)):
                 study.optimize(lambda trial: self._try(trial, candidates), n_trials=1)
                 bar.update(1)
+        found = self._ranked()
+        # One may be better still; then its own siblings are tried.
+        while left := self._siblings(found.strategy.iloc[0]):
+            for spec in left:
+                self._known[spec.strategy] = self._measure(spec)
+            found = self._ranked()
+        return found
+
+    def _ranked(self) -> pd.DataFrame:
         error = self.costs.error if self.costs else 0.0
         return rank(pd.DataFrame(self._known.values()), error)
+
+    def _siblings(self, best: str) -> list[StrategySpec]:
+        """Return what differs from the best trial by its eviction, and is not tried."""
+        spec = StrategySpec.parse(best)
+        if "evict" not in spec.parameters:
+            return []
+        every = (
+            replace(spec, parameters={**spec.parameters, "evict": policy})
+            for policy in spec.policy.declared["evict"].tries
+        )
+        return [own for own in every if own.strategy not in self._known]
 
     def replay(self, spec: StrategySpec) -> pd.DataFrame:
         """Return what a strategy reuses of each request, see :class:`Tuning`."""

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from mlxlab.analysis.conclusion import find_lack
+from mlxlab.analysis.eviction.result import LEAST_GAIN
 from mlxlab.analysis.result import Result, describe_traces
 from mlxlab.analysis.tables import Forms, format_bounds, format_columns
 from mlxlab.rendering.rules import label_rules
 from mlxlab.replay.specs import StrategySpec
 from mlxlab.sizes import format_size
 from mlxlab.strategies import ParameterValue
+from mlxlab.strategies.eviction import DEFAULT as LRU
 
 if TYPE_CHECKING:
     from mlxlab.analysis.plots.picture import Picture
@@ -209,6 +211,7 @@ class Tuning(Result):
             if name != best["name"]:
                 said.append(self._compare(str(name), rows.iloc[0]))
         said += self._parameters()
+        said += self._eviction()
         said += self._disk()
         peak = best.stored_bytes / self.memory
         if peak < 0.5:
@@ -241,14 +244,36 @@ class Tuning(Result):
             return [f"{named} does not pay here: without it no more {self._measure}."]
         return [f"{named} pays: it takes {less:.1%} off the {self._measure}."]
 
+    def _eviction(self) -> list[str]:
+        """Say whether another policy pays, all else being as recommended."""
+        own = self.requests[self.requests.name == self.best["name"]]
+        best = dict(StrategySpec.parse(self.best.strategy).parameters)
+        shares: dict[str, float] = {}
+        for _, row in own.iterrows():
+            parameters = dict(StrategySpec.parse(row.strategy).parameters)
+            policy = str(parameters.get("evict"))
+            if parameters == {**best, "evict": policy}:
+                shares[policy] = row.reused_tokens / row.prompt_tokens
+        if len(shares) < 2 or LRU not in shares:
+            return []
+        lru = shares.pop(LRU)
+        # No -0.0.
+        points = {n: round(100 * (share - lru), 1) + 0.0 for n, share in shares.items()}
+        most = max(points, key=points.__getitem__)
+        if points[most] > LEAST_GAIN:
+            gain = f"{points[most]:.1f} points more of all prompt tokens"
+            return [f"evict={most} pays: it reuses {gain} than {LRU}."]
+        others = ", ".join(f"{name}: {own:+.1f} points" for name, own in points.items())
+        return [f"evict={LRU} is as good ({others})."]
+
     def _parameters(self) -> list[str]:
         """Compare the values of each parameter of the recommended strategy."""
         said = []
         own = self.requests[self.requests.name == self.best["name"]]
         tried = [dict(StrategySpec.parse(text).parameters) for text in own.strategy]
         for key, chosen in tried[0].items():
-            if key == "disk":
-                continue  # see _disk
+            if key in ("disk", "evict"):
+                continue  # see _disk and _eviction
             # Some parameters mean something beside certain values of others only.
             least: dict[ParameterValue, float] = {}
             for parameters, cost in zip(tried, own.cost, strict=True):

@@ -23,7 +23,7 @@ from mlxlab.cli.interrupts import interruptible
 from mlxlab.errors import OUT_OF_MEMORY, MlxlabError
 
 # isort: split
-from mlxlab.cli import notebooks, plan  # noqa: F401  the last ones of their groups
+from mlxlab.cli import evictions, notebooks, plan  # noqa: F401  the last of groups
 
 __all__ = ["app", "main"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any
 
 import typer
 
@@ -26,6 +26,7 @@ from mlxlab.cli.options import (
     Strategies,
     Text,
     Traces,
+    Users,
     check_file,
     find_folder,
     given,
@@ -34,13 +35,6 @@ from mlxlab.cli.options import (
 )
 from mlxlab.cli.screen import Answer
 from mlxlab.extras import needs
-
-Users: TypeAlias = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N", min=1, help="Replay this many traces at a time into one cache."
-    ),
-]
 
 _COUNTED = "No seconds: mlxlab calibrate --model {} measures what they take."
 

@@ -22,6 +22,7 @@ __all__ = [
     "complete_formats",
     "complete_layouts",
     "complete_models",
+    "complete_policies",
     "complete_rules",
     "complete_strategies",
     "complete_texts",
@@ -91,6 +92,13 @@ def complete_strategies(incomplete: str) -> list[str]:
         known = _matching(declared.words, value) if declared else ()
         found += [f"{before}{word}" for word in (*words, *known)]
     return found
+
+
+def complete_policies(incomplete: str) -> list[str]:
+    """Complete the last of several eviction policies."""
+    from mlxlab.strategies.eviction import EVICTIONS
+
+    return _complete_list(incomplete, EVICTIONS)
 
 
 def complete_rules(incomplete: str) -> list[str]:

@@ -46,6 +46,7 @@ __all__ = [
     "Strategies",
     "Text",
     "Traces",
+    "Users",
     "check_file",
     "check_folder",
     "find_folder",
@@ -91,6 +92,12 @@ OneTrace: TypeAlias = Annotated[
         metavar="TRACE",
         help="Read this trace file or bundled trace.",
         autocompletion=complete_traces,
+    ),
+]
+Users: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", min=1, help="Replay this many traces at a time into one cache."
     ),
 ]
 Model: TypeAlias = Annotated[

@@ -39,7 +39,7 @@ __all__ = ["register_verbs", "unregister_verbs"]
 VERBS = (
     *("strategies", "placements", "rules", "read-trace"),
     *("doctor", "misses", "compare", "report", "audit"),
-    *("calibrate", "sweep", "tune", "fidelity", "plan"),
+    *("calibrate", "sweep", "tune", "fidelity", "evictions", "plan"),
     *("record", "import-trace", "anonymize", "export-trace"),
 )
 

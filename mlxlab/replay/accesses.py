@@ -53,13 +53,20 @@ class Accesses:
     unit: int
 
     @classmethod
-    def of(cls, requests: Iterable[RenderedRequest]) -> Accesses:
-        """Return the accesses of a workload, which is read once."""
-        tree = RadixTree(None)
+    def of(cls, requests: Iterable[RenderedRequest], block: int = 1) -> Accesses:
+        """Return the accesses of a workload, which is read once.
+
+        Args:
+            requests: in order.
+            block: ids in a block; sequences are taken as their whole blocks.
+        """
+        tree = RadixTree(None, block=block)
         sequences = []
         unit = 1
         for request in requests:
             asked, made = request.prompt.tokens[:-1], request.computed.tokens
+            asked = asked[: len(asked) // block * block]
+            made = made[: len(made) // block * block]
             _insert(tree, asked)
             _insert(tree, made)
             sequences.append((asked, made, request.tokens))

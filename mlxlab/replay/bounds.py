@@ -31,6 +31,7 @@ from mlxlab.strategies.sequences.hashing import window_hashes
 __all__ = [
     "BOUNDS",
     "PLACEMENT",
+    "STORING",
     "UNLIMITED",
     "Bounds",
     "FirstTokenCosts",
@@ -47,6 +48,10 @@ BOUNDS = ("unlimited", "optimal", "position_independent")
 
 #: The bound that is added to them for models that resume at checkpoints.
 PLACEMENT = "placement"
+
+#: The bound of policies that store every sequence in full, see
+#: :meth:`OptimalMemory.reused`.
+STORING = "storing"
 
 #: A capacity that no trace fills.
 UNLIMITED = 1 << 62
@@ -79,10 +84,12 @@ class OptimalMemory:
 
     Args:
         requests: all requests, in order; read once, by the constructor.
+        block: ids that are stored and evicted together.
     """
 
-    def __init__(self, requests: Iterable[RenderedRequest]) -> None:
-        self.accesses = Accesses.of(requests)
+    def __init__(self, requests: Iterable[RenderedRequest], block: int = 1) -> None:
+        self.accesses = Accesses.of(requests, block)
+        self.block = block
 
     @property
     def tokens(self) -> list[int]:
@@ -94,14 +101,23 @@ class OptimalMemory:
         """Tokens that unlimited memory holds after the last request."""
         return sum(self.accesses.lengths) * self.accesses.unit
 
-    def reused(self, capacity: int) -> Iterator[int]:
-        """Return the reusable tokens of each request, with a capacity in tokens."""
+    def reused(self, capacity: int, *, refuses: bool = True) -> Iterator[int]:
+        """Return the reusable tokens of each request.
+
+        Args:
+            capacity: in tokens.
+            refuses: whether tokens of the newest sequence may go too, so that some are
+                not stored at all. Without it all of that is stored that fits, and the
+                rest goes by the next use: the most that policies which never refuse
+                could reuse, as the least recently used.
+        """
         unit = self.accesses.unit
-        held = self._held(capacity // unit)
+        whole = capacity // unit // self.block * self.block
+        held = self._held(whole, refuses)
         for ids, tokens in zip(held, self.tokens, strict=True):
             yield min(ids * unit, tokens - 1)
 
-    def _held(self, capacity: int) -> Iterator[int]:
+    def _held(self, capacity: int, refuses: bool) -> Iterator[int]:
         """Return the ids of each prompt that are held, with a capacity in ids."""
         lengths, starts = self.accesses.lengths, self.accesses.starts
         uses = self._uses()
@@ -112,16 +128,27 @@ class OptimalMemory:
             yield self._prefix(access.asked, held)
             for node in access.asked:
                 uses[node].pop()
-            for node in access.made:
-                total += lengths[node] - held.get(node, 0)
-                held[node] = lengths[node]
+            newest = access.made
+            if not refuses:
+                newest = tuple(node for node in newest if starts[node] < capacity)
+            for node in newest:
+                length = lengths[node]
+                if not refuses:
+                    length = min(length, capacity - starts[node])
+                total += length - held.get(node, 0)
+                held[node] = length
                 # Of tokens with the same next use the last are evicted first.
                 next_use = uses[node][-1]
                 heapq.heappush(line, (-next_use, -starts[node], node))
+            staying = frozenset[int]() if refuses else frozenset(newest)
+            spared = []
             while total > capacity:
                 next_use, _, node = entry = heapq.heappop(line)
                 if -next_use != uses[node][-1] or node not in held:
                     continue  # the node was used after this entry was made
+                if node in staying:
+                    spared.append(entry)
+                    continue
                 gone = min(held[node], total - capacity)
                 total -= gone
                 held[node] -= gone
@@ -129,6 +156,8 @@ class OptimalMemory:
                     heapq.heappush(line, entry)
                 else:
                     del held[node]
+            for entry in spared:
+                heapq.heappush(line, entry)
 
     def _uses(self) -> list[list[float]]:
         """Return the times at which each node is requested, the next one last."""

@@ -19,6 +19,7 @@ from mlxlab.strategies import (
     make_strategy,
     parse_parameters,
 )
+from mlxlab.strategies.eviction import DEFAULT
 
 __all__ = [
     "DEFAULT_SPECS",
@@ -119,6 +120,13 @@ class StrategySpec:
         """The text that :meth:`parse` reads; no rules if all are in force."""
         label = self.rules_label.replace(",", "+")
         return self.strategy if label == "all" else f"{self.strategy}@{label}"
+
+    @property
+    def evict(self) -> str:
+        """The policy that chooses what the strategy evicts; the default for none."""
+        declared = self.policy.declared.get("evict")
+        chosen = declared.default if declared is not None else DEFAULT
+        return str(self.parameters.get("evict", chosen))
 
     @property
     def exact(self) -> bool:

@@ -17,7 +17,7 @@ import mlxlab as ml
 from mlxlab.analysis.calibration import Calibration
 from mlxlab.errors import MlxlabError, StrategyError
 from mlxlab.files import read_json, write_json
-from mlxlab.replay.bounds import BOUNDS
+from mlxlab.replay.bounds import BOUNDS, STORING
 from mlxlab.replay.cost_model import CostModel
 from mlxlab.replay.specs import SpecLike, StrategySpec
 from mlxlab.traces import Trace
@@ -57,6 +57,9 @@ MAKERS: dict[str, Callable[[], ml.Result]] = {
     ),
     "tune": lambda: ml.tune(traced(), memory="1MiB", trials=6, progress=False),
     "plan": lambda: ml.plan(traced(), most=2, costs=decoding(), progress=False),
+    "evictions": lambda: ml.evictions(
+        traced(), memory="256KiB", policies=["residual"], progress=False
+    ),
     "calibrate": lambda: Calibration.of(
         fitted(),
         replace(ml.find_model(), name=MARKUP),
@@ -104,7 +107,7 @@ def test_every_verb_returns_a_result_with_all_members(verb: str) -> None:
 def test_bounds_have_the_same_columns_everywhere(verb: str) -> None:
     bounds = made(verb).bounds
     assert [c for c in bounds if c != "users"] == COLUMNS
-    assert set(bounds.bound) <= set(BOUNDS)
+    assert set(bounds.bound) <= {*BOUNDS, STORING}
     assert (bounds.reused == bounds.reused_tokens / bounds.prompt_tokens).all()
     anywhere = bounds.bound == "position_independent"
     assert bounds.memory[anywhere].isna().all()

@@ -342,3 +342,34 @@ def test_slow_disks_are_not_used() -> None:
     assert quick.disk_tokens.sum() > rows.disk_tokens.sum() == 0
     loads = quick[quick.disk_tokens > 0]
     assert (loads.restore_s > costs.load * loads.disk_tokens).all()
+
+
+def evictions_said(found: Tuning) -> list[str]:
+    return [
+        line for line in found.reasons() if "evict=" in line and "best (" not in line
+    ]
+
+
+@pytest.mark.parametrize(("memory", "pays"), [(1 << 20, True), (64 << 20, False)])
+def test_it_says_whether_another_policy_pays(memory: int, pays: bool) -> None:
+    settings: dict[str, Any] = {"without": ["mlx-lm"], "progress": False}
+    found = tune(small_trace(), memory=memory, trials=12, **settings)
+    own = dict(StrategySpec.parse(found.best.strategy).parameters)
+    shares = {
+        policy: row.reused_tokens / row.prompt_tokens
+        for _, row in found.requests.iterrows()
+        for policy in ("lru", "residual")
+        if dict(StrategySpec.parse(row.strategy).parameters) == {**own, "evict": policy}
+    }
+    assert shares.keys() == {"lru", "residual"}  # both with the best parameters
+    points = 100 * (shares["residual"] - shares["lru"])
+    (said,) = evictions_said(found)
+    if pays:
+        assert said == (
+            f"evict=residual pays: it reuses {points:.1f} points more of all prompt "
+            "tokens than lru."
+        )
+    else:
+        assert said == "evict=lru is as good (residual: +0.0 points)."
+    alone = found.requests[found.requests.strategy == found.best.strategy]
+    assert evictions_said(replace(found, requests=alone)) == []

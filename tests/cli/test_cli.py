@@ -334,6 +334,7 @@ VERBS_WITH_RESULTS = {
     "sweep": ["--strategies", "paged", "--scheduler", "here"],
     "tune": ["--trials", "1"],
     "plan": ["--most", "2"],
+    "evictions": ["--policies", "residual", "--memory", "1MiB"],
     "calibrate": ["--tokens", "300", "--seconds", "0"],
     "fidelity": [
         *("--strategies", "paged", "--edits", "none", "--tokens", "2"),

@@ -15,6 +15,7 @@ from mlxlab.cli.completion import (
     complete_edits,
     complete_formats,
     complete_models,
+    complete_policies,
     complete_rules,
     complete_strategies,
     complete_texts,
@@ -29,13 +30,13 @@ GROUPS = {
         *("doctor", "strategies", "placements", "rules", "read-trace"),
         *("misses", "compare", "report", "audit"),
     ],
-    "Decide": ["calibrate", "sweep", "tune", "fidelity", "plan"],
+    "Decide": ["calibrate", "sweep", "tune", "fidelity", "evictions", "plan"],
     "Serve": ["serve", "claude", "agents"],
     "Share": ["record", "import-trace", "anonymize", "export-trace", "notebooks"],
 }
 VERBS = [
-    *("anonymize", "audit", "calibrate", "compare", "doctor", "export_trace"),
-    *("fidelity", "import_trace"),
+    *("anonymize", "audit", "calibrate", "compare", "doctor", "evictions"),
+    *("export_trace", "fidelity", "import_trace"),
     *("misses", "plan", "read_trace", "record", "report", "serve", "sweep", "tune"),
 ]
 
@@ -130,6 +131,7 @@ def test_names_are_completed() -> None:
     assert complete_texts("re") == ["redacted"]
     assert complete_formats("cap") == ["capture"]
     assert complete_edits("header,dat") == ["header,date"]
+    assert complete_policies("lru,res") == ["lru,residual"]
 
 
 @pytest.mark.parametrize(

@@ -87,8 +87,53 @@ def test_unlimited_memory_is_the_same_whether_the_future_is_known(
     assert memory.stored_tokens == replayer.strategy.stored_tokens
 
 
+@pytest.mark.parametrize("evict", ["lru", "slru", "s3fifo", "arc", "gdsf", "ttl"])
+def test_policies_that_store_every_sequence_have_a_bound_of_their_own(
+    evict: str,
+) -> None:
+    seen: Counter[str] = Counter()
+
+    @DETERMINISTIC
+    @given(requests=traffic())
+    def check(requests: list[Request]) -> None:
+        asked = rendered(requests)
+        for block, capacity in ((1, 12), (3, 30)):
+            memory = OptimalMemory(asked, block)
+            storing = sum(memory.reused(capacity, refuses=False))
+            optimal = sum(memory.reused(capacity))
+            spec = f"paged:block={block},evict={evict},capacity={capacity}"
+            replayer = Simulator(parse_strategy(spec))
+            reused = sum(replayer.replay(request).reused_tokens for request in asked)
+            assert reused <= storing <= optimal
+            seen["reached"] += 0 < reused == storing
+            seen["below"] += reused < storing
+            seen["cost of storing"] += storing < optimal
+
+    check()
+    assert seen["reached"]
+    assert seen["cost of storing"]
+    assert seen["below"]
+
+
+def test_only_a_policy_that_refuses_can_exceed_that_bound() -> None:
+    """One long sequence between two uses of a short one."""
+    asked = rendered([Request([1, 2, 3, 9]), Request([5] * 6), Request([1, 2, 3, 8])])
+    memory = OptimalMemory(asked)
+    assert list(memory.reused(6)) == [0, 0, 3]
+    assert list(memory.reused(6, refuses=False)) == [0, 0, 0]
+
+
+def test_bounds_in_blocks_are_whole_blocks() -> None:
+    asked = rendered([Request([1, 2, 3, 4, 5]), Request([1, 2, 3, 4, 6, 6])])
+    for block, capacity, reused in ((1, 5, 4), (2, 5, 4), (3, 5, 3), (2, 3, 2)):
+        assert list(OptimalMemory(asked, block).reused(capacity)) == [0, reused]
+
+
+@pytest.mark.parametrize("stores", [False, True])
 @pytest.mark.parametrize("capacity", [1, 3, 6])
-def test_optimal_memory_gives_what_the_best_choices_would(capacity: int) -> None:
+def test_optimal_memory_gives_what_the_best_choices_would(
+    capacity: int, stores: bool
+) -> None:
     """All choices of what to keep, tried out on short traffic."""
     sequences = [
         ([1, 2], [1, 2, 3]),
@@ -121,11 +166,15 @@ def test_optimal_memory_gives_what_the_best_choices_would(capacity: int) -> None
             return 0
         asked, made = sequences[i]
         reused = len(prefixes(asked[:-1]) & kept)
+        newest = prefixes(made[:capacity])
         options = choices(kept | prefixes(made))
+        if stores:
+            options = {option for option in options if newest <= option}
         return reused + max(best(i + 1, option) for option in options)
 
     requests = [Request(asked, made[len(asked) :]) for asked, made in sequences]
-    found = sum(OptimalMemory(rendered(requests)).reused(capacity))
+    memory = OptimalMemory(rendered(requests))
+    found = sum(memory.reused(capacity, refuses=not stores))
     assert found == best(0, frozenset())
 
 

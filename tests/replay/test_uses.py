@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import mlxlab as ml
 from mlxlab.models.folder import find_model
 from mlxlab.rendering.renderer import Renderer
 from mlxlab.replay.export import export_trace
 from mlxlab.replay.requests import RenderedRequest, render_trace
 from mlxlab.replay.simulator import Simulator
+from mlxlab.replay.uses import describe_missing
 from mlxlab.replay.workload import HashedSource, RenderedTrace, Workload
 from mlxlab.strategies import make_strategy
 from mlxlab.strategies.eviction.lru import LeastRecent
@@ -134,3 +137,54 @@ def test_a_simulation_tells_the_policy_what_was_known_at_each_commit(
     first = requests[0].use
     early = replace(first, ended=None, stop="", tools=(), running=True)
     assert heard.heard == [early, first, requests[1].use]
+
+
+def described(requests: list[RenderedRequest], *policies: str) -> list[str]:
+    return describe_missing(requests, policies)
+
+
+def test_what_most_requests_do_not_say_is_listed(
+    requests: list[RenderedRequest],
+) -> None:
+    def altered(**changes: Any) -> list[RenderedRequest]:
+        return [
+            replace(own, use=replace(own.use, **changes), id=i)
+            for i, own in enumerate(requests)
+        ]
+
+    assert described(requests, "residual") == []
+    untimed = altered(t=None, ended=None)
+    line = "none of the requests say when they came: evict=residual evicts as lru"
+    assert described(untimed, "residual") == [line]
+    assert described(altered(t=7.0), "lru", "residual") == [line]  # all at once
+    assert describe_missing(untimed, ["residual"], clocked=True) == []
+    line = "none of the requests say which agent asks: evict=ttl and residual"
+    found = described(altered(agent=""), "ttl", "residual", "ttl")
+    assert found == [f"{line} evicts as lru"]
+    ends = altered(stop="")
+    ends[:2] = altered(stop="end_turn")[:2]
+    line = "only 20% of the requests say how their answers ended: evict=residual"
+    assert described(ends, "residual") == [f"{line} knows less"]
+    assert described(ends, "lru", "arc", "gdsf") == []
+    sides = altered(stop="", side=True)
+    assert described(sides, "residual") == []
+    assert described([], "residual") == []
+
+
+def test_results_say_what_is_missing_where_a_policy_goes_by_it() -> None:
+    trace = Trace("silent", tuple(replace(own, response=None) for own in small_trace()))
+    asked: Any = {"progress": False}
+    both = ["paged", "paged:evict=residual"]
+    made: list[Callable[[list[str]], ml.Result]] = [
+        lambda specs: ml.compare(trace, specs, simulate=True, **asked),
+        lambda specs: ml.sweep(trace, specs, scheduler="here", **asked),
+        lambda specs: ml.plan(trace, specs[-1], most=1, **asked),
+    ]
+    for make in made:
+        (line,) = [own for own in make(both).notes if "of the requests say" in own]
+        assert line.endswith("ended: evict=residual knows less")
+        assert line in repr(make(both))
+        assert not any("of the requests say" in own for own in make(["paged"]).notes)
+    tuned = ml.tune(trace, memory="1MiB", trials=12, **asked)
+    assert tuned.requests.strategy.str.contains("residual").any()
+    assert line in tuned.notes

@@ -24,6 +24,7 @@ from mlxlab.replay.cost_model import CHUNK, CostModel
 from mlxlab.replay.manifest import describe_run
 from mlxlab.replay.simulator import Simulator
 from mlxlab.replay.specs import StrategySpec
+from mlxlab.replay.uses import describe_missing
 from mlxlab.replay.workload import Sources, Workload, open_sources
 from mlxlab.sizes import Size, format_size, read_size
 from mlxlab.strategies.base import CAPACITY
@@ -92,7 +93,8 @@ def plan(
     bounds = find_bounds(Workload(crowd.sources), [size], kept)
     with tqdm(desc="simulating", unit="run", disable=not progress) as bar:
         rows = []
-        for setup in [asked, *(asked.changes() if timed else ())]:
+        setups = [asked, *(asked.changes() if timed else ())]
+        for setup in setups:
             for row in crowd.search(setup, most):
                 rows.append(row)
                 bar.update(1)
@@ -111,6 +113,11 @@ def plan(
             "ttft_s": ttft,
             "most": most,
             "borrowed": layout is not None,
+            "warnings": describe_missing(
+                Workload(crowd.sources),
+                [setup.spec.evict for setup in setups],
+                clocked=True,
+            ),
         },
     )
 

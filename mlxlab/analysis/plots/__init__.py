@@ -21,6 +21,7 @@ with needs("plots"):
         save_capacity_plots,
     )
     from mlxlab.analysis.plots.diagnosis import plot_gain
+    from mlxlab.analysis.plots.eviction import plot_evictions, save_eviction_plots
     from mlxlab.analysis.plots.fidelity import (
         plot_pareto,
         plot_shift,
@@ -44,6 +45,7 @@ __all__ = [
     "plot_carried",
     "plot_causes",
     "plot_costs",
+    "plot_evictions",
     "plot_gain",
     "plot_hit_rate",
     "plot_layouts",
@@ -57,6 +59,7 @@ __all__ = [
     "plot_ttft",
     "plot_users",
     "save_capacity_plots",
+    "save_eviction_plots",
     "save_fidelity_plots",
     "save_misses_plots",
     "save_plots",

@@ -64,12 +64,15 @@ class Eviction(ABC):
         summary: one line for lists.
         literature: where it is described.
         rank: place in lists, tables and colours, the lowest first.
+        is_timed: whether it goes by who asks, when, and how answers end; where that is
+            not known it evicts as the default.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str] = ""
     literature: ClassVar[str] = ""
     rank: ClassVar[int] = 1000
+    is_timed: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self.use = UNKNOWN

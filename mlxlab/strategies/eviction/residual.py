@@ -67,6 +67,7 @@ class ResidualLife(SparesPinned):
     summary = "the path whose next use is expected last first, the newest included"
     literature = "residual life of renewal processes, in place of Belady's next use"
     rank = 20
+    is_timed = True
 
     def __init__(self) -> None:
         super().__init__()

@@ -42,6 +42,7 @@ class TimeToLive(Ranked):
     summary = "pins a path while its tool is expected to run"
     literature = "Continuum (arXiv 2511.02230)"
     rank = 70
+    is_timed = True
 
     def __init__(self) -> None:
         super().__init__()

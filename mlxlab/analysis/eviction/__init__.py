@@ -1,0 +1,1 @@
+"""Which eviction policy helps on a trace."""

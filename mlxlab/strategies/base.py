@@ -295,6 +295,12 @@ class Strategy(ABC):
         self._touch_pins()
         return commit
 
+    def recall(self, learned: dict[str, Any]) -> None:
+        """Let all policies of eviction take what one of them learned elsewhere."""
+        self.eviction.recall(learned)
+        if self._resumption and (policy := self._resumption.checkpoints.eviction):
+            policy.recall(learned)
+
     @abstractmethod
     def _match(self, prompt: Prompt) -> Plan:
         """Return the plan for a prompt of at least one token."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from inspect import Signature, getattr_static
 from typing import Any, ClassVar
@@ -294,6 +294,12 @@ class Strategy(ABC):
             self._pins.add(prompt.tokens)
         self._touch_pins()
         return commit
+
+    def recall(self, learned: Mapping[str, Sequence[float]]) -> None:
+        """Let all policies of eviction take what one of them learned elsewhere."""
+        self.eviction.recall(learned)
+        if self._resumption and (policy := self._resumption.checkpoints.eviction):
+            policy.recall(learned)
 
     @abstractmethod
     def _match(self, prompt: Prompt) -> Plan:

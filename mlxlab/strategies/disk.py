@@ -280,7 +280,9 @@ class Disk:
 
     def _add(self, path: Path, tokens: Tokens, start: int, stop: int) -> DiskEntry:
         """Hold a piece of a sequence; its path grows by a segment."""
-        at = next((node.value for node in path if node.stop == start), None)
+        # Most pieces follow the last node.
+        back = reversed(path)
+        at = next((node.value for node in back if node.stop == start), None)
         parent = at.handle if at is not None else 0
         self._handle += 1
         ids = tokens[start:stop].tobytes()

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from mlxlab.errors import StrategyError
 from mlxlab.prompt import Prompt
 from mlxlab.sizes import format_size
+from mlxlab.strategies.eviction import DEFAULT as LRU
+from mlxlab.strategies.eviction import make_eviction
 from mlxlab.strategies.parameters import Limit, ParameterValue
 from mlxlab.strategies.placements import parse_placement
 from mlxlab.strategies.plan import Commit, Plan
@@ -50,7 +52,9 @@ class Resumption:
             )
         self.strategy = strategy
         self.placement = parse_placement(strategy.checkpoints, unit)
-        self.checkpoints = Checkpoints(size, budget, self.placement.most)
+        policy = strategy.eviction.name
+        eviction = None if policy == LRU else make_eviction(policy)
+        self.checkpoints = Checkpoints(size, budget, self.placement.most, eviction)
         room = (strategy.capacity - size) // (strategy.token_bytes or ID_BYTES)
         #: Most tokens that the capacity holds beside one checkpoint.
         self.longest = room
@@ -102,6 +106,8 @@ class Resumption:
     def commit(self, prompt: Prompt, plan: Plan) -> Commit:
         """Store a sequence up to its last checkpoint, and keep checkpoints on it."""
         strategy, checkpoints = self.strategy, self.checkpoints
+        if checkpoints.eviction is not None:
+            checkpoints.eviction.begin(strategy.eviction.use)
         before = checkpoints.handles
         new = checkpoints.add(prompt.tokens, self._taken(prompt, plan), plan.resume)
         last = checkpoints.find(prompt.tokens)

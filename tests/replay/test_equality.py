@@ -1,11 +1,16 @@
 """A strategy reuses, stores and evicts the same with and without a model."""
 
+from pathlib import Path
+
 import pytest
 
 from mlxlab.analysis.compare import compare
 from mlxlab.strategies import STRATEGIES
+from tests.replay.test_uses import ended_trace
+from tests.support.architectures import save_architecture
 from tests.support.exchanges import small_trace
 from tests.support.git_status import with_git_status
+from tests.support.hybrids import HYBRIDS
 
 SMALL = "block=16,capacity=1152KiB"
 
@@ -58,6 +63,27 @@ def test_simulated_equals_live_by_tier(spec: str) -> None:
     counted = [*COUNTED, "disk_tokens"]
     assert simulated.requests[counted].equals(live.requests[counted])
     assert simulated.requests.disk_tokens.sum() > 0
+
+
+def test_simulated_equals_live_where_the_policy_orders_checkpoints(
+    tmp_path: Path,
+) -> None:
+    save_architecture(tmp_path / "state", HYBRIDS["qwen3_5"])
+    specs = ["paged:capacity=100KiB", "paged:capacity=100KiB,evict=residual"]
+    simulated, live = (
+        compare(
+            ended_trace(),
+            strategies=specs,
+            model=str(tmp_path / "state"),
+            simulate=simulate,
+            progress=False,
+        ).requests
+        for simulate in (True, False)
+    )
+    assert simulated[COUNTED].equals(live[COUNTED])
+    reused = simulated.groupby("strategy").reused_tokens.sum()
+    assert reused.nunique() == 2  # the policy decides
+    assert reused.min() > 0
 
 
 def test_simulated_equals_live_under_rules_that_move_text() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from mlxlab.errors import IntegrityError
 from mlxlab.prompt import Tokens
+from mlxlab.strategies.eviction import Eviction
 from mlxlab.strategies.plan import Handle, Keep
 from mlxlab.strategies.sequences.radix_tree import Node, RadixTree
 
@@ -32,6 +33,15 @@ class Checkpoint:
     resumed: int
     uses: int = 0
 
+    @property
+    def start(self) -> int:
+        """Of the one token that it counts for: all checkpoints are of one size."""
+        return self.position - 1
+
+    @property
+    def stop(self) -> int:
+        return self.position
+
 
 _Node = Node[Checkpoint | None]
 
@@ -50,19 +60,31 @@ class Checkpoints:
     each unit of life too (Blankstein et al., USENIX ATC 2017); Marconi
     (arXiv 2411.19379) adds recency and saved work. All checkpoints are of one size, so
     this is also what one saves per byte. When a checkpoint goes, the one behind it
-    saves more, so that a long sequence keeps a few that are far apart. The end of a
-    path counts more, and that of the latest commit stays.
+    saves more, so that a long sequence keeps a few that are far apart.
+
+    Without a policy the end of a path counts more, and that of the latest commit stays.
+    A policy says which end of a path is to go first, maybe that of the latest commit.
+    This one counts as all others do, and the other ends stay. While a request runs, the
+    end of its path stays under a policy too: others may wait for it.
 
     Args:
         size: bytes of a checkpoint.
         budget: most bytes of all of them.
         most: checkpoints to keep of one sequence, the latest; None for any number.
+        eviction: chooses among the ends of paths; None to rank them with the others.
     """
 
-    def __init__(self, size: int, budget: int, most: int | None = None) -> None:
+    def __init__(
+        self,
+        size: int,
+        budget: int,
+        most: int | None = None,
+        eviction: Eviction | None = None,
+    ) -> None:
         self.size = size
         self.limit = budget // size
         self.most = most
+        self.eviction = eviction
         self._handles = count(1)
         self._tree: RadixTree[Checkpoint | None] = RadixTree(None)
         self._held: dict[Handle, _Node] = {}
@@ -85,11 +107,8 @@ class Checkpoints:
 
     def find(self, tokens: Tokens) -> Checkpoint | None:
         """Return the last checkpoint on the path of ``tokens``."""
-        found = None
-        for node, length in self._tree.walk(tokens):
-            if length == len(node.tokens) and node.value is not None:
-                found = node.value
-        return found
+        path = self._path(tokens)
+        return path[-1] if path else None
 
     def choose(self, places: Iterable[int], start: int) -> tuple[int, ...]:
         """Return the places that the budget has room for, ascending.
@@ -132,6 +151,8 @@ class Checkpoints:
                 new.append(Keep(handle, position))
             node.value.resumed = self._now
             self._end = node.value.handle
+        if self.eviction is not None:
+            self.eviction.touch(reversed(self._path(tokens)))
         self._limit_path(tokens)
         while len(self) > self.limit:
             self.evict()
@@ -156,7 +177,9 @@ class Checkpoints:
 
     def evict(self) -> None:
         """Remove the checkpoint that saves least for each commit of its life."""
-        self._remove(min(self._held.values(), key=self._worth))
+        spared = self._spared()
+        going = (node for node in self._held.values() if node.value not in spared)
+        self._remove(min(going, key=self._worth))
 
     def prune(self, resident: Callable[[Tokens], int]) -> None:
         """Remove the checkpoints whose tokens are not stored any more.
@@ -181,6 +204,12 @@ class Checkpoints:
                 f"checkpoints: {len(found)} in the tree, {len(self)} booked, "
                 f"{self.limit} at most"
             )
+        if self.eviction is not None:
+            known = set(self.eviction.entries)
+            if known != set(map(self._checkpoint_of, found.values())):
+                raise IntegrityError(
+                    f"checkpoints: {len(found)} are held, {len(known)} of the policy"
+                )
         for node in list(self._tree):
             if not node.children and node.value is None:
                 raise IntegrityError(f"checkpoints: none at the end of {node.stop}")
@@ -202,19 +231,38 @@ class Checkpoints:
             for node in path:
                 yield node, stored
 
-    def _worth(self, node: _Node) -> tuple[float, float]:
-        assert node.value is not None
-        saved = node.stop - self._previous(node)
-        if node.value.handle in self._pinned:
-            return float("inf"), float("inf")
-        resumed = node.value.resumed == self._now
+    def _spared(self) -> set[Checkpoint]:
+        """Return the ends of paths that stay because another one is to go first."""
+        if self.eviction is None:
+            return set()
+        ends = {
+            self._checkpoint_of(node)
+            for node in self._held.values()
+            if not node.children and not self._stays(node)
+        }
+        return ends - {self.eviction.choose(ends.__contains__)} if ends else ends
+
+    def _stays(self, node: _Node) -> bool:
+        """Whether a checkpoint goes only where no other can."""
+        own = self._checkpoint_of(node)
+        if own.handle in self._pinned:
+            return True
+        if self.eviction is not None and not self.eviction.use.running:
+            return False
         # The next turn goes on here.
-        if node.value.handle == self._end or (resumed and not node.children):
-            return float("inf"), node.stop
-        if not node.children:
+        resumed = own.resumed == self._now
+        return own.handle == self._end or (resumed and not node.children)
+
+    def _worth(self, node: _Node) -> tuple[float, float]:
+        own = self._checkpoint_of(node)
+        if self._stays(node):
+            last = float("inf") if own.handle in self._pinned else node.stop
+            return float("inf"), last
+        saved = node.stop - self._previous(node)
+        if not node.children and self.eviction is None:
             saved *= _AT_AN_END
-        life = self._now - node.value.taken
-        return saved * (node.value.uses + 1) / (life + 1), node.stop
+        life = self._now - own.taken
+        return saved * (own.uses + 1) / (life + 1), node.stop
 
     def _previous(self, node: _Node) -> int:
         """Return the position of the checkpoint in front of this one, or 0."""
@@ -230,6 +278,14 @@ class Checkpoints:
         for node in path[: -self.most]:
             self._remove(node)
 
+    def _path(self, tokens: Tokens) -> list[Checkpoint]:
+        """Return the checkpoints on the path of ``tokens``, front to back."""
+        return [
+            node.value
+            for node, length in self._tree.walk(tokens)
+            if node.value is not None and length == len(node.tokens)
+        ]
+
     def _node(self, tokens: Tokens) -> _Node:
         """Return the node that ends where ``tokens`` end; make it if need be."""
         last = self._tree.root
@@ -244,7 +300,10 @@ class Checkpoints:
         return last
 
     def _remove(self, node: _Node) -> None:
-        del self._held[self._checkpoint_of(node).handle]
+        gone = self._checkpoint_of(node)
+        del self._held[gone.handle]
+        if self.eviction is not None:
+            self.eviction.discard(gone)
         node.value = None
         while node.parent is not None and node.value is None and not node.children:
             parent = node.parent

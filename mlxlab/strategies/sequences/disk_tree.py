@@ -96,7 +96,8 @@ class DiskTree:
 
     def add(self, path: Path, record: Record, size: int) -> DiskEntry:
         """Hold a record on a path; the rows of a segment follow its last node."""
-        at = next((node for node in path if node.stop == record.start), self._tree.root)
+        back = reversed(path)  # most records follow the last node
+        at = next((node for node in back if node.stop == record.start), self._tree.root)
         entry = self._hold(at, record, size)
         if not record.is_checkpoint:
             path.append(entry.last)

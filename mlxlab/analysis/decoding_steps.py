@@ -11,7 +11,7 @@ from mlxlab.engine import Engine
 from mlxlab.engine.batch import Batch
 from mlxlab.engine.samplers import greedy
 from mlxlab.prompt import Prompt, Tokens
-from mlxlab.replay.cost_model import Step
+from mlxlab.replay.decoding_costs import Step
 from mlxlab.replay.live import LiveModel
 from mlxlab.strategies import make_strategy
 

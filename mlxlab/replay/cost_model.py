@@ -12,15 +12,16 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Any, Self, TypeAlias
+from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from mlxlab.errors import ConfigError
 from mlxlab.files import cache_folder, locked, write_json
 from mlxlab.ownership import read_own
+from mlxlab.replay.decoding_costs import Step, fit_decode
+from mlxlab.replay.fitting import Matrix, fit
 from mlxlab.strategies import Disk, Plan
 
 __all__ = [
@@ -28,7 +29,6 @@ __all__ = [
     "CostModel",
     "Machine",
     "Point",
-    "Step",
     "computed",
     "fit_costs",
     "latest_costs",
@@ -38,14 +38,11 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-Matrix: TypeAlias = NDArray[np.float64]
-
 #: Tokens computed at a time, by default.
 CHUNK = 2048
 
 #: Seconds a byte, where none were measured: a slow NVMe disk.
 _LOAD = 1 / (1 << 30)
-_ROUNDS = 20  # of reweighting; it settles in fewer
 _CPU_INFO = Path("/proc/cpuinfo")
 
 
@@ -84,20 +81,6 @@ class Point(_Closed):
     stop: int
     restore_s: FiniteFloat
     prefill_s: FiniteFloat
-
-
-class Step(_Closed):
-    """One measured step of decoding.
-
-    Attributes:
-        rows: answers that decoded together.
-        context: tokens in front of them, all rows.
-        step_s: seconds.
-    """
-
-    rows: int
-    context: int
-    step_s: FiniteFloat
 
 
 class CostModel(_Closed):
@@ -279,12 +262,12 @@ def fit_costs(
     chunk = machine.chunk
     kept = tuple(points)
     points = _typical(points)
-    prefill = _fit(
+    prefill = fit(
         np.array([_prefill_terms(p.start, p.stop, chunk) for p in points]),
         np.array([p.prefill_s for p in points]),
     )
     restored = [p for p in points if p.start]
-    restore = _fit(
+    restore = fit(
         np.array([_restore_terms(p.start) for p in restored]).reshape(-1, 2),
         np.array([p.restore_s for p in restored]),
     )
@@ -297,7 +280,7 @@ def fit_costs(
         prefill=tuple(prefill),
         restore=tuple(restore),
         points=kept,
-        decode=_fit_decode(steps) if steps else None,
+        decode=fit_decode(steps) if steps else None,
         steps=tuple(steps),
     )
 
@@ -413,39 +396,6 @@ def _prefill_terms(start: int, stop: int, chunk: int) -> Matrix:
 
 def _restore_terms(tokens: int) -> Matrix:
     return np.array([1.0, tokens]) if tokens else np.zeros(2)
-
-
-def _fit_decode(steps: Sequence[Step]) -> tuple[float, float, float]:
-    terms = np.array([[1.0, step.rows, step.context] for step in steps])
-    step, row, token = _fit(terms, np.array([step.step_s for step in steps]))
-    return step, row, token
-
-
-def _fit(terms: Matrix, seconds: Matrix) -> list[float]:
-    """Minimise relative errors by reweighted least squares, without negative terms."""
-    found = np.zeros(terms.shape[1])
-    if len(seconds) == 0:
-        return found.tolist()
-    shares = terms / seconds[:, None]
-    weights = np.ones(len(seconds))
-    for _ in range(_ROUNDS):
-        found = _not_negative(shares * weights[:, None], weights)
-        weights = 1 / np.sqrt(np.maximum(abs(shares @ found - 1), 1e-3))
-    return found.tolist()
-
-
-def _not_negative(terms: Matrix, target: Matrix) -> Matrix:
-    """Solve least squares over the terms that are not negative."""
-    used = np.ones(terms.shape[1], dtype=bool)
-    scale = np.linalg.norm(terms, axis=0)
-    scale[scale == 0] = 1
-    while True:
-        found = np.zeros(terms.shape[1])
-        solved = np.linalg.lstsq(terms[:, used] / scale[used], target, rcond=None)[0]
-        found[used] = solved / scale[used]
-        if (found >= 0).all():
-            return found
-        used[int(np.argmin(found * scale))] = False
 
 
 def _processor() -> str:

@@ -15,12 +15,12 @@ from mlxlab.replay.cost_model import (
     CostModel,
     Machine,
     Point,
-    Step,
     fit_costs,
     latest_costs,
     recall_costs,
     remember_costs,
 )
+from mlxlab.replay.decoding_costs import Step
 from mlxlab.strategies import Plan, Span
 from tests.support.exchanges import small_trace
 

@@ -15,12 +15,19 @@ from statistics import median
 from typing import Any, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    model_validator,
+)
 
 from mlxlab.errors import ConfigError
 from mlxlab.files import cache_folder, locked, write_json
 from mlxlab.ownership import read_own
-from mlxlab.replay.decoding_costs import Step, fit_decode
+from mlxlab.replay.decoding_costs import Decoding, Step
 from mlxlab.replay.fitting import Matrix, fit
 from mlxlab.strategies import Disk, Plan
 
@@ -101,8 +108,8 @@ class CostModel(_Closed):
         restore: seconds per request and token.
         points: the measured requests of the fit.
         load: seconds per byte that is read from disk.
-        decode: seconds per step, answer in it, and token in front of these; None in a
-            calibration from before decoding was measured.
+        decode: seconds of decoding; None in a calibration from before they were
+            measured as they are now.
         steps: the measured steps of that fit.
     """
 
@@ -115,8 +122,16 @@ class CostModel(_Closed):
     restore: tuple[FiniteFloat, ...] = Field(min_length=2, max_length=2)
     points: tuple[Point, ...]
     load: FiniteFloat = _LOAD
-    decode: tuple[FiniteFloat, FiniteFloat, FiniteFloat] | None = None
+    decode: Decoding | None = None
     steps: tuple[Step, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_old_decoding(cls, data: Any) -> Any:
+        """Leave out three terms of decoding that knew nothing of padding."""
+        if isinstance(data, dict) and isinstance(data.get("decode"), list):
+            return {**data, "decode": None, "steps": ()}
+        return data
 
     def prefill_s(self, start: int, stop: int) -> float:
         """Return the seconds to compute positions ``[start, stop)`` and logits."""
@@ -130,25 +145,12 @@ class CostModel(_Closed):
         tokens = stop - start
         return chunk + tokens * (token + before * start + within * tokens)
 
-    def decode_s(self, rows: int, context: int) -> float:
-        """Return the seconds of a step that decodes a token of each of some answers.
-
-        Args:
-            rows: answers.
-            context: tokens in front of them, all rows.
-
-        Raises:
-            ConfigError: the calibration is from before decoding was measured.
-        """
-        step, row, token = self.decoding
-        return step + rows * row + context * token
-
     @property
-    def decoding(self) -> tuple[float, float, float]:
+    def decoding(self) -> Decoding:
         """The terms of :attr:`decode`.
 
         Raises:
-            ConfigError: see :meth:`decode_s`.
+            ConfigError: the calibration has none.
         """
         if self.decode is None:
             raise ConfigError(
@@ -156,6 +158,11 @@ class CostModel(_Closed):
                 "them with: mlxlab calibrate --force"
             )
         return self.decode
+
+    def last_s(self, tokens: int) -> float:
+        """Return the seconds to compute the last token of a prompt by itself."""
+        request, _, token, _, _, position = self.prefill
+        return request + token + position * tokens
 
     def restore_s(self, tokens: int) -> float:
         """Return the seconds to find and restore this many tokens."""
@@ -280,7 +287,7 @@ def fit_costs(
         prefill=tuple(prefill),
         restore=tuple(restore),
         points=kept,
-        decode=fit_decode(steps) if steps else None,
+        decode=Decoding.of(steps) if steps else None,
         steps=tuple(steps),
     )
 

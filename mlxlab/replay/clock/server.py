@@ -53,8 +53,8 @@ class ClockedServer:
     what both begin with. Steps in which nothing changes are taken at once.
 
     Simplified: memory for working caches never runs out. A plan's restores are one
-    item, in front of all chunks. Copying a finished answer into the store, and joining
-    and leaving a batch, take no time beyond what the calibration's terms hold.
+    item, in front of all chunks. Copying a finished answer into the store takes no
+    time.
 
     Args:
         strategy: a fresh one.
@@ -83,7 +83,7 @@ class ClockedServer:
         self._now = self._busy_s = 0.0
         self._waiting: list[_Running] = []  # prompts, in order of arrival
         self._begun: list[_Running] = []  # prompts and answers
-        self._batch: DecodingBatch[_Running] = DecodingBatch(costs)
+        self._batch: DecodingBatch[_Running] = DecodingBatch(costs.decoding)
         self._rate = PREFILL_RATE
         self._owed = self._turn = 0.0  # when the latest chunk began
         self._in_time = inf  # tokens that the time of a chunk was enough for, at last
@@ -146,9 +146,12 @@ class ClockedServer:
         seconds = batch.seconds(steps)
         self._spend(seconds)
         self._owed -= seconds
-        ended = list(batch.advance(steps))
-        for own in ended:
+        ended = []
+        for own, leave_s in batch.advance(steps):
+            self._spend(leave_s)
+            self._owed -= leave_s
             self._end(own)
+            ended.append(own)
         return ended
 
     @property
@@ -230,13 +233,16 @@ class ClockedServer:
             return False
         self._waiting.remove(own)
         if own.answer:
-            self._batch.add(own, own.request.tokens, own.answer)
+            tokens = own.request.tokens
+            # The last token is computed by itself; the first step gives its answer.
+            self._spend(self.costs.last_s(tokens))
+            self._spend(self._batch.add(own, tokens, own.answer))
             return False
         self._end(own)
         return True
 
     def _begin(self, own: _Running) -> None:
-        request, costs = own.request, self.costs
+        request = own.request
         plan = own.plan = self.strategy.plan(request.prompt)
         self._begun.append(own)
         timing, unit = own.timing, request.unit
@@ -245,14 +251,14 @@ class ClockedServer:
         timing.reused_tokens = min(plan.reused * unit, request.tokens - 1)
         timing.disk_tokens = min(plan.disk_tokens * unit, timing.reused_tokens)
         if plan.spans:
-            own.restore_s = costs.restore_s(timing.reused_tokens)
+            own.restore_s = self.costs.restore_s(timing.reused_tokens)
             if self.strategy.tier is not None:
-                own.restore_s += costs.load_s(self.strategy.tier.loaded_bytes(plan))
+                loaded = self.strategy.tier.loaded_bytes(plan)
+                own.restore_s += self.costs.load_s(loaded)
         start, stop = computed(plan, unit, request.tokens)
         own.position = min(start, request.tokens - 1)
         own.end = min(own.end, stop - 1)
         own.stops = [place * unit for place in reversed(plan.captures)]
-        self._spend(costs.prefill[0])
 
     def _compute(self, own: _Running) -> None:
         start = own.position

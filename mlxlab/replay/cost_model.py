@@ -139,12 +139,6 @@ class CostModel(_Closed):
             return 0.0
         return float(_prefill_terms(start, stop, self.machine.chunk) @ self.prefill)
 
-    def chunk_s(self, start: int, stop: int) -> float:
-        """Return the seconds to compute positions ``[start, stop)`` as one chunk."""
-        _, chunk, token, before, within, _ = self.prefill
-        tokens = stop - start
-        return chunk + tokens * (token + before * start + within * tokens)
-
     @property
     def decoding(self) -> Decoding:
         """The terms of :attr:`decode`.

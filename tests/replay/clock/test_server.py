@@ -124,6 +124,7 @@ def test_who_joins_or_leaves_has_the_padded_batch_copied() -> None:
     first, second = sorted(served.timings, key=lambda timing: timing.number)
     # The shorter prompt comes first. When the other joins, the longest has 101 tokens.
     assert second.first == pytest.approx(0.11 + 1.5)
+    assert second.first is not None
     joined = second.first + 1.01 + 0.1 + 2 * 101e-3
     assert first.first == pytest.approx(joined + 2.0)
     # The second leaves behind that step; the first is then alone, and leaves nobody.

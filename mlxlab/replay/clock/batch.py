@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
-from math import ceil, sqrt
+from math import ceil, inf, sqrt
 from typing import Generic, TypeVar
 
 from mlxlab.replay.decoding_costs import Decoding
@@ -12,6 +12,9 @@ from mlxlab.replay.decoding_costs import Decoding
 __all__ = ["DecodingBatch"]
 
 T = TypeVar("T")
+
+#: Share of a step that a computed number of steps may be too high by.
+_ROUNDING = 1e-9
 
 
 class DecodingBatch(Generic[T]):
@@ -60,28 +63,29 @@ class DecodingBatch(Generic[T]):
 
     def seconds(self, steps: int) -> float:
         """Return the seconds of the next steps, as long as no answer ends or joins."""
-        rows = len(self._ends)
-        first = self._costs.step_s(rows, self.longest)
-        growth = self._costs.growth_s(rows)
+        first, growth = self._pace()
         return steps * first + growth * (steps * (steps - 1) / 2)
 
     def steps_for(self, seconds: float) -> int:
-        """Return the fewest steps, at least one, that take this long or longer."""
-        growth = self._costs.growth_s(len(self._ends))
-        linear = self.seconds(1) - growth / 2
-        if linear <= 0:
-            return self.left
+        """Return the fewest steps, at least one, that take this long or longer.
+
+        Where the first answer ends before, return a number of steps beyond that.
+        """
+        first, growth = self._pace()
+        if seconds <= first:
+            return 1
         if growth:
-            root = sqrt(linear * linear + 2 * growth * max(seconds, 0.0))
-            found = (root - linear) / growth
+            linear = first - growth / 2
+            root = sqrt(linear * linear + 2 * growth * seconds)
+            steps = (root - linear) / growth
         else:
-            found = seconds / linear
-        steps = max(ceil(found), 1)
-        while steps > 1 and self.seconds(steps - 1) >= seconds:  # rounding
-            steps -= 1
-        while self.seconds(steps) < seconds and steps < self.left:
-            steps += 1
-        return steps
+            steps = seconds / first if first else inf
+        return ceil(min(steps - _ROUNDING, self.left + 1))
+
+    def _pace(self) -> tuple[float, float]:
+        """Return the seconds of the next step, and by how much each is longer."""
+        rows = len(self._ends)
+        return self._costs.step_s(rows, self.longest), self._costs.growth_s(rows)
 
     def advance(self, steps: int) -> Iterator[tuple[T, float]]:
         """Take steps, at most :attr:`left`.

@@ -295,12 +295,15 @@ class ClockedServer:
         rate, in_time, most = self._rate, self._in_time, self.chunk
         least = min(most, CHUNK_TOKENS)
         _, chunk_s, token_s, before_s, within_s, _ = self.costs.prefill
+        first, compared = -inf, 0.0
         while True:
             self._turn = now
-            stop = position + most
-            if in_time < most:
-                stop = position + max(int(in_time) // least * least, least)
-            stop = min(stop, end)
+            if in_time >= most:
+                stop = position + most
+            else:
+                stop = position + (int(in_time) // least * least or least)
+            if stop > end:
+                stop = end
             if stops:
                 while stops and stops[-1] <= position:
                     stops.pop()
@@ -319,8 +322,12 @@ class ClockedServer:
                 break
             if rivals:
                 urgency = (end - position) / rate + own.due
-                if any(left / rate + due < urgency for left, due in rivals):
-                    break
+                # At a lower rate than the rivals were compared at, all are later.
+                if urgency > first or rate > compared:
+                    compared = rate
+                    first = min([left / rate + due for left, due in rivals])
+                    if urgency > first:
+                        break
         self._busy_s += now - self._now
         self._now, self._rate, self._in_time = now, rate, in_time
         own.position = position

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import date
 from time import process_time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from mlxlab.prompt import Prompt
 from mlxlab.replay.clock.arrivals import Poisson
 from mlxlab.replay.clock.batch import DecodingBatch
 from mlxlab.replay.clock.server import ClockedServer
-from mlxlab.replay.clock.timing import Timing
+from mlxlab.replay.clock.timing import Service, Timing
 from mlxlab.replay.cost_model import CostModel, Machine
 from mlxlab.replay.decoding_costs import Decoding
 from mlxlab.replay.requests import RenderedRequest
@@ -249,3 +250,29 @@ def test_long_answers_are_no_events() -> None:
     server = ClockedServer(make_strategy("none"), COSTS)
     server.serve(requests, Poisson(200, 0.01))
     assert process_time() - started < 1.0  # 800,000 tokens
+
+
+class _ByChunk(ClockedServer):
+    """Chooses anew after each chunk."""
+
+    def _compute(self, own: Any, until: float) -> None:
+        super()._compute(own, self._now)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_chunks_in_one_go_are_those_that_would_be_chosen_one_by_one(seed: int) -> None:
+    # The rate falls with the position, so that rivals get their turns in between.
+    steep = COSTS.model_copy(update={"prefill": (0.0, 0.01, 1e-3, 1e-5, 0.0, 0.0)})
+    drawn = np.random.default_rng(seed)
+    lengths = drawn.integers(50, 6000, 40)
+    requests = [request(n, int(tokens), 2) for n, tokens in enumerate(lengths)]
+
+    def run(kind: type[ClockedServer]) -> Service:
+        server = kind(make_strategy("none"), steep, most=6)
+        return server.serve(requests, Poisson(40, 0.02, seed))
+
+    together, one_by_one = run(ClockedServer), run(_ByChunk)
+    wanted = [(own.number, own.begun, own.ended) for own in one_by_one.timings]
+    found = [(own.number, own.begun, own.ended) for own in together.timings]
+    assert found == [pytest.approx(own) for own in wanted]
+    assert together.busy_s == pytest.approx(one_by_one.busy_s)

@@ -1,4 +1,4 @@
-"""Measures the seconds of a step that decodes a token of several answers."""
+"""Measures the seconds of decoding: steps, joining a batch and leaving it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mlxlab.engine import Engine
 from mlxlab.engine.batch import Batch
 from mlxlab.engine.samplers import greedy
 from mlxlab.prompt import Prompt, Tokens
-from mlxlab.replay.cost_model import Step
+from mlxlab.replay.decoding_costs import Step
 from mlxlab.replay.live import LiveModel
 from mlxlab.strategies import make_strategy
 
@@ -19,10 +19,13 @@ __all__ = ["measure_steps"]
 
 #: Answers that decode together, and tokens in front of each.
 ROWS = (1, 2, 4, 8)
-CONTEXTS = (256, 4096)
-_ROUNDS = 2
+CONTEXTS = (256, 4096, 16_384)
+#: Most tokens of a batch, which bounds the memory that is needed.
+PADDED = 32_768
+_ROUNDS = 3
+_CHANGES = 3  # of a batch
 _STEPS = 10
-_WARM = 2  # the first steps wait for the batch to be merged
+_WARM = 2  # steps that still wait for a batch that has changed
 
 
 def measure_steps(live: LiveModel, tokens: int) -> list[Step]:
@@ -38,21 +41,53 @@ def measure_steps(live: LiveModel, tokens: int) -> list[Step]:
     engine = live.engine(make_strategy("paged", capacity=1 << 60))
     ids = np.arange(contexts[-1] + 1, dtype=np.int32) % 64
     live.worker.call(engine.replay, Prompt.of(ids), ids[:0])
-    sizes = [(n, context) for n in rows for context in contexts] * _ROUNDS
+    sizes = [
+        (n, context) for n in rows for context in contexts if n * context <= PADDED
+    ]
     return [
-        live.worker.call(_measure, engine, live.batched, ids[: size[1]], size[0])
-        for size in sizes
+        live.worker.call(_measure, engine, live.batched, ids[:context], n)
+        for n, context in sizes * _ROUNDS
     ]
 
 
 def _measure(engine: Engine, batched: bool, ids: Tokens, rows: int) -> Step:
     batch = Batch(engine.model, shared=batched)
-    for _ in range(rows):
-        batch.add(engine.prefill(Prompt.of(ids)).caches, int(ids[-1]), greedy)
-    seconds = []
-    for _ in range(_WARM + _STEPS):
+
+    def timed_join() -> tuple[int, float]:
+        caches = engine.prefill(Prompt.of(ids)).caches
         started = perf_counter()
+        number = batch.add(caches, int(ids[-1]), greedy)
         batch.step()
-        seconds.append(perf_counter() - started)
-    grown = rows * (len(ids) + _WARM + _STEPS // 2)
-    return Step(rows=rows, context=grown, step_s=median(seconds[_WARM:]))
+        return number, perf_counter() - started
+
+    def timed_steps() -> list[float]:
+        seconds = []
+        for _ in range(_WARM + _STEPS):
+            started = perf_counter()
+            batch.step()
+            seconds.append(perf_counter() - started)
+        return seconds[_WARM:]
+
+    for _ in range(rows - 1):
+        timed_join()
+    steps, fewer, joins, leaves = [], [], [], []
+    for _ in range(_CHANGES):
+        number, seconds = timed_join()
+        joins.append(seconds)
+        steps += timed_steps()
+        started = perf_counter()
+        batch.remove(number)
+        batch.step()
+        leaves.append(perf_counter() - started)
+        fewer += timed_steps() if len(batch) else []
+    step_s = median(steps)
+    grown = _CHANGES * (_WARM + _STEPS) if len(batch) else _STEPS // 2
+    found = Step(rows=rows, longest=len(ids) + grown, step_s=step_s)
+    if not fewer:
+        return found
+    # A change, and the step after it, less that step.
+    change = {
+        "join_s": median(joins) - step_s,
+        "leave_s": median(leaves) - median(fewer),
+    }
+    return found.model_copy(update=change)

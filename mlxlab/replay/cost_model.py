@@ -12,15 +12,23 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Any, Self, TypeAlias
+from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    model_validator,
+)
 
 from mlxlab.errors import ConfigError
 from mlxlab.files import cache_folder, locked, write_json
 from mlxlab.ownership import read_own
+from mlxlab.replay.decoding_costs import Decoding, Step
+from mlxlab.replay.fitting import Matrix, fit
 from mlxlab.strategies import Disk, Plan
 
 __all__ = [
@@ -28,7 +36,6 @@ __all__ = [
     "CostModel",
     "Machine",
     "Point",
-    "Step",
     "computed",
     "fit_costs",
     "latest_costs",
@@ -38,14 +45,11 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-Matrix: TypeAlias = NDArray[np.float64]
-
 #: Tokens computed at a time, by default.
 CHUNK = 2048
 
 #: Seconds a byte, where none were measured: a slow NVMe disk.
 _LOAD = 1 / (1 << 30)
-_ROUNDS = 20  # of reweighting; it settles in fewer
 _CPU_INFO = Path("/proc/cpuinfo")
 
 
@@ -86,20 +90,6 @@ class Point(_Closed):
     prefill_s: FiniteFloat
 
 
-class Step(_Closed):
-    """One measured step of decoding.
-
-    Attributes:
-        rows: answers that decoded together.
-        context: tokens in front of them, all rows.
-        step_s: seconds.
-    """
-
-    rows: int
-    context: int
-    step_s: FiniteFloat
-
-
 class CostModel(_Closed):
     """Seconds as sums of a few terms, none negative.
 
@@ -118,8 +108,8 @@ class CostModel(_Closed):
         restore: seconds per request and token.
         points: the measured requests of the fit.
         load: seconds per byte that is read from disk.
-        decode: seconds per step, answer in it, and token in front of these; None in a
-            calibration from before decoding was measured.
+        decode: seconds of decoding; None in a calibration from before they were
+            measured as they are now.
         steps: the measured steps of that fit.
     """
 
@@ -132,8 +122,16 @@ class CostModel(_Closed):
     restore: tuple[FiniteFloat, ...] = Field(min_length=2, max_length=2)
     points: tuple[Point, ...]
     load: FiniteFloat = _LOAD
-    decode: tuple[FiniteFloat, FiniteFloat, FiniteFloat] | None = None
+    decode: Decoding | None = None
     steps: tuple[Step, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_old_decoding(cls, data: Any) -> Any:
+        """Leave out three terms of decoding that knew nothing of padding."""
+        if isinstance(data, dict) and isinstance(data.get("decode"), list):
+            return {**data, "decode": None, "steps": ()}
+        return data
 
     def prefill_s(self, start: int, stop: int) -> float:
         """Return the seconds to compute positions ``[start, stop)`` and logits."""
@@ -141,31 +139,12 @@ class CostModel(_Closed):
             return 0.0
         return float(_prefill_terms(start, stop, self.machine.chunk) @ self.prefill)
 
-    def chunk_s(self, start: int, stop: int) -> float:
-        """Return the seconds to compute positions ``[start, stop)`` as one chunk."""
-        _, chunk, token, before, within, _ = self.prefill
-        tokens = stop - start
-        return chunk + tokens * (token + before * start + within * tokens)
-
-    def decode_s(self, rows: int, context: int) -> float:
-        """Return the seconds of a step that decodes a token of each of some answers.
-
-        Args:
-            rows: answers.
-            context: tokens in front of them, all rows.
-
-        Raises:
-            ConfigError: the calibration is from before decoding was measured.
-        """
-        step, row, token = self.decoding
-        return step + rows * row + context * token
-
     @property
-    def decoding(self) -> tuple[float, float, float]:
+    def decoding(self) -> Decoding:
         """The terms of :attr:`decode`.
 
         Raises:
-            ConfigError: see :meth:`decode_s`.
+            ConfigError: the calibration has none.
         """
         if self.decode is None:
             raise ConfigError(
@@ -173,6 +152,11 @@ class CostModel(_Closed):
                 "them with: mlxlab calibrate --force"
             )
         return self.decode
+
+    def last_s(self, tokens: int) -> float:
+        """Return the seconds to compute the last token of a prompt by itself."""
+        request, _, token, _, _, position = self.prefill
+        return request + token + position * tokens
 
     def restore_s(self, tokens: int) -> float:
         """Return the seconds to find and restore this many tokens."""
@@ -279,12 +263,12 @@ def fit_costs(
     chunk = machine.chunk
     kept = tuple(points)
     points = _typical(points)
-    prefill = _fit(
+    prefill = fit(
         np.array([_prefill_terms(p.start, p.stop, chunk) for p in points]),
         np.array([p.prefill_s for p in points]),
     )
     restored = [p for p in points if p.start]
-    restore = _fit(
+    restore = fit(
         np.array([_restore_terms(p.start) for p in restored]).reshape(-1, 2),
         np.array([p.restore_s for p in restored]),
     )
@@ -297,7 +281,7 @@ def fit_costs(
         prefill=tuple(prefill),
         restore=tuple(restore),
         points=kept,
-        decode=_fit_decode(steps) if steps else None,
+        decode=Decoding.of(steps) if steps else None,
         steps=tuple(steps),
     )
 
@@ -413,39 +397,6 @@ def _prefill_terms(start: int, stop: int, chunk: int) -> Matrix:
 
 def _restore_terms(tokens: int) -> Matrix:
     return np.array([1.0, tokens]) if tokens else np.zeros(2)
-
-
-def _fit_decode(steps: Sequence[Step]) -> tuple[float, float, float]:
-    terms = np.array([[1.0, step.rows, step.context] for step in steps])
-    step, row, token = _fit(terms, np.array([step.step_s for step in steps]))
-    return step, row, token
-
-
-def _fit(terms: Matrix, seconds: Matrix) -> list[float]:
-    """Minimise relative errors by reweighted least squares, without negative terms."""
-    found = np.zeros(terms.shape[1])
-    if len(seconds) == 0:
-        return found.tolist()
-    shares = terms / seconds[:, None]
-    weights = np.ones(len(seconds))
-    for _ in range(_ROUNDS):
-        found = _not_negative(shares * weights[:, None], weights)
-        weights = 1 / np.sqrt(np.maximum(abs(shares @ found - 1), 1e-3))
-    return found.tolist()
-
-
-def _not_negative(terms: Matrix, target: Matrix) -> Matrix:
-    """Solve least squares over the terms that are not negative."""
-    used = np.ones(terms.shape[1], dtype=bool)
-    scale = np.linalg.norm(terms, axis=0)
-    scale[scale == 0] = 1
-    while True:
-        found = np.zeros(terms.shape[1])
-        solved = np.linalg.lstsq(terms[:, used] / scale[used], target, rcond=None)[0]
-        found[used] = solved / scale[used]
-        if (found >= 0).all():
-            return found
-        used[int(np.argmin(found * scale))] = False
 
 
 def _processor() -> str:

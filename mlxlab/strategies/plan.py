@@ -93,7 +93,7 @@ class Span:
 
     def head(self, length: int) -> Span:
         """Return the first ``length`` positions, all if there are fewer."""
-        return replace(self, length=min(self.length, length))
+        return self if length >= self.length else replace(self, length=length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ class Plan:
         """The plan as memory sees it: what comes from disk is as good as computed."""
         spans = tuple(span for span in self.spans if span.tier is Tier.MEMORY)
         if self.resume_tier is Tier.MEMORY:
-            return replace(self, spans=spans)
+            return self if len(spans) == len(self.spans) else replace(self, spans=spans)
         return replace(
             self,
             spans=spans,

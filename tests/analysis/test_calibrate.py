@@ -30,7 +30,9 @@ def test_what_is_measured_here_tells_what_a_replay_takes() -> None:
     assert costs.restore_s(2000) < costs.prefill_s(0, 2000) / 10
     assert costs.prefill_s(0, 2000) > 3 * costs.prefill_s(0, 200)
     # Eight answers together take less than eight alone.
-    assert 0 < costs.decode_s(8, 8000) < 8 * costs.decode_s(1, 1000)
+    decoding = costs.decoding
+    assert 0 < decoding.step_s(8, 1000) < 8 * decoding.step_s(1, 1000)
+    assert decoding.join_s(8, 1000) >= 0 <= decoding.leave_s(8, 1000)
     assert costs.error < 0.5  # a busy machine is noisy
     assert found.requests.stop.tolist() == [p.stop for p in costs.points]
     errors = (

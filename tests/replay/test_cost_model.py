@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import random
 from datetime import date
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +14,12 @@ from mlxlab.replay.cost_model import (
     CostModel,
     Machine,
     Point,
-    Step,
     fit_costs,
     latest_costs,
     recall_costs,
     remember_costs,
 )
+from mlxlab.replay.decoding_costs import Decoding, Step
 from mlxlab.strategies import Plan, Span
 from tests.support.exchanges import small_trace
 
@@ -241,21 +240,52 @@ def test_a_machine_has_a_name() -> None:
     assert find_model().digest
 
 
-def test_a_step_of_decoding_costs_by_answers_and_by_what_is_in_front() -> None:
-    steps = [
-        Step(rows=rows, context=context, step_s=0.02 + 0.003 * rows + 1e-6 * context)
-        for rows in (1, 2, 4, 8)
-        for context in (300, 5000)
-    ]
-    point = Point(start=0, stop=10, restore_s=0.0, prefill_s=1.0)
-    machine = Machine.here(100)
-    day = date(2026, 12, 1)
-    fit = partial(
-        fit_costs, [point], model="m", machine=machine, device="d", blas="b", day=day
-    )
-    costs = fit(steps=steps)
-    assert costs.decode_s(3, 2000) == pytest.approx(0.02 + 0.009 + 0.002, rel=1e-3)
-    old = costs.model_dump(mode="json", exclude={"decode", "steps"})
-    assert CostModel.model_validate(old).decode is None
+def decoding(rows: int, longest: int) -> Step:
+    """A made-up machine's seconds of decoding."""
+    front = 2e-6 * longest if rows == 1 else 3e-6 * rows * longest
+    step = Step(rows=rows, longest=longest, step_s=0.02 + 0.003 * rows + front)
+    if rows == 1:
+        return step
+    alone = decoding(1, longest).step_s
+    padded = rows * longest
+    change = {"join_s": alone + 0.01 + 1e-6 * padded, "leave_s": 0.002 + 5e-7 * padded}
+    return step.model_copy(update=change)
+
+
+def test_steps_and_changes_of_a_batch_cost_by_what_is_padded() -> None:
+    sizes = [(n, longest) for n in (1, 2, 4, 8) for longest in (300, 5000)]
+    steps = [decoding(*size) for size in sizes]
+    slow = steps[0].model_copy(update={"step_s": 9.0})
+    found = Decoding.of([slow, *steps, *steps])
+    for rows, longest in ((1, 2000), (3, 2000), (8, 9000)):
+        wanted = decoding(rows, longest)
+        assert found.step_s(rows, longest) == pytest.approx(wanted.step_s, rel=1e-3)
+        grown = found.step_s(rows, longest + 1) - found.step_s(rows, longest)
+        assert found.growth_s(rows) == pytest.approx(grown)
+        if wanted.join_s is not None:
+            join = found.step_s(1, longest) + found.join_s(rows, longest)
+            assert join == pytest.approx(wanted.join_s, rel=1e-3)
+            leave = found.leave_s(rows, longest)
+            assert leave == pytest.approx(wanted.leave_s, rel=1e-3)
+
+
+def test_a_model_that_decodes_one_by_one_takes_a_step_for_each() -> None:
+    found = Decoding.of([decoding(1, longest) for longest in (300, 5000)])
+    alone = decoding(1, 2000).step_s
+    assert found.step_s(1, 2000) == pytest.approx(alone, rel=1e-3)
+    assert found.step_s(3, 2000) == pytest.approx(3 * alone, rel=1e-3)
+    assert found.join_s(3, 2000) == found.leave_s(3, 2000) == 0
+
+
+def test_an_old_calibration_keeps_all_but_its_decoding() -> None:
+    costs = fitted()
+    new = costs.model_copy(update={"decode": Decoding.of([decoding(1, 300)])})
+    assert CostModel.model_validate(new.model_dump(mode="json")) == new
+    old = {
+        **costs.model_dump(mode="json"),
+        "decode": [1.0, 0.5, 0.0],
+        "steps": [{"rows": 1, "context": 300, "step_s": 1.5}],
+    }
+    assert CostModel.model_validate(old) == costs
     with pytest.raises(ConfigError, match="mlxlab calibrate --force"):
-        fit().decode_s(1, 0)
+        _ = costs.decoding

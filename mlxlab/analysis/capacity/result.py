@@ -68,7 +68,8 @@ class Capacity(Result):
         manifest = self.manifest
         name, memory = manifest["model"]["name"], format_size(manifest["memory"])
         what = f"{describe_traces(manifest)}: model {name}, {memory}"
-        return f"{what}, TTFT of 90 % within {manifest['ttft_s']:g} s, simulated"
+        limit = f", TTFT of 90 % within {manifest['ttft_s']:g} s"
+        return f"{what}{limit * self.is_timed}, simulated"
 
     def lines(self) -> list[str]:
         if not self.is_timed:

@@ -82,9 +82,13 @@ class Sessions:
             self._turns.append(follow([asked[i] for i in order], len(self.requests)))
             self.requests.extend(own[i] for i in order)
 
-    def schedule(self) -> Schedule:
-        """Return when the users send the requests."""
-        return Schedule(self._turns, self.users)
+    def schedule(self, think_times: float = 1.0) -> Schedule:
+        """Return when the users send the requests.
+
+        Args:
+            think_times: factor on the recorded seconds of thinking.
+        """
+        return Schedule(self._turns, self.users, think_times)
 
 
 def _asked(t: float, request: RenderedRequest) -> Asked:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
-from math import ceil, sqrt
+from math import ceil, inf, sqrt
 from typing import Generic, TypeVar
 
-from mlxlab.replay.cost_model import CostModel
+from mlxlab.replay.decoding_costs import Decoding
 
 __all__ = ["DecodingBatch"]
 
 T = TypeVar("T")
+
+#: Share of a step that a computed number of steps may be too high by.
+_ROUNDING = 1e-9
 
 
 class DecodingBatch(Generic[T]):
@@ -24,25 +27,34 @@ class DecodingBatch(Generic[T]):
         fresh: answers that have no token yet.
     """
 
-    def __init__(self, costs: CostModel) -> None:
-        self._step, self._row, self._token = costs.decoding
+    def __init__(self, costs: Decoding) -> None:
+        self._costs = costs
         self._steps = 0
-        self._context = 0  # of all rows
         self._order = 0
+        # When each ends, and the tokens in front of it less the steps so far.
         self._ends: list[tuple[int, int, int, T]] = []
         self.fresh: list[T] = []
 
     def __len__(self) -> int:
         return len(self._ends)
 
-    def add(self, own: T, context: int, tokens: int) -> None:
-        """Let an answer of this many tokens join, behind its prompt."""
+    @property
+    def longest(self) -> int:
+        """Tokens in front of the longest answer."""
+        return max(ends[2] for ends in self._ends) + self._steps
+
+    def add(self, own: T, context: int, tokens: int) -> float:
+        """Let an answer of this many tokens join, behind its prompt.
+
+        Returns:
+            Seconds of joining others.
+        """
         self._order += 1
-        end = self._steps + tokens
-        # The context at the end shows what the row held whenever it leaves.
-        heapq.heappush(self._ends, (end, self._order, context + tokens, own))
-        self._context += context
+        ends = self._steps + tokens, self._order, context - self._steps, own
+        heapq.heappush(self._ends, ends)
         self.fresh.append(own)
+        rows = len(self._ends)
+        return self._costs.join_s(rows, self.longest) if rows > 1 else 0.0
 
     @property
     def left(self) -> int:
@@ -51,34 +63,39 @@ class DecodingBatch(Generic[T]):
 
     def seconds(self, steps: int) -> float:
         """Return the seconds of the next steps, as long as no answer ends or joins."""
-        rows = len(self._ends)
-        first = self._step + rows * self._row + self._context * self._token
-        return steps * first + self._token * rows * (steps * (steps - 1) / 2)
+        first, growth = self._pace()
+        return steps * first + growth * (steps * (steps - 1) / 2)
 
     def steps_for(self, seconds: float) -> int:
-        """Return the fewest steps, at least one, that take this long or longer."""
-        growth = self._token * len(self._ends)
-        linear = self.seconds(1) - growth / 2
-        if linear <= 0:
-            return self.left
-        if growth:
-            root = sqrt(linear * linear + 2 * growth * max(seconds, 0.0))
-            found = (root - linear) / growth
-        else:
-            found = seconds / linear
-        steps = max(ceil(found), 1)
-        while steps > 1 and self.seconds(steps - 1) >= seconds:  # rounding
-            steps -= 1
-        while self.seconds(steps) < seconds and steps < self.left:
-            steps += 1
-        return steps
+        """Return the fewest steps, at least one, that take this long or longer.
 
-    def advance(self, steps: int) -> Iterator[T]:
-        """Take steps, at most :attr:`left`, and yield the answers that end."""
+        Where the first answer ends before, return a number of steps beyond that.
+        """
+        first, growth = self._pace()
+        if seconds <= first:
+            return 1
+        if growth:
+            linear = first - growth / 2
+            root = sqrt(linear * linear + 2 * growth * seconds)
+            steps = (root - linear) / growth
+        else:
+            steps = seconds / first if first else inf
+        return ceil(min(steps - _ROUNDING, self.left + 1))
+
+    def _pace(self) -> tuple[float, float]:
+        """Return the seconds of the next step, and by how much each is longer."""
+        rows = len(self._ends)
+        return self._costs.step_s(rows, self.longest), self._costs.growth_s(rows)
+
+    def advance(self, steps: int) -> Iterator[tuple[T, float]]:
+        """Take steps, at most :attr:`left`.
+
+        Yields:
+            Each answer that ends, and the seconds in which it leaves the others.
+        """
         self._steps += steps
-        self._context += steps * len(self._ends)
         self.fresh.clear()
         while self._ends and self._ends[0][0] == self._steps:
-            _, _, context, own = heapq.heappop(self._ends)
-            self._context -= context
-            yield own
+            rows = len(self._ends)
+            leave_s = self._costs.leave_s(rows, self.longest) if rows > 1 else 0.0
+            yield heapq.heappop(self._ends)[3], leave_s

@@ -16,7 +16,7 @@ from mlxlab.pace import (
     PREFILL_RATE,
     SHARED_TOKENS,
 )
-from mlxlab.prompt import common_prefix
+from mlxlab.prompt import Prompt, common_prefix
 from mlxlab.replay.clock.batch import DecodingBatch
 from mlxlab.replay.clock.timing import Service, Timing
 from mlxlab.replay.cost_model import CostModel, computed
@@ -53,8 +53,8 @@ class ClockedServer:
     what both begin with. Steps in which nothing changes are taken at once.
 
     Simplified: memory for working caches never runs out. A plan's restores are one
-    item, in front of all chunks. Copying a finished answer into the store, and joining
-    and leaving a batch, take no time beyond what the calibration's terms hold.
+    item, in front of all chunks. Copying a finished answer into the store takes no
+    time.
 
     Args:
         strategy: a fresh one.
@@ -83,11 +83,12 @@ class ClockedServer:
         self._now = self._busy_s = 0.0
         self._waiting: list[_Running] = []  # prompts, in order of arrival
         self._begun: list[_Running] = []  # prompts and answers
-        self._batch: DecodingBatch[_Running] = DecodingBatch(costs)
+        self._batch: DecodingBatch[_Running] = DecodingBatch(costs.decoding)
         self._rate = PREFILL_RATE
         self._owed = self._turn = 0.0  # when the latest chunk began
         self._in_time = inf  # tokens that the time of a chunk was enough for, at last
         self._commits = 0
+        self._filling = 0  # waiting prompts whose caches are only filled
 
     def serve(
         self,
@@ -106,7 +107,9 @@ class ClockedServer:
         arrivals.start(self._now)
         while True:
             for due, number in arrivals.take(self._now):
-                self._waiting.append(_Running.of(number, requests[number], due))
+                own = _Running.of(number, requests[number], due)
+                self._waiting.append(own)
+                self._filling += own.only_fills
             if not self._waiting and not self._begun:
                 if arrivals.next_due is None:
                     break
@@ -146,9 +149,12 @@ class ClockedServer:
         seconds = batch.seconds(steps)
         self._spend(seconds)
         self._owed -= seconds
-        ended = list(batch.advance(steps))
-        for own in ended:
+        ended = []
+        for own, leave_s in batch.advance(steps):
+            self._spend(leave_s)
+            self._owed -= leave_s
             self._end(own)
+            ended.append(own)
         return ended
 
     @property
@@ -159,27 +165,44 @@ class ClockedServer:
 
     def _choose(self) -> _Running | None:
         """Return the prompt to compute next."""
-        waiting = self._waiting
-        if len(waiting) > 1 or (waiting and waiting[0].only_fills):
-            answers = [own for own in waiting if not own.only_fills]
-            if not answers and not len(self._batch):
-                return (self._begun or waiting)[0]
-            waiting = answers
-        begun = [own for own in waiting if own.plan is not None]
-        if len(begun) + len(self._batch) >= self.most:
-            waiting = begun
+        waiting = self._candidates()
+        if waiting is None:
+            return (self._begun or self._waiting)[0]
         if not waiting:
             return None
-        chosen = waiting[0] if len(waiting) == 1 else min(waiting, key=self._urgency)
+        chosen = waiting[0] if len(waiting) == 1 else self._first(waiting)
         if chosen.plan is not None:
             return chosen
         return self._shared(chosen) or chosen
 
-    def _urgency(self, own: _Running) -> float:
-        to_compute = own.end - own.position
-        if own.plan is None:
-            to_compute -= self._stored(own)
-        return to_compute / self._rate - (self._now - own.timing.due)
+    def _candidates(self) -> list[_Running] | None:
+        """Return the prompts that could be computed; None while caches are filled."""
+        waiting = self._waiting
+        if self._filling:
+            waiting = [own for own in waiting if not own.only_fills]
+            if not waiting and not len(self._batch):
+                return None
+            begun = sum(own.plan is not None for own in waiting) + len(self._batch)
+        else:
+            begun = len(self._begun)
+        if begun >= self.most:
+            return [own for own in waiting if own.plan is not None]
+        return waiting
+
+    def _first(self, waiting: Sequence[_Running]) -> _Running:
+        """Return the shortest prefill, less the time that it has waited.
+
+        All wait until the same time, so when they were sent is enough.
+        """
+        rate, first, least = self._rate, waiting[0], inf
+        for own in waiting:
+            to_compute = own.end - own.position
+            if own.plan is None:
+                to_compute -= self._stored(own)
+            urgency = to_compute / rate + own.due
+            if urgency < least:
+                first, least = own, urgency
+        return first
 
     def _stored(self, own: _Running) -> int:
         """Return the tokens that a plan would reuse now."""
@@ -206,37 +229,34 @@ class ClockedServer:
             return None
         if other.position < min(most * unit, other.end):
             return other
-        use = replace(other.request.use, t=other.timing.due).unfinished
-        self._commit(other, most, use)
+        use = replace(other.request.use, t=other.due).unfinished
+        self._commit(other, other.request.computed.head(most), use)
         return None
 
     def _fill(self, own: _Running, until: float) -> bool:
-        """Restore, or compute a chunk; whether the request ends with it.
-
-        While it is alone, it computes all chunks until another one arrives.
-        """
+        """Restore, or compute; whether the request ends with it."""
         if own.plan is None:
             self._begin(own)
         if own.restore_s is not None:
             self._spend(own.restore_s)
             own.restore_s = None
         elif own.position < own.end:
-            self._compute(own)
-            if len(self._waiting) == 1 and not len(self._batch):
-                while own.position < own.end and self._now < until:
-                    self._turn = self._now
-                    self._compute(own)
+            self._compute(own, until)
         if own.position < own.end:
             return False
         self._waiting.remove(own)
+        self._filling -= own.only_fills
         if own.answer:
-            self._batch.add(own, own.request.tokens, own.answer)
+            tokens = own.request.tokens
+            # The last token is computed by itself; the first step gives its answer.
+            self._spend(self.costs.last_s(tokens))
+            self._spend(self._batch.add(own, tokens, own.answer))
             return False
         self._end(own)
         return True
 
     def _begin(self, own: _Running) -> None:
-        request, costs = own.request, self.costs
+        request = own.request
         plan = own.plan = self.strategy.plan(request.prompt)
         self._begun.append(own)
         timing, unit = own.timing, request.unit
@@ -245,36 +265,72 @@ class ClockedServer:
         timing.reused_tokens = min(plan.reused * unit, request.tokens - 1)
         timing.disk_tokens = min(plan.disk_tokens * unit, timing.reused_tokens)
         if plan.spans:
-            own.restore_s = costs.restore_s(timing.reused_tokens)
+            own.restore_s = self.costs.restore_s(timing.reused_tokens)
             if self.strategy.tier is not None:
-                own.restore_s += costs.load_s(self.strategy.tier.loaded_bytes(plan))
+                loaded = self.strategy.tier.loaded_bytes(plan)
+                own.restore_s += self.costs.load_s(loaded)
         start, stop = computed(plan, unit, request.tokens)
         own.position = min(start, request.tokens - 1)
         own.end = min(own.end, stop - 1)
         own.stops = [place * unit for place in reversed(plan.captures)]
-        self._spend(costs.prefill[0])
 
-    def _compute(self, own: _Running) -> None:
-        start = own.position
-        stop = min(start + self._next_chunk(), own.end)
-        if own.stops:
-            while own.stops and own.stops[-1] <= start:
-                own.stops.pop()
-            stop = min(stop, *own.stops[-1:])
-        seconds = self.costs.chunk_s(start, stop)
-        self._spend(seconds)
-        own.position = stop
-        if seconds <= 0:
-            return
-        self._rate += LATEST_SHARE * ((stop - start) / seconds - self._rate)
-        if stop - start >= min(self.chunk, CHUNK_TOKENS):
-            self._in_time = (stop - start) * CHUNK_S / seconds
+    def _compute(self, own: _Running, until: float) -> None:
+        """Compute a chunk.
 
-    def _next_chunk(self) -> int:
-        if self._in_time >= self.chunk:
-            return self.chunk
-        least = min(self.chunk, CHUNK_TOKENS)
-        return max(int(self._in_time) // least * least, least)
+        While nothing decodes, further chunks follow until another prompt arrives or
+        has its turn.
+        """
+        rivals: list[tuple[int, float]] = []
+        if len(self._batch):
+            until = self._now
+        elif len(self._waiting) > 1:
+            rivals = [
+                (other.end - other.position, other.due)
+                if other.plan is not None
+                else (other.end - self._stored(other), other.due)
+                for other in self._candidates() or ()
+                if other is not own
+            ]
+        now, position, end, stops = self._now, own.position, own.end, own.stops
+        rate, in_time, most = self._rate, self._in_time, self.chunk
+        least = min(most, CHUNK_TOKENS)
+        _, chunk_s, token_s, before_s, within_s, _ = self.costs.prefill
+        first, compared = -inf, 0.0
+        while True:
+            self._turn = now
+            if in_time >= most:
+                stop = position + most
+            else:
+                stop = position + (int(in_time) // least * least or least)
+            if stop > end:
+                stop = end
+            if stops:
+                while stops and stops[-1] <= position:
+                    stops.pop()
+                stop = min(stop, *stops[-1:])
+            tokens = stop - position
+            seconds = chunk_s + tokens * (
+                token_s + before_s * position + within_s * tokens
+            )
+            now += seconds
+            position = stop
+            if seconds > 0:
+                rate += LATEST_SHARE * (tokens / seconds - rate)
+                if tokens >= least:
+                    in_time = tokens * CHUNK_S / seconds
+            if position >= end or now >= until:
+                break
+            if rivals:
+                urgency = (end - position) / rate + own.due
+                # At a lower rate than the rivals were compared at, all are later.
+                if urgency > first or rate > compared:
+                    compared = rate
+                    first = min([left / rate + due for left, due in rivals])
+                    if urgency > first:
+                        break
+        self._busy_s += now - self._now
+        self._now, self._rate, self._in_time = now, rate, in_time
+        own.position = position
 
     def _spend(self, seconds: float) -> None:
         self._now += seconds
@@ -283,15 +339,16 @@ class ClockedServer:
     def _end(self, own: _Running) -> None:
         own.timing.ended = self._now
         self._begun.remove(own)
-        length = own.request.cut_off
-        length = len(own.request.computed) if length is None else length
-        use = replace(own.request.use, t=own.timing.due, ended=self._now)
-        self._commit(own, length, use)
+        request, told = own.request, own.request.use
+        use = Use(
+            told.agent, own.due, self._now, told.stop, told.tools, told.side, False
+        )
+        stored, cut_off = request.computed, request.cut_off
+        self._commit(own, stored if cut_off is None else stored.head(cut_off), use)
 
-    def _commit(self, own: _Running, length: int, use: Use) -> None:
+    def _commit(self, own: _Running, stored: Prompt, use: Use) -> None:
         assert own.plan is not None
-        stored = own.request.computed.head(length)
-        self.strategy.commit(stored, own.plan.head(length), use)
+        self.strategy.commit(stored, own.plan.head(len(stored)), use)
         self._commits += 1
 
 
@@ -300,8 +357,10 @@ class _Running:
     """A request on its way.
 
     Attributes:
+        due: when it was sent.
         end: tokens to have in the caches before the answer begins.
         answer: tokens to decode; 0 if its client leaves before.
+        only_fills: whether it has no answer, so that everything else comes first.
         plan: None before its turn.
         restore_s: seconds of the restore that comes next; None if none is left.
         position: tokens in the caches.
@@ -311,8 +370,10 @@ class _Running:
 
     request: RenderedRequest
     timing: Timing
+    due: float
     end: int
     answer: int
+    only_fills: bool
     plan: Plan | None = None
     restore_s: float | None = None
     position: int = 0
@@ -321,13 +382,10 @@ class _Running:
 
     @classmethod
     def of(cls, number: int, request: RenderedRequest, due: float) -> _Running:
-        end = request.tokens - 1 if request.cut_off is None else request.cut_off
-        left = request.cut_off is not None or request.only_fills
+        cut_off, only_fills = request.cut_off, request.only_fills
+        tokens = request.tokens
+        end = tokens - 1 if cut_off is None else cut_off
+        left = cut_off is not None or only_fills
         answer = 0 if left else max(request.answer_tokens, 1)
-        timing = Timing(number, request.tokens, answer, due)
-        return cls(request, timing, end, answer)
-
-    @property
-    def only_fills(self) -> bool:
-        """Whether it has no answer, so that everything else comes first."""
-        return self.request.only_fills
+        timing = Timing(number, tokens, answer, due)
+        return cls(request, timing, due, end, answer, only_fills)

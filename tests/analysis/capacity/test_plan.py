@@ -11,6 +11,7 @@ from mlxlab.analysis.capacity.result import ASKED, Capacity
 from mlxlab.cli.options import parse_seconds
 from mlxlab.errors import ConfigError
 from mlxlab.replay.cost_model import CostModel, Machine, Point
+from mlxlab.replay.decoding_costs import Decoding
 from tests.support.exchanges import small_trace
 
 COSTS = CostModel(
@@ -22,7 +23,7 @@ COSTS = CostModel(
     prefill=(0.0, 0.0, 1e-3, 0.0, 0.0, 0.0),
     restore=(0.01, 0.0),
     points=(Point(start=0, stop=10, restore_s=0.0, prefill_s=0.01),),
-    decode=(0.02, 0.01, 0.0),
+    decode=Decoding(step=0.02, row=0.01, token=0.0, padded=0.0),
 )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import date
 from time import process_time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,16 +14,19 @@ import pytest
 from mlxlab.errors import ConfigError
 from mlxlab.prompt import Prompt
 from mlxlab.replay.clock.arrivals import Poisson
+from mlxlab.replay.clock.batch import DecodingBatch
 from mlxlab.replay.clock.server import ClockedServer
-from mlxlab.replay.clock.timing import Timing
+from mlxlab.replay.clock.timing import Service, Timing
 from mlxlab.replay.cost_model import CostModel, Machine
+from mlxlab.replay.decoding_costs import Decoding
 from mlxlab.replay.requests import RenderedRequest
 from mlxlab.replay.simulator import Simulator
 from mlxlab.replay.turns import Schedule, Turn
 from mlxlab.strategies import make_strategy
 from mlxlab.strategies.use import Use
 
-#: A step takes 1 s and 0.5 s for each answer in it, a token of a prompt 0.01 s.
+#: A step takes 1 s and 0.5 s for each answer in it, a token of a prompt 0.01 s. The
+#: last token of a prompt is computed when its answer joins.
 COSTS = CostModel(
     model="m",
     machine=Machine(system="s", processor="p", mlx="0", chunk=100),
@@ -32,7 +36,7 @@ COSTS = CostModel(
     prefill=(0.0, 0.0, 0.01, 0.0, 0.0, 0.0),
     restore=(0.25, 0.0),
     points=(),
-    decode=(1.0, 0.5, 0.0),
+    decode=Decoding(step=1.0, row=0.5, token=0.0, padded=0.0),
 )
 
 
@@ -76,40 +80,70 @@ def serve(
 def test_one_request_takes_its_prefill_and_its_steps() -> None:
     (own,) = serve([request(0, 201, 3)], 5.0)
     assert own.queue_s == 0
-    assert own.ttft_s == pytest.approx(2.0 + 1.5)  # 200 tokens, then a step
+    assert own.ttft_s == pytest.approx(2.01 + 1.5)  # 201 tokens, then a step
     assert own.itl_s == pytest.approx(1.5)
-    assert own.total_s == pytest.approx(2.0 + 3 * 1.5)
+    assert own.total_s == pytest.approx(2.01 + 3 * 1.5)
 
 
 def test_chunks_of_a_prompt_come_between_steps_of_an_answer() -> None:
     first, second = serve([request(0, 101, 6), request(1, 301, 1)], 0.0, 1.2)
-    # The first prompt takes until 1.0, its first step until 2.5. Each step is longer
+    # The first prompt takes until 1.01, its first step until 2.51. Each step is longer
     # than the 0.2 s that are owed for a chunk, so one chunk of 1.0 s follows each.
-    assert first.first == pytest.approx(2.5)
-    assert second.begun == pytest.approx(4.0)
-    # Steps end at 4.0, 6.5, 9.0; chunks at 5.0, 7.5, 10.0. Both decode until 12.0.
-    assert second.first == second.ended == pytest.approx(12.0)
-    assert first.ended == pytest.approx(12.0 + 1.5)
+    assert first.first == pytest.approx(2.51)
+    assert second.begun == pytest.approx(4.01)
+    # Steps end at 4.01, 6.51, 9.01; chunks at 5.01, 7.51, 10.01. The second joins until
+    # 10.02, both decode until 12.02.
+    assert second.first == second.ended == pytest.approx(12.02)
+    assert first.ended == pytest.approx(12.02 + 1.5)
 
 
 def test_answers_are_owed_time_for_the_latest_chunk_alone() -> None:
     _, second = serve([request(0, 1001, 9), request(1, 101, 1)], 0.0, 9.5)
     # The second prompt arrives in the tenth chunk, and begins after one step.
-    assert second.begun == pytest.approx(10.0 + 1.5)
+    assert second.begun == pytest.approx(10.01 + 1.5)
 
 
 def test_a_request_waits_for_a_slot() -> None:
     first, second = serve([request(0, 101, 2), request(1, 101, 1)], 0.0, 0.5, most=1)
-    assert first.ended == pytest.approx(1.0 + 2 * 1.5)
+    assert first.ended == pytest.approx(1.01 + 2 * 1.5)
     assert second.queue_s == pytest.approx(first.ended - 0.5)
 
 
 def test_answers_decode_together_until_one_ends() -> None:
     first, second = serve([request(0, 1, 4), request(1, 1, 2)], 0.0, 0.0)
     # The first answer joins at once, and makes a step before the second joins.
-    assert first.first == pytest.approx(1.5)
-    assert second.ended == pytest.approx(1.5 + 2 * 2.0)
-    assert first.ended == pytest.approx(1.5 + 2 * 2.0 + 1.5)
+    assert first.first == pytest.approx(0.01 + 1.5)
+    assert second.ended == pytest.approx(0.01 + 1.5 + 0.01 + 2 * 2.0)
+    assert first.ended == pytest.approx(second.ended + 1.5)
+
+
+def test_who_joins_or_leaves_has_the_padded_batch_copied() -> None:
+    copied = COSTS.decoding.model_copy(update={"join": (0.1, 1e-3), "leave": (0, 1e-2)})
+    costs = COSTS.model_copy(update={"decode": copied})
+    server = ClockedServer(make_strategy("none"), costs)
+    served = server.serve([request(0, 101, 5), request(1, 11, 2)], Fixed(0.0, 0.0))
+    first, second = sorted(served.timings, key=lambda timing: timing.number)
+    # The shorter prompt comes first. When the other joins, the longest has 101 tokens.
+    assert second.first == pytest.approx(0.11 + 1.5)
+    assert second.first is not None
+    joined = second.first + 1.01 + 0.1 + 2 * 101e-3
+    assert first.first == pytest.approx(joined + 2.0)
+    # The second leaves behind that step; the first is then alone, and leaves nobody.
+    assert second.ended == pytest.approx(joined + 2.0 + 2 * 102e-2)
+    assert first.ended == pytest.approx(second.ended + 4 * 1.5)
+
+
+def test_a_batch_is_padded_to_its_longest_answer() -> None:
+    batch: DecodingBatch[str] = DecodingBatch(
+        Decoding(step=1.0, row=0.0, token=1.0, padded=1.0)
+    )
+    batch.add("long", context=100, tokens=2)
+    assert batch.seconds(2) == pytest.approx(101 + 102)
+    batch.add("short", context=10, tokens=5)
+    assert batch.seconds(2) == pytest.approx(1 + 2 * 100 + 1 + 2 * 101)
+    assert [own for own, _ in batch.advance(2)] == ["long"]
+    assert batch.seconds(3) == pytest.approx(3 + 12 + 13 + 14)
+    assert (batch.left, batch.steps_for(20.0)) == (3, 2)
 
 
 def test_what_is_cached_is_restored() -> None:
@@ -119,7 +153,7 @@ def test_what_is_cached_is_restored() -> None:
     )
     _, own = serve([one, again], 0.0, 50.0)
     assert own.reused_tokens == 200
-    assert own.ttft_s == pytest.approx(0.25 + 0.01 + 1.5)
+    assert own.ttft_s == pytest.approx(0.25 + 0.01 + 0.01 + 1.5)
 
 
 def test_a_prompt_waits_for_another_with_the_same_beginning() -> None:
@@ -152,8 +186,8 @@ def test_thinking_begins_when_the_answer_ends_not_after_the_next_chunk() -> None
     server = ClockedServer(make_strategy("none"), COSTS)
     served = server.serve(requests, Schedule(turns, users=2)).timings
     first, _, third = sorted(served, key=lambda timing: timing.number)
-    assert first.ended == pytest.approx(4.0)  # then a chunk is computed, until 5.0
-    assert third.due == pytest.approx(4.0 + 1.5)
+    assert first.ended == pytest.approx(4.01)  # then a chunk is computed, until 5.01
+    assert third.due == pytest.approx(4.01 + 1.5)
 
 
 def test_a_policy_is_told_who_asked_and_when_on_this_clock() -> None:
@@ -161,7 +195,7 @@ def test_a_policy_is_told_who_asked_and_when_on_this_clock() -> None:
     recorded = Use("s3", 900.0, 950.0, "tool_use", ("Bash",))
     asked = replace(request(3, 101, 2), use=recorded)
     ClockedServer(strategy, COSTS).serve([asked], Fixed(5.0))
-    assert strategy.eviction.use == replace(recorded, t=5.0, ended=5.0 + 1.0 + 2 * 1.5)
+    assert strategy.eviction.use == replace(recorded, t=5.0, ended=5.0 + 1.01 + 2 * 1.5)
 
 
 def conversation(turns: int, number: int = 0) -> list[RenderedRequest]:
@@ -197,11 +231,11 @@ def test_the_same_seed_gives_the_same_times() -> None:
 def test_a_service_adds_up() -> None:
     server = ClockedServer(make_strategy("none"), COSTS)
     served = server.serve([request(0, 101, 2), request(1, 101, 2)], Fixed(0.0, 10.0))
-    assert served.utilisation == pytest.approx(8.0 / 14.0)
-    assert served.tokens_per_s == pytest.approx(4 / 14.0)
-    assert (served.good(2.5), served.good(2.4)) == (1.0, 0.0)
-    assert served.goodput(2.5) == pytest.approx(2 / 14.0)
-    assert served.quantile(0.5, lambda own: own.ttft_s) == pytest.approx(2.5)
+    assert served.utilisation == pytest.approx(2 * 4.01 / 14.01)
+    assert served.tokens_per_s == pytest.approx(4 / 14.01)
+    assert (served.good(2.52), served.good(2.5)) == (1.0, 0.0)
+    assert served.goodput(2.52) == pytest.approx(2 / 14.01)
+    assert served.quantile(0.5, lambda own: own.ttft_s) == pytest.approx(2.51)
 
 
 def test_a_calibration_without_decoding_names_the_command() -> None:
@@ -216,3 +250,29 @@ def test_long_answers_are_no_events() -> None:
     server = ClockedServer(make_strategy("none"), COSTS)
     server.serve(requests, Poisson(200, 0.01))
     assert process_time() - started < 1.0  # 800,000 tokens
+
+
+class _ByChunk(ClockedServer):
+    """Chooses anew after each chunk."""
+
+    def _compute(self, own: Any, until: float) -> None:
+        super()._compute(own, self._now)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_chunks_in_one_go_are_those_that_would_be_chosen_one_by_one(seed: int) -> None:
+    # The rate falls with the position, so that rivals get their turns in between.
+    steep = COSTS.model_copy(update={"prefill": (0.0, 0.01, 1e-3, 1e-5, 0.0, 0.0)})
+    drawn = np.random.default_rng(seed)
+    lengths = drawn.integers(50, 6000, 40)
+    requests = [request(n, int(tokens), 2) for n, tokens in enumerate(lengths)]
+
+    def run(kind: type[ClockedServer]) -> Service:
+        server = kind(make_strategy("none"), steep, most=6)
+        return server.serve(requests, Poisson(40, 0.02, seed))
+
+    together, one_by_one = run(ClockedServer), run(_ByChunk)
+    wanted = [(own.number, own.begun, own.ended) for own in one_by_one.timings]
+    found = [(own.number, own.begun, own.ended) for own in together.timings]
+    assert found == [pytest.approx(own) for own in wanted]
+    assert together.busy_s == pytest.approx(one_by_one.busy_s)

@@ -19,6 +19,7 @@ from mlxlab.errors import MlxlabError, StrategyError
 from mlxlab.files import read_json, write_json
 from mlxlab.replay.bounds import BOUNDS, STORING
 from mlxlab.replay.cost_model import CostModel
+from mlxlab.replay.decoding_costs import Decoding
 from mlxlab.replay.specs import SpecLike, StrategySpec
 from mlxlab.traces import Trace
 from tests.replay.test_cost_model import fitted
@@ -79,7 +80,8 @@ COLUMNS = [
 
 
 def decoding() -> CostModel:
-    return fitted().model_copy(update={"decode": (0.02, 0.01, 0.0)})
+    decode = Decoding(step=0.02, row=0.01, token=0.0, padded=0.0)
+    return fitted().model_copy(update={"decode": decode})
 
 
 every_verb = pytest.mark.parametrize("verb", MAKERS)

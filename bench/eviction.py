@@ -39,7 +39,7 @@ from mlxlab.strategies.eviction import DEFAULT, EVICTIONS
 from mlxlab.traces.hashed.trace import HashedTrace
 from mlxlab.traces.open import open_traces
 
-MODEL = "Qwen3-Coder-30B"
+MODEL = "Qwen3-Coder-30B-A3B"
 OPTIMAL = "optimal"
 #: Points of a reused share that a policy may be behind LRU, and what it is to close.
 MOST_BEHIND, LEAST_CLOSED = 0.2, 0.6
@@ -53,12 +53,14 @@ class Draw:
         seed: of the draw.
         users: at the same time.
         layout: of the model.
+        disk: bytes on disk, behind each memory; 0 for none.
     """
 
     paths: tuple[Path, ...]
     seed: int
     users: int
     layout: CacheLayout
+    disk: int = 0
 
     @cached_property
     def halves(self) -> tuple[list[HashedTrace], list[HashedTrace]]:
@@ -72,7 +74,7 @@ class Draw:
     ) -> list[dict[str, object]]:
         """Return a row of reused tokens for each policy and bound, and capacity.
 
-        The bound takes checkpoints to be everywhere and free.
+        The bound takes checkpoints to be everywhere and free, and a disk for memory.
         """
         known, judged = self.halves
         learned = learn(known)
@@ -82,9 +84,11 @@ class Draw:
         best = OptimalMemory(requests)
         rows = []
         for size in sizes:
-            found = {OPTIMAL: sum(best.reused(size // self.layout.token_bytes()))}
+            most = (size + self.disk) // self.layout.token_bytes()
+            found = {OPTIMAL: sum(best.reused(most))}
             for policy in policies:
-                spec = StrategySpec.parse(f"paged:evict={policy}", capacity=size)
+                text = f"paged:evict={policy},disk={self.disk}"
+                spec = StrategySpec.parse(text, capacity=size)
                 strategy = spec.make(self.layout, unit=sources[0].unit)
                 strategy.recall(learned)
                 replayer = Simulator(strategy)
@@ -178,13 +182,15 @@ def main() -> None:
     parser.add_argument("--memory", default="4GiB,8GiB,16GiB,32GiB", metavar="SIZE,...")
     parser.add_argument("--policies", default=",".join(EVICTIONS), metavar="NAME,...")
     parser.add_argument("--layout", default=MODEL, help="of a model, or sizes")
+    parser.add_argument("--disk", metavar="SIZE", help="behind memory")
     parser.add_argument("--draws", type=int, default=4, metavar="N")
     parser.add_argument("--json", type=Path, metavar="FILE")
     given = parser.parse_args()
     paths = tuple(sorted(p for p in given.folder.iterdir() if ".json" in p.suffixes))
     layout = read_layout(given.layout, "--layout")
+    disk = read_size(given.disk, "--disk") if given.disk else 0
     draws = [
-        Draw(paths, seed, int(users), layout)
+        Draw(paths, seed, int(users), layout, disk)
         for seed in range(given.draws)
         for users in given.users.split(",")
     ]

@@ -19,7 +19,7 @@ from mlx_lm.models.cache import KVCache
 
 from mlxlab.engine.batch import Batch
 from mlxlab.engine.disk_store import DiskStore
-from mlxlab.engine.kv_store import Held, KVStore
+from mlxlab.engine.kv_store import Held, KVStore, Packed
 from mlxlab.engine.memory import Memory
 from mlxlab.engine.recompute import select
 from mlxlab.engine.rope import Positions, Rope
@@ -73,6 +73,7 @@ class Prefill:
         restore_s: seconds spent so far on the plan and on copying reused positions.
         compute_s: seconds spent so far on computing the other positions.
         taken: checkpoints taken so far, by position.
+        packed: what was restored from fewer bits, and is stored again as it was.
         given: tokens of the next chunk; None where the engine decides.
         end: tokens to fill; all but the last if None.
     """
@@ -84,6 +85,7 @@ class Prefill:
     restore_s: float
     compute_s: float = 0.0
     taken: dict[int, Checkpoint] = field(default_factory=dict, repr=False)
+    packed: Packed = field(default=(), repr=False)
     given: int | None = None
     end: int | None = None
 
@@ -181,7 +183,7 @@ class Engine:
         self._rope = None if strategy.exact else Rope(model)
         self.model = model
         self.strategy = strategy
-        self.store = KVStore()
+        self.store = KVStore(strategy.bits)
         self.chunk = chunk
         self.window = window
         self.chunk_s = chunk_s
@@ -353,6 +355,8 @@ class Engine:
         yield from self._append(prefill, plan.head(moved))
         if moved < plan.length:
             yield from self._prefill_scattered(prefill)
+        if not self.strategy.bits.is_full:
+            prefill.packed = prefill.held.packed(plan.spans)
         prefill.held = Held()  # what is dropped from the store is free from now on
 
     def _append(self, prefill: Prefill, plan: Plan) -> Iterator[PrefillProgress]:
@@ -407,7 +411,7 @@ class Engine:
             most = max(int(self._in_time) // least * least, least)
         if self.memory is None:
             return most
-        growth = self.strategy.token_bytes
+        growth = self.strategy.computed_bytes
         return self.memory.chunk(self.model, most, position, growth)
 
     def _pieces(
@@ -480,7 +484,8 @@ class Engine:
             return Commit()
         sequence = prefill.prompt.extended(ids).head(length)
         commit = self.strategy.commit(sequence, prefill.plan.head(length), use)
-        self.store.apply(commit, caches or prefill.caches, prefill.taken)
+        filled = caches or prefill.caches
+        self.store.apply(commit, filled, prefill.taken, prefill.packed)
         if self.disk is not None:
             self.disk.apply(commit.disk, caches or prefill.caches, prefill.taken)
         self.commits += 1

@@ -13,12 +13,14 @@ import mlx.core as mx
 from mlx_lm.models.cache import KVCache
 
 from mlxlab.engine.layer_caches import TokenRows
+from mlxlab.engine.packed_rows import PackedRows, StoredRows, pack_rest, unpack
 from mlxlab.engine.rope import kept
 from mlxlab.engine.working_cache import Checkpoint, WorkingCache
 from mlxlab.errors import IntegrityError
-from mlxlab.strategies import Commit, Cut, Handle, Plan, Span, Tier
+from mlxlab.models.kv_bits import COMPUTED, KVBits
+from mlxlab.strategies import Commit, Cut, Handle, Plan, Put, Span, Tier
 
-__all__ = ["Held", "KVStore", "Move"]
+__all__ = ["Held", "KVStore", "Move", "Packed"]
 
 Move: TypeAlias = Callable[[int, mx.array, int], mx.array]
 """Maps a layer, its stored keys and a shift to the moved keys.
@@ -27,8 +29,11 @@ Keys have shape ``[1, kv_heads, positions, head_dim]``; the shift is in position
 """
 
 
-Rows: TypeAlias = tuple[TokenRows | None, ...]
+Rows: TypeAlias = tuple[StoredRows | None, ...]
 """Rows of one sequence, one for each cache; None for a cache that stays empty."""
+
+Packed: TypeAlias = Sequence[tuple[int, tuple[PackedRows | None, ...]]]
+"""First positions of rows that are packed already, and the rows, in order."""
 
 
 class Held:
@@ -79,7 +84,10 @@ class Held:
             None
             if rows[0] is None
             else TokenRows.joined(
-                [_part(own, span) for own, span in zip(rows, spans, strict=True)]
+                [
+                    unpack(_part(own, span))
+                    for own, span in zip(rows, spans, strict=True)
+                ]
             )
             for rows in zip(*held, strict=True)
         ]
@@ -108,7 +116,7 @@ class Held:
         runs = list(_runs(spans))
         for i, layer_cache in enumerate(cache):
             offset = layer_cache.offset
-            like = self._plain(runs[0][0], i)
+            like = unpack(self._plain(runs[0][0], i).part(0, 1))
             keys, values = [], []
             if offset:
                 before = kept(layer_cache)
@@ -116,7 +124,7 @@ class Held:
             position = offset
             for run in runs:
                 rows = TokenRows.joined(
-                    [_part(self._plain(span, i), span) for span in run]
+                    [unpack(_part(self._plain(span, i), span)) for span in run]
                 )
                 hole = run[0].target - position
                 keys += [_zeros(like.keys, hole), move(i, rows.keys, run[0].shift)]
@@ -126,6 +134,16 @@ class Held:
             values.append(_zeros(like.values, length - position))
             layer_cache.state = (_joined(keys), _joined(values), offset)
         mx.eval([(c.keys, c.values) for c in cache])
+
+    def packed(self, spans: Iterable[Span]) -> Packed:
+        """Return what spans hold packed in their old places, to be stored as it is."""
+        found = []
+        for span in spans:
+            parts = (own and _part(own, span) for own in self._held(span))
+            rows = tuple(own if isinstance(own, PackedRows) else None for own in parts)
+            if not span.shift and any(rows):
+                found.append((span.target, rows))
+        return found
 
     def _checkpoint(self, handle: Handle) -> Checkpoint:
         if handle not in self._checkpoints:
@@ -138,7 +156,7 @@ class Held:
             raise IntegrityError(f"store: handle {span.handle} planned but not held")
         return held[span.handle]
 
-    def _plain(self, span: Span, layer: int) -> TokenRows:
+    def _plain(self, span: Span, layer: int) -> StoredRows:
         rows = self._held(span)[layer]
         if rows is None:
             raise IntegrityError(f"store: layer {layer} of {span} is empty")
@@ -146,10 +164,15 @@ class Held:
 
 
 class KVStore(Held):
-    """Maps each handle to rows of all layers, or to a checkpoint."""
+    """Maps each handle to rows of all layers, or to a checkpoint.
 
-    def __init__(self) -> None:
+    Args:
+        bits: of keys and values at rest; state and windows stay as they are.
+    """
+
+    def __init__(self, bits: KVBits = COMPUTED) -> None:
         super().__init__()
+        self._bits = bits
         self._lengths: dict[Handle, int] = {}
 
     def __len__(self) -> int:
@@ -162,10 +185,11 @@ class KVStore(Held):
     def nbytes(self) -> int:
         """Size of all stored arrays in bytes."""
         rows = sum(
-            layer.keys.nbytes + layer.values.nbytes
+            array.nbytes
             for layers in self._entries.values()
             for layer in layers
             if layer is not None
+            for array in layer.arrays()
         )
         return rows + sum(
             array.nbytes
@@ -180,6 +204,7 @@ class KVStore(Held):
         commit: Commit,
         cache: WorkingCache,
         taken: Mapping[int, Checkpoint] = MappingProxyType({}),
+        packed: Packed = (),
     ) -> None:
         """Drop, cut and store entries as ``commit`` says; puts refer to ``cache``.
 
@@ -187,6 +212,7 @@ class KVStore(Held):
             commit: the changes.
             cache: the caches of the computed sequence.
             taken: checkpoints taken on the way, by position.
+            packed: what the sequence was restored from, if that is in fewer bits.
 
         Raises:
             IntegrityError: a handle is unknown or already held, or a range lies outside
@@ -207,7 +233,10 @@ class KVStore(Held):
                 raise IntegrityError(f"store: handle {put.handle} is already held")
             if not 0 <= put.start < put.stop <= cache.position:
                 raise IntegrityError(f"store: {put} is outside the computed sequence")
-            self._hold(put.handle, rows, put.start, put.stop)
+            stored = tuple(
+                own and self._at_rest(own, i, put, packed) for i, own in enumerate(rows)
+            )
+            self._hold(put.handle, stored, put.stop - put.start)
         for keep in commit.keep:
             if keep.handle in self._checkpoints:
                 raise IntegrityError(f"store: checkpoint {keep.handle} is held already")
@@ -237,22 +266,30 @@ class KVStore(Held):
         found = checkpoint or self._checkpoint(plan.resume)
         return Held(entries, {plan.resume: found}, loaded)
 
-    def _hold(
-        self, handle: Handle, rows: Sequence[TokenRows | None], start: int, stop: int
-    ) -> None:
-        """Copy positions ``[start, stop)`` of the rows."""
-        copied = tuple(
-            None if own is None else own.part(start, stop).copy() for own in rows
-        )
-        mx.eval([(own.keys, own.values) for own in copied if own is not None])
+    def _at_rest(
+        self, rows: TokenRows, layer: int, put: Put, packed: Packed
+    ) -> StoredRows:
+        """Return the rows of a layer as they are stored, as views where they can be."""
+        if self._bits.is_full:
+            return rows.part(put.start, put.stop)
+        known = [(first, own[layer]) for first, own in packed]
+        held = [(first, own) for first, own in known if own is not None]
+        return pack_rest(rows, held, put.start, put.stop, self._bits)
+
+    def _hold(self, handle: Handle, rows: Rows, length: int) -> None:
+        """Copy rows of this many positions."""
+        copied = tuple(own and own.copy() for own in rows)
+        mx.eval([[*own.arrays()] for own in copied if own is not None])
         self._entries[handle] = copied
-        self._lengths[handle] = stop - start
+        self._lengths[handle] = length
 
     def _cut(self, cut: Cut) -> None:
         length = self._lengths.get(cut.handle, 0)
         if not 0 <= cut.start < cut.stop <= length:
             raise IntegrityError(f"store: {cut} is outside the held sequence")
-        self._hold(cut.handle, self._entries[cut.handle], cut.start, cut.stop)
+        rows = self._entries[cut.handle]
+        parts = tuple(own and own.part(cut.start, cut.stop) for own in rows)
+        self._hold(cut.handle, parts, cut.stop - cut.start)
 
 
 def _runs(spans: Iterable[Span]) -> Iterator[list[Span]]:
@@ -275,7 +312,7 @@ def _zeros(like: mx.array, positions: int) -> mx.array:
     return mx.zeros((batch, heads, positions, dims), like.dtype)
 
 
-def _part(rows: TokenRows | None, span: Span) -> TokenRows:
+def _part(rows: StoredRows | None, span: Span) -> StoredRows:
     if rows is None:
         raise IntegrityError(f"store: {span} has no rows where others have some")
     return rows.part(span.source, span.source + span.length)

@@ -57,6 +57,10 @@ class TokenRows:
         """Return a copy: a slice would keep the whole source alive."""
         return TokenRows(mx.contiguous(self.keys), mx.contiguous(self.values))
 
+    def arrays(self) -> Iterator[mx.array]:
+        """Yield both arrays."""
+        yield from (self.keys, self.values)
+
     @classmethod
     def joined(cls, rows: Sequence[TokenRows]) -> TokenRows:
         """Return rows one after the other."""

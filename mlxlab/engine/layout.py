@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -43,18 +44,21 @@ def measure_layout(model: Any) -> CacheLayout:
 
 
 def _layout(cache: Sequence[Any]) -> CacheLayout:
-    kinds = Counter(_kind(part) for part in flatten(cache))
+    parts = Counter(map(_measure, flatten(cache)))
     return CacheLayout(
-        tuple(LayerCache(count, *kind) for kind, count in kinds.items() if kind[1])
+        tuple(replace(part, count=count) for part, count in parts.items() if part.size)
     )
 
 
-def _kind(part: CacheView) -> tuple[CacheKind, int, int]:
-    """Return kind, size and window; size 0 for a layer that never fills its cache."""
+def _measure(part: CacheView) -> LayerCache:
+    """Return what one layer keeps; size 0 if it never fills its cache."""
     if isinstance(part, StateCache):
-        return CacheKind.STATE, sum(array.nbytes for array in part.arrays()), 0
+        size = sum(array.nbytes for array in part.arrays())
+        return LayerCache(1, CacheKind.STATE, size)
     # The shape is [1, heads, positions, width]; the width of values may be 0.
-    size = sum(a.shape[1] * a.shape[3] * a.dtype.size for a in part.arrays())
+    arrays = list(part.arrays())
+    size = sum(a.shape[1] * a.shape[3] * a.dtype.size for a in arrays)
+    numbers = [a.shape[1] * a.shape[3] for a in arrays] or [0, 0]
     if isinstance(part, WindowCache):
-        return CacheKind.WINDOW, size, part.size
-    return CacheKind.TOKENS, size, 0
+        return LayerCache(1, CacheKind.WINDOW, size, part.size, *numbers)
+    return LayerCache(1, CacheKind.TOKENS, size, 0, *numbers)

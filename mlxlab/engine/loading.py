@@ -117,6 +117,11 @@ class Loader:
                 f"{made.name}: moves keys and values by what a whole model attends "
                 "to; choose an exact strategy for a model on several machines"
             )
+        if self.group is not None and not made.is_exact:
+            raise ModelError(
+                f"{made.name}: several machines keep keys and values as computed; "
+                "leave kv out"
+            )
         if self.group is not None and made.tier is not None:
             raise ModelError(
                 f"{made.name}: several machines keep nothing on disk; leave disk out"

@@ -332,7 +332,7 @@ class Runner:
         whole = max(lengths) * len(lengths)
         copied = whole // own.layers  # one layer is held twice
         tokens = whole - sum(lengths) + copied
-        needed = tokens * own.request.engine.strategy.token_bytes
+        needed = tokens * own.request.engine.strategy.computed_bytes
         return needed + _growth(self._begun) <= memory.room
 
     def _stay_within(self) -> None:
@@ -344,7 +344,7 @@ class Runner:
                 return
             step = sum(
                 (_STEP + own.position // own.layers)
-                * own.request.engine.strategy.token_bytes
+                * own.request.engine.strategy.computed_bytes
                 for own in running
             )
             if memory.room >= step:
@@ -449,7 +449,7 @@ class _Running:
         request, strategy = self.request, self.request.engine.strategy
         answer = min(request.max_tokens, max(_EXPECTED, len(request.answer) + _STEP))
         tokens = -(-(len(request.prompt) + answer) // _STEP) * _STEP
-        return tokens * strategy.token_bytes + strategy.checkpoint_bytes
+        return tokens * strategy.computed_bytes + strategy.checkpoint_bytes
 
     @property
     def held_bytes(self) -> int:
@@ -457,7 +457,7 @@ class _Running:
         if self.begun is None:
             return 0
         strategy = self.request.engine.strategy
-        return self.position * strategy.token_bytes + strategy.checkpoint_bytes
+        return self.position * strategy.computed_bytes + strategy.checkpoint_bytes
 
     @property
     def to_compute(self) -> int:

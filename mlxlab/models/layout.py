@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from math import ceil
 from typing import Self
+
+from mlxlab.models.kv_bits import COMPUTED, KVBits
 
 __all__ = ["CacheKind", "CacheLayout", "LayerCache", "Windows"]
 
@@ -41,12 +44,29 @@ class LayerCache:
         kind: see :class:`CacheKind`.
         size: bytes of a token; of a state, bytes of the whole.
         window: tokens in a window; 0 for other kinds.
+        keys: numbers of a token's keys, or latents, all heads; 0 if not known.
+        values: numbers of its values, likewise.
     """
 
     count: int
     kind: CacheKind
     size: int
     window: int = 0
+    keys: int = 0
+    values: int = 0
+
+    def at_rest(self, bits: KVBits) -> int:
+        """Return the bytes of a token in a store.
+
+        Where its numbers are not known, they are taken for 16 bits each and half of
+        them for keys; then the bytes are rounded up.
+        """
+        if bits.is_full:
+            return self.size
+        if not self.keys + self.values:
+            return ceil(bits.nbytes(self.size / 4, self.size / 4, 2))
+        number = self.size // (self.keys + self.values)
+        return round(bits.nbytes(self.keys, self.values, number))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +96,18 @@ class CacheLayout:
         """Whether some layers keep the latest tokens only."""
         return any(part.kind is CacheKind.WINDOW for part in self.layers)
 
-    def token_bytes(self, windows: Windows = Windows.CHECKPOINTS) -> int:
+    def token_bytes(
+        self, windows: Windows = Windows.CHECKPOINTS, bits: KVBits = COMPUTED
+    ) -> int:
         """Return the bytes that a store keeps for each token."""
+        return sum(part.count * part.at_rest(bits) for part in self.tokens(windows))
+
+    def tokens(self, windows: Windows = Windows.CHECKPOINTS) -> list[LayerCache]:
+        """Return the layers of which a store keeps rows for each token."""
         kinds = {CacheKind.TOKENS}
         if windows == Windows.TOKENS:
             kinds.add(CacheKind.WINDOW)
-        return sum(part.count * part.size for part in self.layers if part.kind in kinds)
+        return [part for part in self.layers if part.kind in kinds]
 
     def checkpoint_bytes(self, windows: Windows = Windows.CHECKPOINTS) -> int:
         """Return the bytes of a checkpoint; 0 if every token can be resumed at."""

@@ -26,6 +26,9 @@ __all__ = ["LayoutRecord", "Trial", "find_record", "keep_record", "recall_record
 
 log = logging.getLogger(__name__)
 
+#: Counts what layouts say: records of an earlier form are measured again.
+_FORM = 2
+
 
 class Trial(BaseModel):
     """A trial that a model has passed with its weights.
@@ -45,7 +48,7 @@ class LayoutRecord(BaseModel):
     """What a model's caches keep, or why the model cannot be served.
 
     Attributes:
-        engine: versions of mlx and mlx-lm, which decide both.
+        engine: versions of mlx and mlx-lm, which decide both, and the record's form.
         layout: None for a model that is refused.
         refusal: the reason.
         trial: None if the weights were not read, or the model is refused.
@@ -183,7 +186,8 @@ def _measure(folder: Path) -> LayoutRecord:
 
 
 def _engine() -> str:
-    return ", ".join(f"{name} {_version(name)}" for name in ("mlx", "mlx-lm"))
+    versions = [f"{name} {_version(name)}" for name in ("mlx", "mlx-lm")]
+    return ", ".join([*versions, f"form {_FORM}"])
 
 
 def _version(package: str) -> str:

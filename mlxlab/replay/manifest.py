@@ -106,7 +106,7 @@ def _spec(spec: StrategySpec, layout: CacheLayout) -> dict[str, Any]:
     return {
         "strategy": spec.strategy,
         "parameters": dict(strategy.parameters),
-        "exact": strategy.exact,
+        "exact": strategy.is_exact,
         "max_sequences": strategy.max_sequences,
         "rules": list(spec.rules),
     }

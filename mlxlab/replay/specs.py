@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Self, TypeAlias
 
 from mlxlab.errors import StrategyError
+from mlxlab.models.kv_bits import FULL
 from mlxlab.models.layout import CacheLayout
 from mlxlab.rendering.rules import DEFAULT_RULES, label_rules, parse_rules
 from mlxlab.strategies import (
@@ -130,8 +131,8 @@ class StrategySpec:
 
     @property
     def exact(self) -> bool:
-        """Whether all plans of the strategy are exact."""
-        return self.policy.exact
+        """Whether answers are those of a full prefill."""
+        return self.policy.exact and self.parameters.get("kv", str(FULL)) == str(FULL)
 
     def make(self, layout: CacheLayout, *, unit: int = 1) -> Strategy:
         """Make the strategy with an empty cache.

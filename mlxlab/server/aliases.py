@@ -31,7 +31,7 @@ from mlxlab.models.folder import BUNDLED
 from mlxlab.rendering.rules import parse_rules
 from mlxlab.replay.specs import StrategySpec
 from mlxlab.sizes import format_size
-from mlxlab.strategies import check_spec, find_strategy, parse_parameters
+from mlxlab.strategies import check_spec, parse_parameters
 
 __all__ = ["Alias", "Aliases", "add_disk", "parse_models"]
 
@@ -285,9 +285,9 @@ def parse_models(texts: Iterable[str]) -> dict[str, str]:
 
 def add_disk(strategy: str, size: int) -> str:
     """Return a spec with a disk of this size, if it can have one and names none."""
-    name, given = parse_parameters(strategy)
-    policy = find_strategy(name)
-    if "disk" in given or "disk" not in policy.declared or not policy.exact:
+    _, given = parse_parameters(strategy)
+    spec = StrategySpec.parse(strategy)
+    if "disk" in given or "disk" not in spec.policy.declared or not spec.exact:
         return strategy
     return f"{strategy}{',' if given else ':'}disk={format_size(size)}"
 

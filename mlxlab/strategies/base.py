@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mlxlab.errors import IntegrityError, StrategyError, did_you_mean
+from mlxlab.models.kv_bits import FULL, GROUP, KVBits, read_group, read_kv
 from mlxlab.models.layout import Windows
 from mlxlab.prompt import Prompt, Tokens
 from mlxlab.sizes import format_size
@@ -52,6 +53,9 @@ _CHECKPOINT_BYTES: Parameter = parameter(
     "Bytes of a checkpoint; 0 for a model that can be cut at any token.",
     kind=Kind.BYTES,
     least=0,
+)
+_COMPUTED_BYTES: Parameter = parameter(
+    0, "Bytes computed for one token, all layers.", kind=Kind.BYTES, least=0
 )
 _SIZES = {"token_bytes": _TOKEN_BYTES, "checkpoint_bytes": _CHECKPOINT_BYTES}
 _UNIT: Parameter = parameter(1, "Tokens that one id of a prompt stands for.")
@@ -120,7 +124,7 @@ class Strategy(ABC):
         name: how specs name it: lower-case words joined by hyphens.
         summary: one line for lists.
         literature: its name in papers and in other servers.
-        exact: whether all plans are exact.
+        exact: whether all plans are exact: nothing is moved.
         rank: place in lists, tables and colours, the lowest first.
         example: the small instance that the contract test runs.
         declared: the parameters by name; read from the class body.
@@ -128,11 +132,14 @@ class Strategy(ABC):
         capacity: most bytes of keys and values to hold. A strategy that has no such
             limit does not declare it; reports show the given value all the same.
         token_bytes: bytes kept for one token, all layers.
+        computed_bytes: bytes of one token in the caches that compute it.
         checkpoint_bytes: bytes of a checkpoint; 0 for a model that can be cut anywhere.
         windows: how the store keeps window layers.
         checkpoints: where checkpoints are kept.
         share: most of the capacity that checkpoints take, as a percentage.
         disk: most bytes on disk; 0 for none.
+        kv: bits of keys and values at rest.
+        kv_group: numbers that share a scale there.
         tier: what the disk holds; None without a disk.
         eviction: chooses what to evict, in strategies that declare ``evict``.
 
@@ -153,6 +160,7 @@ class Strategy(ABC):
 
     capacity: int = CAPACITY
     token_bytes: int
+    computed_bytes: int
     checkpoint_bytes: int
 
     windows: str = parameter(
@@ -176,6 +184,15 @@ class Strategy(ABC):
     disk: int = parameter(
         0, "Most bytes on disk, behind memory; 0 for none.", kind=Kind.BYTES, least=0
     )
+    kv: str = parameter(
+        str(FULL),
+        "Bits of keys and values in the store, or apart as in k8v4; fewer than 16 "
+        "make answers approximate.",
+        read=read_kv,
+    )
+    kv_group: str = parameter(
+        str(GROUP), "Numbers that share a scale in fewer bits.", read=read_group
+    )
     tier: Disk | None
     eviction: Eviction
 
@@ -197,6 +214,9 @@ class Strategy(ABC):
         # A model of recurrent state alone keeps nothing for a token.
         least = 0 if self.checkpoint_bytes else 1
         self.token_bytes = take("token_bytes", replace(_TOKEN_BYTES, least=least))
+        self.computed_bytes = (
+            take("computed_bytes", _COMPUTED_BYTES) or self.token_bytes
+        )
         unit = take("unit", _UNIT)
         if "capacity" in given and "capacity" not in self.declared:
             self.capacity = take("capacity", _BUDGET)
@@ -217,12 +237,23 @@ class Strategy(ABC):
     def _make_tier(self, unit: int) -> Disk | None:
         if not self.disk:
             return None
-        if not self.exact:
+        if not self.is_exact:
+            instead = "leave kv out" if self.exact else "choose an exact strategy"
             raise StrategyError(
                 f"{self.name}: disk={format_size(self.disk)}: only exact keys and "
-                "values go to disk; choose an exact strategy"
+                f"values go to disk; {instead}"
             )
         return Disk(self.disk, self.token_bytes, self.checkpoint_bytes, unit=unit)
+
+    @property
+    def bits(self) -> KVBits:
+        """Bits of keys and values at rest."""
+        return KVBits.parse(self.kv, self.kv_group)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether answers are those of a full prefill."""
+        return self.exact and self.bits.is_full
 
     @classmethod
     def check_parameters(
@@ -413,6 +444,8 @@ class Strategy(ABC):
             unused.add("windows")  # there are none
         if not self.disk:
             unused.add("disk")
+        if self.bits.is_full:
+            unused |= {"kv", "kv_group"}
         if getattr(self, "evict", LRU) == LRU:
             unused.add("evict")  # as in results from before there was another one
         return {key: getattr(self, key) for key in self.declared if key not in unused}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mlxlab.models.kv_bits import FULL, GROUP
 from mlxlab.models.layout import Windows
 from mlxlab.prompt import Prompt
 from mlxlab.strategies.base import Example, Strategy
@@ -25,6 +26,8 @@ class NoReuse(Strategy):
     checkpoints = ""
     share = 0
     disk = 0
+    kv = str(FULL)
+    kv_group = str(GROUP)
 
     def _match(self, prompt: Prompt) -> Plan:
         return Plan(len(prompt))

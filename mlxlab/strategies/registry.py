@@ -6,6 +6,7 @@ import re
 from typing import TypeVar
 
 from mlxlab.errors import StrategyError, did_you_mean
+from mlxlab.models.kv_bits import FULL, GROUP, KVBits
 from mlxlab.models.layout import CacheLayout, Windows
 from mlxlab.sizes import UNITS
 from mlxlab.strategies.base import Strategy
@@ -91,8 +92,10 @@ def make_strategy(
     """
     cls = find_strategy(strategy) if isinstance(strategy, str) else strategy
     windows = _windows(cls, layout, parameters)
+    bits = _bits(cls, layout, windows, parameters)
     sizes = {
-        "token_bytes": layout.token_bytes(windows) * unit,
+        "token_bytes": layout.token_bytes(windows, bits) * unit,
+        "computed_bytes": layout.token_bytes(windows) * unit,
         "checkpoint_bytes": layout.checkpoint_bytes(windows),
     }
     if unit > 1:
@@ -177,6 +180,34 @@ def _windows(
         )
     checked = strategy.check_parameters({"windows": value} if value else {})
     return Windows(str(checked.get("windows", Windows.CHECKPOINTS)))
+
+
+def _bits(
+    strategy: type[Strategy],
+    layout: CacheLayout,
+    windows: Windows,
+    given: dict[str, ParameterValue],
+) -> KVBits:
+    """Return the bits of keys and values at rest, which this layout must allow."""
+    own = {key: value for key, value in given.items() if key in ("kv", "kv_group")}
+    checked = {k: str(v) for k, v in strategy.check_parameters(own).items()}
+    bits = KVBits.parse(checked.get("kv", str(FULL)), checked.get("kv_group", GROUP))
+    if bits.is_full:
+        return bits
+    parts = layout.tokens(windows)
+    if not parts:
+        raise StrategyError(
+            f"{strategy.name}: kv={bits}: this model keeps a state, and no keys and "
+            "values of each token; leave kv out"
+        )
+    for part in parts:
+        if not bits.fits(part.keys, part.values):
+            raise StrategyError(
+                f"{strategy.name}: kv={bits}: a token of this model has {part.keys} "
+                f"numbers of keys and {part.values} of values in a layer, which are "
+                f"no groups of {bits.group}; give another kv_group, or leave kv out"
+            )
+    return bits
 
 
 def _in_units(

@@ -102,7 +102,7 @@ def test_layers_that_keep_the_same_are_counted(tmp_path: Path) -> None:
     assert measure_layout(model) == CacheLayout(
         (
             LayerCache(3, CacheKind.STATE, state),
-            LayerCache(1, CacheKind.TOKENS, 2 * 2 * 16 * 2),
+            LayerCache(1, CacheKind.TOKENS, 2 * 2 * 16 * 2, keys=32, values=32),
         )
     )
 

@@ -26,7 +26,7 @@ from tests.support.exchanges import small_trace
 from tests.support.models import save_model
 
 #: Two layers of keys and values of 64 numbers each.
-LAYOUT = CacheLayout((LayerCache(2, CacheKind.TOKENS, 2 * 64 * 2),))
+LAYOUT = CacheLayout((LayerCache(2, CacheKind.TOKENS, 2 * 64 * 2, keys=64, values=64),))
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ SPECS = {
     "block-hash": "block-hash:block=32,slots=2,minimum=64",
     "paged": f"paged:{SMALL}",
     "residual": f"paged:{SMALL},evict=residual",
+    "kv=8": "paged:block=16,capacity=320KiB,kv=8",
+    "kv=k8v4": "prefix:kv=k8v4",
     "mlx-lm": "mlx-lm:max_size=2",
     "suffix": f"suffix:{SMALL},run=32,head=4,tail=16",
     "suffix-naive": f"suffix-naive:{SMALL}",
@@ -29,7 +31,7 @@ SPECS = {
 COUNTED = ["session", "request", "reused_tokens", "stored_bytes", "evicted"]
 
 
-@pytest.mark.parametrize("name", [*STRATEGIES, "residual"])
+@pytest.mark.parametrize("name", [*STRATEGIES, "residual", "kv=8", "kv=k8v4"])
 def test_simulated_equals_live(name: str) -> None:
     spec = SPECS.get(name, name)
     trace = small_trace()

@@ -25,8 +25,13 @@ def specs(draw: st.DrawFn) -> StrategySpec:
         if not key:
             continue
         declared = policy.declared[key]
-        if key == "evict":
-            parameters[key] = draw(st.sampled_from(list(EVICTIONS)))
+        words = {
+            "evict": list(EVICTIONS),
+            "kv": ["16", "8", "k8v4"],
+            "kv_group": ["32", "64"],
+        }
+        if key in words:
+            parameters[key] = draw(st.sampled_from(words[key]))
         elif declared.read is not None:
             kinds = st.sampled_from(["system", "every64", "messages", "answer"])
             chosen = draw(st.lists(kinds, min_size=1, unique=True))

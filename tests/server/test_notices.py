@@ -33,6 +33,14 @@ def said_of(aliases: Mapping[str, Any], path: Path) -> list[str]:
     return list_notices(Aliases.load(path))
 
 
+def test_fewer_bits_are_announced() -> None:
+    first, second, command = said(strategy="paged:kv=8")
+    assert first == f"paged:kv=8 on tiny is approximate: {APPROXIMATE}"
+    assert second == UNKNOWN
+    assert "--strategies paged:kv=8" in command
+    assert said(strategy="paged:kv=16") == []
+
+
 def test_nothing_is_said_or_looked_up_for_exact_strategies(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -236,7 +236,7 @@ def test_a_value_in_a_subclass_fixes_a_parameter() -> None:
         name = "fixed"
         chunk = 8
 
-    common = ["windows", "checkpoints", "share", "disk"]
+    common = ["windows", "checkpoints", "share", "disk", "kv", "kv_group"]
     assert list(Fixed.declared) == ["capacity", *common]
     assert Fixed().chunk == 8
     with pytest.raises(StrategyError, match="no parameter 'chunk'; accepted: capacity"):
@@ -247,6 +247,6 @@ def test_python_shows_parameters() -> None:
     assert "chunk: Tokens in a chunk." in str(HeadOnly.__doc__)
     assert str(HeadOnly.__signature__) == (
         "(*, chunk=32, capacity=1073741824, windows='checkpoints', "
-        f"checkpoints='{DEFAULT}', share=33, disk=0, token_bytes=1, "
-        "checkpoint_bytes=0)"
+        f"checkpoints='{DEFAULT}', share=33, disk=0, kv='16', "
+        "kv_group='64', token_bytes=1, checkpoint_bytes=0)"
     )

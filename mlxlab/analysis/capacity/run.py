@@ -137,7 +137,7 @@ class _Setup:
         if "capacity" in declared and "capacity" not in given:
             twice = replace(spec, capacity=2 * size)
             yield _Setup(f"memory {format_size(2 * size)}", twice, self.chunk)
-        if spec.policy.exact and "disk" in declared and not given.get("disk"):
+        if spec.exact and "disk" in declared and not given.get("disk"):
             yield self._with("disk", _DISK, f"disk {format_size(_DISK)}")
         if "evict" in declared and given.get("evict", LRU) == LRU:
             yield self._with("evict", "residual", "evict=residual")

@@ -119,7 +119,7 @@ class Evaluator:
             ModelError: the strategy cannot serve this model.
         """
         strategy = spec.make(self._live.folder.layout)
-        kind = Kind.EXACT if strategy.exact else Kind.APPROXIMATE
+        kind = Kind.EXACT if strategy.is_exact else Kind.APPROXIMATE
         return Variant(spec.name, kind, self._live.engine(strategy))
 
     def fill(

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlxlab.analysis.misses.causes import RULE
-from mlxlab.strategies import STRATEGIES
+from mlxlab.errors import MlxlabError
+from mlxlab.replay.specs import StrategySpec
 
 __all__ = ["Losses"]
 
@@ -90,5 +91,7 @@ def _choose(
 
 def _is_exact(remedy: str) -> bool:
     """Whether a remedy is the spec of a strategy that changes no answer."""
-    strategy = STRATEGIES.get(remedy.partition(":")[0])
-    return strategy is not None and strategy.exact
+    try:
+        return StrategySpec.parse(remedy).exact
+    except MlxlabError:  # a remedy of another kind
+        return False

@@ -14,10 +14,12 @@ from mlxlab.sizes import format_size
 if TYPE_CHECKING:
     from mlxlab.analysis.plots.picture import Picture
 
-__all__ = ["ASKED", "Capacity"]
+__all__ = ["ASKED", "MEMORY", "Capacity"]
 
 #: The name of the setup that was asked about.
 ASKED = "as asked"
+#: Names of the setups that differ from it in memory begin like this.
+MEMORY = "memory "
 
 _FORMS: Forms = {
     "setup": ("setup", str),
@@ -62,6 +64,16 @@ class Capacity(Result):
         rows = self.requests[self.requests.setup == setup]
         within = rows[rows.ttft_p90_s <= self.manifest["ttft_s"]]
         return int(within.users.max()) if len(within) else 0
+
+    def by_memory(self) -> pd.DataFrame:
+        """Return the users that each size of memory carries, all else as asked.
+
+        Columns: ``capacity`` (bytes), ``carries``; the least memory first.
+        """
+        rows = self.requests.drop_duplicates("setup")
+        own = rows[(rows.setup == ASKED) | rows.setup.str.startswith(MEMORY)]
+        table = own[["capacity"]].assign(carries=[*map(self.carries, own.setup)])
+        return table.sort_values("capacity", ignore_index=True)
 
     @property
     def title(self) -> str:

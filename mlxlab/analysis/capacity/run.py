@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from mlxlab.analysis.capacity.result import ASKED, Capacity
+from mlxlab.analysis.capacity.result import ASKED, MEMORY, Capacity
 from mlxlab.errors import ConfigError
 from mlxlab.models.folder import BUNDLED, ModelFolder, find_model
 from mlxlab.models.geometry import LayoutLike, read_layout
@@ -57,8 +57,8 @@ def plan(
     Each user replays traces with their recorded think times against a simulated server,
     see :class:`mlxlab.replay.clock.server.ClockedServer`. Users are doubled until 90 %
     of the requests get their first token later than the limit; then bisection finds the
-    number. The same is done with twice the memory, with a disk, with the policy
-    ``residual`` and with smaller chunks.
+    number. The same is done with half, twice and four times the memory, with a disk,
+    with the policy ``residual`` and with smaller chunks.
 
     Args:
         traces: names, paths or opened traces; either recorded or hashed ones. Where
@@ -131,12 +131,13 @@ class _Setup:
     chunk: int
 
     def changes(self) -> Iterator[_Setup]:
-        """Yield what may carry more."""
+        """Yield what may carry more, and half the memory."""
         spec, size = self.spec, self.spec.capacity or CAPACITY
         given, declared = spec.parameters, spec.policy.declared
         if "capacity" in declared and "capacity" not in given:
-            twice = replace(spec, capacity=2 * size)
-            yield _Setup(f"memory {format_size(2 * size)}", twice, self.chunk)
+            for other in (size // 2, 2 * size, 4 * size):
+                name = f"{MEMORY}{format_size(other)}"
+                yield _Setup(name, replace(spec, capacity=other), self.chunk)
         if spec.exact and "disk" in declared and not given.get("disk"):
             yield self._with("disk", _DISK, f"disk {format_size(_DISK)}")
         if "evict" in declared and given.get("evict", LRU) == LRU:

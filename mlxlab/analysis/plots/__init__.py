@@ -17,6 +17,7 @@ with needs("plots"):
     from mlxlab.analysis.plots.audit import plot_audit
     from mlxlab.analysis.plots.capacity import (
         plot_carried,
+        plot_carried_by_memory,
         plot_users,
         save_capacity_plots,
     )
@@ -43,6 +44,7 @@ __all__ = [
     "plot_audit",
     "plot_capacity",
     "plot_carried",
+    "plot_carried_by_memory",
     "plot_causes",
     "plot_costs",
     "plot_evictions",

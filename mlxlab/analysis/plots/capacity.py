@@ -5,14 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from matplotlib.ticker import MaxNLocator
+
 from mlxlab.analysis.plots.figures import add_legend, in_seconds, make_axes
 from mlxlab.analysis.plots.picture import Picture
 from mlxlab.analysis.plots.style import INK, strategy_styles
+from mlxlab.sizes import format_size
 
 if TYPE_CHECKING:
     from mlxlab.analysis.capacity.result import Capacity
 
-__all__ = ["plot_carried", "plot_users", "save_capacity_plots"]
+__all__ = [
+    "plot_carried",
+    "plot_carried_by_memory",
+    "plot_users",
+    "save_capacity_plots",
+]
 
 
 def plot_users(found: Capacity) -> Picture:
@@ -55,6 +63,21 @@ def plot_carried(found: Capacity) -> Picture:
     return figure
 
 
+def plot_carried_by_memory(found: Capacity) -> Picture:
+    """Draw how many agents each size of memory carries."""
+    figure, axes = make_axes(height=3.0)
+    table = found.by_memory()
+    axes.plot(table.capacity, table.carries, marker="o")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(table.capacity, [format_size(int(n)) for n in table.capacity])
+    axes.minorticks_off()
+    axes.set_xlabel("memory for keys and values (log scale)")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel(f"agents with a TTFT within {found.manifest['ttft_s']:g} s")
+    return figure
+
+
 def save_capacity_plots(found: Capacity, folder: Path) -> list[Path]:
     """Write the pictures as SVG into ``folder``.
 
@@ -66,5 +89,8 @@ def save_capacity_plots(found: Capacity, folder: Path) -> list[Path]:
     """
     figures = {"users": plot_users(found)}
     if found.is_timed:
-        figures["carried"] = plot_carried(found)
+        figures |= {
+            "carried": plot_carried(found),
+            "memory": plot_carried_by_memory(found),
+        }
     return [figure.save(folder / f"{name}.svg") for name, figure in figures.items()]

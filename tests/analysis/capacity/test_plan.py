@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from datetime import date
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 import mlxlab as ml
 from mlxlab.analysis.capacity.result import ASKED, Capacity
+from mlxlab.analysis.plots import plot_carried_by_memory, save_capacity_plots
 from mlxlab.cli.options import parse_seconds
 from mlxlab.errors import ConfigError
 from mlxlab.replay.cost_model import CostModel, Machine, Point
@@ -52,12 +55,17 @@ def test_changes_are_tried() -> None:
     found = planned(ttft=1e6, most=1)
     assert list(found.requests.setup) == [
         ASKED,
+        "memory 2GiB",
         "memory 8GiB",
+        "memory 16GiB",
         "disk 64GiB",
         "evict=residual",
         "chunk 512",
     ]
-    assert list(found.summary().carries) == [1] * 5
+    assert list(found.summary().carries) == [1] * 7
+    memory = found.by_memory()
+    assert list(memory.capacity // 2**30) == [2, 4, 8, 16]
+    assert list(memory.carries) == [1] * 4
 
 
 def test_a_limit_that_nothing_keeps_carries_nobody() -> None:
@@ -90,3 +98,14 @@ def test_bad_limits_are_refused() -> None:
     for text in ("5m", "-1s", "nan", "inf", ""):
         with pytest.raises(ConfigError, match=r"--ttft .*give seconds > 0"):
             parse_seconds(text, "--ttft")
+
+
+def test_pictures_show_users_changes_and_memory(tmp_path: Path) -> None:
+    found = planned(ttft=1e6, most=2)
+    names = [path.name for path in save_capacity_plots(found, tmp_path)]
+    assert names == ["users.svg", "carried.svg", "memory.svg"]
+    (axes,) = plot_carried_by_memory(found).axes
+    (line,) = axes.get_lines()
+    drawn = np.asarray(line.get_xdata())
+    assert list(drawn) == list(found.by_memory().capacity)
+    assert axes.get_xticklabels()[0].get_text() == "2GiB"

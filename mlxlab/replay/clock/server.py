@@ -341,7 +341,13 @@ class ClockedServer:
         self._begun.remove(own)
         request, told = own.request, own.request.use
         use = Use(
-            told.agent, own.due, self._now, told.stop, told.tools, told.side, False
+            told.agent,
+            own.due,
+            self._now,
+            told.stop,
+            told.tools,
+            told.side,
+            learned=told.learned,
         )
         stored, cut_off = request.computed, request.cut_off
         self._commit(own, stored if cut_off is None else stored.head(cut_off), use)

@@ -30,6 +30,7 @@ _RECORDED: dict[tuple[str, ...], float] = {
     ("misses", "--fill"): 1,
     ("doctor",): 0.3,
     ("plan", "--most", "3"): 0.5,
+    ("evictions", "--memory", "1MiB"): 0.5,
     ("misses", "--plots", "plots"): 0.2,
     ("report", "--strategies", "paged"): 0.2,
     ("tune", "--trials", "1"): 0.2,
@@ -45,6 +46,7 @@ _HASHED: dict[tuple[str, ...], float] = {
     ("audit",): 0.5,
     ("doctor",): 0.3,
     ("plan", "--most", "3"): 0.5,
+    ("evictions", "--memory", "1MiB"): 0.5,
     ("misses", "--plots", "plots"): 0.2,
     ("tune", "--trials", "1"): 0.2,
 }

@@ -70,7 +70,7 @@ _COMMANDS = (
     *("import-trace {} --out new.jsonl --format claude-trace",),
     *("agents --write . --aliases {}", "record --out new.jsonl --script {}"),
     *("export-trace {} --out new.jsonl", "misses {} --json -", "doctor {}"),
-    *("audit {}", "plan {} --most 2"),
+    *("audit {}", "plan {} --most 2", "evictions {} --users 2"),
 )
 
 

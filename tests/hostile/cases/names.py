@@ -68,6 +68,7 @@ _COMMANDS = (
     *("sweep {path} --scheduler here --strategies paged --out {new}",),
     *("doctor {path}", "audit {path}", "misses {path} --rules move:{name}"),
     *("plan {path} --most 2 --strategy {spec}", "plan {path} --ttft {name}"),
+    *("evictions {path} --strategy {spec}", "evictions {path} --plots {new}"),
     *("compare {path} --simulate --strategies paged --endpoint {name}",),
 )
 

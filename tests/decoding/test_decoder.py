@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from time import perf_counter
+from time import process_time
 
 import pytest
 from hypothesis import given, settings
@@ -294,8 +294,8 @@ def test_time_grows_with_length_only() -> None:
 def _seconds(value: str) -> float:
     data = json_call("f", {"a": value}, ensure_ascii=False).encode()
     chunks = [data[i : i + 4] for i in range(0, len(data), 4)]
-    start = perf_counter()
+    start = process_time()
     events = decode_chunks(chunks)
-    seconds = perf_counter() - start
+    seconds = process_time() - start
     assert events[-1] == CallEnd(complete=True)
     return seconds

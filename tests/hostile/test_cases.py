@@ -18,7 +18,7 @@ from tests.hostile.commands import judge as judge_command
 from tests.hostile.exchanges import judge as judge_answers
 from tests.hostile.outcome import Outcome, Row, format_table
 
-CASES = 2000
+CASES = 1000
 #: Command lines take longer than requests, and are tried by the hundred here.
 COMMANDS_SHARE = 0.1
 

@@ -92,7 +92,7 @@ def calibrate(
     load = measure_load()  # first, since it finds out whether anything can be kept
     with live_model(folder, chunk=chunk) as live:
         points = list(_points(live, tokens, seconds, random.Random(seed), progress))
-        steps = measure_steps(live, tokens, seconds)
+        steps = measure_steps(live, tokens, seconds, progress)
         environment = live.describe()
     found = fit_costs(
         points,

@@ -6,6 +6,7 @@ from statistics import median
 from time import perf_counter
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from mlxlab.engine import Engine
 from mlxlab.engine.batch import Batch
@@ -28,13 +29,16 @@ _STEPS = 10
 _WARM = 2  # steps that still wait for a batch that has changed
 
 
-def measure_steps(live: LiveModel, tokens: int, seconds: float) -> list[Step]:
+def measure_steps(
+    live: LiveModel, tokens: int, seconds: float, progress: bool = False
+) -> list[Step]:
     """Decode in batches of several sizes, on the worker.
 
     Args:
         live: the model.
         tokens: most tokens in front of an answer.
         seconds: no round begins later; the first one always runs.
+        progress: whether to show a bar.
     """
     rows = ROWS if live.batched else ROWS[:1]
     contexts = sorted({min(context, tokens) for context in CONTEXTS})
@@ -47,13 +51,14 @@ def measure_steps(live: LiveModel, tokens: int, seconds: float) -> list[Step]:
     ]
     found: list[Step] = []
     started = perf_counter()
-    for _ in range(_ROUNDS):
-        if found and perf_counter() - started > seconds:
-            break
-        found += [
-            live.worker.call(_measure, engine, live.batched, ids[:context], n)
-            for n, context in sizes
-        ]
+    with tqdm(total=_ROUNDS * len(sizes), desc="decoding", disable=not progress) as bar:
+        for _ in range(_ROUNDS):
+            if found and perf_counter() - started > seconds:
+                break
+            for n, context in sizes:
+                given = engine, live.batched, ids[:context], n
+                found.append(live.worker.call(_measure, *given))
+                bar.update(1)
     return found
 
 

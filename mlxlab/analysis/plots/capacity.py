@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 from matplotlib.ticker import MaxNLocator
 
-from mlxlab.analysis.plots.figures import add_legend, in_seconds, make_axes
+from mlxlab.analysis.plots.figures import add_legend, in_seconds, make_axes, over_memory
 from mlxlab.analysis.plots.picture import Picture
 from mlxlab.analysis.plots.style import INK, strategy_styles
-from mlxlab.sizes import format_size
 
 if TYPE_CHECKING:
     from mlxlab.analysis.capacity.result import Capacity
@@ -68,10 +67,7 @@ def plot_carried_by_memory(found: Capacity) -> Picture:
     figure, axes = make_axes(height=3.0)
     table = found.by_memory()
     axes.plot(table.capacity, table.carries, marker="o")
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(table.capacity, [format_size(int(n)) for n in table.capacity])
-    axes.minorticks_off()
-    axes.set_xlabel("memory for keys and values (log scale)")
+    over_memory(axes, list(table.capacity))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(bottom=0)
     axes.set_ylabel(f"agents with a TTFT within {found.manifest['ttft_s']:g} s")

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 from matplotlib.ticker import PercentFormatter
 
 from mlxlab.analysis.eviction.result import BOUND_NAMES
-from mlxlab.analysis.plots.figures import SIZE, add_legend, make_axes
+from mlxlab.analysis.plots.figures import SIZE, add_legend, make_axes, over_memory
 from mlxlab.analysis.plots.picture import Picture
 from mlxlab.analysis.plots.style import INK, strategy_styles
-from mlxlab.sizes import format_size
 from mlxlab.strategies.eviction import DEFAULT
 
 if TYPE_CHECKING:
@@ -46,11 +45,7 @@ def plot_evictions(found: Evictions) -> Picture:
         most = found.bounds[found.bounds.bound == bound]
         (line,) = axes.plot(most.memory, most.reused, dash, label=BOUND_NAMES[bound])
         line.set(color=INK, linewidth=1.2, zorder=1)
-    sizes = sorted(found.requests.capacity.unique())
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(sizes, [format_size(int(size)) for size in sizes])
-    axes.minorticks_off()
-    axes.set_xlabel("memory for keys and values (log scale)")
+    over_memory(axes, sorted(found.requests.capacity.unique()))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_ylim(0, 1)
     axes.set_ylabel("reused share of prompts")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from string import ascii_lowercase
 from typing import Any, TypeAlias
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from mlxlab.analysis.plots.picture import Picture
 from mlxlab.analysis.plots.style import INK, QUIET
+from mlxlab.sizes import format_size
 
 __all__ = [
     "NARROW",
@@ -29,6 +31,7 @@ __all__ = [
     "log_seconds",
     "make_axes",
     "mark_requests",
+    "over_memory",
     "request_labels",
     "set_title",
 ]
@@ -180,3 +183,11 @@ def mark_requests(axes: Axes, order: pd.DataFrame, middle: float = 0.0) -> None:
     places = np.arange(len(order)) + middle
     labels = request_labels(order)
     axes.set_xticks(places[shown], labels[shown], rotation=60, ha="right")
+
+
+def over_memory(axes: Axes, sizes: Sequence[int]) -> None:
+    """Let the horizontal axis show memory, with a tick for each size in bytes."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sizes, [format_size(int(size)) for size in sizes])
+    axes.minorticks_off()
+    axes.set_xlabel("memory for keys and values (log scale)")
